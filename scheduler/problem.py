@@ -1,0 +1,155 @@
+"""What the planner is asked and what it answers: arrays in, an admission order out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.step_time import StepTimeModel
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The engine's limits: sequences at once, KV cache tokens, tokens a step may process."""
+
+    max_num_seqs: int
+    kv_tokens: int
+    max_num_batched_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "kv_tokens", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrays:
+    """One row a request; ``(n,)`` arrays, seconds and tokens; ``quantiles`` is ``(n, q)``.
+
+    ``prefill_left_tokens`` counts the prompt tokens not yet computed, ``generated_tokens`` the
+    answer so far, ``first_token_s`` is NaN before the first token. An absent objective is inf.
+    ``quantiles`` are those of the whole answer's length at ``Problem.levels``, non-decreasing.
+    """
+
+    arrival_s: FloatArray
+    prompt_tokens: FloatArray
+    prefill_left_tokens: FloatArray
+    generated_tokens: FloatArray
+    first_token_s: FloatArray
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    e2e_s: FloatArray
+    weight: FloatArray
+    class_id: IntArray
+    quantiles: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        for field in fields(self):
+            array = getattr(self, field.name)
+            if len(array) != n:
+                raise ValueError(f"{field.name} must have {n} rows, got {len(array)}")
+        if self.quantiles.ndim != 2:
+            raise ValueError(f"quantiles must be (n, q), got {self.quantiles.ndim} dimension(s)")
+
+    @classmethod
+    def build(cls, quantiles: Any, arrival_s: Any, **columns: Any) -> RequestArrays:
+        """Rows from whatever columns are known; the others get their neutral value."""
+        rows = np.ascontiguousarray(quantiles, dtype=np.float64)
+        n = len(rows)
+        neutral = {
+            "prompt_tokens": 1.0,
+            "generated_tokens": 0.0,
+            "first_token_s": np.nan,
+            "ttft_s": np.inf,
+            "tpot_s": np.inf,
+            "e2e_s": np.inf,
+            "weight": 1.0,
+        }
+        if unknown := set(columns) - set(neutral) - {"class_id", "prefill_left_tokens"}:
+            raise ValueError(f"unknown columns {sorted(unknown)}")
+        table = {
+            name: np.full(n, default)
+            if columns.get(name) is None
+            else np.broadcast_to(np.asarray(columns[name], dtype=np.float64), (n,)).copy()
+            for name, default in neutral.items()
+        }
+        left = columns.get("prefill_left_tokens")
+        class_id = columns.get("class_id")
+        return cls(
+            arrival_s=np.broadcast_to(np.asarray(arrival_s, dtype=np.float64), (n,)).copy(),
+            prefill_left_tokens=table["prompt_tokens"].copy()
+            if left is None
+            else np.broadcast_to(np.asarray(left, dtype=np.float64), (n,)).copy(),
+            class_id=np.zeros(n, dtype=np.int64)
+            if class_id is None
+            else np.broadcast_to(np.asarray(class_id, dtype=np.int64), (n,)).copy(),
+            quantiles=rows,
+            **table,
+        )
+
+    @classmethod
+    def empty(cls, q: int) -> RequestArrays:
+        """No requests, ``q`` levels."""
+        return cls.build(np.empty((0, q)), np.empty(0))
+
+    def take(self, rows: IntArray | Sequence[int]) -> RequestArrays:
+        """The given rows, in the given order."""
+        index = np.asarray(rows, dtype=np.int64)
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The picture at ``now_s``: who waits, who runs, and what the engine can do.
+
+    ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown.
+    ``keys`` may name the waiting requests (any unique int64), so that a policy recognises them
+    in its previous plan; without it every plan starts afresh.
+    """
+
+    now_s: float
+    levels: FloatArray
+    waiting: RequestArrays
+    running: RequestArrays
+    capacity: Capacity
+    step_time: StepTimeModel
+    max_wait_s: float
+    arrival_rate_rps: float = 0.0
+    keys: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        q = len(self.levels)
+        for name in ("waiting", "running"):
+            rows: RequestArrays = getattr(self, name)
+            if rows.quantiles.shape[1] != q:
+                got = rows.quantiles.shape[1]
+                raise ValueError(f"{name}.quantiles must have {q} columns, got {got}")
+        if self.keys is not None and len(self.keys) != len(self.waiting):
+            raise ValueError(f"keys must have {len(self.waiting)} rows, got {len(self.keys)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An admission order: a permutation ``(n,)`` of the waiting rows, first = next to admit.
+
+    ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
+    ``degraded`` says why the answer is simpler than asked, or None.
+    """
+
+    order: IntArray
+    cost: float = 0.0
+    start_cost: float = 0.0
+    evaluations: int = 0
+    elapsed_s: float = 0.0
+    degraded: str | None = None

@@ -1,0 +1,87 @@
+"""How long an engine step takes: the planner's and the simulator's only clock."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+COEFFICIENTS = ("base_s", "prefill_step_s", "prefill_token_s", "decode_seq_s", "context_token_s")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimeModel:
+    """Seconds a step takes, linear in what the step does.
+
+    ``base + [prefill > 0]·prefill_step + prefill_tokens·prefill_token + decode_seqs·decode_seq
+    + context_tokens·context_token``, where ``context_tokens`` is the sum over the decoding
+    sequences of prompt + generated. With batch b and mean context l this is the paper's
+    ``α_d·b·l + β_d·b + δ_d`` for decodes and ``γ_p·l + δ_p`` for prefills (arXiv 2504.14966,
+    section 3 of its recalled form); its ``γ_d·l`` term never showed in an engine we measured.
+    """
+
+    base_s: float
+    prefill_step_s: float
+    prefill_token_s: float
+    decode_seq_s: float
+    context_token_s: float
+    name: str = "unnamed"
+    provenance: str = "unknown"
+
+    def __post_init__(self) -> None:
+        for name in COEFFICIENTS:
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if self.base_s + self.decode_seq_s <= 0:
+            raise ValueError("a step must take time: base_s + decode_seq_s is 0")
+
+    @property
+    def coefficients(self) -> tuple[float, float, float, float, float]:
+        """The numbers in the order of COEFFICIENTS, as the kernels take them."""
+        return (
+            self.base_s,
+            self.prefill_step_s,
+            self.prefill_token_s,
+            self.decode_seq_s,
+            self.context_token_s,
+        )
+
+    def step_s(self, prefill_tokens: float, decode_seqs: float, context_tokens: float) -> float:
+        """Duration of one step in seconds."""
+        prefill = self.prefill_step_s if prefill_tokens > 0 else 0.0
+        return (
+            self.base_s
+            + prefill
+            + self.prefill_token_s * prefill_tokens
+            + self.decode_seq_s * decode_seqs
+            + self.context_token_s * context_tokens
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a profile file."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The model as one JSON object."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StepTimeModel:
+        """The inverse of to_dict; unknown or missing keys raise ValueError."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"step_time has unknown keys {sorted(unknown)}")
+        if missing := set(COEFFICIENTS) - set(values):
+            raise ValueError(f"step_time lacks {sorted(missing)}")
+        return cls(**dict(values))
+
+    @classmethod
+    def from_json(cls, text: str) -> StepTimeModel:
+        """The inverse of to_json."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"step_time must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
