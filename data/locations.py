@@ -1,0 +1,42 @@
+"""Where data lies: folders named by the environment, never by the code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data.errors import InputError
+
+DATA_VARIABLE = "LENGTHWISE_DATA"
+HOME_VARIABLE = "LENGTHWISE_HOME"
+
+
+def data_root() -> Path | None:
+    """The folder $LENGTHWISE_DATA (packs/, traces/), or None when unset."""
+    folder = os.environ.get(DATA_VARIABLE)
+    return Path(folder) if folder else None
+
+
+def downloads_root() -> Path:
+    """Where fetched sets are kept: $LENGTHWISE_HOME (or here) / .lengthwise / downloads."""
+    return Path(os.environ.get(HOME_VARIABLE) or ".") / ".lengthwise" / "downloads"
+
+
+def pack_path(name: str) -> Path | None:
+    """The file of a pack, or None when it is not there."""
+    root = data_root()
+    path = root / "packs" / f"{name}.jsonl.gz" if root else None
+    return path if path and path.is_file() else None
+
+
+def trace_path(file_name: str) -> Path:
+    """A file of the traces folder; InputError says what to set when it is missing."""
+    root = data_root()
+    if root is None:
+        raise InputError(
+            f"trace {file_name} needs ${DATA_VARIABLE} to name a data folder; it is unset"
+        )
+    path = root / "traces" / file_name
+    if not path.is_file():
+        raise InputError(f"{path}: no such trace")
+    return path

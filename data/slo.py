@@ -1,0 +1,219 @@
+"""Service-level objectives: parsing from the wire, class defaults, and whether they were met.
+
+Objectives follow the definitions of vLLM's own benchmark: TTFT from client send to first token,
+TPOT = (e2e - TTFT) / (n - 1), 0 for n <= 1, e2e from client send to last token.
+Milliseconds exist on the wire only; everything else is in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import InputError, shown
+
+SLO_LIMIT_MS = (1.0, 86_400_000.0)
+DEFAULT_CLASS = "default"
+OBJECTIVES = ("ttft", "tpot", "e2e")
+
+_HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
+_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Objectives of one request in seconds; None = absent. Raises InputError outside the limits."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    slo_class: str = DEFAULT_CLASS
+
+    def __post_init__(self) -> None:
+        for name in OBJECTIVES:
+            seconds = getattr(self, f"{name}_s")
+            if seconds is not None:
+                object.__setattr__(self, f"{name}_s", _checked_s(seconds, f"{name}_s"))
+        check_class_name(self.slo_class)
+
+    @property
+    def is_best_effort(self) -> bool:
+        """True when no objective is given."""
+        return self.ttft_s is None and self.tpot_s is None and self.e2e_s is None
+
+    def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
+        """Whether all given objectives hold; a NaN measurement misses its objective."""
+        pairs = ((self.ttft_s, ttft_s), (self.tpot_s, tpot_s), (self.e2e_s, e2e_s))
+        return all(limit is None or measured <= limit for limit, measured in pairs)
+
+    def to_xargs(self) -> dict[str, float | str]:
+        """The flat `vllm_xargs` keys that `parse_slo` reads back to an equal Slo."""
+        xargs: dict[str, float | str] = {"slo_class": self.slo_class}
+        for name in OBJECTIVES:
+            seconds = getattr(self, f"{name}_s")
+            if seconds is not None:
+                xargs[f"slo_{name}_ms"] = seconds * 1000.0
+        return xargs
+
+
+class SloTable(Mapping[str, Slo]):
+    """Class name -> default objectives and weight, as an operator configures them.
+
+    An empty table accepts any class; a filled one only its own and `default`.
+    """
+
+    def __init__(self, slos: Mapping[str, Slo], weights: Mapping[str, float] | None = None) -> None:
+        self._slos = dict(slos)
+        self._weights = dict(weights or {})
+
+    @classmethod
+    def from_dict(cls, classes: Mapping[str, Mapping[str, Any]]) -> SloTable:
+        """From `{"chat": {"ttft_ms": .., "tpot_ms": .., "e2e_ms": .., "weight": 1.0}}`."""
+        if not isinstance(classes, Mapping):
+            raise InputError(f"the SLO table must be an object of classes, got {shown(classes)}")
+        slos: dict[str, Slo] = {}
+        weights: dict[str, float] = {}
+        allowed = {f"{name}_ms" for name in OBJECTIVES} | {"weight"}
+        for slo_class, row in classes.items():
+            check_class_name(slo_class)
+            if not isinstance(row, Mapping):
+                raise InputError(f"SLO class {slo_class!r} must be an object, got {shown(row)}")
+            unknown = sorted(str(key) for key in set(row) - allowed)
+            if unknown:
+                raise InputError(
+                    f"SLO class {slo_class!r} has unknown key {shown(unknown[0])}; "
+                    f"known: {', '.join(sorted(allowed))}"
+                )
+            slos[slo_class] = _slo(slo_class, {key: row[key] for key in row if key != "weight"})
+            weights[slo_class] = _weight(slo_class, row.get("weight", 1.0))
+        return cls(slos, weights)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """The form that `from_dict` reads."""
+        table = {}
+        for slo_class, slo in self._slos.items():
+            row = {
+                f"{name}_ms": getattr(slo, f"{name}_s") * 1000.0
+                for name in OBJECTIVES
+                if getattr(slo, f"{name}_s") is not None
+            }
+            table[slo_class] = {**row, "weight": self.weight(slo_class)}
+        return table
+
+    def weight(self, slo_class: str | None) -> float:
+        """What meeting one request of this class is worth; 1 unless configured."""
+        return self._weights.get(slo_class or DEFAULT_CLASS, 1.0)
+
+    def resolve(self, slo_class: str | None, given: Mapping[str, Any] | None = None) -> Slo:
+        """The class's objectives overridden by `given` (`ttft_ms`, `tpot_ms`, `e2e_ms`).
+
+        Raises InputError for a class the table does not know, or a value outside SLO_LIMIT_MS.
+        """
+        name = DEFAULT_CLASS if slo_class is None else check_class_name(slo_class)
+        if self._slos and name not in self._slos and name != DEFAULT_CLASS:
+            known = ", ".join(sorted(self._slos))
+            raise InputError(f"unknown slo_class {shown(name)}; known: {known}")
+        default = self._slos.get(name, Slo(slo_class=name))
+        chosen = _slo(name, given or {})
+        return Slo(
+            *(
+                value
+                if (value := getattr(chosen, f"{o}_s")) is not None
+                else getattr(default, f"{o}_s")
+                for o in OBJECTIVES
+            ),
+            slo_class=name,
+        )
+
+    def __getitem__(self, slo_class: str) -> Slo:
+        return self._slos[slo_class]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slos)
+
+    def __len__(self) -> int:
+        return len(self._slos)
+
+    def __repr__(self) -> str:
+        return f"SloTable({self.to_dict()!r})"
+
+
+def parse_slo(
+    xargs: Mapping[str, Any] | None, headers: Mapping[str, str] | None, table: SloTable
+) -> Slo:
+    """The SLO of a request from its body and headers, completed from the table.
+
+    Body keys `slo_ttft_ms`, `slo_tpot_ms`, `slo_e2e_ms`, `slo_class` win over the headers
+    `x-slo-ttft-ms` ... `x-slo-class`, those over llm-d's `x-llm-d-slo-*`, all over the table's
+    defaults. A null body value is absent. Raises InputError on anything malformed.
+    """
+    if xargs is not None and not isinstance(xargs, Mapping):
+        raise InputError(f"vllm_xargs must be an object, got {shown(xargs)}")
+    lowered = {str(key).lower(): value for key, value in (headers or {}).items()}
+
+    def find(key: str) -> Any:
+        value = (xargs or {}).get(f"slo_{key}")
+        for prefix in _HEADER_PREFIXES:
+            if value is None:
+                value = lowered.get(prefix + key.replace("_", "-"))
+        return value
+
+    given = {f"{name}_ms": find(f"{name}_ms") for name in OBJECTIVES}
+    return table.resolve(find("class"), given)
+
+
+def check_class_name(slo_class: Any) -> str:
+    """The class name itself, or InputError: 1-64 letters, digits, or `_.:-`."""
+    if not isinstance(slo_class, str) or not _CLASS_NAME.fullmatch(slo_class):
+        raise InputError(
+            f"slo_class must be 1-64 letters, digits or _.:- and start with a letter or digit, "
+            f"got {shown(slo_class)}"
+        )
+    return slo_class
+
+
+def _slo(slo_class: str, given_ms: Mapping[str, Any]) -> Slo:
+    seconds = {
+        f"{name}_s": None
+        if (value := given_ms.get(f"{name}_ms")) is None
+        else _ms(value, name) / 1e3
+        for name in OBJECTIVES
+    }
+    return Slo(**seconds, slo_class=slo_class)
+
+
+def _ms(value: Any, name: str) -> float:
+    number = math.nan
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        number = float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value) if abs(value) <= SLO_LIMIT_MS[1] else math.inf
+    if not SLO_LIMIT_MS[0] <= number <= SLO_LIMIT_MS[1]:
+        low, high = SLO_LIMIT_MS
+        raise InputError(
+            f"slo_{name}_ms must be a number of milliseconds from {low:g} to {high:.0f}, "
+            f"got {shown(value)}"
+        )
+    return number
+
+
+def _checked_s(seconds: Any, name: str) -> float:
+    low, high = (limit / 1000.0 for limit in SLO_LIMIT_MS)
+    valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    # 1e-9 of slack: 1 ms need not survive the division by 1,000 exactly
+    if not (valid and low * (1 - 1e-9) <= seconds <= high * (1 + 1e-9)):
+        raise InputError(f"{name} must lie from {low:g} to {high:g} seconds, got {shown(seconds)}")
+    return float(seconds)
+
+
+def _weight(slo_class: str, weight: Any) -> float:
+    numeric = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (numeric and 0 < weight <= 1e6):
+        raise InputError(
+            f"the weight of SLO class {slo_class!r} must lie in (0, 1e6], got {shown(weight)}"
+        )
+    return float(weight)

@@ -1,0 +1,81 @@
+"""One name for every source of prompts: packs, the built-in corpus, fetched sets, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.catalogue import CATALOGUE
+from data.errors import InputError
+from data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
+from data.packs import read_pack
+from data.table import PromptTable, sample_rows
+
+SYNTHETIC = "synthetic"
+PREFERRED_PACK = "gpt35"
+
+
+def available_packs() -> list[str]:
+    """Names of the packs under $LENGTHWISE_DATA/packs, sorted; empty when there is none."""
+    root = data_root()
+    return (
+        sorted(p.name.removesuffix(".jsonl.gz") for p in root.glob("packs/*.jsonl.gz"))
+        if root
+        else []
+    )
+
+
+def default_source() -> str:
+    """The pack `gpt35` when it is there, the built-in synthetic corpus otherwise."""
+    return PREFERRED_PACK if pack_path(PREFERRED_PACK) else SYNTHETIC
+
+
+def load_table(spec: str, limit: int | None = None) -> PromptTable:
+    """The prompt table of a pack name, "synthetic", a fetched set's name, or a file path.
+
+    Files: .jsonl, .jsonl.gz, .parquet with prompt and response (or output_tokens), .json in
+    ShareGPT form; a folder is read as the server's request log. `limit` keeps that many rows,
+    drawn evenly and always the same. Raises InputError naming what exists when nothing fits.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    return sample_rows(_load(spec), limit)
+
+
+def _load(spec: str) -> PromptTable:
+    if spec == SYNTHETIC:
+        from data.synthetic import synthetic_table
+
+        return synthetic_table()
+    if pack := pack_path(spec):
+        return read_pack(pack)
+    if spec in CATALOGUE:
+        return _load_fetched(spec)
+    path = Path(spec)
+    if path.is_dir():
+        from data.request_log import log_to_table, read_request_log
+
+        return log_to_table(read_request_log(path), source_label=f"log:{path.name}")
+    if path.is_file():
+        from data.readers import read_file
+
+        return read_file(path)
+    packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
+    raise InputError(
+        f"no data source {spec!r}: not a file, not 'synthetic', not a pack ({packs}), "
+        f"not a public set ({', '.join(CATALOGUE)})"
+    )
+
+
+def _load_fetched(name: str) -> PromptTable:
+    from data.fetch import fetched_file
+    from data.readers import read_file
+
+    entry = CATALOGUE[name]
+    if entry.kind != "prompts":
+        raise InputError(
+            f"{name} is a trace of arrivals and lengths; it holds no prompts to train on"
+        )
+    path = fetched_file(name, downloads_root())
+    if path is None:
+        raise InputError(f"{name} is not fetched yet; run: lengthwise data fetch {name}")
+    return read_file(path, reader=entry.reader, source_label=name, license_name=entry.license)

@@ -1,0 +1,105 @@
+"""Token counts by a named tokenizer, loaded on first use.
+
+`tekken` is Mistral's Tekken as shipped inside `mistral_common` (raw text, no begin or end marks);
+any other name is a Hugging Face tokenizer: a folder, a `tokenizer.json`, or a hub name.
+Counts by words are not offered: on real chat the words-to-tokens ratio varies too much.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError, shown
+
+DEFAULT_TOKENIZER = "tekken"
+_TEKKEN_FILE = "tekken_240911.json"
+_PROGRESS_ROWS = 20_000
+
+Counter = Callable[[str], int]
+T = TypeVar("T")
+
+
+def count_tokens(
+    texts: Sequence[str], tokenizer: str = DEFAULT_TOKENIZER, *, progress: bool = False
+) -> NDArray[np.int64]:
+    """(n,) tokens of each text, without special tokens; equal texts are counted once."""
+    count = load_counter(tokenizer)
+    seen: dict[str, int] = {}
+    for text in _tracked(texts, progress and len(texts) >= _PROGRESS_ROWS):
+        if text not in seen:
+            seen[text] = count(text)
+    return np.array([seen[text] for text in texts], dtype=np.int64)
+
+
+def count_response_tokens(
+    texts: Sequence[str], tokenizer: str = DEFAULT_TOKENIZER, *, progress: bool = False
+) -> NDArray[np.int64]:
+    """(n,) tokens of each answer, plus 1 for the end of sequence that the server generates."""
+    return count_tokens(texts, tokenizer, progress=progress) + 1
+
+
+@lru_cache(maxsize=4)
+def load_counter(tokenizer: str = DEFAULT_TOKENIZER) -> Counter:
+    """text -> number of tokens; InputError when the tokenizer cannot be had."""
+    return _tekken() if tokenizer == DEFAULT_TOKENIZER else _hugging_face(tokenizer)
+
+
+def _tekken() -> Counter:
+    try:
+        import mistral_common
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    except ImportError as error:
+        raise InputError("tokenizer 'tekken' needs the package mistral_common") from error
+    path = Path(mistral_common.__file__).parent / "data" / _TEKKEN_FILE
+    if not path.is_file():
+        raise InputError(f"mistral_common ships no {_TEKKEN_FILE}; another version is needed")
+    tekken = Tekkenizer.from_file(path)
+
+    def count(text: str) -> int:
+        # a lone surrogate (from a broken \ud83d escape) is no text Tekken can encode
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return len(tekken.encode(clean, bos=False, eos=False))
+
+    return count
+
+
+def _hugging_face(name: str) -> Counter:
+    loaded: Any
+    path = Path(name)
+    try:
+        if path.is_file():
+            from tokenizers import Tokenizer
+
+            loaded = Tokenizer.from_file(str(path))
+        elif (path / "tokenizer.json").is_file():
+            from tokenizers import Tokenizer
+
+            loaded = Tokenizer.from_file(str(path / "tokenizer.json"))
+        else:
+            from transformers import AutoTokenizer
+
+            slow_or_fast = AutoTokenizer.from_pretrained(name)
+            return lambda text: len(slow_or_fast.encode(text, add_special_tokens=False))
+    except ImportError as error:
+        raise InputError(f"tokenizer {name!r} needs the package {error.name}") from error
+    except Exception as error:  # both libraries raise bare Exception for an unreadable file
+        raise InputError(
+            f"tokenizer {name!r} cannot be loaded: {shown(str(error), 120)}"
+        ) from error
+    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
+
+
+def _tracked(items: Sequence[T], shown_on_screen: bool) -> Iterable[T]:
+    if not (shown_on_screen and sys.stderr.isatty()):
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description="counting tokens", console=Console(stderr=True))

@@ -1,0 +1,126 @@
+"""The workload file: one JSON object per request, read by `simulate` and `bench` alike.
+
+Keys: `arrival_s`, `prompt_tokens`, `output_tokens`, and optionally `slo_class`, `slo_ttft_ms`,
+`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`. Lines are sorted by arrival.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError, shown
+from data.lines import read_json_lines
+from data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
+
+MAX_TOKENS = 10_000_000
+MAX_ARRIVAL_S = 1e9
+_NO_DEFAULTS = SloTable({})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRequest:
+    """One request of a workload; `output_tokens` is the true length, for replay."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    slo: Slo
+    prompt: str | None = None
+    task: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrival_s", check_arrival_s(self.arrival_s))
+        for name in ("prompt_tokens", "output_tokens"):
+            object.__setattr__(self, name, check_tokens(getattr(self, name), name))
+        for name in ("prompt", "task"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name} must be text or absent, got {shown(value)}")
+
+
+def read_workload(path: str | Path) -> list[WorkloadRequest]:
+    """The requests of a workload file (.jsonl or .jsonl.gz), sorted by `arrival_s`.
+
+    Raises InputError with file and line number for a bad line, an unsorted arrival, or no lines.
+    """
+    requests: list[WorkloadRequest] = []
+    for number, row in read_json_lines(path):
+        try:
+            request = _request(row)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+        if requests and request.arrival_s < requests[-1].arrival_s:
+            raise InputError(
+                f"{path}:{number}: arrival_s must not decrease, got {request.arrival_s:g} "
+                f"after {requests[-1].arrival_s:g}"
+            )
+        requests.append(request)
+    if not requests:
+        raise InputError(f"{path}: a workload needs at least one request, got an empty file")
+    return requests
+
+
+def write_workload(path: str | Path, requests: Iterable[WorkloadRequest]) -> None:
+    """Write a workload file; `read_workload` returns equal requests."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        for request in requests:
+            file.write(json.dumps(_row(request), ensure_ascii=False) + "\n")
+
+
+def check_tokens(value: Any, name: str) -> int:
+    """A whole number of tokens from 1 to MAX_TOKENS, or InputError."""
+    # numpy's integers come from tables, Python's from JSON; neither bool nor 3.0 is a count
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not (is_whole and 1 <= int(value) <= MAX_TOKENS):
+        raise InputError(
+            f"{name} must be a whole number from 1 to {MAX_TOKENS}, got {shown(value)}"
+        )
+    return int(value)
+
+
+def check_arrival_s(value: Any) -> float:
+    """A finite, non-negative number of seconds, or InputError."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (numeric and 0 <= value <= MAX_ARRIVAL_S):
+        raise InputError(f"arrival_s must lie from 0 to {MAX_ARRIVAL_S:g}, got {shown(value)}")
+    return float(value)
+
+
+def _request(row: dict[str, Any]) -> WorkloadRequest:
+    for name in ("arrival_s", "prompt_tokens", "output_tokens"):
+        if name not in row:
+            raise InputError(f"{name} is required")
+    given = {f"{name}_ms": row.get(f"slo_{name}_ms") for name in OBJECTIVES}
+    return WorkloadRequest(
+        arrival_s=row["arrival_s"],
+        prompt_tokens=row["prompt_tokens"],
+        output_tokens=row["output_tokens"],
+        slo=_NO_DEFAULTS.resolve(row.get("slo_class"), given),
+        prompt=row.get("prompt"),
+        task=row.get("task"),
+    )
+
+
+def _row(request: WorkloadRequest) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "arrival_s": request.arrival_s,
+        "prompt_tokens": request.prompt_tokens,
+        "output_tokens": request.output_tokens,
+    }
+    # rounding to a picosecond undoes the dust of the conversion, so that a round trip is exact
+    row |= {
+        key: round(value, 9) if isinstance(value, float) else value
+        for key, value in request.slo.to_xargs().items()
+    }
+    if request.slo.slo_class == DEFAULT_CLASS:
+        del row["slo_class"]
+    row |= {
+        name: value for name in ("prompt", "task") if (value := getattr(request, name)) is not None
+    }
+    assert math.isfinite(row["arrival_s"])
+    return row
