@@ -50,10 +50,12 @@ CATALOGUE = {
             name="python_code_23k",
             url=f"{_HUB}/ajibawa-2023/Python-Code-23k-ShareGPT/resolve/main/"
             "Python-Code-23k-ShareGPT.json",
-            license="CC-BY-NC-ND-4.0 (check the page: non-commercial)",
+            license="CC-BY-NC-ND-4.0 (non-commercial)",
             kind="prompts",
             reader="sharegpt_code",
             about="code, the paper's first set",
+            sha256="b21c0569722dd18952728ac47a8168de3920edab0eb00dd2276779b1b0614397",
+            size_bytes=53_758_957,
         ),
         PublicSet(
             name="dolly_15k",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.errors import InputError, shown
@@ -119,15 +119,12 @@ class SloTable(Mapping[str, Slo]):
             raise InputError(f"unknown slo_class {shown(name)}; known: {known}")
         default = self._slos.get(name, Slo(slo_class=name))
         chosen = _slo(name, given or {})
-        return Slo(
-            *(
-                value
-                if (value := getattr(chosen, f"{o}_s")) is not None
-                else getattr(default, f"{o}_s")
-                for o in OBJECTIVES
-            ),
-            slo_class=name,
-        )
+        absent = {
+            f"{o}_s": getattr(default, f"{o}_s")
+            for o in OBJECTIVES
+            if getattr(chosen, f"{o}_s") is None
+        }
+        return replace(chosen, **absent)
 
     def __getitem__(self, slo_class: str) -> Slo:
         return self._slos[slo_class]
@@ -177,13 +174,11 @@ def check_class_name(slo_class: Any) -> str:
 
 
 def _slo(slo_class: str, given_ms: Mapping[str, Any]) -> Slo:
-    seconds = {
-        f"{name}_s": None
-        if (value := given_ms.get(f"{name}_ms")) is None
-        else _ms(value, name) / 1e3
-        for name in OBJECTIVES
-    }
-    return Slo(**seconds, slo_class=slo_class)
+    given = {name: given_ms.get(f"{name}_ms") for name in OBJECTIVES}
+    return Slo(
+        **{f"{name}_s": _ms(ms, name) / 1e3 for name, ms in given.items() if ms is not None},
+        slo_class=slo_class,
+    )
 
 
 def _ms(value: Any, name: str) -> float:

@@ -43,7 +43,11 @@ def make_table(
 ) -> PromptTable:
     """A validated table from columns; `response` defaults to None and `censored` to False."""
     rows = len(columns["prompt_tokens"])
-    filled = {"response": [None] * rows, "censored": [False] * rows, **columns}
+    filled: dict[str, Sequence[Any]] = {
+        "response": [None] * rows,
+        "censored": [False] * rows,
+        **columns,
+    }
     table = pd.DataFrame({name: filled[name] for name in COLUMNS})
     for name in ("prompt", "response"):
         # one dtype whether or not all texts are present, and None instead of NaN
