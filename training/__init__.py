@@ -1,0 +1,1 @@
+"""Training pipelines, MLflow registry, benchmarks and the command line."""

@@ -1,0 +1,41 @@
+"""A workspace with a fresh tracking store a test, and one tiny trained predictor a session."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from training import registry
+from training.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A migrated MLflow database: making one takes seconds, copying it none."""
+    workspace = Workspace(tmp_path_factory.mktemp("store"))
+    with registry.connect(workspace, writing=True) as mlflow:
+        mlflow.MlflowClient().search_registered_models()
+    return workspace.database
+
+
+@pytest.fixture
+def workspace(tmp_path, empty_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Workspace(tmp_path / "home of mine")
+    home.mlruns.mkdir(parents=True)
+    shutil.copy(empty_store, home.database)
+    monkeypatch.setenv("LENGTHWISE_HOME", str(home.root))
+    return home
+
+
+@pytest.fixture(scope="session")
+def predictor_dir(tmp_path_factory) -> Path:
+    from data.splits import split_table
+    from data.synthetic import synthetic_table
+    from predictor.fit import fit_predictor
+
+    parts = split_table(synthetic_table(rows=400))
+    predictor = fit_predictor(parts["train"], parts["calibration"], seed=0)
+    directory = tmp_path_factory.mktemp("predictor") / "native"
+    predictor.save(directory)
+    return directory
