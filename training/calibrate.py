@@ -1,0 +1,206 @@
+"""`lengthwise calibrate`: how long this engine's steps take, and how much it can carry.
+
+Our server, in arrival order, logs every step while we drive it through concurrency levels and
+prompt sizes; `fit_step_time` turns the log into the step-time model. Then a saturating run of a
+real workload measures the requests/s the engine finishes; the ratio to what the model says for
+the same requests is `capacity_scale`, by which every `--load` is later scaled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.slo import Slo
+from data.workload import WorkloadRequest
+from scheduler.problem import Capacity
+from scheduler.profiles import EngineProfile
+from scheduler.step_time import StepTimeModel, fit_step_time
+from training.bench_arms import Arm, configure, post_configure, server_status
+from training.bench_client import Reply, drive_closed, wait_idle
+from training.bench_servers import BenchServers
+from training.bench_workload import WorkloadSource, to_sim
+from training.machine import describe_machine, utc_now
+from scheduler.simulator import saturated_rps
+
+PROMPT_TOKENS = (16, 128, 512)
+OUTPUT_TOKENS = 48
+SATURATED_REQUESTS_PER_SLOT = 6
+STEP_COLUMNS = ("prefill_tokens", "decode_seqs", "context_tokens", "duration_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A profile, and how well it holds on steps it was not fitted to."""
+
+    profile: EngineProfile
+    report: dict[str, Any]
+
+
+def calibrate_server(
+    servers: BenchServers,
+    source: WorkloadSource,
+    *,
+    directory: Path,
+    name: str,
+    short: bool = False,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Calibration:
+    """Calibrate a running server of ours.
+
+    Args:
+        servers: only `ours` is used; it must allow configuration.
+        source: workload whose saturated throughput is measured.
+        directory: for the step log.
+        name: of the profile.
+        short: half the steps and requests (demo).
+        on_stage: told what is going on.
+
+    Raises:
+        RuntimeError: the server logged no steps, or the requests failed.
+    """
+    url = servers.ours.url
+    step_log = directory / "steps.jsonl"
+    step_log.unlink(missing_ok=True)
+    capacity = read_capacity(asyncio.run(server_status(url)))
+    asyncio.run(configure(url, Arm("fcfs", "none")))
+    asyncio.run(post_configure(url, {"step_log": str(step_log)}))
+    try:
+        for level in concurrency_levels(capacity.max_num_seqs):
+            on_stage(f"steps with {level} in flight")
+            asyncio.run(drive_level(servers, url, level, rounds=1 if short else 2))
+        on_stage("saturated throughput")
+        requests = source.sample(capacity.max_num_seqs * SATURATED_REQUESTS_PER_SLOT)
+        requests = requests[: len(requests) // 2] if short else requests
+        measured_rps = asyncio.run(saturate(servers, url, requests))
+    finally:
+        asyncio.run(post_configure(url, {"step_log": None}))
+    steps = read_steps(step_log)
+    model, fit_report = fit_step_time(steps)
+    machine = describe_machine()
+    provenance = (
+        f"calibrated {utc_now()} on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['engine']}, model {servers.model}"
+    )
+    model = replace(model, name=name, provenance=provenance)
+    profile = make_profile(model, capacity, provenance, measured_rps, requests)
+    report = {
+        "steps": len(steps),
+        "fit": fit_report,
+        "measured_rps": measured_rps,
+        "modeled_rps": measured_rps / profile.capacity_scale,
+        "workload": source.name,
+        "source_label": source.source_label,
+    }
+    return Calibration(profile, report)
+
+
+def concurrency_levels(max_num_seqs: int) -> list[int]:
+    """1, 4, 16, ... and the engine's own limit."""
+    levels = [4**k for k in range(8) if 4**k < max_num_seqs]
+    return [*levels, max_num_seqs]
+
+
+async def drive_level(servers: BenchServers, url: str, level: int, *, rounds: int) -> None:
+    """`level` requests in flight at each prompt size, answers of slightly different lengths."""
+    rng = np.random.default_rng(level)
+    for prompt_tokens in PROMPT_TOKENS:
+        requests = [
+            WorkloadRequest(
+                arrival_s=0.0,
+                prompt_tokens=int(prompt_tokens * factor),
+                output_tokens=int(OUTPUT_TOKENS * factor),
+                slo=Slo(),
+            )
+            for factor in rng.uniform(0.6, 1.4, level * rounds)
+        ]
+        calls = servers.calls(requests, salt=f"calibrate-{level}-{prompt_tokens}-{time.time_ns()}")
+        check(await drive_closed(url, [c.body for c in calls], concurrency=level))
+
+
+async def saturate(servers: BenchServers, url: str, requests: Sequence[WorkloadRequest]) -> float:
+    """Requests/s finished while more wait than fit, all sent at once."""
+    await wait_idle(url)
+    calls = servers.calls(requests, salt=f"saturate-{time.time_ns()}")
+    replies = await drive_closed(url, [c.body for c in calls], concurrency=len(calls))
+    check(replies)
+    mean_tokens = float(np.mean([r.output_tokens for r in requests]))
+    return saturated_tokens_per_s(replies) / mean_tokens
+
+
+def saturated_tokens_per_s(replies: Sequence[Reply]) -> float:
+    """Output tokens/s while the queue was not empty: from the first to the last first token."""
+    spans = [
+        (r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens)
+        for r in replies
+        if r.ttft_s is not None and r.e2e_s is not None
+    ]
+    start, end = min(s[0] for s in spans), max(s[0] for s in spans)
+    if end <= start:
+        raise RuntimeError("saturated run too short: every request started at once")
+    tokens = sum(
+        1 + (n - 1) * (1.0 if last <= end else (end - first) / (last - first))
+        for first, last, n in spans
+    )
+    return tokens / (end - start)
+
+
+def check(replies: Sequence[Reply]) -> None:
+    """Raise RuntimeError if any request of a calibration failed."""
+    failed = [r.error for r in replies if r.error]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(replies)} calibration requests failed: {failed[0]}"
+        )
+
+
+def read_capacity(status: dict[str, Any]) -> Capacity:
+    """The engine's limits from our server's status."""
+    limits = status["capacity"]
+    return Capacity(
+        max_num_seqs=int(limits["max_num_seqs"]),
+        kv_tokens=int(limits["kv_tokens"]),
+        max_num_batched_tokens=int(limits["max_num_batched_tokens"]),
+    )
+
+
+def read_steps(path: Path) -> np.ndarray:
+    """Logged steps (k, 4): prefill tokens, decoding sequences, context tokens, duration s.
+
+    Raises:
+        RuntimeError: the log is missing or empty.
+    """
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows.append([float(row[c]) for c in STEP_COLUMNS])
+    if not rows:
+        raise RuntimeError(f"the server logged no steps to {path}")
+    return np.array(rows)
+
+
+def make_profile(
+    model: StepTimeModel,
+    capacity: Capacity,
+    provenance: str,
+    measured_rps: float,
+    requests: Sequence[WorkloadRequest],
+) -> EngineProfile:
+    """Profile whose `capacity_scale` makes the model's throughput the measured one."""
+    profile = EngineProfile(
+        name=model.name,
+        step_time=model,
+        capacity=capacity,
+        provenance=provenance,
+        capacity_scale=1.0,
+    )
+    modeled_rps = saturated_rps(to_sim(requests, np.ones((1, 1)), np.array([0.5])), profile)
+    return replace(profile, capacity_scale=measured_rps / modeled_rps)

@@ -1,0 +1,195 @@
+"""One self-contained HTML page from the files of a bench or simulate run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from data.errors import InputError
+from data.slo import Slo
+from training.bench_client import QueueSample
+from training.report_plots import (
+    QueueLog,
+    Records,
+    arm_colours,
+    attainment_figure,
+    attainment_over_time_figure,
+    latency_figure,
+    prediction_figure,
+    queue_figure,
+)
+from training.result import ArmResult, BenchResult, read_result
+from training.summary import RequestRecord
+
+RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
+    "result.json", "records.jsonl", "queue.jsonl", "report.html",
+)  # fmt: skip
+
+
+def write_run(directory: Path, result: BenchResult, records: Records, queue: QueueLog) -> Path:
+    """Write result, records, queue samples and the page into `directory`; return the page."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RESULT_FILE).write_text(result.to_line() + "\n", encoding="utf-8")
+    with (directory / RECORDS_FILE).open("w", encoding="utf-8") as file:
+        for label, rows in records.items():
+            for record in rows:
+                file.write(json.dumps({"arm": label, **record.to_row()}) + "\n")
+    with (directory / QUEUE_FILE).open("w", encoding="utf-8") as file:
+        for label, samples in queue.items():
+            for repeat, s in samples:
+                row = {"arm": label, "repeat": repeat, "at_s": s.at_s}
+                file.write(json.dumps(row | {"waiting": s.waiting, "running": s.running}) + "\n")
+    page = directory / REPORT_FILE
+    page.write_text(render(result, records, queue), encoding="utf-8")
+    return page
+
+
+def read_run(directory: Path) -> tuple[BenchResult, Records, QueueLog]:
+    """The inverse of `write_run`.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    result = read_result(Path(directory) / RESULT_FILE)
+    records: dict[str, list[RequestRecord]] = {}
+    queue: dict[str, list[tuple[int, QueueSample]]] = {}
+    for row in _rows(Path(directory) / RECORDS_FILE):
+        limits = {k: row.pop(f"slo_{k}_ms") for k in ("ttft", "tpot", "e2e")}
+        seconds = {f"{k}_s": None if v is None else v / 1e3 for k, v in limits.items()}
+        slo = Slo(**seconds, slo_class=row.pop("slo_class"))
+        for derived in ("tpot_s", "met"):
+            row.pop(derived)
+        records.setdefault(row.pop("arm"), []).append(RequestRecord(slo=slo, **row))
+    for row in _rows(Path(directory) / QUEUE_FILE):
+        sample = QueueSample(row["at_s"], row["waiting"], row["running"])
+        queue.setdefault(row["arm"], []).append((row["repeat"], sample))
+    return result, records, queue
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON lines: {error}") from error
+
+
+def headline(result: BenchResult) -> str:
+    """The outcome in one sentence: the best arm against the first one."""
+    base, others = result.arms[0], result.arms[1:]
+    if not others or base.attainment is None:
+        return f"{base.label}: {_percent(base.attainment)} of requests met their SLO"
+    best = max(others, key=lambda arm: arm.attainment or 0.0)
+    text = (
+        f"{best.label} met the SLO of {_percent(best.attainment)} of requests, "
+        f"{base.label} of {_percent(base.attainment)}"
+    )
+    difference = result.against_base.get(best.label, {}).get("difference_ci95")
+    if difference:
+        low, high = (100 * d for d in difference)
+        text += f" (paired difference {low:+.1f} to {high:+.1f} points, 95 %)"
+    return text
+
+
+def render(result: BenchResult, records: Records, queue: QueueLog) -> str:
+    """The page as HTML text; no network, no script."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": _percent, "seconds": _seconds, "number": _number}
+    learned = next((rows for rows in records.values() if _has_predictions(rows)), [])
+    return environment.get_template("report_template.html").render(
+        result=result,
+        headline=headline(result),
+        colours=arm_colours([arm.label for arm in result.arms]),
+        classes=sorted({c for arm in result.arms for c in arm.per_class}),
+        objectives=objectives(records),
+        attainment_svg=attainment_figure(result),
+        latency_svg=latency_figure(records),
+        over_time_svg=attainment_over_time_figure(records),
+        queue_svg=queue_figure(queue) if any(queue.values()) else None,
+        prediction_svg=prediction_figure(learned),
+        provenance_rows=_flat(result.run),
+        diagnostics=result.diagnostics,
+    )
+
+
+def objectives(records: Records) -> dict[str, str]:
+    """What each class asked for, in words."""
+    found: dict[str, set[str]] = {}
+    for rows in records.values():
+        for r in rows:
+            parts = [
+                f"{name} ≤ {value * scale:g} {unit}"
+                for name, value, scale, unit in (
+                    ("TTFT", r.slo.ttft_s, 1, "s"),
+                    ("TPOT", r.slo.tpot_s, 1e3, "ms"),
+                    ("e2e", r.slo.e2e_s, 1, "s"),
+                )
+                if value is not None
+            ]
+            found.setdefault(r.slo_class, set()).add(", ".join(parts) or "best effort")
+    return {
+        name: next(iter(texts)) if len(texts) == 1 else f"{len(texts)} different objectives"
+        for name, texts in sorted(found.items())
+    }
+
+
+def _has_predictions(rows: Sequence[RequestRecord]) -> bool:
+    return any(r.predicted_tokens is not None for r in rows)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows.append((prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value * 1e3:.1f} ms" if value < 0.1 else f"{value:.2f} s"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, str]]:
+    """The headline table's cells, for the terminal and for tests."""
+    return [
+        {
+            "arm": arm.label,
+            "attainment": _percent(arm.attainment),
+            "95 % interval": "–"
+            if arm.attainment_ci95 is None
+            else f"{100 * arm.attainment_ci95[0]:.1f} – {100 * arm.attainment_ci95[1]:.1f}",
+            "lost": f"{arm.lost}/{arm.requests}",
+            "goodput": f"{arm.goodput_rps:.2f} req/s",
+            "mean TTFT": _seconds(arm.mean_ttft_s),
+            "p99 TTFT": _seconds(arm.p99_ttft_s),
+            "mean e2e": _seconds(arm.mean_e2e_s),
+            "p99 e2e": _seconds(arm.p99_e2e_s),
+            "TPOT": _seconds(arm.mean_tpot_s),
+            "tokens/s": _number(arm.output_tokens_per_s, 0),
+            "plan p99": "–" if arm.plan_ms_p99 is None else f"{arm.plan_ms_p99:.2f} ms",
+        }
+        for arm in arms
+    ]
