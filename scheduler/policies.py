@@ -1,6 +1,19 @@
-"""The policies by name."""
+"""The policies by name: a problem in, a plan out."""
 
 from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+from scheduler.heuristics import RULES, Rule
+from scheduler.jobs import prepare
+from scheduler.planner import AnnealingPolicy
+from scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
+from scheduler.sa_paper import PaperSettings, search
+from scheduler.starvation import overdue_first
+from scheduler.step_time import StepTimeModel
 
 POLICIES = (
     "fcfs",
@@ -14,3 +27,121 @@ POLICIES = (
     "sa-paper",
     "sa",
 )
+
+
+class Policy(Protocol):
+    """Orders the waiting requests; may keep what it learned from earlier problems."""
+
+    name: str
+    nominal_s: float  # what a plan is expected to take, for pacing before the first measure
+
+    def __call__(self, problem: Problem) -> Plan: ...
+    def warm_up(self) -> None:
+        """Compile what a plan needs, so that no request waits for it."""
+        ...
+
+
+def warm_up_problem(levels: int = 12, n: int = 3) -> Problem:
+    """A small problem that takes every path of a plan."""
+    rows = RequestArrays.build(
+        np.tile(np.linspace(10.0, 200.0, levels), (n, 1)),
+        np.arange(n) * 0.1,
+        prompt_tokens=20.0,
+        ttft_s=[5.0, np.inf, np.inf][:n],
+        e2e_s=[np.inf, 9.0, np.inf][:n],
+        tpot_s=[0.05, np.inf, np.inf][:n],
+    )
+    running = RequestArrays.build(
+        rows.quantiles, np.zeros(n), generated_tokens=30.0, prefill_left_tokens=0.0
+    )
+    return Problem(
+        now_s=1.0,
+        levels=np.linspace(0.05, 0.99, levels),
+        waiting=rows,
+        running=running,
+        capacity=Capacity(2, 4096, 512),
+        step_time=StepTimeModel(2e-3, 1e-3, 1e-5, 1e-4, 1e-8),
+        max_wait_s=60.0,
+        arrival_rate_rps=5.0,
+    )
+
+
+class RulePolicy:
+    """One simple rule, with the bound on waiting; ``fcfs`` needs none."""
+
+    nominal_s = 1e-4
+
+    def __init__(self, name: str, rule: Rule) -> None:
+        self.name = name
+        self.rule = rule
+
+    def __call__(self, problem: Problem) -> Plan:
+        began = time.perf_counter()
+        if self.name == "fcfs":
+            order: IntArray = np.argsort(problem.waiting.arrival_s, kind="stable").astype(np.int64)
+        else:
+            order = self.rule(problem, prepare(problem))
+            order, _ = overdue_first(
+                order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s
+            )
+        return Plan(order, elapsed_s=time.perf_counter() - began)
+
+    def warm_up(self) -> None:
+        """Compile the figures the rules sort by."""
+        self(warm_up_problem())
+
+
+class PaperPolicy:
+    """The published annealing; ``sa_paper`` says what is known of it."""
+
+    name = "sa-paper"
+
+    def __init__(
+        self, budget_s: float | None = 0.001, seed: int = 0, settings: PaperSettings | None = None
+    ) -> None:
+        self.budget_s = budget_s
+        self.nominal_s = budget_s if budget_s is not None else 0.05
+        self.settings = settings or PaperSettings()
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, problem: Problem) -> Plan:
+        began = time.perf_counter()
+        n = len(problem.waiting)
+        if n < 2:
+            return Plan(np.arange(n, dtype=np.int64))
+        jobs = prepare(problem)
+        spent = time.perf_counter() - began
+        left = None if self.budget_s is None else max(0.0, self.budget_s - spent)
+        order, g, start_g, evaluations = search(problem, jobs, self.settings, self.rng, left)
+        order, _ = overdue_first(
+            order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s
+        )
+        return Plan(order, -g, -start_g, evaluations, time.perf_counter() - began)
+
+    def warm_up(self) -> None:
+        """Compile the search."""
+        self(warm_up_problem())
+
+
+def make_policy(
+    name: str, *, budget_s: float | None = 0.001, seed: int = 0, **params: Any
+) -> Policy:
+    """The policy called ``name``, one of POLICIES; ``params`` go to it.
+
+    ``sa`` takes the fields of ``planner.Settings`` and ``iterations`` (a fixed amount of search
+    instead of a time budget: then the plans depend on the problems and the seed alone);
+    ``sa-paper`` takes the fields of ``PaperSettings``. Raises ValueError for an unknown name
+    or parameter.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
+    try:
+        if name == "sa":
+            return AnnealingPolicy.with_params(budget_s, seed, **params)
+        if name == "sa-paper":
+            return PaperPolicy(budget_s, seed, PaperSettings(**params))
+    except TypeError as error:
+        raise ValueError(f"policy {name!r}: {error}") from error
+    if params:
+        raise ValueError(f"policy {name!r} takes no parameters, got {sorted(params)}")
+    return RulePolicy(name, RULES[name])

@@ -114,8 +114,6 @@ class Problem:
     """The picture at ``now_s``: who waits, who runs, and what the engine can do.
 
     ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown.
-    ``keys`` may name the waiting requests (any unique int64), so that a policy recognises them
-    in its previous plan; without it every plan starts afresh.
     """
 
     now_s: float
@@ -126,7 +124,6 @@ class Problem:
     step_time: StepTimeModel
     max_wait_s: float
     arrival_rate_rps: float = 0.0
-    keys: IntArray | None = None
 
     def __post_init__(self) -> None:
         q = len(self.levels)
@@ -135,8 +132,6 @@ class Problem:
             if rows.quantiles.shape[1] != q:
                 got = rows.quantiles.shape[1]
                 raise ValueError(f"{name}.quantiles must have {q} columns, got {got}")
-        if self.keys is not None and len(self.keys) != len(self.waiting):
-            raise ValueError(f"keys must have {len(self.waiting)} rows, got {len(self.keys)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,17 @@ class ReplanGate:
         """The picture changed."""
         self._dirty = True
 
+    @property
+    def not_before_s(self) -> float:
+        """The earliest time of the next plan."""
+        return self._not_before_s
+
+    def next_s(self) -> float:
+        """When a plan falls due if nothing more changes."""
+        if self._dirty:
+            return self._not_before_s
+        return max(self._not_before_s, self._planned_s + self.max_age_s)
+
     def due(self, now_s: float) -> bool:
         """Whether to plan at ``now_s``."""
         if now_s < self._planned_s:

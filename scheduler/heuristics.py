@@ -1,0 +1,93 @@
+"""The simple rules: each is one sort key over the waiting requests.
+
+They are baselines, starts for the search, and what serves when the search cannot. Each takes
+the prepared figures and returns a permutation ``(n,)``; ties go to the older request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from scheduler.jobs import Jobs
+from scheduler.problem import FloatArray, IntArray, Problem
+
+Rule = Callable[[Problem, Jobs], IntArray]
+
+
+def _by(problem: Problem, *keys: FloatArray) -> IntArray:
+    """Rows sorted by the first key, then the next, then arrival, then row."""
+    return np.lexsort((problem.waiting.arrival_s, *reversed(keys))).astype(np.int64)
+
+
+def duration_s(jobs: Jobs) -> FloatArray:
+    """Seconds from admission to the end at the mean length."""
+    return jobs.mean_tokens * jobs.token_s
+
+
+def can_meet(problem: Problem, jobs: Jobs) -> FloatArray:
+    """Whether the request, admitted now, meets its objectives at its mean length."""
+    waiting = problem.waiting
+    first = problem.now_s + jobs.token_s
+    in_time = first <= waiting.arrival_s + waiting.ttft_s
+    ends = problem.now_s + duration_s(jobs) <= waiting.arrival_s + waiting.e2e_s
+    return in_time & ends
+
+
+def fcfs(problem: Problem, jobs: Jobs) -> IntArray:
+    """First come, first served."""
+    return _by(problem)
+
+
+def priority(problem: Problem, jobs: Jobs) -> IntArray:
+    """The class with the tighter objective first."""
+    return _by(problem, np.minimum(problem.waiting.ttft_s, problem.waiting.e2e_s))
+
+
+def sjf(problem: Problem, jobs: Jobs) -> IntArray:
+    """Shortest predicted answer first."""
+    return _by(problem, jobs.mean_tokens)
+
+
+def edf(problem: Problem, jobs: Jobs) -> IntArray:
+    """Earliest deadline first; the first-token deadline where there is one."""
+    return _by(problem, jobs.due_s)
+
+
+def llf(problem: Problem, jobs: Jobs) -> IntArray:
+    """Least laxity first: deadline less the time the work itself needs."""
+    waiting = problem.waiting
+    laxity = np.minimum(
+        waiting.arrival_s + waiting.ttft_s, waiting.arrival_s + waiting.e2e_s - duration_s(jobs)
+    )
+    return _by(problem, laxity)
+
+
+def feasible_sjf(problem: Problem, jobs: Jobs) -> IntArray:
+    """Those that can still meet their objectives, shortest first; then the rest likewise."""
+    return _by(problem, ~can_meet(problem, jobs), jobs.mean_tokens)
+
+
+def feasible_edf(problem: Problem, jobs: Jobs) -> IntArray:
+    """Those that can still meet their objectives, by deadline; then the rest likewise."""
+    return _by(problem, ~can_meet(problem, jobs), jobs.due_s)
+
+
+def hrrn(problem: Problem, jobs: Jobs) -> IntArray:
+    """Highest response ratio next: (wait + service) / service."""
+    service = duration_s(jobs)
+    waited = np.maximum(problem.now_s - problem.waiting.arrival_s, 0.0)
+    return _by(problem, -(waited + service) / service)
+
+
+RULES: dict[str, Rule] = {
+    "fcfs": fcfs,
+    "priority": priority,
+    "sjf": sjf,
+    "edf": edf,
+    "llf": llf,
+    "feasible-sjf": feasible_sjf,
+    "feasible-edf": feasible_edf,
+    "hrrn": hrrn,
+}

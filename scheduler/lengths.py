@@ -1,0 +1,173 @@
+"""Answer lengths as quantile rows, compiled: the twin of ``predictor.distribution``.
+
+A row holds the lengths (tokens) at ``levels``. Between two levels the quantile function is
+linear in log(tokens); below the first level it starts at 1 token (level 0); above the last one
+the survival function falls as a power of the length, with the exponent of the last two levels,
+and is cut at ``TAIL_CAP`` times the last quantile.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from scheduler.problem import FloatArray
+
+TAIL_CAP = 4.0
+# A request past everything its row allows: what is left is taken as this share of what it wrote.
+OUTLIVED_SHARE = 0.5
+STRATA = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@njit(cache=True)
+def _tail_slope(levels: FloatArray, row: FloatArray) -> float:
+    """d log(tokens) / d log(1 / survival) between the last two levels."""
+    last = len(levels) - 1
+    if last == 0:
+        return 0.0
+    rise = math.log(row[last] / row[last - 1]) if row[last] > row[last - 1] else 0.0
+    return float(rise / math.log((1.0 - levels[last - 1]) / (1.0 - levels[last])))
+
+
+@njit(cache=True)
+def quantile_at(levels: FloatArray, row: FloatArray, p: float) -> float:
+    """Tokens not exceeded with probability ``p`` in [0, 1]."""
+    last = len(levels) - 1
+    if p <= levels[0]:
+        return float(math.exp(math.log(row[0]) * max(p, 0.0) / levels[0]))
+    if p > levels[last]:
+        cap = TAIL_CAP * row[last]
+        if p >= 1.0:
+            return float(cap) if _tail_slope(levels, row) > 0.0 else float(row[last])
+        grown = row[last] * ((1.0 - levels[last]) / (1.0 - p)) ** _tail_slope(levels, row)
+        return float(min(cap, grown))
+    k = 1
+    while levels[k] < p:
+        k += 1
+    share = (p - levels[k - 1]) / (levels[k] - levels[k - 1])
+    low = math.log(row[k - 1])
+    return float(math.exp(low + share * (math.log(row[k]) - low)))
+
+
+@njit(cache=True)
+def cdf_at(levels: FloatArray, row: FloatArray, tokens: float) -> float:
+    """P(length <= tokens); at a jump (equal quantiles) the upper level."""
+    last = len(levels) - 1
+    if tokens >= row[last]:
+        slope = _tail_slope(levels, row)
+        if slope <= 0.0 or tokens >= TAIL_CAP * row[last]:
+            return 1.0
+        return float(1.0 - (1.0 - levels[last]) * (row[last] / tokens) ** (1.0 / slope))
+    if tokens < row[0]:
+        if tokens <= 1.0:
+            return 0.0
+        return float(levels[0] * math.log(tokens) / math.log(row[0]))
+    k = 1
+    while row[k] <= tokens:
+        k += 1
+    share = math.log(tokens / row[k - 1]) / math.log(row[k] / row[k - 1])
+    return float(levels[k - 1] + share * (levels[k] - levels[k - 1]))
+
+
+@njit(cache=True)
+def _log_mean(low: float, high: float) -> float:
+    """Mean of a quantity whose log is uniform on [log low, log high]."""
+    return float((high - low) / math.log(high / low)) if high > low * (1.0 + 1e-9) else float(high)
+
+
+@njit(cache=True)
+def remaining_mean(levels: FloatArray, row: FloatArray, generated: float) -> float:
+    """E[length - generated | length > generated], at least 1 token."""
+    last = len(levels) - 1
+    survival = 1.0 - cdf_at(levels, row, generated) if generated > 0 else 1.0
+    if survival <= 1e-6:
+        return max(1.0, OUTLIVED_SHARE * generated)
+    total = 0.0
+    below_p, below = 0.0, 1.0
+    for k in range(last + 1):
+        if row[k] > generated:
+            start_p, start = below_p, below
+            if generated > below:
+                start_p, start = 1.0 - survival, generated
+            total += (levels[k] - start_p) * _log_mean(start, row[k])
+        below_p, below = levels[k], row[k]
+    slope = _tail_slope(levels, row)
+    start = max(row[last], generated)
+    tail_p = min(survival, 1.0 - levels[last])
+    if slope <= 0.0:
+        total += tail_p * start
+    else:
+        cap = TAIL_CAP * row[last]
+        decay = 1.0 / slope
+        grown = math.log(cap / start)
+        if abs(1.0 - decay) > 1e-9:
+            grown = (math.exp((1.0 - decay) * grown) - 1.0) / (1.0 - decay)
+        total += tail_p * start * (1.0 + grown)
+    return max(1.0, float(total / survival - generated))
+
+
+@njit(cache=True)
+def remaining_means(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
+    """remaining_mean of each row: ``(n, q)``, ``(n,)`` -> ``(n,)``."""
+    out = np.empty(len(rows))
+    for i in range(len(rows)):
+        out[i] = remaining_mean(levels, rows[i], generated[i])
+    return out
+
+
+@njit(cache=True)
+def remaining_rows(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
+    """Quantile rows of ``length - generated`` given that the answer is already that long."""
+    out = np.empty_like(rows)
+    for i in range(len(rows)):
+        past = cdf_at(levels, rows[i], generated[i]) if generated[i] > 0 else 0.0
+        for k in range(len(levels)):
+            if past >= 1.0 - 1e-6:
+                out[i, k] = max(1.0, OUTLIVED_SHARE * generated[i])
+            else:
+                p = past + (1.0 - past) * levels[k]
+                out[i, k] = max(1.0, quantile_at(levels, rows[i], p) - generated[i])
+    return out
+
+
+@njit(cache=True)
+def sample_rows(levels: FloatArray, rows: FloatArray, uniforms: FloatArray) -> FloatArray:
+    """Lengths for uniforms ``(s, n)`` -> ``(s, n)``; the same uniform is the same luck."""
+    out = np.empty_like(uniforms)
+    for s in range(uniforms.shape[0]):
+        for i in range(uniforms.shape[1]):
+            out[s, i] = quantile_at(levels, rows[i], uniforms[s, i])
+    return out
+
+
+def strata(levels: FloatArray, rows: FloatArray) -> FloatArray:
+    """Five equally likely lengths a row, ``(n, q)`` -> ``(n, 5)``: midpoints of the fifths.
+
+    Vectorised over the columns the midpoints fall between, because a plan needs it for every
+    request; the levels must reach from .1 or below to .9 or above.
+    """
+    if levels[0] > STRATA[0] or levels[-1] < STRATA[-1]:
+        raise ValueError(f"levels must span {STRATA[0]} to {STRATA[-1]}, got {levels}")
+    out = np.empty((len(rows), len(STRATA)))
+    for column, p in enumerate(STRATA):
+        k = max(1, int(np.searchsorted(levels, p - 1e-9)))
+        share = (p - levels[k - 1]) / (levels[k] - levels[k - 1])
+        if share > 1.0 - 1e-9:
+            out[:, column] = rows[:, k]
+        elif share < 1e-9:
+            out[:, column] = rows[:, k - 1]
+        else:
+            out[:, column] = rows[:, k - 1] ** (1.0 - share) * rows[:, k] ** share
+    return out
+
+
+def valid_rows(rows: FloatArray) -> FloatArray:
+    """Rows fit for the kernels: finite, at least 1 token, non-decreasing.
+
+    Raises ValueError on NaN or infinity: a plan on a guess nobody made is worse than none.
+    """
+    if not np.isfinite(rows).all():
+        raise ValueError("length quantiles must be finite")
+    return np.ascontiguousarray(np.maximum.accumulate(np.maximum(rows, 1.0), axis=1))

@@ -1,0 +1,230 @@
+"""Play a workload against a policy on the simulated engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from scheduler.arrival_rate import ArrivalRate
+from scheduler.policies import Policy
+from scheduler.problem import FloatArray, IntArray, Problem, RequestArrays
+from scheduler.profile import EngineProfile
+from scheduler.replan import ReplanGate
+from scheduler.simulator import engine as e
+
+PlanCost = Literal["free", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class SimWorkload:
+    """What arrives: ``(n,)`` arrays (seconds, tokens; inf = no objective), quantiles ``(n, q)``.
+
+    ``output_tokens`` is the truth, which only the engine reads; the policy sees ``quantiles``.
+    """
+
+    arrival_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    e2e_s: FloatArray
+    weight: FloatArray
+    class_id: IntArray
+    quantiles: FloatArray
+    levels: FloatArray
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        for field in fields(self):
+            if field.name != "levels" and len(getattr(self, field.name)) != n:
+                rows = len(getattr(self, field.name))
+                raise ValueError(f"{field.name} must have {n} rows, got {rows}")
+        if self.quantiles.shape[1] != len(self.levels):
+            raise ValueError(
+                f"quantiles must have {len(self.levels)} columns, got {self.quantiles.shape[1]}"
+            )
+        if n and (np.diff(self.arrival_s) < 0).any():
+            raise ValueError("arrivals must be sorted")
+        if n and (min(self.prompt_tokens.min(), self.output_tokens.min()) < 1):
+            raise ValueError("prompt_tokens and output_tokens must be at least 1")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SimResult:
+    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters."""
+
+    admitted_s: FloatArray
+    first_token_s: FloatArray
+    finish_s: FloatArray
+    output_tokens: IntArray
+    plan_s: list[float]
+    queue_len: list[tuple[float, int]]
+    preemptions: int
+    steps: int
+    prefilled_tokens: int
+    kv_peak_tokens: int
+    end_s: float
+
+    def ttft_s(self, workload: SimWorkload) -> FloatArray:
+        """Arrival to first token."""
+        return self.first_token_s - workload.arrival_s
+
+    def e2e_s(self, workload: SimWorkload) -> FloatArray:
+        """Arrival to last token."""
+        return self.finish_s - workload.arrival_s
+
+    def tpot_s(self) -> FloatArray:
+        """(e2e - TTFT) / (n - 1), 0 for answers of one token."""
+        span = self.finish_s - self.first_token_s
+        return np.where(self.output_tokens > 1, span / np.maximum(self.output_tokens - 1, 1), 0.0)
+
+    def met(self, workload: SimWorkload) -> np.ndarray:
+        """Whether all objectives of each request hold (best effort: True)."""
+        return (
+            (self.ttft_s(workload) <= workload.ttft_s)
+            & (self.tpot_s() <= workload.tpot_s)
+            & (self.e2e_s(workload) <= workload.e2e_s)
+        )
+
+
+def _rows(
+    workload: SimWorkload, index: IntArray, state: IntArray, times: FloatArray
+) -> RequestArrays:
+    return RequestArrays(
+        arrival_s=workload.arrival_s[index],
+        prompt_tokens=workload.prompt_tokens[index].astype(np.float64),
+        prefill_left_tokens=state[index, e.LEFT].astype(np.float64),
+        generated_tokens=state[index, e.GENERATED].astype(np.float64),
+        first_token_s=times[index, e.FIRST],
+        ttft_s=workload.ttft_s[index],
+        tpot_s=workload.tpot_s[index],
+        e2e_s=workload.e2e_s[index],
+        weight=workload.weight[index],
+        class_id=workload.class_id[index],
+        quantiles=workload.quantiles[index],
+    )
+
+
+def simulate(
+    workload: SimWorkload,
+    policy: Policy,
+    profile: EngineProfile,
+    *,
+    max_wait_s: float = 120.0,
+    plan_cost: PlanCost = "free",
+    plan_share: float = 0.01,
+) -> SimResult:
+    """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
+
+    "free" paces plans by the policy's nominal time and charges nothing; "measured" paces by
+    the time each plan took and delays the engine by it. Until the next plan newcomers stand at
+    the back of the queue, preempted requests at its front.
+    """
+    n = len(workload)
+    total = workload.prompt_tokens + workload.output_tokens
+    if n and total.max() > profile.capacity.kv_tokens:
+        raise ValueError(
+            f"a request needs {total.max()} tokens of KV cache, "
+            f"the profile has {profile.capacity.kv_tokens}"
+        )
+    state = np.zeros((n, 5), dtype=np.int64)
+    state[:, e.LEFT] = state[:, e.PROMPT] = workload.prompt_tokens
+    state[:, e.ANSWER] = workload.output_tokens
+    times = np.full((n, 3), np.nan)
+    capacity = profile.capacity
+    limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens])
+    coefficients = np.array(profile.step_time.coefficients) / profile.capacity_scale
+    running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
+    queue = np.empty(n, dtype=np.int64)
+    clock = np.zeros(6)
+    gate, rate = ReplanGate(plan_share), ArrivalRate()
+    plan_s: list[float] = []
+    queue_len: list[tuple[float, int]] = []
+    running_count = queue_count = arrived = 0
+    while arrived < n or running_count or queue_count:
+        now_s = float(clock[e.NOW])
+        if not running_count and not queue_count:
+            clock[e.NOW] = now_s = max(now_s, float(workload.arrival_s[arrived]))
+        while arrived < n and workload.arrival_s[arrived] <= now_s:
+            queue[queue_count] = arrived
+            queue_count += 1
+            rate.add(float(workload.arrival_s[arrived]))
+            arrived += 1
+            gate.mark()
+        if queue_count > 1 and gate.due(now_s):
+            index = queue[:queue_count].copy()
+            # a preempted request keeps its place at the front: it holds work already done
+            fixed = int((state[index, e.GENERATED] > 0).sum())
+            problem = Problem(
+                now_s=now_s,
+                levels=workload.levels,
+                waiting=_rows(workload, index[fixed:], state, times),
+                running=_rows(workload, running[:running_count], state, times),
+                capacity=capacity,
+                step_time=profile.step_time,
+                max_wait_s=max_wait_s,
+                arrival_rate_rps=rate.rps(now_s),
+            )
+            began = time.perf_counter()
+            plan = policy(problem)
+            elapsed_s = time.perf_counter() - began
+            queue[fixed:queue_count] = index[fixed:][plan.order]
+            plan_s.append(elapsed_s)
+            queue_len.append((now_s, queue_count))
+            if plan_cost == "measured":
+                clock[e.NOW] += elapsed_s
+                gate.planned(now_s, elapsed_s)
+            else:
+                gate.planned(now_s, policy.nominal_s)
+        next_s = float(workload.arrival_s[arrived]) if arrived < n else np.inf
+        running_count, queue_count = e.run_until(
+            min(next_s, gate.next_s()) if queue_count > 1 else next_s,
+            gate.not_before_s,
+            coefficients,
+            limits,
+            state,
+            times,
+            running,
+            running_count,
+            queue,
+            queue_count,
+            clock,
+        )
+        gate.mark()
+    return SimResult(
+        admitted_s=times[:, e.ADMITTED],
+        first_token_s=times[:, e.FIRST],
+        finish_s=times[:, e.FINISH],
+        output_tokens=state[:, e.GENERATED],
+        plan_s=plan_s,
+        queue_len=queue_len,
+        preemptions=int(clock[e.PREEMPTIONS]),
+        steps=int(clock[e.STEPS]),
+        prefilled_tokens=int(clock[e.PREFILLED]),
+        kv_peak_tokens=int(clock[e.KV_PEAK]),
+        end_s=float(clock[e.NOW]),
+    )
+
+
+def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
+    """Requests a second the engine completes when all are there at once, oldest first.
+
+    The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
+    """
+    from dataclasses import replace
+
+    from scheduler.policies import make_policy
+
+    n = len(workload)
+    if n < 10:
+        raise ValueError(f"saturated_rps needs at least 10 requests, got {n}")
+    at_once = replace(workload, arrival_s=np.zeros(n))
+    finish = np.sort(simulate(at_once, make_policy("fcfs"), profile).finish_s)
+    count = int(0.8 * n)
+    return count / float(finish[count - 1])

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from scheduler.arrival_rate import ArrivalRate
+from scheduler.replan import ReplanGate
+from scheduler.step_time import COEFFICIENTS, StepTimeModel
+from scheduler.step_time_fit import fit_step_time
+
+TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
+
+
+def timed_steps(n=600, noise=0.03, seed=0):
+    rng = np.random.default_rng(seed)
+    decodes = rng.integers(0, 33, n)
+    prefill = np.where(rng.random(n) < 0.3, rng.integers(1, 600, n), 0)
+    context = decodes * rng.integers(50, 800, n)
+    clean = np.array(
+        [TRUE.step_s(p, d, c) for p, d, c in zip(prefill, decodes, context, strict=True)]
+    )
+    return np.column_stack([prefill, decodes, context, clean * rng.lognormal(0, noise, n)])
+
+
+def test_recovers_the_model_and_reports_its_error():
+    model, report = fit_step_time(timed_steps())
+    for name in COEFFICIENTS:
+        assert getattr(model, name) == pytest.approx(getattr(TRUE, name), rel=0.15)
+    assert report.median_error < 0.04
+    assert report.held_out == 120
+
+
+def test_a_tenth_of_wild_outliers_changes_little():
+    samples = timed_steps()
+    samples[::10, 3] *= 20.0
+    model, report = fit_step_time(samples)
+    assert model.step_s(0, 16, 4000) == pytest.approx(TRUE.step_s(0, 16, 4000), rel=0.05)
+    assert report.outliers >= 50
+
+
+def test_an_effect_never_seen_is_zero_not_noise():
+    samples = timed_steps()
+    model, _ = fit_step_time(samples[samples[:, 0] == 0])
+    assert model.prefill_token_s == 0.0
+    assert model.prefill_step_s == 0.0
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.ones((5, 4)), np.ones((30, 3)), np.full((30, 4), np.nan), np.zeros((30, 4))],
+)
+def test_refuses_samples_that_say_nothing(samples):
+    with pytest.raises(ValueError, match="samples|steps"):
+        fit_step_time(samples)
+
+
+def test_round_trip_and_bad_models():
+    assert StepTimeModel.from_json(TRUE.to_json()) == TRUE
+    with pytest.raises(ValueError, match="lacks"):
+        StepTimeModel.from_json("{}")
+    with pytest.raises(ValueError, match="base_s"):
+        StepTimeModel(-1.0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="take time"):
+        StepTimeModel(0.0, 0, 0, 0, 0)
+
+
+def test_the_gate_keeps_planning_below_its_share():
+    gate = ReplanGate(plan_share=0.01, max_age_s=1.0)
+    assert gate.due(0.0)
+    gate.planned(0.0, 0.001)
+    gate.mark()
+    assert not gate.due(0.05)
+    assert gate.due(0.1)
+    gate.planned(0.1, 0.001)
+    assert not gate.due(0.5)  # nothing changed
+    assert gate.due(1.2)  # but deadlines come nearer
+    assert gate.due(-5.0)  # the clock stepped back
+
+
+def test_the_rate_is_of_the_window():
+    rate = ArrivalRate(window_s=10.0)
+    for t in np.arange(0.0, 20.0, 0.5):
+        rate.add(float(t))
+    assert rate.rps(20.0) == pytest.approx(2.0, rel=0.1)
+    assert rate.rps(100.0) == 0.0
