@@ -1,0 +1,211 @@
+"""Writing the request log beside a serving engine.
+
+The writer never slows or stops serving: rows go through a bounded queue to one background thread,
+and what cannot be written is counted, not raised. Every writer opens files of its own and only
+appends, so a log can be read while it grows; a torn line can only be the last of its file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+from data.request_log_rows import FILE_PATTERN
+
+log = logging.getLogger("lengthwise.request_log")
+
+_CLOSE = object()
+
+
+class RequestLogWriter:
+    """Appends rows to `folder`; `write` returns at once, `dropped` counts what was lost.
+
+    A file is closed at `max_bytes`; the oldest are deleted when all together pass
+    `max_total_bytes` or a file is older than `max_age_s` (None: kept). Rows reach the disk after
+    `flush_s` or `flush_rows`, whichever is first. Files are readable by their owner only, since
+    they may hold prompts.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        max_bytes: int = 64 * 1024**2,
+        max_total_bytes: int = 4 * 1024**3,
+        max_age_s: float | None = None,
+        flush_s: float = 1.0,
+        flush_rows: int = 100,
+        queue_rows: int = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        for name, value in (("max_bytes", max_bytes), ("flush_rows", flush_rows)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        self.folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._max_age_s = max_age_s
+        self._flush_s = flush_s
+        self._flush_rows = flush_rows
+        self._clock = clock
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=queue_rows)
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._written = 0
+        self._reported = False
+        self._closed = False
+        self._file = -1
+        self._path = Path()
+        self._file_bytes = 0
+        self._files_opened = 0
+        self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def dropped(self) -> int:
+        """Rows lost to a full queue, a disk error, or a value JSON cannot hold."""
+        return self._dropped
+
+    @property
+    def written(self) -> int:
+        """Rows that reached a file."""
+        return self._written
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Hand a row over; it is not copied, so do not change it afterwards. Never raises."""
+        if self._closed:
+            self._drop(1, "the writer is closed")
+            return
+        try:
+            self._queue.put_nowait(row)
+        except queue.Full:
+            self._drop(1, "the queue is full")
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what is queued and stop; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            self._queue.put(_CLOSE, timeout=timeout_s)
+        except queue.Full:
+            log.warning("request log: the disk did not keep up, closing without a last flush")
+            return
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        rows: list[dict[str, Any]] = []
+        flush_at = math.inf
+        while True:
+            wait = None if math.isinf(flush_at) else max(0.0, flush_at - time.monotonic())
+            try:
+                row = self._queue.get(timeout=wait)
+            except queue.Empty:
+                row = None
+            if isinstance(row, dict):
+                flush_at = min(flush_at, time.monotonic() + self._flush_s)
+                rows.append(row)
+            due = len(rows) >= self._flush_rows or time.monotonic() >= flush_at
+            if rows and (due or row is _CLOSE):
+                self._flush(rows)
+                rows, flush_at = [], math.inf
+            if row is _CLOSE:
+                self._close_file()
+                return
+
+    def _flush(self, rows: list[dict[str, Any]]) -> None:
+        left = [line for row in rows if (line := self._line(row)) is not None]
+        try:
+            while left:
+                self._append(left[0])
+                del left[0]
+        except OSError as error:
+            self._close_file()  # a half-written line stays the last of its file
+            self._drop(len(left), f"disk error: {error}")
+
+    def _append(self, line: bytes) -> None:
+        if self._file >= 0 and self._file_bytes + len(line) > self._max_bytes:
+            self._close_file()
+        if self._file < 0:
+            self._open_file()
+            self._prune()
+        left = memoryview(line)
+        while left:
+            count = os.write(self._file, left)
+            left = left[count:]
+        self._file_bytes += len(line)
+        self._written += 1
+
+    def _open_file(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        now_s = self._clock()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
+        name = f"requests-{stamp}.{int(now_s % 1 * 1e6):06d}-{os.getpid()}-{self._files_opened}"
+        self._path = self.folder / f"{name}.jsonl"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        self._file = os.open(self._path, flags, 0o600)
+        self._file_bytes = 0
+        self._files_opened += 1
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _prune(self) -> None:
+        files = sorted(self.folder.glob(FILE_PATTERN))
+        sizes = {file: file.stat() for file in files if file != self._path}
+        total = sum(stat.st_size for stat in sizes.values())
+        for file, stat in sizes.items():
+            too_old = self._max_age_s is not None and (
+                self._clock() - stat.st_mtime > self._max_age_s
+            )
+            if too_old or total + self._max_bytes > self._max_total_bytes:
+                file.unlink(missing_ok=True)
+                total -= stat.st_size
+
+    def _line(self, row: dict[str, Any]) -> bytes | None:
+        try:
+            return (json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode(
+                "utf-8", "replace"
+            )
+        except (TypeError, ValueError, RecursionError) as error:
+            self._drop(1, f"a row is not JSON: {error}")
+            return None
+
+    def _drop(self, rows: int, reason: str) -> None:
+        with self._lock:
+            self._dropped += rows
+            first = not self._reported
+            self._reported = True
+        if first:
+            log.warning(
+                "request log in %s loses rows (%s); further losses are only counted",
+                self.folder,
+                reason,
+            )
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: numpy scalars and arrays unpacked, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
