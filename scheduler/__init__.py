@@ -1,0 +1,1 @@
+"""The SLO-aware scheduler: numbers in, an admission order out."""

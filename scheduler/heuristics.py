@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from scheduler.jobs import Jobs
-from scheduler.problem import FloatArray, IntArray, Problem
+from scheduler.problem import BoolArray, FloatArray, IntArray, Problem
 
 Rule = Callable[[Problem, Jobs], IntArray]
 
 
-def _by(problem: Problem, *keys: FloatArray) -> IntArray:
+def _by(problem: Problem, *keys: FloatArray | BoolArray) -> IntArray:
     """Rows sorted by the first key, then the next, then arrival, then row."""
     return np.lexsort((problem.waiting.arrival_s, *reversed(keys))).astype(np.int64)
 
@@ -26,7 +26,7 @@ def duration_s(jobs: Jobs) -> FloatArray:
     return jobs.mean_tokens * jobs.token_s
 
 
-def can_meet(problem: Problem, jobs: Jobs) -> FloatArray:
+def can_meet(problem: Problem, jobs: Jobs) -> BoolArray:
     """Whether the request, admitted now, meets its objectives at its mean length."""
     waiting = problem.waiting
     first = problem.now_s + jobs.token_s

@@ -76,6 +76,7 @@ class AnnealingPolicy:
         return cls(Settings(**params), budget_s, seed, iterations)
 
     def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in, and what it is expected to be worth."""
         began = time.perf_counter()
         n = len(problem.waiting)
         if n == 0:

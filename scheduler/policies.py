@@ -35,7 +35,10 @@ class Policy(Protocol):
     name: str
     nominal_s: float  # what a plan is expected to take, for pacing before the first measure
 
-    def __call__(self, problem: Problem) -> Plan: ...
+    def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in."""
+        ...
+
     def warm_up(self) -> None:
         """Compile what a plan needs, so that no request waits for it."""
         ...
@@ -76,6 +79,7 @@ class RulePolicy:
         self.rule = rule
 
     def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in."""
         began = time.perf_counter()
         if self.name == "fcfs":
             order: IntArray = np.argsort(problem.waiting.arrival_s, kind="stable").astype(np.int64)
@@ -105,6 +109,7 @@ class PaperPolicy:
         self.rng = np.random.default_rng(seed)
 
     def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in."""
         began = time.perf_counter()
         n = len(problem.waiting)
         if n < 2:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scheduler.problem import Capacity
-from scheduler.step_time import StepTimeModel
+from scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 _HERE = Path(__file__).parent / "profiles"
 
@@ -26,6 +26,12 @@ class EngineProfile:
     provenance: str
     capacity_scale: float = 1.0
     saturated_tokens_per_s: float | None = None
+
+    @property
+    def scaled_step_time(self) -> StepTimeModel:
+        """The step-time model with ``capacity_scale`` in it."""
+        model, scale = self.step_time, self.capacity_scale
+        return replace(model, **{c: getattr(model, c) / scale for c in COEFFICIENTS})
 
     def to_json(self) -> str:
         """The profile file's content."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.policies import Policy
-from scheduler.problem import FloatArray, IntArray, Problem, RequestArrays
+from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
 from scheduler.profile import EngineProfile
 from scheduler.replan import ReplanGate
 from scheduler.simulator import engine as e
@@ -84,7 +84,7 @@ class SimResult:
         span = self.finish_s - self.first_token_s
         return np.where(self.output_tokens > 1, span / np.maximum(self.output_tokens - 1, 1), 0.0)
 
-    def met(self, workload: SimWorkload) -> np.ndarray:
+    def met(self, workload: SimWorkload) -> BoolArray:
         """Whether all objectives of each request hold (best effort: True)."""
         return (
             (self.ttft_s(workload) <= workload.ttft_s)
@@ -139,7 +139,8 @@ def simulate(
     times = np.full((n, 3), np.nan)
     capacity = profile.capacity
     limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens])
-    coefficients = np.array(profile.step_time.coefficients) / profile.capacity_scale
+    model = profile.scaled_step_time
+    coefficients = np.array(model.coefficients)
     running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
     queue = np.empty(n, dtype=np.int64)
     clock = np.zeros(6)
@@ -167,7 +168,7 @@ def simulate(
                 waiting=_rows(workload, index[fixed:], state, times),
                 running=_rows(workload, running[:running_count], state, times),
                 capacity=capacity,
-                step_time=profile.step_time,
+                step_time=model,
                 max_wait_s=max_wait_s,
                 arrival_rate_rps=rate.rps(now_s),
             )

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import LEVELS
 
+from predictor.distribution import LengthDistribution
 from scheduler.lengths import (
     cdf_at,
     quantile_at,
@@ -74,3 +75,18 @@ def test_rows_are_repaired_but_not_invented():
     assert valid_rows(np.array([[5.0, 3.0, 0.0]])).tolist() == [[5.0, 5.0, 5.0]]
     with pytest.raises(ValueError, match="finite"):
         valid_rows(np.array([[1.0, np.nan]]))
+
+
+@given(row=strict, flat=st.booleans(), share=st.floats(0.0, 5.0))
+def test_equal_to_the_predictors_distribution(row, flat, share):
+    """The rule is written twice: in numpy beside the estimators, compiled beside the kernels."""
+    if flat:
+        row = np.full(12, row[5])
+    twin = LengthDistribution(LEVELS, row[None])
+    tokens = max(1.5, share * row[-1] * 1.0001)
+    assert cdf_at(LEVELS, row, tokens) == pytest.approx(float(twin.cdf([tokens])[0]), abs=1e-9)
+    uniforms = np.linspace(0.001, 0.999, 50)[:, None]
+    assert sample_rows(LEVELS, row[None], uniforms) == pytest.approx(twin.sample(uniforms))
+    left = remaining_rows(LEVELS, row[None], np.array([tokens]))
+    assert left == pytest.approx(twin.remaining([tokens]).quantiles, rel=1e-6)
+    assert remaining_mean(LEVELS, row, 0.0) == pytest.approx(float(twin.mean()[0]), rel=1e-6)
