@@ -8,7 +8,8 @@ from data.catalogue import CATALOGUE
 from data.errors import InputError
 from data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
 from data.packs import read_pack
-from data.table import PromptTable, sample_rows
+from data.table import PromptTable, sample_rows, validate
+from data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
 
 SYNTHETIC = "synthetic"
 PREFERRED_PACK = "gpt35"
@@ -29,19 +30,38 @@ def default_source() -> str:
     return PREFERRED_PACK if pack_path(PREFERRED_PACK) else SYNTHETIC
 
 
-def load_table(spec: str, limit: int | None = None) -> PromptTable:
+def load_table(spec: str, limit: int | None = None, *, tokenizer: str | None = None) -> PromptTable:
     """The prompt table of a pack name, "synthetic", a fetched set's name, or a file path.
 
-    Files: .jsonl, .jsonl.gz, .parquet with prompt and response (or output_tokens), .json in
-    ShareGPT form; a folder is read as the server's request log. `limit` keeps that many rows,
-    drawn evenly and always the same. Raises InputError naming what exists when nothing fits.
+    Files: .jsonl, .json, .parquet (the first two also .gz) with prompt and response (or
+    output_tokens), or conversations; a folder is read as the server's request log. `limit` keeps
+    that many rows, drawn evenly and always the same. `tokenizer`: count prompts and answers anew
+    with the served model's own tokenizer. Raises InputError naming what exists when nothing fits.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    return sample_rows(_load(spec), limit)
+    table = sample_rows(_load(spec, limit, tokenizer or DEFAULT_TOKENIZER), limit)
+    if tokenizer is None or table.attrs["tokenizer"] == tokenizer:
+        return table
+    return recounted(table, tokenizer)
 
 
-def _load(spec: str) -> PromptTable:
+def recounted(table: PromptTable, tokenizer: str) -> PromptTable:
+    """The table with token counts of another tokenizer; InputError where a text is missing."""
+    for name in ("prompt", "response"):
+        if table[name].isna().any():
+            label = table.attrs["source_label"]
+            raise InputError(f"{label} cannot be counted with {tokenizer!r}: it has no {name} text")
+    prompts, responses = list(table["prompt"]), list(table["response"])
+    counted = table.assign(
+        prompt_tokens=count_tokens(prompts, tokenizer, progress=True).clip(min=1),
+        output_tokens=count_response_tokens(responses, tokenizer, progress=True),
+    )
+    counted.attrs = {**table.attrs, "tokenizer": tokenizer}
+    return validate(counted)
+
+
+def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
     if spec == SYNTHETIC:
         from data.synthetic import synthetic_table
 
@@ -49,7 +69,7 @@ def _load(spec: str) -> PromptTable:
     if pack := pack_path(spec):
         return read_pack(pack)
     if spec in CATALOGUE:
-        return _load_fetched(spec)
+        return _load_fetched(spec, limit, tokenizer)
     path = Path(spec)
     if path.is_dir():
         from data.request_log import log_to_table, read_request_log
@@ -58,7 +78,7 @@ def _load(spec: str) -> PromptTable:
     if path.is_file():
         from data.readers import read_file
 
-        return read_file(path)
+        return read_file(path, limit=limit, tokenizer=tokenizer)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
     raise InputError(
         f"no data source {spec!r}: not a file, not 'synthetic', not a pack ({packs}), "
@@ -66,16 +86,21 @@ def _load(spec: str) -> PromptTable:
     )
 
 
-def _load_fetched(name: str) -> PromptTable:
+def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
     from data.fetch import fetched_file
     from data.readers import read_file
 
     entry = CATALOGUE[name]
     if entry.kind != "prompts":
-        raise InputError(
-            f"{name} is a trace of arrivals and lengths; it holds no prompts to train on"
-        )
+        raise InputError(f"{name} is a trace of arrivals and lengths, without prompts to train on")
     path = fetched_file(name, downloads_root())
     if path is None:
         raise InputError(f"{name} is not fetched yet; run: lengthwise data fetch {name}")
-    return read_file(path, reader=entry.reader, source_label=name, license_name=entry.license)
+    return read_file(
+        path,
+        reader=entry.reader,
+        source_label=name,
+        license_name=entry.license,
+        limit=limit,
+        tokenizer=tokenizer,
+    )

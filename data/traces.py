@@ -140,7 +140,9 @@ def read_servegen(path: str | Path) -> list[ServegenClient]:
                 key = (Path(member.name).parent.as_posix(), int(parts[1]))
                 if parts[2] == "trace.csv":
                     frame = pd.read_csv(content, header=None, usecols=[0, 1, 2])
-                    windows[key] = frame.set_axis(["start_s", "rate_rps", "cv"], axis=1)
+                    windows[key] = frame.set_axis(["start_s", "rate_rps", "cv"], axis=1).astype(
+                        float
+                    )
                 elif parts[2] == "dataset.json":
                     lengths[key] = _histograms(json.load(content), f"{path}: {member.name}")
     except FileNotFoundError as error:
