@@ -11,13 +11,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.errors import InputError
 from data.workload import WorkloadRequest
-from predictor.model import LengthPredictor
 from training.bench_arms import STOCK, Arm, arm_order, configure, server_status
 from training.bench_client import QueueSample, ReplayLog, replay, wait_idle
 from training.bench_servers import BenchServers, warm_up
@@ -30,6 +29,10 @@ from training.summary import (
     paired_difference,
     summarize_arm,
 )
+
+if TYPE_CHECKING:
+    from predictor.model import LengthPredictor
+
 
 STOCK_ARM = Arm(STOCK, "none")
 DEFAULT_DURATION_S = 60.0
@@ -70,9 +73,8 @@ class BenchSettings:
             return self.requests
         if self.load is None:
             return len(source.requests)
-        return max(
-            1, round(self.load * self.capacity_rps * (self.duration_s or DEFAULT_DURATION_S))
-        )
+        seconds = self.duration_s or DEFAULT_DURATION_S
+        return max(1, round(self.load * self.capacity_rps * seconds))
 
 
 @dataclass(slots=True)

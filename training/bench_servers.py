@@ -9,12 +9,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scheduler.vllm_adapter.launch import ServerHandle, launch_server
 
 from data.errors import InputError
 from data.workload import WorkloadRequest
-from scheduler.vllm_adapter.launch import ServerHandle, launch_server
 from scheduler.vllm_adapter.settings import ServerSettings
 from training.bench_client import Call, completion_body, drive_closed, served_model
 from training.registry import ResolvedPredictor
@@ -116,7 +117,7 @@ def start_servers(
     profile: Path | str | None = None,
     vllm_args: Sequence[str] = (),
     with_stock: bool = True,
-    **settings: object,
+    **settings: Any,
 ) -> Iterator[BenchServers]:
     """Start both servers at once, wait until they answer, stop them at the end.
 
@@ -133,12 +134,12 @@ def start_servers(
     replay = ReplayTable.random(REPLAY_LIMIT_TOKENS)
     table = replay.write(directory / "replay.json")
     ours_settings = ServerSettings(
-        predictor_dir=None if predictor is None else predictor.directory,
+        predictor_dir=None if predictor is None else str(predictor.directory),
         predictor_version=None if predictor is None else predictor.label,
         lengths="none" if predictor is None else "learned",
         policy="fcfs",
-        profile=profile,
-        replay_table=table,
+        profile=None if profile is None else str(profile),
+        replay_table=str(table),
         allow_configure=True,
         **settings,
     )
@@ -150,18 +151,18 @@ def start_servers(
                 free_port(),
                 vllm_args=list(vllm_args),
                 log_path=directory / "server-lengthwise.log",
-            )  # fmt: skip
+            )
         )
         stock = None
         if with_stock:
             stock = stack.enter_context(
                 launch_server(
                     model,
-                    ServerSettings(replay_table=table),
+                    ServerSettings(replay_table=str(table)),
                     free_port(),
                     vllm_args=list(vllm_args),
                     log_path=directory / "server-stock.log",
-                )  # fmt: skip
+                )
             )
         for server in (ours, stock):
             if server is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +15,12 @@ from data.errors import InputError
 from data.sources import load_table
 from data.table import PromptTable
 from data.workload import WorkloadRequest, read_workload
-from predictor.model import LengthPredictor
-from scheduler.profiles import EngineProfile
-from scheduler.simulator import SimWorkload, saturated_rps
+from scheduler.profile import EngineProfile
+from scheduler.simulator.run import SimWorkload, saturated_rps
+
+if TYPE_CHECKING:
+    from predictor.model import LengthPredictor
+
 
 CAPACITY_SAMPLE = 600
 CAPACITY_SEED = 90_001
@@ -48,6 +52,11 @@ class WorkloadSource:
         return list(self.requests[:n])
 
 
+def is_arena(spec: str) -> bool:
+    """Whether `spec` names a workload of the arena (else it is a file)."""
+    return spec in ARENA
+
+
 def open_workload(
     spec: str, *, source: str | None = None, arrivals: str = "poisson"
 ) -> WorkloadSource:
@@ -63,7 +72,7 @@ def open_workload(
     """
     if arrivals not in ARRIVALS:
         raise InputError(f"unknown arrivals {arrivals!r}: must be one of {', '.join(ARRIVALS)}")
-    if spec in ARENA:
+    if is_arena(spec):
         table = load_table(source or arena_workload(spec).default_source)
         return WorkloadSource(spec, str(table.attrs["source_label"]), table, arrivals=arrivals)
     path = Path(spec)
@@ -77,19 +86,22 @@ def open_workload(
 def file_rate_rps(requests: Sequence[WorkloadRequest]) -> float:
     """Mean arrival rate of a list of requests; all at once counts as one per millisecond."""
     span_s = requests[-1].arrival_s - requests[0].arrival_s
-    return max(len(requests) - 1, 1) / max(span_s, 1e-3 * len(requests))
+    return max(len(requests) - 1, 1) / max(span_s, 1e-3)
 
 
 def capacity_rps(source: WorkloadSource, profile: EngineProfile) -> float:
-    """Requests/s the engine can finish of this workload: modelled, scaled to what was measured."""
-    workload = to_sim(source.sample(), np.ones((1, 1)), np.array([0.5]))
-    return float(saturated_rps(workload, profile)) * profile.capacity_scale
+    """Requests/s the engine can finish of this workload, by its calibrated profile."""
+    return float(saturated_rps(to_sim(source.sample()), profile))
 
 
 def to_sim(
-    requests: Sequence[WorkloadRequest], quantiles: np.ndarray, levels: np.ndarray
+    requests: Sequence[WorkloadRequest],
+    quantiles: np.ndarray | None = None,
+    levels: np.ndarray | None = None,
 ) -> SimWorkload:
-    """Arrays for the simulator; `quantiles` (n, q) or (1, q) for all, at `levels` (q,)."""
+    """Arrays for the simulator; `quantiles` (n, q) at `levels` (q,), None where none will look."""
+    if quantiles is None or levels is None:
+        quantiles, levels = np.ones((len(requests), 1)), np.array([0.5])
 
     def limits(name: str) -> np.ndarray:
         values = [getattr(r.slo, name) for r in requests]
@@ -105,7 +117,7 @@ def to_sim(
         e2e_s=limits("e2e_s"),
         weight=np.ones(len(requests)),
         class_id=np.array([classes.index(r.slo.slo_class) for r in requests], dtype=np.int64),
-        quantiles=np.broadcast_to(quantiles, (len(requests), len(levels))).copy(),
+        quantiles=np.asarray(quantiles, dtype=float),
         levels=np.asarray(levels, dtype=float),
     )
 
@@ -132,7 +144,10 @@ def length_rows(
     if lengths == "learned":
         if predictor is None:
             raise InputError("lengths 'learned' need a predictor: give its URI or directory")
-        return predict_rows(requests, predictor), levels
+        lengths_known = predictor.predict(
+            [r.prompt for r in requests], classes, [r.prompt_tokens for r in requests]
+        )
+        return lengths_known.quantiles, levels
     if lengths == "none":
         pooled = [None] * len(requests)
         if predictor is not None:
@@ -141,20 +156,6 @@ def length_rows(
     if predictor is not None:
         return np.stack([predictor.class_gaussian(name) for name in classes]), levels
     return gaussian_rows(true, classes, levels), levels
-
-
-def predict_rows(requests: Sequence[WorkloadRequest], predictor: LengthPredictor) -> np.ndarray:
-    """Quantiles (n, q) from the predictor; a request without text gets its class's prior."""
-    rows = np.stack([predictor.class_prior(r.slo.slo_class) for r in requests]).astype(float)
-    known = [i for i, r in enumerate(requests) if r.prompt is not None]
-    if known:
-        predicted = predictor.predict(
-            [str(requests[i].prompt) for i in known],
-            slo_class=[requests[i].slo.slo_class for i in known],
-            prompt_tokens=[requests[i].prompt_tokens for i in known],
-        )
-        rows[known] = predicted.quantiles
-    return rows
 
 
 def gaussian_rows(true: np.ndarray, groups: Sequence[str | None], levels: np.ndarray) -> np.ndarray:

@@ -17,23 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scheduler.step_time_fit import fit_step_time
 
 from data.slo import Slo
 from data.workload import WorkloadRequest
 from scheduler.problem import Capacity
-from scheduler.profiles import EngineProfile
-from scheduler.step_time import StepTimeModel, fit_step_time
+from scheduler.profile import EngineProfile
+from scheduler.simulator.run import saturated_rps
+from scheduler.step_time import StepTimeModel
+from scheduler.vllm_adapter.step_timer import read_step_log
 from training.bench_arms import Arm, configure, post_configure, server_status
 from training.bench_client import Reply, drive_closed, wait_idle
 from training.bench_servers import BenchServers
 from training.bench_workload import WorkloadSource, to_sim
 from training.machine import describe_machine, utc_now
-from scheduler.simulator import saturated_rps
 
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48
 SATURATED_REQUESTS_PER_SLOT = 6
-STEP_COLUMNS = ("prefill_tokens", "decode_seqs", "context_tokens", "duration_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,20 @@ def calibrate_server(
         measured_rps = asyncio.run(saturate(servers, url, requests))
     finally:
         asyncio.run(post_configure(url, {"step_log": None}))
-    steps = read_steps(step_log)
-    model, fit_report = fit_step_time(steps)
+    # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
+    steps = read_step_log(step_log)[:, 1:5]
+    if not len(steps):
+        raise RuntimeError(f"the server logged no steps to {step_log}")
     machine = describe_machine()
     provenance = (
         f"calibrated {utc_now()} on {machine['processor']}, {machine['cores']} cores, "
         f"{machine['engine']}, model {servers.model}"
     )
-    model = replace(model, name=name, provenance=provenance)
+    model, fit_report = fit_step_time(steps, name=name, provenance=provenance)
     profile = make_profile(model, capacity, provenance, measured_rps, requests)
     report = {
         "steps": len(steps),
-        "fit": fit_report,
+        "fit": fit_report.to_dict(),
         "measured_rps": measured_rps,
         "modeled_rps": measured_rps / profile.capacity_scale,
         "workload": source.name,
@@ -156,9 +159,8 @@ def check(replies: Sequence[Reply]) -> None:
     """Raise RuntimeError if any request of a calibration failed."""
     failed = [r.error for r in replies if r.error]
     if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(replies)} calibration requests failed: {failed[0]}"
-        )
+        count = f"{len(failed)} of {len(replies)}"
+        raise RuntimeError(f"{count} calibration requests failed: {failed[0]}")
 
 
 def read_capacity(status: dict[str, Any]) -> Capacity:
@@ -169,22 +171,6 @@ def read_capacity(status: dict[str, Any]) -> Capacity:
         kv_tokens=int(limits["kv_tokens"]),
         max_num_batched_tokens=int(limits["max_num_batched_tokens"]),
     )
-
-
-def read_steps(path: Path) -> np.ndarray:
-    """Logged steps (k, 4): prefill tokens, decoding sequences, context tokens, duration s.
-
-    Raises:
-        RuntimeError: the log is missing or empty.
-    """
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows.append([float(row[c]) for c in STEP_COLUMNS])
-    if not rows:
-        raise RuntimeError(f"the server logged no steps to {path}")
-    return np.array(rows)
 
 
 def make_profile(
@@ -202,5 +188,30 @@ def make_profile(
         provenance=provenance,
         capacity_scale=1.0,
     )
-    modeled_rps = saturated_rps(to_sim(requests, np.ones((1, 1)), np.array([0.5])), profile)
+    modeled_rps = saturated_rps(to_sim(requests), profile)
     return replace(profile, capacity_scale=measured_rps / modeled_rps)
+
+
+def write_profile(calibration: Calibration, path: Path) -> None:
+    """Write the profile, with the report of its fit beside the fields the planner reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = json.loads(calibration.profile.to_json()) | {"calibration": calibration.report}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def calibration_rows(calibration: Calibration) -> list[list[str]]:
+    """What was found, for the terminal."""
+    model, report = calibration.profile.step_time, calibration.report
+    one, full = (
+        model.step_s(0, seqs, seqs * 256) for seqs in (1, calibration.profile.capacity.max_num_seqs)
+    )
+    return [
+        ["timed steps", f"{report['steps']:,}"],
+        ["held-out error, median", f"{report['fit']['median_error']:.1%}"],
+        ["held-out error, p90", f"{report['fit']['p90_error']:.1%}"],
+        ["step, 1 sequence", f"{one * 1e3:.2f} ms"],
+        [f"step, {calibration.profile.capacity.max_num_seqs} sequences", f"{full * 1e3:.2f} ms"],
+        ["prefill", f"{model.prefill_token_s * 1e6:.1f} us/token"],
+        [f"capacity, {report['workload']}", f"{report['measured_rps']:.2f} requests/s"],
+        ["measured / modeled", f"{calibration.profile.capacity_scale:.2f}"],
+    ]

@@ -39,11 +39,10 @@ def processor() -> str:
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, usable cores, system, Python, vLLM."""
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "engine": engine_version(),

@@ -81,19 +81,33 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def headline(result: BenchResult) -> str:
     """The outcome in one sentence: the best arm against the first one."""
-    base, others = result.arms[0], result.arms[1:]
-    if not others or base.attainment is None:
-        return f"{base.label}: {_percent(base.attainment)} of requests met their SLO"
-    best = max(others, key=lambda arm: arm.attainment or 0.0)
-    text = (
+    base, best = result.arms[0], best_arm(result)
+    if best is None:
+        return f"{base.label} met the SLO of {_percent(base.attainment)} of requests"
+    return (
         f"{best.label} met the SLO of {_percent(best.attainment)} of requests, "
         f"{base.label} of {_percent(base.attainment)}"
     )
-    difference = result.against_base.get(best.label, {}).get("difference_ci95")
-    if difference:
-        low, high = (100 * d for d in difference)
-        text += f" (paired difference {low:+.1f} to {high:+.1f} points, 95 %)"
-    return text
+
+
+def subline(result: BenchResult) -> str | None:
+    """How sure the headline is."""
+    best = best_arm(result)
+    paired = result.against_base.get(best.label) if best else None
+    if not paired or not paired.get("difference_ci95"):
+        return None
+    low, high = (100 * d for d in paired["difference_ci95"])
+    middle = 100 * paired["attainment_difference"]
+    return (
+        f"Paired difference on the same requests: {middle:+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f})."
+    )
+
+
+def best_arm(result: BenchResult) -> ArmResult | None:
+    """The arm of highest attainment but for the first, the base; None where it stands alone."""
+    others = [arm for arm in result.arms[1:] if arm.attainment is not None]
+    return max(others, key=lambda arm: arm.attainment or 0.0, default=None)
 
 
 def render(result: BenchResult, records: Records, queue: QueueLog) -> str:
@@ -110,6 +124,7 @@ def render(result: BenchResult, records: Records, queue: QueueLog) -> str:
     return environment.get_template("report_template.html").render(
         result=result,
         headline=headline(result),
+        subline=subline(result),
         colours=arm_colours([arm.label for arm in result.arms]),
         classes=sorted({c for arm in result.arms for c in arm.per_class}),
         objectives=objectives(records),

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +21,7 @@ QueueLog = Mapping[str, Sequence[tuple[int, QueueSample]]]
 
 STOCK_COLOUR = "#8a8f98"
 ARM_COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d")
-SLO_COLOUR = "#dc2626"
+SLO_LINE: dict[str, Any] = {"color": "#dc2626", "linewidth": 1.2, "linestyle": (0, (4, 2))}
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -29,7 +30,7 @@ STYLE = {
     "axes.edgecolor": "#c5c9d0",
     "axes.labelcolor": "#444b57",
     "axes.titlesize": 9.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -57,10 +58,10 @@ def to_svg(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r'\bid="(axes|figure|patch|text|line2d|matplotlib|xtick|ytick|legend)[^"]*"', "", svg
-    )
-    return re.sub(r' width="[^"]*pt"', ' width="100%"', re.sub(r' height="[^"]*pt"', "", svg, 1), 1)
+    # the names matplotlib gives its groups repeat in every figure; nothing refers to them
+    svg = re.sub(r'id="(?!p[0-9a-f]|m[0-9a-f]|h[0-9a-f])[^"]*"', "", svg)
+    svg = re.sub(r' height="[^"]*pt"', "", svg, count=1)
+    return re.sub(r' width="[^"]*pt"', ' width="100%"', svg, count=1)
 
 
 def attainment_figure(result: BenchResult) -> str:
@@ -70,7 +71,7 @@ def attainment_figure(result: BenchResult) -> str:
     colours = arm_colours([arm.label for arm in result.arms])
     bar = 0.8 / len(result.arms)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 0.55 + 0.27 * len(groups) * (len(result.arms) + 0.8)))
+        figure = Figure(figsize=(7.6, 0.5 + 0.19 * len(groups) * (len(result.arms) + 0.9)))
         axes = figure.subplots()
         for k, arm in enumerate(result.arms):
             for g, group in enumerate(groups):
@@ -94,7 +95,7 @@ def attainment_figure(result: BenchResult) -> str:
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("requests that met their whole SLO")
-        figure.legend(loc="upper center", ncol=min(6, len(result.arms)), bbox_to_anchor=(0.5, 1.06))
+        axes.legend(loc="lower left", ncols=min(5, len(result.arms)), bbox_to_anchor=(-0.02, 1.0))
     return to_svg(figure, "attainment")
 
 
@@ -132,16 +133,14 @@ def latency_figure(records: Records) -> str:
                     getattr(r.slo, f"{name}_s") for r in everything if r.slo_class == slo_class
                 } - {None}
                 for limit_s in sorted(limits):
-                    axes.axvline(
-                        limit_s * scale, color=SLO_COLOUR, linewidth=1.2, linestyle=(0, (4, 2))
-                    )
+                    axes.axvline(limit_s * scale, **SLO_LINE)
                 axes.set_ylim(0, 1.02)
                 axes.set_xlim(left=0)
                 unit = "ms" if name == "tpot" else "s"
                 axes.set_title(f"{slo_class}: {titles[name]}, {unit}", loc="left")
                 axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         handles, labels = grid[0][0].get_legend_handles_labels()
-        slo = mpl.lines.Line2D([], [], color=SLO_COLOUR, linewidth=1.2, linestyle=(0, (4, 2)))
+        slo = mpl.lines.Line2D([], [], **SLO_LINE)
         figure.legend(
             [*handles, slo], [*labels, "objective"], loc="upper center",
             ncol=min(6, len(labels) + 1), bbox_to_anchor=(0.5, 1.03),
@@ -162,7 +161,8 @@ def queue_figure(queue: QueueLog) -> str:
                 points = [sample for _, sample in group]
                 axes.plot(
                     [p.at_s for p in points], [p.waiting for p in points],
-                    color=colours[label], alpha=0.85, linewidth=1.4, label=label if k == 0 else None,
+                    color=colours[label], alpha=0.85, linewidth=1.4,
+                    label=label if k == 0 else None,
                 )  # fmt: skip
         axes.set_xlabel("time since the first request of the run, s")
         axes.set_ylabel("requests waiting")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.errors import InputError
 from data.workload import WorkloadRequest
-from predictor.model import LengthPredictor
 from scheduler.policies import make_policy
-from scheduler.profiles import EngineProfile
-from scheduler.simulator import SimResult, simulate
+from scheduler.profile import EngineProfile
+from scheduler.simulator.run import SimResult, simulate
 from training.bench_arms import Arm
 from training.bench_client import QueueSample
 from training.bench_workload import WorkloadSource, capacity_rps, length_rows, to_sim
+from training.machine import utc_now
 from training.result import BenchResult
 from training.summary import RequestRecord, paired_difference, summarize_arm
+
+if TYPE_CHECKING:
+    from predictor.model import LengthPredictor
+
 
 MEDIAN = 0.5
 
@@ -82,13 +87,12 @@ def run_simulation(
                 policy,
                 profile,
                 max_wait_s=settings.max_wait_s,
-                seed=seed,
             )
             predicted = None
             if arm.lengths == "learned":
                 predicted = quantiles[:, int(np.argmin(np.abs(levels - MEDIAN)))]
             records[arm.label] += to_records(requests, outcome, repeat, predicted)
-            queue[arm.label] += queue_samples(outcome, repeat)
+            queue[arm.label] += queue_samples(requests, outcome, repeat)
             plan_s[arm.label] += list(outcome.plan_s)
             on_step(arm.label)
     arms = []
@@ -114,6 +118,7 @@ def run_simulation(
         source_label=source.source_label,
         arms=arms,
         run={
+            "stamp": utc_now(),
             "profile": profile.name,
             "profile_provenance": profile.provenance,
             "capacity_rps": capacity,
@@ -170,21 +175,18 @@ def to_records(
 
 
 def queue_samples(
-    outcome: SimResult, repeat: int, points: int = 200
+    requests: Sequence[WorkloadRequest], outcome: SimResult, repeat: int, points: int = 200
 ) -> list[tuple[int, QueueSample]]:
     """Waiting and running requests at evenly spaced times, from the times of each request."""
-    start = outcome.arrival_s
-    admitted = np.where(np.isfinite(outcome.admitted_s), outcome.admitted_s, np.inf)
-    finish = np.where(np.isfinite(outcome.finish_s), outcome.finish_s, np.inf)
-    end = finish[np.isfinite(finish)].max(initial=start.max())
+    start = np.array([r.arrival_s for r in requests])
     return [
         (
             repeat,
             QueueSample(
                 float(at),
-                int(((start <= at) & (admitted > at)).sum()),
-                int(((admitted <= at) & (finish > at)).sum()),
+                int(((start <= at) & (outcome.admitted_s > at)).sum()),
+                int(((outcome.admitted_s <= at) & (outcome.finish_s > at)).sum()),
             ),
         )
-        for at in np.linspace(0.0, end, points)
+        for at in np.linspace(0.0, outcome.end_s, points)
     ]

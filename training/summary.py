@@ -22,9 +22,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What happened to one request. Times in s; `arrival_s` and `send_s` count from the run's start.
+    """What happened to one request; times in s.
 
-    `ttft_s` and `e2e_s` count from the send and are None where nothing came back.
+    `arrival_s` and `send_s` count from the run's start, `ttft_s` and `e2e_s` from the send; the
+    latter two are None where nothing came back.
     """
 
     index: int

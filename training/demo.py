@@ -1,0 +1,79 @@
+"""`lengthwise demo`: the whole story once, from data to the comparison with stock vLLM."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data.arena import arena_workload
+from data.sources import SYNTHETIC
+from training.bench_arms import parse_arms
+from training.bench_session import BenchRequest, measure
+from training.console import Steps
+from training.pipeline import TrainConfig, train
+from training.report import REPORT_FILE
+from training.result import BenchResult
+from training.workspace import Workspace
+
+WORKLOAD = "paper"
+LOAD = 1.5
+REPEATS = 2
+ARMS = "sa:learned"
+# a run at load L needs about L times its arrival span: the backlog drains after the last arrival
+RUNS = REPEATS * (1 + len(ARMS.split(",")))
+
+
+def run_demo(
+    *,
+    minutes: float,
+    seed: int,
+    workspace: Workspace,
+    steps: Steps,
+    say: Callable[[str], None],
+) -> tuple[BenchResult, Path]:
+    """Train and register a predictor, start both servers, calibrate, compare, report.
+
+    Args:
+        minutes: for all measured runs together.
+        seed: of the training and of the workload.
+        workspace: for everything written.
+        steps: progress bars.
+        say: told one line at every stage.
+
+    Returns:
+        The result and the report, which is also copied to `report.html` in the workspace.
+    """
+    source = arena_workload(WORKLOAD).default_source
+    if source == SYNTHETIC:
+        say("no data found ($LENGTHWISE_DATA): using the built-in SYNTHETIC corpus")
+    else:
+        say(f"data: pack {source}")
+    trained = train(
+        TrainConfig(source=source, seed=seed, register=True), workspace=workspace, steps=steps
+    )
+    learned = trained.metrics["learned"]
+    say(
+        f"trained on {trained.rows['train']} rows in {trained.duration_s:.0f} s: "
+        f"MAE {learned['mae']:.0f} tokens; registered as {trained.model_uri}"
+    )
+    say("starting stock vLLM and lengthwise side by side (loaded in turn, never at once)")
+    done = measure(
+        BenchRequest(
+            workload=WORKLOAD,
+            arms=parse_arms(ARMS),
+            predictor=trained.model_uri,
+            source=source,
+            load=LOAD,
+            duration_s=60 * minutes / RUNS / LOAD,
+            repeats=REPEATS,
+            seed=seed,
+            recalibrate=True,
+        ),
+        workspace=workspace,
+        steps=steps,
+        say=say,
+    )
+    page = Path(shutil.copy(done.page, workspace.root / REPORT_FILE))
+    say(f"logged to MLflow (run {done.mlflow_run_id}) against {trained.model_uri}")
+    return done.outcome.result, page
