@@ -1,0 +1,1 @@
+"""Everything that names vLLM: scheduler class, queue, middleware, replay, server launch."""

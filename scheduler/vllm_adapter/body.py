@@ -1,0 +1,111 @@
+"""Rewriting the body of an OpenAI request: what a client may say, what the engine is told.
+
+All functions are pure and raise ``InputError`` for what must become HTTP 400.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import InputError, shown
+from data.slo import Slo, SloTable, parse_slo
+from predictor.prompt_text import text_of_request
+from scheduler.vllm_adapter.prediction import Prediction
+
+OSL_LIMIT = 10_000_000
+_SERVER_ONLY_PREFIXES = ("pred_", "lw_")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    """A request body understood: its SLO, its prompts as text, the client's length hint."""
+
+    body: dict[str, Any]
+    xargs: dict[str, Any]
+    slo: Slo
+    prompts: list[str]
+    osl: float | None
+    max_tokens: int | None
+
+
+def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
+    """The body understood; None when it is not a JSON object (vLLM then says so itself).
+
+    Raises InputError for a malformed SLO, hint or ``vllm_xargs``, and for an empty prompt.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    xargs = body.get("vllm_xargs")
+    if xargs is None:
+        xargs = {}
+    if not isinstance(xargs, dict):
+        raise InputError(f"vllm_xargs must be an object, got {shown(xargs)}")
+    if "messages" in body:
+        empty, prompt_field = body["messages"] == [], "messages"
+    else:
+        empty, prompt_field = body.get("prompt") in ("", [], [""]), "prompt"
+    if empty:
+        raise InputError(f"{prompt_field} must not be empty, got {shown(body[prompt_field])}")
+    slo = parse_slo(xargs, headers, table)
+    kept = {key: value for key, value in xargs.items() if not key.startswith(_SERVER_ONLY_PREFIXES)}
+    osl = _osl(kept.pop("osl", None))
+    return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body))
+
+
+def encode_body(parsed: ParsedBody, prediction: Prediction | None, log_prompts: bool) -> bytes:
+    """The body for vLLM: the client's, with SLO and prediction as flat ``vllm_xargs``."""
+    xargs = parsed.xargs | parsed.slo.to_xargs()
+    if prediction is not None:
+        xargs["pred_quantiles"] = clipped(prediction.quantiles, parsed.max_tokens)
+        if prediction.version:
+            xargs["pred_version"] = prediction.version
+        if prediction.features is not None:
+            xargs["lw_features"] = prediction.features
+            xargs["lw_contract"] = prediction.contract
+    if log_prompts and parsed.prompts:
+        xargs["lw_prompt"] = "\n".join(parsed.prompts)
+    return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
+
+
+def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
+    """Quantiles in tokens, rounded to hundredths for the wire, at least 1, at most the limit."""
+    most = math.inf if max_tokens is None else max(1, max_tokens)
+    return [max(1.0, min(round(value, 2), most)) for value in quantiles]
+
+
+def _prompts(body: dict[str, Any]) -> list[str]:
+    prompt = body.get("prompt")
+    if "messages" not in body and isinstance(prompt, list):
+        return [part for part in prompt if isinstance(part, str)]
+    text = text_of_request(body)
+    return [text] if text else []
+
+
+def _max_tokens(body: dict[str, Any]) -> int | None:
+    """The tighter of the two names of the limit; a malformed one is left for vLLM to refuse."""
+    given = [body.get("max_tokens"), body.get("max_completion_tokens")]
+    limits = [n for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+    return min(limits, default=None)
+
+
+def _osl(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            value = math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= OSL_LIMIT:
+        raise InputError(
+            f"osl must be a number of tokens from 1 to {OSL_LIMIT}, got {shown(value)}"
+        )
+    return float(value)

@@ -1,0 +1,261 @@
+"""The engine's scheduler: vLLM's own, with a planned waiting queue and measured outcomes.
+
+Everything about batching, chunked prefill, caching and preemption stays vLLM's; each override
+calls ``super()`` and adds one thing.
+
+| our quantity                      | vLLM hook                  | why this hook                    |
+|-----------------------------------|----------------------------|----------------------------------|
+| order of admission                | ``self.waiting``           | ``schedule`` peeks and pops it   |
+| arrival, SLO, predicted length    | ``add_request``            | every request passes it once     |
+| when to plan                      | before ``schedule``        | the order is needed there        |
+| work of a step, admissions        | after ``schedule``         | its output lists both            |
+| step duration, first tokens       | after ``update_from_output`` | a step's tokens exist from here |
+| finish, length cap, abort, error  | ``_free_request``          | all ends pass it, aborts too     |
+
+Subclasses ``AsyncScheduler``: with the plain ``Scheduler`` vLLM would switch asynchronous
+scheduling off.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import Request, RequestStatus
+
+from data.request_log import RequestLogWriter
+from scheduler.problem import Capacity
+from scheduler.profile import load_profile
+from scheduler.vllm_adapter import control
+from scheduler.vllm_adapter.intake import Intake
+from scheduler.vllm_adapter.metrics import engine_metrics
+from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
+from scheduler.vllm_adapter.planning import Planner
+from scheduler.vllm_adapter.priors import load_priors
+from scheduler.vllm_adapter.queue import PlannedQueue
+from scheduler.vllm_adapter.refit import StepTimeRefit
+from scheduler.vllm_adapter.settings import ServerSettings, settings_from_additional_config
+from scheduler.vllm_adapter.step_timer import StepTimer
+from scheduler.vllm_adapter.tracking import RequestTable
+
+logger = init_logger(__name__)
+
+_DEFAULT_PROFILE = "tiny-cpu"
+_GAUGE_PERIOD_S = 1.0
+
+_STATUS = {
+    RequestStatus.FINISHED_STOPPED: "finished",
+    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
+    RequestStatus.FINISHED_ABORTED: "aborted",
+}
+
+
+class LengthwiseScheduler(AsyncScheduler):
+    """``--scheduler-cls scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert not self.waiting, "the queue is replaced before any request arrives"
+        self.waiting: PlannedQueue = PlannedQueue()
+        settings = settings_from_additional_config(self.vllm_config.additional_config)
+        self._settings: ServerSettings = settings
+        metrics = engine_metrics()
+        priors = load_priors(settings.predictor_dir)
+        profile = load_profile(settings.profile or _DEFAULT_PROFILE)
+        self._planner = Planner(settings, self._capacity(), profile.step_time, metrics)
+        self._intake = Intake(settings.slos, priors, settings.lengths, self._planner.fall_back)
+        self._table = RequestTable(priors.levels)
+        self._predictor_dir = settings.predictor_dir
+        log = RequestLogWriter(settings.request_log) if settings.request_log else None
+        self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
+        self._metrics = metrics
+        self._timer = StepTimer(log_path=settings.step_log)
+        self._refit = StepTimeRefit(settings.refit_steps)
+        self._without_token: set[str] = set()
+        self._by_age: list[tuple[float, str]] = []
+        self._longest_wait_s = 0.0
+        self._gauges_at_s = 0.0
+        logger.info(
+            "lengthwise schedules: policy %s, lengths %s, predictor %s, step time %s",
+            settings.policy,
+            settings.lengths,
+            settings.predictor_version or settings.predictor_dir,
+            profile.name,
+        )
+
+    # -- vLLM's hooks -------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request and note who it is; a known id continues a streaming session."""
+        known = request.request_id in self.requests
+        super().add_request(request)
+        if known:
+            return
+        now_s = time.monotonic()
+        tracked = self._intake.track(request, now_s, time.time())
+        self._table.add(tracked)
+        heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
+        self._planner.note_arrival(now_s)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan if it is time, then let vLLM build the step from the queue's front."""
+        if self.waiting:
+            self._plan(time.monotonic())
+        output = super().schedule(*args, **kwargs)
+        self._note_step(output)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM book the step's tokens, then time the step and note first tokens."""
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        now_s = time.monotonic()
+        if scheduler_output.total_num_scheduled_tokens:
+            self._timer.end(now_s, time.time(), len(self.running), len(self.waiting))
+            model = self._refit.maybe(self._timer, self._planner.step_time)
+            if model is not None:
+                self._planner.step_time = model
+        if self._without_token:
+            self._note_first_tokens(now_s)
+        if now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
+            self._update_gauges(now_s)
+        return outputs
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Every end of a request: record its outcome once, drop its state."""
+        request_id = request.request_id
+        self._without_token.discard(request_id)
+        self.waiting.forget(request_id)
+        tracked = self._table.remove(request_id)
+        if tracked is not None:
+            now_s = time.monotonic()
+            output_tokens = int(request.num_output_tokens)
+            if tracked.first_token_s is None and output_tokens > 0:
+                tracked.first_token_s = now_s
+            status = _STATUS.get(request.status, "failed")
+            outcome = Outcome.of(tracked, status, output_tokens, now_s)
+            self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
+            self._planner.gate.mark()
+        return super()._free_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        """Flush the logs, then vLLM's own."""
+        self._outcomes.close()
+        self._timer.close()
+        super().shutdown()
+
+    # -- the control surface (control.py calls these) -----------------------------------------
+
+    def lengthwise_status(self) -> dict[str, Any]:
+        """Plain values for ``GET /lengthwise/status``."""
+        return control.engine_status(self)
+
+    def lengthwise_configure(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Apply a checked ``POST /lengthwise/configure``."""
+        return control.engine_configure(self, request)
+
+    # -- internals ----------------------------------------------------------------------------
+
+    def _capacity(self) -> Capacity:
+        blocks = int(self.cache_config.num_gpu_blocks or 1)
+        return Capacity(
+            max_num_seqs=int(self.max_num_active_reqs),
+            kv_tokens=blocks * int(self.block_size),
+            max_num_batched_tokens=int(self.max_num_scheduled_tokens),
+        )
+
+    def _plan(self, now_s: float) -> None:
+        free_slots = int(self.max_num_active_reqs) - len(self.running)
+        if free_slots <= 0:
+            return
+        if len(self.waiting) > 1 and self._planner.gate.due(now_s):
+            ids = self._table.known(self.waiting.plannable_ids())
+            if len(ids) > 1:
+                order = self._planner.order(
+                    ids, self._table.arrays(ids), self._running_arrays(), self._table.levels
+                )
+                if order is None:
+                    self.waiting.clear_order()
+                else:
+                    self.waiting.set_order(order)
+        self._promote_overdue(now_s, free_slots)
+
+    def _running_arrays(self) -> Any:
+        ids = []
+        for request in self.running:
+            tracked = self._table.get(request.request_id)
+            if tracked is None:
+                continue
+            generated = int(request.num_output_tokens)
+            left = int(request.num_prompt_tokens) + generated - int(request.num_computed_tokens)
+            # A decoding request always has its newest token still to compute: not a prefill.
+            self._table.note_progress(tracked, left if left > 1 else 0, generated)
+            ids.append(request.request_id)
+        return self._table.arrays(ids)
+
+    def _promote_overdue(self, now_s: float, most: int) -> None:
+        """Whoever waited longer than ``max_wait_s`` goes first, oldest first, plan or no plan."""
+        overdue: list[tuple[float, str]] = []
+        latest_arrival_s = now_s - self._settings.max_wait_s
+        while self._by_age and len(overdue) < most:
+            arrival_s, request_id = self._by_age[0]
+            if request_id not in self.waiting:
+                heapq.heappop(self._by_age)
+            elif arrival_s < latest_arrival_s:
+                overdue.append(heapq.heappop(self._by_age))
+            else:
+                break
+        for entry in reversed(overdue):
+            self.waiting.promote(entry[1])
+            heapq.heappush(self._by_age, entry)
+
+    def _note_step(self, output: Any) -> None:
+        now_s = time.monotonic()
+        for new in output.scheduled_new_reqs:
+            tracked = self._table.get(new.req_id)
+            if tracked is not None and tracked.admitted_s is None:
+                tracked.admitted_s = now_s
+                wait_s = now_s - tracked.arrival_s
+                self._metrics.wait.observe(wait_s)
+                self._longest_wait_s = max(self._longest_wait_s, wait_s)
+                self._without_token.add(new.req_id)
+        total = int(output.total_num_scheduled_tokens)
+        if total:
+            self._timer.begin(self._features(output, total), now_s)
+
+    def _features(self, output: Any, total: int) -> tuple[int, int, int]:
+        """(prefill tokens, decoding sequences, their context) of a step being planned."""
+        decodes = decode_tokens = context = 0
+        most = 1 + int(self.num_spec_tokens)
+        scheduled = output.num_scheduled_tokens
+        for request in self.running:
+            tokens = scheduled.get(request.request_id, 0)
+            if 0 < tokens <= most:
+                decodes += 1
+                decode_tokens += tokens
+                # vLLM has already advanced num_computed_tokens past this step's tokens.
+                context += request.num_computed_tokens
+        return total - decode_tokens, decodes, context
+
+    def _note_first_tokens(self, now_s: float) -> None:
+        for request_id in list(self._without_token):
+            request = self.requests.get(request_id)
+            tracked = self._table.get(request_id)
+            if request is None or tracked is None:
+                self._without_token.discard(request_id)
+            elif request.num_output_tokens > 0:
+                self._table.note_first_token(tracked, now_s)
+                self._without_token.discard(request_id)
+
+    def _update_gauges(self, now_s: float) -> None:
+        self._gauges_at_s = now_s
+        self._metrics.queued.set(len(self.waiting))
+        while self._by_age and self._by_age[0][1] not in self.waiting:
+            heapq.heappop(self._by_age)
+        oldest = now_s - self._by_age[0][0] if self._by_age else 0.0
+        self._metrics.oldest_wait.set(oldest)
+
+
+control.attach()

@@ -1,0 +1,88 @@
+"""From an engine request to a tracked one: its SLO, its length quantiles, its arrival.
+
+Nothing a client sends may stop the engine, so whatever is malformed here (the middleware has
+already refused what it saw) is counted and replaced: a bad SLO by best effort, a bad or absent
+prediction by its class's prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data.errors import InputError
+from data.slo import Slo, SloTable, parse_slo
+from scheduler.problem import FloatArray
+from scheduler.vllm_adapter.priors import LengthPriors, check_quantiles, clip_to_max_tokens
+from scheduler.vllm_adapter.tracking import Tracked
+
+# An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
+_LONGEST_TRANSIT_S = 60.0
+
+ON_FALLBACK = Callable[[str, object], None]
+
+
+class Intake:
+    """Builds ``Tracked`` rows; ``lengths`` and ``priors`` may be switched while serving."""
+
+    def __init__(
+        self, table: SloTable, priors: LengthPriors, lengths: str, on_fallback: ON_FALLBACK
+    ) -> None:
+        self.table = table
+        self.priors = priors
+        self.lengths = lengths
+        self._on_fallback = on_fallback
+
+    def track(self, request: Any, now_s: float, unix_s: float) -> Tracked:
+        """The request as it arrives at ``now_s`` (monotonic) and ``unix_s`` (wall clock)."""
+        params = request.sampling_params
+        extra = (params.extra_args if params is not None else None) or {}
+        if not isinstance(extra, Mapping):
+            extra = {}
+        slo = self._slo(extra)
+        quantiles, source = self._quantiles(extra, slo.slo_class)
+        transit_s = unix_s - float(request.arrival_time)
+        if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
+            transit_s = 0.0
+        features = extra.get("lw_features")
+        return Tracked(
+            request_id=request.request_id,
+            arrival_s=now_s - transit_s,
+            arrival_unix_s=unix_s - transit_s,
+            slo=slo,
+            weight=self.table.weight(slo.slo_class),
+            prompt_tokens=int(request.num_prompt_tokens),
+            max_tokens=int(request.max_tokens),
+            quantiles=clip_to_max_tokens(quantiles, request.max_tokens),
+            length_source=source,
+            predictor=_text(extra.get("pred_version")),
+            tenant=_text(extra.get("tenant")),
+            feature_contract=_text(extra.get("lw_contract")),
+            features=features if isinstance(features, list) else None,
+            prompt=_text(extra.get("lw_prompt")),
+        )
+
+    def _slo(self, extra: Mapping[str, Any]) -> Slo:
+        try:
+            return parse_slo(extra, {}, self.table)
+        except InputError as error:
+            self._on_fallback("slo", error)
+            return Slo()
+
+    def _quantiles(self, extra: Mapping[str, Any], slo_class: str) -> tuple[FloatArray, str]:
+        if self.lengths == "none":
+            return self.priors.pooled(), "none"
+        given = extra.get("pred_quantiles")
+        if given is not None:
+            row = check_quantiles(given, len(self.priors.levels))
+            if row is not None:
+                return row, self.lengths
+            self._on_fallback("bad-prediction", given)
+        if self.lengths == "class":
+            return self.priors.gaussian(slo_class), "class"
+        self._on_fallback("no-prediction", None)
+        return self.priors.prior(slo_class), "prior"
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,279 @@
+"""Starting and stopping vLLM servers: stock, stock with replayed lengths, or lengthwise.
+
+Every server gets a process group of its own, so that stopping it takes its engine and workers
+along, and a fresh metrics directory, so that several can run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import scheduler
+from data.errors import InputError
+from scheduler.vllm_adapter.settings import CONFIG_KEY, SETTINGS_VARIABLE, ServerSettings
+from scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
+
+SCHEDULER_CLASS = "scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler"
+MIDDLEWARE_CLASS = "scheduler.vllm_adapter.middleware.LengthwiseMiddleware"
+LOGITS_PROCESSOR = "scheduler.vllm_adapter.replay:ForcedLength"
+
+_CPU_KVCACHE_GIB = "1"
+_STOP_GRACE_S = 20.0
+_LOG_TAIL_LINES = 25
+
+
+class ServerStartError(RuntimeError):
+    """A server that did not become ready; the message holds the end of its log."""
+
+
+class ServerHandle:
+    """A started server. A context manager: leaving it stops the server and everything it started.
+
+    ``url`` is ready for requests after ``wait_ready``.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], url: str, log_path: Path, scratch: Path
+    ) -> None:
+        self.process = process
+        self.url = url
+        self.log_path = log_path
+        self._scratch = scratch
+
+    def __enter__(self) -> ServerHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.terminate()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the API process lives."""
+        return self.process.poll() is None
+
+    def wait_ready(self, timeout_s: float = 300.0) -> ServerHandle:
+        """Wait for ``/health``; ServerStartError with the log's tail when it does not come."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.is_running:
+                code = self.process.returncode
+                raise ServerStartError(f"vLLM ended with exit code {code}:\n{self.log_tail()}")
+            if _is_healthy(self.url):
+                return self
+            time.sleep(0.25)
+        raise ServerStartError(f"vLLM was not ready after {timeout_s:g} s:\n{self.log_tail()}")
+
+    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
+        """The last lines of the server's log."""
+        if not self.log_path.is_file():
+            return "(no log)"
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def terminate(self, grace_s: float = _STOP_GRACE_S) -> None:
+        """Stop the whole process group: ask first, force after ``grace_s``. Idempotent."""
+        if self.is_running:
+            _signal_group(self.process, signal.SIGTERM)
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                _signal_group(self.process, signal.SIGKILL)
+                self.process.wait()
+        _signal_group(self.process, signal.SIGKILL)  # children may outlive the API process
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def launch_server(
+    model: str,
+    settings: ServerSettings | None,
+    port: int,
+    vllm_args: Sequence[str] = (),
+    *,
+    log_path: Path | str,
+    replay_table: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    host: str = "127.0.0.1",
+) -> ServerHandle:
+    """Start a server in the background and return at once; see ``ServerHandle.wait_ready``.
+
+    ``settings`` None means stock vLLM: no scheduler class, no middleware. ``replay_table`` forces
+    lengths in either form (for lengthwise it defaults to the settings' own). ``model`` ``"tiny"``
+    is built under ``cache_dir`` at first use. ``vllm_args`` are passed through and win.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
+    path = Path(log_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = server_command(
+        model,
+        settings,
+        port,
+        vllm_args,
+        scratch=scratch,
+        replay_table=replay_table,
+        cache_dir=cache_dir,
+        host=host,
+    )
+    environment = server_environment(model, settings, scratch=scratch) | dict(env or {})
+    with path.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return ServerHandle(process, f"http://{host}:{port}", path, scratch)
+
+
+def serve_forever(
+    model: str,
+    settings: ServerSettings | None,
+    port: int,
+    vllm_args: Sequence[str] = (),
+    *,
+    cache_dir: Path | str | None = None,
+    host: str = "127.0.0.1",
+) -> int:
+    """Run a server in the foreground, output to the terminal; returns its exit code.
+
+    SIGINT and SIGTERM are forwarded; a second one kills.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
+    command = server_command(
+        model, settings, port, vllm_args, scratch=scratch, cache_dir=cache_dir, host=host
+    )
+    process = subprocess.Popen(
+        command, env=server_environment(model, settings, scratch=scratch), start_new_session=True
+    )
+    handle = ServerHandle(process, f"http://{host}:{port}", scratch / "none", scratch)
+    signals_seen = 0
+
+    def forward(number: int, frame: Any) -> None:
+        nonlocal signals_seen
+        signals_seen += 1
+        _signal_group(process, signal.SIGTERM if signals_seen == 1 else signal.SIGKILL)
+
+    previous = {
+        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        handle.terminate()
+    return 0 if signals_seen else code
+
+
+def server_command(
+    model: str,
+    settings: ServerSettings | None,
+    port: int,
+    vllm_args: Sequence[str] = (),
+    *,
+    scratch: Path,
+    replay_table: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    host: str = "127.0.0.1",
+) -> list[str]:
+    """The command line, for either distribution; writes the settings file into ``scratch``."""
+    name, extra = model, list(vllm_args)
+    if model == TINY_NAME:
+        name = str(build_tiny_model(Path(cache_dir or Path.cwd() / ".lengthwise") / TINY_NAME))
+        extra = [*_without_given(_TINY_ARGS, extra), *extra]
+    command = [*_entry_point(name), "--host", host, "--port", str(port)]
+    ours: dict[str, str] = {}
+    if settings is not None:
+        ours["settings"] = str(settings.write(scratch / "settings.json"))
+        command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
+        replay_table = replay_table or settings.replay_table
+    if replay_table is not None:
+        ours["replay_table"] = str(Path(replay_table).absolute())
+        command += ["--logits-processors", LOGITS_PROCESSOR]
+    if ours:
+        if any(arg.split("=")[0] == "--additional-config" for arg in extra):
+            raise InputError("--additional-config is set by lengthwise and cannot be given")
+        command += ["--additional-config", json.dumps({CONFIG_KEY: ours})]
+    return command + extra
+
+
+def server_environment(
+    model: str, settings: ServerSettings | None, *, scratch: Path
+) -> dict[str, str]:
+    """The environment of a server; what is set already wins, except the metrics directory."""
+    environment = dict(os.environ)
+    root = str(Path(scheduler.__file__).resolve().parent.parent)
+    paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
+    metrics_dir = scratch / "metrics"
+    metrics_dir.mkdir(parents=True, exist_ok=True)
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    if settings is not None:
+        environment[SETTINGS_VARIABLE] = str(scratch / "settings.json")
+    defaults = {
+        "PYTHONHASHSEED": "0",
+        "VLLM_CPU_KVCACHE_SPACE": _CPU_KVCACHE_GIB,
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if model == TINY_NAME or Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    return defaults | environment
+
+
+_TINY_ARGS = (
+    ("--load-format", "dummy"),
+    ("--dtype", "float32"),
+    ("--served-model-name", TINY_NAME),
+    ("--max-num-seqs", "32"),
+    ("--generation-config", "vllm"),
+)
+
+
+def _entry_point(model: str) -> list[str]:
+    """``vllm serve`` where the ``vllm`` distribution is installed; under ``vllm-cpu`` its command
+    line does not start, the server module does."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+
+
+def _without_given(defaults: Sequence[tuple[str, str]], given: Sequence[str]) -> list[str]:
+    named = {arg.split("=")[0] for arg in given}
+    return [part for flag, value in defaults if flag not in named for part in (flag, value)]
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # the whole group is gone

@@ -1,0 +1,235 @@
+"""The API process's side: read the request, check its SLO, predict its length, pass it on.
+
+A pure ASGI class for vLLM's ``--middleware``. It touches only POSTs to the two completion
+routes, and of those only the body; responses stream through untouched. It also answers
+``GET /lengthwise/status`` and, when allowed, ``POST /lengthwise/configure``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from data.errors import InputError
+from scheduler.vllm_adapter.body import encode_body, parse_body
+from scheduler.vllm_adapter.control import CONFIGURE_METHOD, STATUS_METHOD, parse_configure
+from scheduler.vllm_adapter.metrics import api_metrics
+from scheduler.vllm_adapter.prediction import PredictionService, load_predictor, load_service
+from scheduler.vllm_adapter.settings import ServerSettings, settings_from_environment
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
+STATUS_PATH = "/lengthwise/status"
+CONFIGURE_PATH = "/lengthwise/configure"
+
+
+class _BodyTooLargeError(Exception):
+    pass
+
+
+class _ClientGoneError(Exception):
+    pass
+
+
+class LengthwiseMiddleware:
+    """``--middleware scheduler.vllm_adapter.middleware.LengthwiseMiddleware``.
+
+    Settings come from the environment (``settings.SETTINGS_VARIABLE``) unless given.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: ServerSettings | None = None,
+        service: PredictionService | None = None,
+    ) -> None:
+        self.app = app
+        self.settings = settings if settings is not None else settings_from_environment()
+        self._table = self.settings.slos
+        self._metrics = api_metrics()
+        self.service = service or load_service(self.settings, self._metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI call."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # vLLM may run under a root path; routes are matched without it.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        route = (scope["method"], path)
+        try:
+            if scope["method"] == "POST" and path in COMPLETION_PATHS:
+                await self._completion(scope, receive, send)
+            elif route == ("GET", STATUS_PATH):
+                await self._status(scope, send)
+            elif route == ("POST", CONFIGURE_PATH):
+                await self._configure(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        except InputError as error:
+            await self._refuse(send, 400, str(error), "invalid_request_error")
+        except _BodyTooLargeError:
+            await self._refuse(
+                send,
+                413,
+                f"request body must not exceed {self.settings.max_body_bytes} bytes",
+                "invalid_request_error",
+            )
+        except _ClientGoneError:
+            return
+
+    # -- completions --------------------------------------------------------------------------
+
+    async def _completion(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = await self._read(scope, receive)
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        parsed = parse_body(raw, headers, self._table)
+        if parsed is not None:
+            prediction = await self.service.predict(
+                parsed.prompts, parsed.slo.slo_class, parsed.osl
+            )
+            log_prompts = self.settings.log_prompts and self.settings.request_log is not None
+            raw = encode_body(parsed, prediction, log_prompts)
+        replaced = _with_length(scope, len(raw))
+        await self.app(replaced, _replay(raw, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        limit = self.settings.max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise _BodyTooLargeError
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    # -- status and configure -----------------------------------------------------------------
+
+    async def _status(self, scope: Scope, send: Send) -> None:
+        engine = await self._ask_engine(scope, STATUS_METHOD)
+        if engine is None:
+            await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
+            return
+        service = self.service
+        api = {
+            "lengths": service.lengths,
+            "predictor_dir": self.settings.predictor_dir,
+            "predictor_version": service.version,
+            "levels": service.levels,
+        }
+        await _send_json(send, 200, engine | {"api": api, "predictor_version": service.version})
+
+    async def _configure(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.settings.allow_configure:
+            await self._refuse(
+                send, 403, "this server was started without allow_configure", "forbidden"
+            )
+            return
+        if not _authorized(scope):
+            await self._refuse(send, 401, "Unauthorized", "authentication_error")
+            return
+        raw = await self._read(scope, receive)
+        try:
+            body = json.loads(raw)
+        except ValueError as error:
+            raise InputError(f"the body must be JSON: {error}") from error
+        request = parse_configure(body)
+        predictor = None
+        if request.predictor_dir is not None:
+            predictor = await asyncio.to_thread(load_predictor, request.predictor_dir)
+        answer = await self._ask_engine(scope, CONFIGURE_METHOD, request.model_dump())
+        if answer is None:
+            await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
+            return
+        if "error" in answer:
+            raise InputError(answer["error"])
+        if predictor is not None:
+            self.service.replace(predictor, request.predictor_version)
+        if request.lengths is not None:
+            self.service.lengths = request.lengths
+        await _send_json(send, 200, answer)
+
+    async def _ask_engine(self, scope: Scope, method: str, *args: Any) -> dict[str, Any] | None:
+        """Call a utility method of the engine process; None when it is missing or fails."""
+        try:
+            core = scope["app"].state.engine_client.engine_core
+            return dict(await asyncio.wait_for(core.call_utility_async(method, *args), 30.0))
+        except Exception as error:  # an engine fault must not become a traceback at the client
+            logger.warning("%s: %r", method, error)
+            return None
+
+    async def _refuse(self, send: Send, status: int, message: str, kind: str) -> None:
+        self._metrics.rejected.labels(str(status)).inc()
+        error = {"message": message, "type": kind, "param": None, "code": status}
+        await _send_json(send, status, {"error": error})
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    """A copy of the scope that states the new body's length."""
+    dropped = (b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
+    headers.append((b"content-length", str(length).encode()))
+    return {**scope, "headers": headers}
+
+
+def _replay(raw: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body first, then whatever the client does (disconnects)."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    return replayed
+
+
+def _authorized(scope: Scope) -> bool:
+    """vLLM's own authentication runs after this middleware, so its key is checked here too."""
+    args = getattr(getattr(scope["app"], "state", None), "args", None)
+    given_keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
+    keys = [key for key in given_keys if key]
+    if not keys:
+        return True
+    header = dict(scope["headers"]).get(b"authorization", b"")
+    scheme, _, token = header.partition(b" ")
+    return scheme.lower() == b"bearer" and any(
+        hmac.compare_digest(token, key.encode()) for key in keys
+    )
+
+
+async def _send_json(send: Send, status: int, document: dict[str, Any]) -> None:
+    body = json.dumps(document).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,109 @@
+"""What a lengthwise server is told at its start, shared by its API and engine processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data.errors import InputError
+from data.slo import SloTable
+
+# The API process finds the settings file through this variable, the engine process through
+# ``additional_config[CONFIG_KEY]["settings"]``.
+SETTINGS_VARIABLE = "LENGTHWISE_SERVER_CONFIG"
+CONFIG_KEY = "lengthwise"
+
+Lengths = Literal["learned", "class", "oracle", "none"]
+
+
+class ServerSettings(BaseModel):
+    """One server's settings; a JSON file on disk. Unknown keys and bad values raise InputError.
+
+    ``plan_share`` is the largest share of wall time that planning may take; ``log_features`` and
+    ``log_prompts`` say what of the input goes to the request log.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    predictor_dir: str | None = None
+    predictor_version: str | None = None
+    lengths: Lengths = "learned"
+    policy: str = "sa"
+    policy_params: dict[str, Any] = Field(default_factory=dict)
+    plan_budget_ms: float = Field(default=1.0, gt=0, le=1000)
+    plan_share: float = Field(default=0.01, gt=0, le=1)
+    max_wait_s: float = Field(default=120.0, gt=0)
+    slo_table: dict[str, dict[str, float]] = Field(default_factory=dict)
+    profile: str | None = None
+    refit_steps: int = Field(default=2000, ge=0)
+    request_log: str | None = None
+    log_prompts: bool = False
+    log_features: bool = True
+    replay_table: str | None = None
+    step_log: str | None = None
+    allow_configure: bool = False
+    seed: int = Field(default=0, ge=0)
+    predict_timeout_ms: float = Field(default=200.0, gt=0)
+    max_body_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
+
+    @property
+    def slos(self) -> SloTable:
+        """The SLO table as ``data.slo`` reads it."""
+        return SloTable.from_dict(self.slo_table)
+
+    def write(self, path: Path | str) -> Path:
+        """Write the settings as JSON; return the path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(self.model_dump_json(indent=1))
+        return target
+
+
+def make_settings(values: Mapping[str, Any]) -> ServerSettings:
+    """Settings from plain values; InputError names the first bad key, its value and the rule."""
+    try:
+        settings = ServerSettings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"server setting {key or '?'}: {first['msg']}, got {first['input']!r}"
+        ) from error
+    SloTable.from_dict(settings.slo_table)
+    return settings
+
+
+def read_settings(path: Path | str) -> ServerSettings:
+    """Read a settings file; InputError when it is missing or wrong."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read server settings {str(path)!r}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"server settings {str(path)!r} must be a JSON object")
+    return make_settings(values)
+
+
+def settings_from_environment() -> ServerSettings:
+    """The API process's settings: the file named by the environment, else the defaults."""
+    path = os.environ.get(SETTINGS_VARIABLE)
+    return read_settings(path) if path else ServerSettings()
+
+
+def settings_from_additional_config(additional_config: Any) -> ServerSettings:
+    """The engine's settings: a path or an object under the ``lengthwise`` key, else the defaults.
+
+    An object is for ``vllm.LLM(additional_config={"lengthwise": {"settings": {...}}})``, where no
+    server wrote a file.
+    """
+    if not isinstance(additional_config, Mapping):
+        return settings_from_environment()
+    given = (additional_config.get(CONFIG_KEY) or {}).get("settings")
+    if given is None:
+        return settings_from_environment()
+    return make_settings(given) if isinstance(given, Mapping) else read_settings(given)
