@@ -1,0 +1,1 @@
+"""Learned output lengths: P(answer length | prompt), calibrated, saved as plain files."""

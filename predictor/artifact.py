@@ -1,0 +1,136 @@
+"""The directory a predictor lives in: JSON, a booster's text and plain arrays; no pickle.
+
+    card.json          what it is: levels, contract, data hash, metrics, priors, estimator name
+    calibration.json   conformal offsets
+    features.json/npz  parameters and arrays of the feature transformer
+    estimator/         the estimator's own files
+
+`card.json` is written last, so a directory with a card is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.errors import InputError
+from predictor.baselines import BASELINES
+from predictor.conformal import ConformalOffsets
+from predictor.features import LAYOUT_VERSION, PromptFeatures
+from predictor.text import HashedText
+
+if TYPE_CHECKING:
+    from predictor.base import LengthRegressor
+    from predictor.model import LengthPredictor
+
+FORMAT_VERSION = 1
+_REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
+
+
+def estimator_class(name: str) -> type[LengthRegressor]:
+    """The estimator of a registered name."""
+    from predictor.lgbm import LGBMLengthRegressor
+
+    known: dict[str, type[LengthRegressor]] = {"lightgbm": LGBMLengthRegressor, **BASELINES}
+    if name not in known:
+        raise InputError(f"unknown estimator {name!r}; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
+    """Write every file of the artifact."""
+    (directory / "estimator").mkdir(parents=True, exist_ok=True)
+    predictor.estimator.save_files(directory / "estimator")
+    _write(directory / "calibration.json", predictor.offsets.to_json())
+    features, text = predictor.prompt_features, predictor.prompt_features.text_
+    _write(
+        directory / "features.json",
+        {
+            "blocks": list(features.blocks),
+            "classes": features.classes_,
+            "text": text.get_params(),
+            "n_svd": text.n_svd_,
+            "intercept": text.intercept_,
+        },
+    )
+    np.savez_compressed(
+        directory / "features.npz",
+        weights=text.weights_,
+        row_of=text.row_of_,
+        token_fit=features.token_fit_,
+    )
+    _write(
+        directory / "card.json",
+        predictor.card | {"format_version": FORMAT_VERSION, "version": predictor.version},
+    )
+
+
+def load_predictor(directory: Path) -> LengthPredictor:
+    """Read an artifact; InputError names the file and the rule it breaks."""
+    from predictor.model import LengthPredictor
+
+    card = _read(directory / "card.json")
+    if card.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{directory}: artifact format {card.get('format_version')!r}, "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    missing = [key for key in _REQUIRED if key not in card]
+    if missing:
+        raise InputError(f"{directory / 'card.json'}: the key {missing[0]!r} is missing")
+    features = _load_features(directory)
+    if features.contract != card["feature_contract"]:
+        raise InputError(
+            f"{directory}: made for features {card['feature_contract']}, "
+            f"these are {features.contract} (layout version {LAYOUT_VERSION})"
+        )
+    estimator = estimator_class(card["estimator"]["name"])(**card["estimator"]["params"])
+    try:
+        estimator.load_files(directory / "estimator")
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{directory / 'estimator'}: cannot be read: {error}") from error
+    columns = len(features.get_feature_names_out())
+    if estimator.reads_columns not in (None, columns):
+        raise InputError(
+            f"{directory}: the estimator reads {estimator.reads_columns} features, "
+            f"there are {columns}"
+        )
+    offsets = ConformalOffsets.from_json(_read(directory / "calibration.json"))
+    return LengthPredictor(features, estimator, offsets, card)
+
+
+def _load_features(directory: Path) -> PromptFeatures:
+    settings = _read(directory / "features.json")
+    path = directory / "features.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights, row_of, token_fit = arrays["weights"], arrays["row_of"], arrays["token_fit"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    text = HashedText(**settings["text"])
+    text.weights_, text.row_of_ = weights, row_of
+    text.n_svd_, text.intercept_ = int(settings["n_svd"]), float(settings["intercept"])
+    features = PromptFeatures(HashedText(**settings["text"]), tuple(settings["blocks"]))
+    features.text_, features.token_fit_ = text, token_fit
+    features.classes_ = list(settings["classes"])
+    return features
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON (truncated?): {error.msg}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must hold a JSON object, got {type(document).__name__}")
+    return document

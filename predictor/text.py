@@ -1,0 +1,215 @@
+"""The words of a prompt as a few dense columns: hashed TF-IDF, its SVD, and a ridge on log-length.
+
+Serving needs one matrix: row b holds what bucket b of the hash adds to every column, so a
+prompt costs one gathered sum over its n-grams and no scikit-learn object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import TruncatedSVD
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
+from sklearn.utils.validation import check_is_fitted
+
+from predictor.distribution import Floats
+from predictor.ngrams import count_ngrams
+from predictor.scan import encode, scan
+
+
+@njit(cache=True)
+def project(
+    buckets: np.ndarray,
+    counts: np.ndarray,
+    row_of: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Columns of one prompt into `out`, (k,): sum over buckets of (1 + log count) idf, length 1.
+
+    weights : (kept, k + 1) float32; the last column is idf, the others are already times idf.
+    """
+    out[:] = 0.0
+    norm = 0.0
+    columns = out.size
+    for i in range(buckets.size):
+        row = row_of[buckets[i]]
+        if row < 0:
+            continue
+        tf = 1.0 + np.log(counts[i])
+        norm += (tf * weights[row, columns]) ** 2
+        for column in range(columns):
+            out[column] += tf * weights[row, column]
+    if norm > 0.0:
+        out /= np.sqrt(norm)
+
+
+class HashedText(TransformerMixin, BaseEstimator):
+    """Prompt texts to `components` SVD columns and, when fitted with lengths, one ridge column.
+
+    Parameters
+    ----------
+    bits : int
+        The hash has 2**bits buckets.
+    char_max : int
+        Longest run of characters counted; 0 for whole words only.
+    components : int
+        Columns of the truncated SVD of the TF-IDF matrix.
+    min_prompts : int
+        Buckets seen in fewer training prompts are ignored.
+    alpha : float
+        Penalty of the ridge on log-length.
+    folds : int
+        The ridge column of the training rows themselves comes from models fitted without their
+        fold (and without their `groups`), as in scikit-learn's TargetEncoder: so
+        `fit_transform(X, y)` differs from `fit(X, y).transform(X)` and is the one to train on.
+    random_state : int
+    """
+
+    def __init__(
+        self,
+        bits: int = 16,
+        char_max: int = 0,
+        components: int = 48,
+        min_prompts: int = 2,
+        alpha: float = 1.0,
+        folds: int = 5,
+        random_state: int = 0,
+    ) -> None:
+        self.bits = bits
+        self.char_max = char_max
+        self.components = components
+        self.min_prompts = min_prompts
+        self.alpha = alpha
+        self.folds = folds
+        self.random_state = random_state
+
+    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def fit(
+        self, X: Sequence[str], y: ArrayLike | None = None, groups: Sequence[str] | None = None
+    ) -> HashedText:
+        """Learn idf, SVD and, if lengths `y` (tokens, (n,)) are given, the ridge."""
+        self._fit(X, y, groups)
+        return self
+
+    def fit_transform(
+        self, X: Sequence[str], y: ArrayLike | None = None, groups: Sequence[str] | None = None
+    ) -> Floats:
+        """Columns for the training rows, (n, k); the ridge column is out of fold."""
+        return self._fit(X, y, groups)
+
+    def transform(self, X: Sequence[str]) -> Floats:
+        """Columns for any texts, (n, k)."""
+        check_is_fitted(self, "weights_")
+        out = np.zeros((len(X), self.weights_.shape[1] - 1))
+        scratch = self.scratch()
+        for i, prompt in enumerate(X):
+            text = encode(prompt)
+            self.project_tokens(text, scan(text), scratch, out[i])
+        return out
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
+        """Column names: text_svd_0 ..., text_ridge."""
+        check_is_fitted(self, "weights_")
+        names = [f"text_svd_{i}" for i in range(self.n_svd_)]
+        return np.array(names + ["text_ridge"] * (self.weights_.shape[1] - 1 - self.n_svd_))
+
+    def scratch(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Working memory for `project_tokens`; one for each thread."""
+        return np.zeros(1 << self.bits, np.float32), np.zeros(1 << self.bits, np.int32)
+
+    def project_tokens(
+        self,
+        text: NDArray[np.uint8],
+        tokens: tuple[np.ndarray, ...],
+        scratch: tuple[NDArray[np.float32], NDArray[np.int32]],
+        out: Floats,
+    ) -> None:
+        """The serving path: columns of one scanned prompt into `out`, (k,)."""
+        counts, touched = scratch
+        kinds, hashes, _, starts, stops = tokens
+        used = count_ngrams(text, kinds, hashes, starts, stops, self.char_max, counts, touched)
+        buckets = touched[:used]
+        project(buckets, counts[buckets], self.row_of_, self.weights_, out)
+        counts[buckets] = 0.0
+
+    def _count(self, prompts: Sequence[str]) -> sp.csr_matrix:
+        counts, touched = self.scratch()
+        indptr, indices, values = [0], [], []
+        for prompt in prompts:
+            text = encode(prompt)
+            kinds, hashes, _, starts, stops = scan(text)
+            used = count_ngrams(text, kinds, hashes, starts, stops, self.char_max, counts, touched)
+            buckets = np.sort(touched[:used])
+            indices.append(buckets)
+            values.append(counts[buckets])
+            counts[buckets] = 0.0
+            indptr.append(indptr[-1] + used)
+        return sp.csr_matrix(
+            (np.concatenate(values), np.concatenate(indices), indptr),
+            shape=(len(prompts), 1 << self.bits),
+        )
+
+    def _fit(self, X: Sequence[str], y: ArrayLike | None, groups: Sequence[str] | None) -> Floats:
+        if len(X) == 0:
+            raise ValueError("HashedText needs at least one text, got 0 samples")
+        counts = self._count(X)
+        n = counts.shape[0]
+        frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
+        kept = np.flatnonzero(frequency >= min(self.min_prompts, n))
+        self.row_of_ = np.full(1 << self.bits, -1, np.int32)
+        self.row_of_[kept] = np.arange(kept.size, dtype=np.int32)
+        idf = np.log((1.0 + n) / (1.0 + frequency[kept])) + 1.0
+        tfidf = counts[:, kept].astype(np.float64)
+        tfidf.data = 1.0 + np.log(tfidf.data)
+        tfidf = (tfidf @ sp.diags_array(idf)).tocsr()
+        norms = np.sqrt(np.asarray(tfidf.multiply(tfidf).sum(axis=1)).ravel())
+        tfidf = (sp.diags_array(1.0 / np.where(norms > 0, norms, 1.0)) @ tfidf).tocsr()
+
+        self.n_svd_ = int(min(self.components, n - 1, kept.size - 1)) if n > 1 else 0
+        columns, directions = np.empty((n, 0)), np.empty((kept.size, 0))
+        if self.n_svd_ > 0:
+            svd = TruncatedSVD(self.n_svd_, random_state=self.random_state).fit(tfidf)
+            # single precision is what serving holds, so the booster is trained on it too
+            directions = svd.components_.T.astype(np.float32).astype(np.float64)
+            columns = tfidf @ directions
+        self.intercept_ = 0.0
+        if y is not None:
+            coefficients, out_of_fold = self._ridge(tfidf, np.asarray(y, np.float64), groups)
+            directions = np.column_stack((directions, coefficients))
+            columns = np.column_stack((columns, out_of_fold))
+        self.weights_ = np.column_stack((directions * idf[:, None], idf)).astype(np.float32)
+        return columns
+
+    def _ridge(
+        self, tfidf: sp.csr_matrix, y: Floats, groups: Sequence[str] | None
+    ) -> tuple[Floats, Floats]:
+        """Coefficients fitted on all rows, and out-of-fold predictions, both around the mean."""
+        target = np.log(np.maximum(y, 1.0))
+        self.intercept_ = float(target.mean())
+        target = target - self.intercept_
+
+        def fit(rows: NDArray[np.intp]) -> Floats:
+            ridge = Ridge(self.alpha, fit_intercept=False, solver="lsqr", tol=1e-3)
+            return ridge.fit(tfidf[rows], target[rows]).coef_
+
+        n = target.size
+        labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+        folds = min(self.folds, np.unique(labels).size)
+        out_of_fold = np.zeros(n)
+        if folds >= 2:
+            splitter = GroupKFold(folds, shuffle=True, random_state=self.random_state)
+            for fitted, held in splitter.split(labels, groups=labels):
+                out_of_fold[held] = tfidf[held] @ fit(fitted)
+        return fit(np.arange(n)), out_of_fold

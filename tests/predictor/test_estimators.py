@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from predictor.baselines import BASELINES, MaxTokensLength
+from predictor.features import PromptFeatures
+from predictor.lgbm import LGBMLengthRegressor, student_gradients
+from predictor.text import HashedText
+
+WEIGHTS = {
+    "check_sample_weight_equivalence_on_dense_data": "bins and leaf sizes count rows, not weights",
+}
+
+
+def expected_failures(estimator: object) -> dict[str, str]:
+    return {} if isinstance(estimator, MaxTokensLength) else WEIGHTS
+
+
+@parametrize_with_checks(
+    [
+        LGBMLengthRegressor(n_estimators=15),
+        PromptFeatures(),
+        HashedText(),
+        *(cls() for cls in BASELINES.values()),
+    ],
+    expected_failed_checks=expected_failures,
+)
+def test_scikit_learn_contract(estimator, check) -> None:  # type: ignore[no-untyped-def]
+    check(estimator)
+
+
+def noisy_lengths(n: int = 1200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 4))
+    spread = np.where(X[:, 1] > 0, 0.1, 0.5)
+    return X, np.exp(4.0 + X[:, 0] + spread * rng.normal(size=n))
+
+
+def test_location_and_scale_are_both_learned() -> None:
+    X, y = noisy_lengths()
+    fitted = LGBMLengthRegressor(n_estimators=200, random_state=1).fit(X, y)
+    mu, scale = fitted.predict_location_scale(X)
+    assert np.corrcoef(mu, X[:, 0])[0, 1] > 0.95
+    assert np.median(scale[X[:, 1] <= 0]) > 2.5 * np.median(scale[X[:, 1] > 0])
+
+
+def test_a_cut_answer_is_a_lower_bound() -> None:
+    X, y = noisy_lengths()
+    cut = y > 90.0
+    seen = np.minimum(y, 90.0)
+    longest = y > 150.0
+    naive = LGBMLengthRegressor(random_state=1).fit(X, seen).predict(X)[longest]
+    aware = LGBMLengthRegressor(random_state=1).fit(X, seen, censored=cut).predict(X)[longest]
+    assert np.median(naive) < 100
+    assert np.median(aware) > 1.3 * np.median(naive)
+
+
+def test_gradients_are_the_derivatives_of_the_loss() -> None:
+    from scipy.stats import t as student
+
+    log_y, mu, s, dof = np.array([1.0, 2.0]), np.array([0.3, 2.5]), np.array([-0.2, 0.4]), 5.0
+    censored = np.array([False, True])
+
+    def loss(mu: np.ndarray, s: np.ndarray) -> np.ndarray:
+        z = (log_y - mu) / np.exp(s)
+        return np.where(censored, -student.logsf(z, dof), s - student.logpdf(z, dof))
+
+    gradient, curvature = student_gradients(log_y, mu, s, dof, censored)
+    step = 1e-6
+    np.testing.assert_allclose(
+        gradient[:, 0], (loss(mu + step, s) - loss(mu - step, s)) / (2 * step), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        gradient[:, 1], (loss(mu, s + step) - loss(mu, s - step)) / (2 * step), rtol=1e-5
+    )
+    assert (curvature > 0).all()
+
+
+def test_the_flat_walk_is_the_booster() -> None:
+    X, y = noisy_lengths()
+    X[::7, 2] = np.nan
+    fitted = LGBMLengthRegressor(n_estimators=60).fit(X, y)
+    X[::5, 0] = np.nan
+    raw = fitted.booster_.predict(X).reshape(len(X), 2)
+    np.testing.assert_array_equal(fitted.trees_.predict(X), raw)
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    X, y = noisy_lengths(300)
+    first, again = (
+        LGBMLengthRegressor(n_estimators=30, random_state=5).fit(X, y).predict(X) for _ in "ab"
+    )
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_baselines_round_trip(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    X = np.column_stack((rng.integers(0, 3, 200), rng.integers(1, 500, 200))).astype(float)
+    y = np.exp(3 + X[:, 0] + rng.normal(size=200))
+    fitted = BASELINES[name]().fit(X, y)
+    fitted.save_files(tmp_path)
+    other = BASELINES[name]()
+    other.load_files(tmp_path)
+    np.testing.assert_array_equal(fitted.predict(X), other.predict(X))
+
+
+def test_class_quantiles_know_their_classes() -> None:
+    X = np.repeat([[0.0, 5.0], [1.0, 5.0]], 50, axis=0)
+    y = np.repeat([10.0, 300.0], 50)
+    fitted = BASELINES["class_quantiles"]().fit(X, y)
+    np.testing.assert_allclose(fitted.predict([[0.0, 5.0], [1.0, 5.0]]), [10.0, 300.0])
+
+
+def test_the_gaussian_is_the_papers() -> None:
+    X = np.zeros((4, 2))
+    y = np.array([80.0, 120.0, 90.0, 110.0])
+    d = BASELINES["class_gaussian"]().fit(X, y).predict_distribution(X[:1])
+    # mean 100, standard deviation 15.81: the 90 % quantile is 100 + 1.2816 * 15.81
+    np.testing.assert_allclose(d.quantile(0.9), 100 + 1.2816 * y.std(), rtol=1e-2)
