@@ -13,11 +13,12 @@ from training.registry import MODEL_NAME
 
 # what the table shows of a version's metrics: (column, metric of the training run, format)
 METRIC_COLUMNS = (
-    ("MAE", "learned/mae", "{:.1f}"),
-    ("tau", "learned/kendall_tau", "{:.3f}"),
-    ("tau in task", "learned/within_task_tau", "{:.3f}"),
-    ("pinball", "learned/pinball", "{:.2f}"),
-    ("coverage", "learned/coverage", "{:.3f}"),
+    ("MAE", "mae", "{:.1f}"),
+    ("within 25 %", "within_25", "{:.1%}"),
+    ("tau", "tau", "{:.3f}"),
+    ("tau in task", "within_task_tau", "{:.3f}"),
+    ("pinball", "pinball", "{:.2f}"),
+    ("coverage", "coverage", "{:.1%}"),
 )
 
 

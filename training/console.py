@@ -106,3 +106,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     stdout().print(table)
+
+
+def print_checks(checks: Sequence[tuple[str, str, str, str]]) -> None:
+    """Lines of (ok | warn | fail, what, finding, advice) on stdout."""
+    from rich.text import Text
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    out = stdout()
+    for status, name, detail, advice in checks:
+        line = Text.assemble((f"{status:<5}", colours[status]), f"{name:<16}", detail)
+        out.print(line, soft_wrap=True)
+        if advice:
+            out.print(Text(f"{'':<21}-> {advice}", style="bold"), soft_wrap=True)

@@ -23,8 +23,8 @@ def _figure(title: str, note: str, width: float = 6.4, height: float = 4.8) -> t
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    if note:
-        figure.text(0.995, 0.005, note, ha="right", va="bottom", fontsize=7, color=GREY)
+    axes.set_title(note, loc="right", fontsize=8, color=GREY)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     return figure, axes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -92,6 +91,6 @@ def _writer(target: str) -> Iterator[IO[str]]:
     try:
         with partial.open("w", encoding="utf-8") as file:
             yield file
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -25,7 +25,14 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from training.tracking_store import RegistryError, check_store, display, sqlite_file, tracking_uri
+from training.tracking_store import (
+    URI_VARIABLE,
+    RegistryError,
+    check_store,
+    display,
+    sqlite_file,
+    tracking_uri,
+)
 from training.workspace import Workspace
 
 MODEL_NAME = "output-length"
@@ -47,7 +54,9 @@ _QUIET = {
     # MLflow asks git for the commit of the calling script; there may be no git
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_PYFUNC_REQUIREMENTS = ("mlflow", "lightgbm", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy")
+_PYFUNC_REQUIREMENTS = (
+    "mlflow", "lightgbm", "numba", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +116,12 @@ def connect(workspace: Workspace, *, writing: bool) -> Iterator[ModuleType]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    given = os.environ.get(URI_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    # MLflow exports what it is told, and the next workspace would take it for the user's wish
+    if given is None:
+        os.environ.pop(URI_VARIABLE, None)
     try:
-        mlflow.set_tracking_uri(uri)
         with contextlib.redirect_stdout(sys.stderr):
             yield mlflow
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
@@ -116,6 +129,11 @@ def connect(workspace: Workspace, *, writing: bool) -> Iterator[ModuleType]:
         missing = getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
         hint = "; `lengthwise compare` lists the versions there are" if missing else ""
         raise RegistryError(f"MLflow at {display(uri)}: {lines[0].rstrip('.')}{hint}") from error
+
+
+def estimator_name(card: Mapping[str, Any]) -> str:
+    """Which estimator a predictor's card names."""
+    return str((card.get("estimator") or {}).get("name", "unknown"))
 
 
 def check_writable(workspace: Workspace) -> None:
@@ -189,7 +207,7 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
         }
     )
     packages = list(_PYFUNC_REQUIREMENTS)
-    if card.get("estimator") == "bert":
+    if estimator_name(card) == "bert":
         packages += ["torch", "transformers"]
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     # MLflow loads what it saved and puts the copied packages first on sys.path: import ours before
@@ -230,6 +248,11 @@ def register(
     The first version becomes ``champion``, later ones ``challenger``, unless ``alias`` is given.
     A model that has a version already is not registered twice: only the alias moves.
     """
+    # MLflow would refuse these too, but only after the version is made
+    if alias is not None and not re.fullmatch(r"(?!latest$|v\d+$)[\w-]{1,255}", alias, re.ASCII):
+        raise RegistryError(
+            f"alias must be letters, digits, _ or -, and neither 'latest' nor 'v1', got {alias!r}"
+        )
     directory = native_directory(Path(model))
     if directory is not None:
         model = _log_directory(directory, workspace).model_uri
@@ -259,18 +282,27 @@ def _log_directory(directory: Path, workspace: Workspace) -> LoggedTraining:
     """A run for a predictor trained elsewhere: what its card says, nothing else."""
     card = read_card(directory)
     tags = {key: str(card[key]) for key in ("source_label", "data_sha256") if card.get(key)}
-    params = {
-        key: card[key] for key in ("estimator", "feature_contract", "tokenizer") if key in card
-    }
+    params = {key: card[key] for key in ("feature_contract", "tokenizer") if key in card}
+    params["estimator"] = estimator_name(card)
     return log_training_run(
         directory,
         params=params,
-        metrics=flatten(card.get("metrics") or {}),
+        metrics=flatten(headline(card.get("metrics") or {})),
         figures={},
         tags=tags,
         workspace=workspace,
         run_name="import",
     )
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation without its tables by task, too many rows for a page of metrics."""
+    short = {name: value for name, value in metrics.items() if name != "task_tau"}
+    short["baselines"] = {
+        name: {key: value for key, value in row.items() if not isinstance(value, Mapping)}
+        for name, row in short.get("baselines", {}).items()
+    }
+    return short
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

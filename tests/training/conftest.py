@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training import registry
@@ -35,7 +36,12 @@ def predictor_dir(tmp_path_factory) -> Path:
     from predictor.fit import fit_predictor
 
     parts = split_table(synthetic_table(rows=400))
-    predictor = fit_predictor(parts["train"], parts["calibration"], seed=0)
+    predictor = fit_predictor(parts["train"], parts["calibration"], n_estimators=30)
     directory = tmp_path_factory.mktemp("predictor") / "native"
     predictor.save(directory)
     return directory
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,218 @@
+import gzip
+import json
+import resource
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from training.cli import app
+
+HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "vllm", "rich")
+
+
+@pytest.fixture
+def run(workspace):
+    """Run a command in a fresh workspace; returns Click's result."""
+
+    def invoke(*args, **kwargs):
+        return CliRunner().invoke(app, [str(arg) for arg in args], **kwargs)
+
+    return invoke
+
+
+@pytest.fixture
+def refuses(run):
+    """Run a command that must fail with one line on stderr; returns the line."""
+
+    def invoke(*args):
+        result = run(*args)
+        assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("lengthwise: error: ")
+        return line
+
+    return invoke
+
+
+def test_help_imports_nothing_heavy():
+    code = f"import sys, training.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_answers_at_once():
+    """In processor time, for the machine may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "training.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    for name in ("train", "register", "predict", "compare", "serve", "doctor", "data", "bench"):
+        assert f" {name} " in done.stdout
+
+
+def test_version(run):
+    assert run("--version").stdout.strip() == f"lengthwise {version('lengthwise')}"
+
+
+def test_train_register_predict_compare(run, workspace, tmp_path):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    assert run("data", "synthesize", "--output", rows, "--rows", 400).exit_code == 0
+    trained = run("train", "--input", rows, "--register", "--json")
+    assert trained.exit_code == 0, trained.output
+    document = json.loads(trained.stdout.splitlines()[-1])
+    assert document["model_uri"] == "models:/output-length/1"
+    assert document["metrics"]["mae"] > 0
+    assert document["metrics"]["baselines"]["constant"]["mae"] > 0
+    assert sum(document["rows"].values()) == 400
+    plots = {path.name for path in workspace.artifacts.rglob("plots/*.png")}
+    assert plots == {
+        "predicted_against_true.png", "calibration.png", "error_by_class.png", "interval_width.png",
+    }  # fmt: skip
+
+    done = run("predict", "--model", "models:/output-length@champion",
+               "--input", rows, "--output", out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    first = json.loads(out.read_text().splitlines()[0])
+    quantiles = list(first["quantiles"].values())
+    assert list(first["quantiles"])[::11] == ["0.05", "0.99"]
+    assert quantiles == sorted(quantiles)
+    assert len(out.read_text().splitlines()) == 400
+
+    again = run("register", document["directory"], "--alias", "shadow", "--json")
+    assert json.loads(again.stdout)["aliases"] == ["shadow"]
+    table = json.loads(run("compare", "--json").stdout)
+    assert [v["version"] for v in table["versions"]] == [1, 2]
+    assert table["versions"][0]["metrics"]["mae"] == pytest.approx(document["metrics"]["mae"])
+    assert table["versions"][1]["metrics"]["mae"] == pytest.approx(document["metrics"]["mae"])
+    assert "champion" in run("compare").stdout
+
+
+def test_an_unregistered_model_has_a_uri_too(run, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    run("data", "synthesize", "--output", rows, "--rows", 300, "--seed", 1)
+    trained = run("train", "--input", rows)
+    assert trained.exit_code == 0, trained.output
+    uri = next(line for line in trained.stdout.splitlines() if "models:/m-" in line).split()[0]
+    assert "class_quantiles" in trained.stdout
+    registered = run("register", uri)
+    assert registered.stdout.startswith("models:/output-length/1 (alias: champion")
+
+
+def test_the_synthetic_corpus_is_named_as_such(run):
+    trained = run("train", "--pack", "synthetic", "--limit", 300)
+    assert "data: synthetic" in trained.stdout
+    assert "say nothing of real data" in trained.stdout
+
+
+def test_unknown_models_are_refused(refuses, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x"}\n')
+    for name, words in {
+        "nothing-here": "neither a directory nor a model URI",
+        "models:/output-length@champion": "not found",
+        str(tmp_path): "holds no card.json",
+    }.items():
+        line = refuses("predict", "--model", name, "--input", rows, "--output", tmp_path / "out")
+        assert words in line
+    assert "not found" in refuses("register", "models:/output-length/4")
+    assert "--predictor none" in refuses("serve", "tiny")
+
+
+def test_a_corrupt_predictor_is_refused(refuses, predictor_dir, tmp_path):
+    import shutil
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x"}\n')
+    broken = tmp_path / "broken"
+    shutil.copytree(predictor_dir, broken)
+    (broken / "features.npz").write_bytes(b"PK not really")
+    refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+    (broken / "card.json").write_text("{")
+    refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+
+
+def test_a_dead_tracking_server_stops_a_training_before_it_starts(refuses, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    start = time.monotonic()
+    for command in (["train", "--pack", "synthetic"], ["compare"], ["register", "models:/x/1"]):
+        assert f"http://127.0.0.1:{port} does not answer" in refuses(*command)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no data source"),
+        (b"", ""),
+        (b'{"prompt": "x", "response": \n', "not JSON"),
+        (b'{"response": "an answer to nothing"}\n', ":1"),
+        (b'{"prompt": "x", "output_tokens": -4}\n', ":1"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_bad_data_files_are_refused(refuses, tmp_path, content, words):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    line = refuses("train", "--input", path)
+    assert words in line
+    assert "rows.jsonl" in line
+
+
+def test_a_truncated_archive_is_refused(refuses, tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    packed = gzip.compress(b'{"prompt": "x", "output_tokens": 4}\n' * 1000)
+    path.write_bytes(packed[: len(packed) // 2])
+    assert "gzip" in refuses("train", "--input", path)
+
+
+def test_too_little_data_is_refused(refuses, run, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    run("data", "synthesize", "--output", rows, "--rows", 30)
+    assert "too small" in refuses("train", "--input", rows)
+
+
+def test_options_that_contradict_or_do_not_exist(refuses, run):
+    assert "one of --pack" in refuses("train", "--pack", "gpt35", "--input", "x.jsonl")
+    assert "unknown estimator" in refuses("train", "--pack", "synthetic", "--estimator", "oracle")
+    assert run("train", "--nonsense").exit_code == 2
+    assert run("predict", "--model", "x").exit_code == 2
+
+
+def test_an_unwritable_output_is_one_line(refuses, predictor_dir, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x"}\n')
+    target = tmp_path / "missing" / "out.jsonl"
+    line = refuses("predict", "--model", predictor_dir, "--input", rows, "--output", target)
+    assert str(target.parent) in line
+
+
+def test_debug_shows_the_traceback(run, monkeypatch):
+    monkeypatch.setenv("LENGTHWISE_DEBUG", "1")
+    assert run("compare").exit_code == 0
+    result = run("register", "models:/output-length/4")
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "RegistryError"
+
+
+def test_data_list_names_what_is_there(run, monkeypatch):
+    monkeypatch.delenv("LENGTHWISE_DATA", raising=False)
+    listed = json.loads(run("data", "list", "--json").stdout)
+    assert listed["default"] == "synthetic"
+    assert {s["name"]: s["state"] for s in listed["sources"]}["dolly_15k"] == "to fetch"
+
+
+def test_data_describe(run, refuses):
+    described = json.loads(run("data", "describe", "synthetic", "--json").stdout)
+    assert described["source_label"] == "synthetic"
+    assert "no data source" in refuses("data", "describe", "nothing")
+    assert "no public set" in refuses("data", "fetch", "nothing")

@@ -1,0 +1,150 @@
+"""Commands about the server: ``serve`` and ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data.errors import InputError
+from training import console
+from training.registry import DEFAULT_PREDICTOR, ResolvedPredictor, resolve_predictor
+from training.tracking_store import RegistryError
+from training.workspace import Workspace
+
+NO_PREDICTOR = "none"
+DEFAULT_PORT = 8000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the app."""
+    passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("serve", context_settings=passing_on)(serve)
+    app.command("doctor")(doctor)
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model vLLM can load, or 'tiny', built in.")],
+    predictor: Annotated[
+        str, typer.Option(help=f"Model URI or directory; '{NO_PREDICTOR}' serves without.")
+    ] = DEFAULT_PREDICTOR,
+    policy: Annotated[
+        str, typer.Option(help="Admission order, e.g. sa, feasible-edf, fcfs.")
+    ] = "sa",
+    lengths: Annotated[
+        str | None, typer.Option(help="learned | class | none; learned if there is a predictor.")
+    ] = None,
+    slo_table: Annotated[
+        Path | None, typer.Option(help="JSON: class to its default slo_*_ms and weight.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Engine profile to start from: a name or a file.")
+    ] = None,
+    max_wait: Annotated[
+        float, typer.Option(help="Seconds after which a request goes first, whatever the plan.")
+    ] = 120.0,
+    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    request_log: Annotated[
+        Path | None, typer.Option(help="Directory for one row per finished request.")
+    ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Keep the prompts' text in the request log.")
+    ] = False,
+    allow_configure: Annotated[
+        bool,
+        typer.Option("--allow-configure", help="Let POST /lengthwise/configure change policy."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the annealing.")] = 0,
+) -> None:
+    """Serve MODEL with vLLM, ordered by length and SLO.
+
+    The OpenAI API, with vllm_xargs or x-slo-* headers for objectives. Options not listed here
+    go to vLLM as they are: --port 8001 --max-num-seqs 64 ...
+    """
+    if model.startswith("-"):
+        raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
+    from scheduler.vllm_adapter.launch import serve_forever
+    from scheduler.vllm_adapter.settings import make_settings
+
+    workspace = Workspace.current()
+    resolved = find_predictor(predictor, workspace)
+    settings = make_settings(
+        {
+            "predictor_dir": str(resolved.directory) if resolved else None,
+            "predictor_version": resolved.label if resolved else None,
+            "lengths": lengths or ("learned" if resolved else "none"),
+            "policy": check_policy(policy),
+            "plan_budget_ms": plan_budget_ms,
+            "max_wait_s": max_wait,
+            "slo_table": read_slo_table(slo_table) if slo_table else {},
+            "profile": profile,
+            "request_log": str(request_log.absolute()) if request_log else None,
+            "log_prompts": log_prompts,
+            "allow_configure": allow_configure,
+            "seed": seed,
+        }
+    )
+    label = resolved.label if resolved else "no predictor"
+    console.stderr().print(f"{model} with {label}, policy {policy}, lengths {settings.lengths}")
+    raise typer.Exit(serve_forever(model, settings, ctx.args, cache_dir=workspace.cache))
+
+
+def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
+    """The predictor to serve with, loaded once so that a broken one stops the start."""
+    if name == NO_PREDICTOR:
+        return None
+    from predictor.model import LengthPredictor
+
+    try:
+        resolved = resolve_predictor(name, workspace=workspace)
+    except RegistryError as error:
+        raise RegistryError(f"{error} (or serve with --predictor {NO_PREDICTOR})") from error
+    LengthPredictor.load(resolved.directory)
+    return resolved
+
+
+def check_policy(name: str) -> str:
+    """The policy's name; InputError listing those there are."""
+    from scheduler.policies import POLICIES
+
+    if name not in POLICIES:
+        raise InputError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    return name
+
+
+def read_slo_table(path: Path) -> dict[str, Any]:
+    """The SLO table of a JSON file; InputError if it is missing, no JSON, or breaks a rule."""
+    from data.slo import SloTable
+
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read SLO table {path}: {error}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"SLO table {path} must hold an object from class to objectives")
+    SloTable.from_dict(table)
+    return table
+
+
+def doctor(
+    model: Annotated[str, typer.Option(help="The model to be served.")] = "tiny",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_PORT,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Check what training and serving need.
+
+    Python, packages, vLLM's hooks, tracking store, predictor, model, data, port.
+    """
+    from dataclasses import asdict
+
+    from training.doctor import failed, run_checks
+
+    checks = run_checks(workspace=Workspace.current(), model=model, port=port)
+    if as_json:
+        console.print_json({"ok": not failed(checks), "checks": [asdict(c) for c in checks]})
+    else:
+        console.print_checks([(c.status, c.name, c.detail, c.advice) for c in checks])
+    raise typer.Exit(1 if failed(checks) else 0)
