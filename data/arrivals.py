@@ -53,12 +53,18 @@ def trace_arrivals(
     if span <= 0:
         raise InputError("a trace must span some time, got one instant")
     period = span + span / (len(times) - 1)
-    index = int(rng.integers(len(times))) + np.arange(n)
+    start = int(rng.integers(len(times)))
+    window = _window(times, start, n, period)
+    while n > 1 and window[-1] == 0:  # recorded clocks are coarse: a window may be one instant
+        start = (start + 1) % len(times)
+        window = _window(times, start, n, period)
+    return window / window[-1] * ((n - 1) / rate_rps) if n > 1 else window
+
+
+def _window(times: FloatArray, start: int, n: int, period: float) -> FloatArray:
+    index = start + np.arange(n)
     window = times[index % len(times)] + (index // len(times)) * period
-    window -= window[0]
-    if n > 1 and window[-1] <= 0:
-        raise InputError(f"a window of {n} arrivals falls on one instant of the trace; take more")
-    return window * ((n - 1) / rate_rps / window[-1]) if n > 1 else window
+    return window - window[0]
 
 
 def _check(n: int, rate_rps: float) -> None:

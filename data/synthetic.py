@@ -32,7 +32,7 @@ def synthetic_table(rows: int = DEFAULT_ROWS, seed: int = 0) -> PromptTable:
     return copy
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _build(rows: int, seed: int) -> PromptTable:
     rng = Random(seed)
     makers = [(c, make, share) for c, tasks in TASKS.items() for make, share in tasks]

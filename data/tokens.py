@@ -45,9 +45,13 @@ def count_response_tokens(
     return count_tokens(texts, tokenizer, progress=progress) + 1
 
 
-@lru_cache(maxsize=4)
 def load_counter(tokenizer: str = DEFAULT_TOKENIZER) -> Counter:
-    """text -> number of tokens; InputError when the tokenizer cannot be had."""
+    """text -> number of tokens; loaded once, InputError when the tokenizer cannot be had."""
+    return _loaded(tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _loaded(tokenizer: str) -> Counter:
     return _tekken() if tokenizer == DEFAULT_TOKENIZER else _hugging_face(tokenizer)
 
 

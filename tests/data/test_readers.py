@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from data.errors import InputError
+from data.readers import read_file
+from data.sources import load_table
+from data.synthetic import synthetic_table
+
+
+def written(tmp_path, *rows, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def test_prompt_and_response_are_counted(tmp_path):
+    path = written(tmp_path, {"prompt": "Hello world!", "response": "Hello"})
+    table = load_table(str(path))
+    row = table.iloc[0]
+    assert (row["prompt_tokens"], row["output_tokens"]) == (3, 2)
+    assert (row["slo_class"], row["source"], row["license"]) == (
+        "default",
+        path.name,
+        "none-stated",
+    )
+    assert table.attrs["tokenizer"] == "tekken"
+    assert table.attrs["source_label"] == path.name
+
+
+def test_given_counts_are_kept_and_need_no_answer(tmp_path):
+    rows = [{"prompt": "Hello world!", "output_tokens": 99}, {"prompt": "b", "output_tokens": 7}]
+    table = read_file(written(tmp_path, *rows))
+    assert table["output_tokens"].tolist() == [99, 7]
+    assert table["prompt_tokens"].tolist()[0] == 3
+    assert table["response"].tolist() == [None, None]
+    assert table.attrs["tokenizer"] == "file+tekken"
+
+
+def test_an_empty_answer_is_one_token(tmp_path):
+    table = read_file(written(tmp_path, {"prompt": "b", "response": ""}))
+    assert table["output_tokens"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"instruction": "Do", "input": "this", "output": "done"}, "Do\n\nthis", "done"),
+        ({"instruction": "Do", "input": "", "output": "done"}, "Do", "done"),
+        ({"instruction": "Do", "context": "so", "response": "done"}, "Do\n\nso", "done"),
+        ({"question": "Why?", "answer": "So."}, "Why?", "So."),
+        ({"input": "in", "output": "out"}, "in", "out"),
+        ({"text": "t", "completion": "c"}, "t", "c"),
+        ({"prompt": "p", "input": "i", "response": "r"}, "p", "r"),
+    ],
+)
+def test_usual_column_names(tmp_path, row, prompt, response):
+    table = read_file(written(tmp_path, row))
+    assert (table["prompt"][0], table["response"][0]) == (prompt, response)
+
+
+def test_other_columns_are_carried(tmp_path):
+    row = {
+        "prompt": "p",
+        "completion_tokens": 5,
+        "class": "chat",
+        "category": "qa",
+        "model": "m",
+        "dataset": "d",
+        "license": "MIT",
+        "group": "g",
+        "censored": True,
+    }
+    table = read_file(written(tmp_path, row))
+    assert table.iloc[0][["slo_class", "task", "model", "source", "license", "group"]].tolist() == [
+        "chat",
+        "qa",
+        "m",
+        "d",
+        "MIT",
+        "g",
+    ]
+    assert table["censored"].tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"response": "r"}, "needs a prompt"),
+        ({"prompt": "  ", "response": "r"}, "prompt must be text that is not blank"),
+        ({"prompt": 5, "response": "r"}, "prompt must be text"),
+        ({"prompt": "p"}, "needs a response or its output_tokens"),
+        ({"prompt": "p", "response": ["r"]}, "response must be text"),
+        ({"prompt": "p", "output_tokens": -1}, "output_tokens must be a whole number .* got -1"),
+        ({"prompt": "p", "output_tokens": 2.5}, "got 2.5"),
+        ({"prompt": "p", "output_tokens": math.nan}, "got nan"),
+        ({"prompt": "p", "output_tokens": "7"}, "got '7'"),
+        ({"prompt": "p", "output_tokens": 7, "prompt_tokens": 0}, "prompt_tokens must be"),
+        ({"prompt": "p", "output_tokens": 7, "slo_class": "a b"}, "slo_class must be"),
+        ({"prompt": "p", "output_tokens": 7, "group": 3}, "group must be text"),
+        ({"prompt": "p", "output_tokens": 7, "censored": 1}, "censored must be true or false"),
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_and_line(tmp_path, row, message):
+    path = written(tmp_path, {"prompt": "fine", "response": "r"}, row)
+    with pytest.raises(InputError, match=message) as caught:
+        load_table(str(path))
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_gzip_array_and_parquet_give_the_same_rows(tmp_path):
+    rows = [{"prompt": f"p {i}", "response": f"r {i}"} for i in range(30)]
+    plain = read_file(written(tmp_path, *rows))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl.gz", "a.json", "a.parquet"):
+        other = read_file(tmp_path / name)
+        assert other.drop(columns="source").equals(plain.drop(columns="source"))
+
+
+def test_parquet_gaps_are_gaps(tmp_path):
+    frame = pd.DataFrame(
+        {"prompt": ["a", "b"], "response": ["x", None], "output_tokens": [None, 9]}
+    )
+    path = tmp_path / "a.parquet"
+    frame.to_parquet(path)
+    assert read_file(path)["output_tokens"].tolist() == [2, 9]
+
+
+def test_limit_draws_before_counting(tmp_path):
+    rows = [{"prompt": f"p {i}", "response": f"r {i}"} for i in range(50)]
+    path = written(tmp_path, *rows)
+    table = load_table(str(path), limit=10)
+    assert len(table) == 10
+    assert table.equals(load_table(str(path), limit=10))
+
+
+def test_a_written_table_reads_back(tmp_path):
+    table = synthetic_table(40)
+    path = tmp_path / "s.jsonl"
+    with path.open("w") as file:
+        for row in table.drop(columns="response").to_dict("records"):
+            file.write(json.dumps(row) + "\n")
+    again = load_table(str(path))
+    assert again.equals(table)
+    assert again.attrs["tokenizer"] == "file"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"prompt", "must end in .jsonl"),
+        ("a.jsonl", b"", "at least one row"),
+        ("a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl.gz", b"nonsense", "corrupt gzip"),
+        ("a.json", b"{}", "must be a JSON array"),
+        ("a.json", b"[]", "at least one row"),
+        ("a.json", b'[{"prompt": "p", "response": "r"}', "item 1: not JSON"),
+        ("a.json", b"[3]", "item 0: must be an object, got 3"),
+        ("a.json.gz", gzip.compress(b"[{}]" * 999)[:20], "cannot be read"),
+        ("a.parquet", b"nonsense", "not a readable Parquet file"),
+    ],
+)
+def test_damaged_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_table(str(path))
+    assert str(caught.value).startswith(str(path))

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data.errors import InputError
+from data.readers import read_file
+from data.sharegpt import read_conversations, rendered
+from predictor.prompt_text import text_of_request
+
+LONG = "Please explain to me in some detail how a refrigerator works"
+
+
+def conversation(name, *turns):
+    roles = ("human", "gpt")
+    return {
+        "id": name,
+        "conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(turns)],
+    }
+
+
+def written(tmp_path, rows, name="s.json"):
+    path = tmp_path / name
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_one_row_per_assistant_turn_with_the_history_as_prompt(tmp_path):
+    table = read_file(written(tmp_path, [conversation("a", "Q1", "A1", "Q2", "A2")]))
+    assert table["prompt"].tolist() == ["Q1", "<|user|>\nQ1\n<|assistant|>\nA1\n<|user|>\nQ2"]
+    assert table["response"].tolist() == ["A1", "A2"]
+    assert table["group"].nunique() == 1
+    assert table["slo_class"].unique().tolist() == ["chat"]
+    assert table["output_tokens"].tolist() == [3, 3]
+
+
+def test_the_history_is_what_the_server_would_see():
+    for messages in (
+        [("user", "Q")],
+        [("system", "S"), ("user", "Q")],
+        [("user", "Q"), ("assistant", "A"), ("user", "Q2")],
+    ):
+        body = {"messages": [{"role": r, "content": t} for r, t in messages]}
+        assert rendered(messages) == text_of_request(body)
+
+
+def test_all_role_names_and_openai_messages(tmp_path):
+    rows = [
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "user", "value": "Q"},
+                {"from": "chatgpt", "value": "A"},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+    ]
+    lines = tmp_path / "s.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    for path in (written(tmp_path, rows), lines):
+        turns, skipped = read_conversations(path)
+        assert [t.prompt for t in turns] == ["<|system|>\nS\n<|user|>\nQ", "Q"]
+        assert skipped == 0
+
+
+def test_blank_turns_are_counted_not_kept(tmp_path):
+    rows = [
+        {"id": "a", "conversations": [{"from": "gpt", "value": "no question"}]},
+        conversation("b", "Q", "  "),
+        {"id": "c", "conversations": []},
+        conversation("d", "Q", "A"),
+    ]
+    table = read_file(written(tmp_path, rows))
+    assert table["response"].tolist() == ["A"]
+    assert table.attrs["skipped_turns"] == 2
+
+
+def test_parts_and_equal_openings_share_a_group(tmp_path):
+    rows = [
+        conversation("x_0", LONG, "A"),
+        conversation("x_1", "continue", "B"),
+        conversation("y_0", LONG.upper() + "!", "C"),
+        conversation("z_0", "continue", "D"),
+    ]
+    groups = [turn.group for turn in read_conversations(written(tmp_path, rows))[0]]
+    assert groups[0] == groups[1] == groups[2]
+    assert groups[3] != groups[0]
+
+
+def test_an_id_prefix_of_a_whole_set_is_not_one_conversation(tmp_path):
+    rows = [conversation(f"code_{i}", f"question {i}", "A") for i in range(150)]
+    assert len({turn.group for turn in read_conversations(written(tmp_path, rows))[0]}) == 150
+
+
+def test_a_file_longer_than_a_chunk(tmp_path):
+    rows = [conversation(f"{i}", f"Q{i} " + "x" * 700_000, "A") for i in range(4)]
+    rows.append(conversation("big", "y" * 5_000_000, "A"))
+    turns, _ = read_conversations(written(tmp_path, rows))
+    assert [len(t.prompt) for t in turns] == [700_003] * 4 + [5_000_000]
+
+
+def test_reader_of_the_catalogue_sets_the_class(tmp_path):
+    path = written(tmp_path, [conversation("a", "Q", "A")])
+    table = read_file(path, reader="sharegpt_code", source_label="s", license_name="L")
+    assert table["slo_class"].tolist() == ["code"]
+    assert (table["source"][0], table["license"][0]) == ("s", "L")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "b"}, "needs a list 'conversations'"),
+        ({"conversations": ["hi"]}, "a message must be an object, got 'hi'"),
+        (
+            {"conversations": [{"from": "martian", "value": "v"}]},
+            "'from' must be one of .*'martian'",
+        ),
+        ({"conversations": [{"value": "v"}]}, "'from' must be one of .*None"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, "'value' must be text, got 3"),
+        ({"conversations": [{"from": "gpt"}]}, "'value' must be text, got None"),
+    ],
+)
+def test_a_bad_item_is_named(tmp_path, row, message):
+    path = written(tmp_path, [conversation("a", "Q", "A"), row])
+    with pytest.raises(InputError, match=message) as caught:
+        read_file(path)
+    assert f"{path}: item 1: " in str(caught.value)
+
+
+def test_nothing_but_blanks(tmp_path):
+    with pytest.raises(InputError, match=r"no assistant turn with text before it \(1 blank\)"):
+        read_file(written(tmp_path, [conversation("a", "Q", "")]))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.errors import InputError
+from data.slo import Slo
+from data.workload import WorkloadRequest, read_workload, write_workload
+
+LINE = {"arrival_s": 1.0, "prompt_tokens": 3, "output_tokens": 4}
+
+milliseconds = st.none() | st.integers(1, 86_400_000)
+slos = st.builds(
+    lambda ttft, tpot, e2e, name: Slo(
+        *(None if ms is None else ms / 1000 for ms in (ttft, tpot, e2e)), slo_class=name
+    ),
+    milliseconds,
+    milliseconds,
+    milliseconds,
+    st.sampled_from(["default", "chat", "a.b:c"]),
+)
+requests = st.lists(
+    st.builds(
+        WorkloadRequest,
+        arrival_s=st.floats(0, 1e6),
+        prompt_tokens=st.integers(1, 10**6),
+        output_tokens=st.integers(1, 10**6),
+        slo=slos,
+        prompt=st.none() | st.text(max_size=30),
+        task=st.none() | st.text(max_size=8),
+    ),
+    min_size=1,
+    max_size=8,
+).map(lambda rows: sorted(rows, key=lambda r: r.arrival_s))
+
+
+@given(requests)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_round_trip_is_exact(tmp_path, rows):
+    path = tmp_path / "w.jsonl"
+    write_workload(path, rows)
+    assert read_workload(path) == rows
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "w.jsonl"
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return path
+
+
+def test_a_plain_line_is_best_effort(tmp_path):
+    (request,) = read_workload(written(tmp_path, LINE))
+    assert request == WorkloadRequest(1.0, 3, 4, Slo())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arrival_s": math.nan}, "arrival_s must lie from 0"),
+        ({"arrival_s": -1}, "arrival_s must lie from 0 to 1e.09, got -1"),
+        ({"arrival_s": "0"}, "arrival_s"),
+        ({"arrival_s": True}, "arrival_s"),
+        ({"prompt_tokens": 0}, "prompt_tokens must be a whole number from 1"),
+        ({"prompt_tokens": 2.5}, "prompt_tokens"),
+        ({"output_tokens": -4}, "got -4"),
+        ({"output_tokens": None}, "output_tokens"),
+        ({"output_tokens": True}, "output_tokens"),
+        ({"slo_ttft_ms": -1}, "slo_ttft_ms"),
+        ({"slo_class": "a b"}, "slo_class"),
+        ({"prompt": 5}, "prompt must be text"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_number(tmp_path, changes, message):
+    path = written(tmp_path, LINE, LINE | changes)
+    with pytest.raises(InputError, match=message) as caught:
+        read_workload(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize("name", ["arrival_s", "prompt_tokens", "output_tokens"])
+def test_a_missing_key_is_named(tmp_path, name):
+    line = {key: value for key, value in LINE.items() if key != name}
+    with pytest.raises(InputError, match=f":1: {name} is required"):
+        read_workload(written(tmp_path, line))
+
+
+def test_unsorted_arrivals_are_refused(tmp_path):
+    path = written(tmp_path, LINE, LINE | {"arrival_s": 0.5})
+    with pytest.raises(InputError, match=r":2: arrival_s must not decrease, got 0.5 after 1"):
+        read_workload(path)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "null", "nope"])
+def test_a_line_that_is_no_object_is_refused(tmp_path, line):
+    with pytest.raises(InputError, match=":2: "):
+        read_workload(written(tmp_path, LINE, line))
+
+
+def test_missing_empty_and_binary_files(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_workload(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="at least one request"):
+        read_workload(written(tmp_path))
+    path = tmp_path / "w.jsonl"
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_workload(path)
+
+
+def test_truncated_and_corrupt_gzip(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps(LINE).encode() + b"\n" for _ in range(2000)))
+    path = tmp_path / "w.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="gzip"):
+        read_workload(path)
+    path.write_bytes(b"not gzip at all")
+    with pytest.raises(InputError, match="corrupt gzip"):
+        read_workload(path)
