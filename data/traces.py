@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import tarfile
 from dataclasses import dataclass
@@ -43,13 +42,13 @@ class ServegenClient:
     """One production client of ServeGen: arrival windows of 600 s and length histograms of 6 h.
 
     `windows`: columns start_s, rate_rps, cv (of inter-arrivals; 0 where the rate is 0).
-    `lengths`: window start in s -> field -> {tokens: probability}; `{}` where nothing arrived.
+    `lengths`: window start in s -> field -> {value: probability}; `{}` where nothing arrived.
     """
 
     group: str
     chunk: int
     windows: pd.DataFrame
-    lengths: dict[int, dict[str, dict[int, float]]]
+    lengths: dict[int, dict[str, dict[float, float]]]
 
 
 def read_azure(path: str | Path) -> Trace:
@@ -129,7 +128,7 @@ def read_vicuna(path: str | Path) -> pd.DataFrame:
 def read_servegen(path: str | Path) -> list[ServegenClient]:
     """All clients of the archive (arXiv 2505.09999), by group and chunk."""
     windows: dict[tuple[str, int], pd.DataFrame] = {}
-    lengths: dict[tuple[str, int], dict[int, dict[str, dict[int, float]]]] = {}
+    lengths: dict[tuple[str, int], dict[int, dict[str, dict[float, float]]]] = {}
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
@@ -147,6 +146,8 @@ def read_servegen(path: str | Path) -> list[ServegenClient]:
                     lengths[key] = _histograms(json.load(content), f"{path}: {member.name}")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable ServeGen archive: {error}") from error
     if not windows:
@@ -230,11 +231,18 @@ def _whole(path: str | Path, frame: pd.DataFrame, column: str) -> IntArray:
     return numbers.astype(np.int64)
 
 
-def _histograms(document: Any, where: str) -> dict[int, dict[str, dict[int, float]]]:
+def _histograms(document: Any, where: str) -> dict[int, dict[str, dict[float, float]]]:
     try:
         return {
-            int(start): {field: ast.literal_eval(text) for field, text in fields.items()}
+            int(start): {field: _histogram(text) for field, text in fields.items()}
             for start, fields in document.items()
         }
-    except (AttributeError, SyntaxError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{where}: must map window starts to histograms: {error}") from error
+
+
+def _histogram(text: str) -> dict[float, float]:
+    """A dict as Python prints it, `"{7: 0.25, 9: 0.75}"`, keys tokens or ratios."""
+    # ast.literal_eval takes 15 s on the archive, this 2 s
+    pairs = (pair.split(":") for pair in text.strip().strip("{}").split(",") if pair.strip())
+    return {float(value): float(share) for value, share in pairs}
