@@ -25,7 +25,8 @@ def downloads_root() -> Path:
 def pack_path(name: str) -> Path | None:
     """The file of a pack, or None when it is not there."""
     root = data_root()
-    path = root / "packs" / f"{name}.jsonl.gz" if root else None
+    is_name = Path(name).name == name  # a path with folders is a file, not a pack
+    path = root / "packs" / f"{name}.jsonl.gz" if root and is_name else None
     return path if path and path.is_file() else None
 
 

@@ -2,7 +2,7 @@
 
 A row needs a prompt and either its answer or the answer's `output_tokens`; column names of the
 usual instruction sets are understood. Counts in the file are taken as they are, missing ones are
-made with the tokenizer.
+made with the tokenizer. A row with `finish_reason` "length", as servers report it, is censored.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _parsed(where: str, row: Row, label: str, license_name: str) -> Row:
         }
         if response is None and counts["output_tokens"] is None:
             raise InputError("needs a response or its output_tokens")
-        censored = row.get("censored", False)
+        censored = row.get("censored", row.get("finish_reason") == "length")
         if not isinstance(censored, bool):
             raise InputError(f"censored must be true or false, got {shown(censored)}")
         slo_class = check_class_name(_find(row, "slo_class") or DEFAULT_CLASS)

@@ -22,6 +22,12 @@ def test_a_pack_is_found_by_name_and_is_the_default(packs):
     assert table["response"][3] == "answer 3"
 
 
+def test_a_path_is_a_file_not_a_pack(packs, tmp_path):
+    with pytest.raises(InputError, match="no data source"):
+        load_table(str(packs / "packs" / "gpt35"))
+    assert len(load_table(str(packs / "packs" / "gpt35.jsonl.gz"))) == 200
+
+
 def test_limit_is_drawn_over_the_whole_file(packs):
     part = load_table("gpt35", limit=20)
     assert len(part) == 20

@@ -88,6 +88,11 @@ def test_other_columns_are_carried(tmp_path):
     assert table["censored"].tolist() == [True]
 
 
+def test_an_answer_that_ran_to_its_limit_is_censored(tmp_path):
+    rows = [{"prompt": "p", "output_tokens": 5, "finish_reason": r} for r in ("length", "stop")]
+    assert read_file(written(tmp_path, *rows))["censored"].tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
