@@ -83,7 +83,7 @@ class ArmLog:
 
     records: list[RequestRecord] = field(default_factory=list)
     queue: list[tuple[int, QueueSample]] = field(default_factory=list)
-    plan_ms: list[dict[str, float]] = field(default_factory=list)
+    plans: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def run_bench(
             logs[arm.label].records += to_records(requests, log, repeat, told)
             logs[arm.label].queue += [(repeat, s) for s in log.queue]
             if status is not None:
-                logs[arm.label].plan_ms.append(plan_times_ms(status))
+                logs[arm.label].plans.append(status.get("plan") or {})
     result = BenchResult(
         provenance="measured",
         workload=source.name,
@@ -245,16 +245,10 @@ def to_records(
     ]
 
 
-def plan_times_ms(status: dict[str, Any]) -> dict[str, float]:
-    """p50 and p99 of planning times from our server's status, where it planned."""
-    plans = status.get("plan") or {}
-    return {k: float(plans[k]) for k in ("ms_p50", "ms_p99") if plans.get(k) is not None}
-
-
 def summarize_log(arm: Arm, log: ArmLog, seed: int) -> dict[str, Any]:
     """The arm's entry: over repeats the mean of the median plan times and the worst p99."""
-    p50 = [p["ms_p50"] for p in log.plan_ms if "ms_p50" in p]
-    p99 = [p["ms_p99"] for p in log.plan_ms if "ms_p99" in p]
+    p50 = [float(p["ms_p50"]) for p in log.plans if "ms_p50" in p]
+    p99 = [float(p["ms_p99"]) for p in log.plans if "ms_p99" in p]
     return summarize_arm(
         arm.policy,
         arm.lengths,
@@ -277,6 +271,8 @@ def diagnose(log: ArmLog) -> dict[str, Any]:
         "loaded_tokens_per_s": loaded_tokens_per_s(log.records),
         "mean_queue": float(np.mean(waiting)) if waiting else None,
         "max_queue": max(waiting, default=None),
+        "plans": sum(int(p.get("count", 0)) for p in log.plans),
+        "plan_fallbacks": sum(sum((p.get("fallbacks") or {}).values()) for p in log.plans),
         "attainment_by_repeat": [
             round(float(np.mean([r.met for r in log.records if r.repeat == k])), 4) for k in repeats
         ],

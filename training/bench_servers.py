@@ -9,16 +9,19 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scheduler.vllm_adapter.launch import ServerHandle, launch_server
 
 from data.errors import InputError
 from data.workload import WorkloadRequest
+from scheduler.vllm_adapter.launch import ServerHandle, launch_server
 from scheduler.vllm_adapter.settings import ServerSettings
 from training.bench_client import Call, completion_body, drive_closed, served_model
 from training.registry import ResolvedPredictor
+
+if TYPE_CHECKING:
+    from scheduler.vllm_adapter.launch import ServerHandle
 
 REPLAY_LIMIT_TOKENS = 16_384
 IDS_PER_LENGTH = 4
@@ -113,6 +116,7 @@ def start_servers(
     model: str,
     *,
     directory: Path,
+    cache_dir: Path,
     predictor: ResolvedPredictor | None = None,
     profile: Path | str | None = None,
     vllm_args: Sequence[str] = (),
@@ -124,12 +128,14 @@ def start_servers(
     Args:
         model: `tiny` or anything vLLM serves.
         directory: for the servers' logs and the replay table.
+        cache_dir: where the built-in model is kept.
         predictor: what our server predicts with; None for a server without one.
         profile: engine profile for the planner.
         vllm_args: passed to both servers alike.
         with_stock: start stock vLLM too.
         settings: further fields of ServerSettings.
     """
+
     directory.mkdir(parents=True, exist_ok=True)
     replay = ReplayTable.random(REPLAY_LIMIT_TOKENS)
     table = replay.write(directory / "replay.json")
@@ -139,29 +145,25 @@ def start_servers(
         lengths="none" if predictor is None else "learned",
         policy="fcfs",
         profile=None if profile is None else str(profile),
-        replay_table=str(table),
         allow_configure=True,
         **settings,
     )
+    common = {"vllm_args": list(vllm_args), "cache_dir": cache_dir, "replay_table": table}
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(
             launch_server(
                 model,
                 ours_settings,
                 free_port(),
-                vllm_args=list(vllm_args),
                 log_path=directory / "server-lengthwise.log",
+                **common,
             )
         )
         stock = None
         if with_stock:
             stock = stack.enter_context(
                 launch_server(
-                    model,
-                    ServerSettings(replay_table=str(table)),
-                    free_port(),
-                    vllm_args=list(vllm_args),
-                    log_path=directory / "server-stock.log",
+                    model, None, free_port(), log_path=directory / "server-stock.log", **common
                 )
             )
         for server in (ours, stock):

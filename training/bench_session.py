@@ -104,6 +104,7 @@ def measure(
     with start_servers(
         request.model,
         directory=directory / "servers",
+        cache_dir=workspace.cache,
         predictor=predictor,
         profile=known if profile else None,
         vllm_args=request.vllm_args,

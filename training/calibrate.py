@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scheduler.step_time_fit import fit_step_time
 
 from data.slo import Slo
 from data.workload import WorkloadRequest
 from scheduler.problem import Capacity
 from scheduler.profile import EngineProfile
 from scheduler.simulator.run import saturated_rps
-from scheduler.step_time import StepTimeModel
+from scheduler.step_time import StepTimeModel, fit_step_time
 from scheduler.vllm_adapter.step_timer import read_step_log
 from training.bench_arms import Arm, configure, post_configure, server_status
 from training.bench_client import Reply, drive_closed, wait_idle
@@ -82,7 +81,7 @@ def calibrate_server(
         requests = requests[: len(requests) // 2] if short else requests
         measured_rps = asyncio.run(saturate(servers, url, requests))
     finally:
-        asyncio.run(post_configure(url, {"step_log": None}))
+        asyncio.run(post_configure(url, {"step_log": ""}))
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
     steps = read_step_log(step_log)[:, 1:5]
     if not len(steps):
@@ -96,7 +95,7 @@ def calibrate_server(
     profile = make_profile(model, capacity, provenance, measured_rps, requests)
     report = {
         "steps": len(steps),
-        "fit": fit_report.to_dict(),
+        "fit": fit_report,
         "measured_rps": measured_rps,
         "modeled_rps": measured_rps / profile.capacity_scale,
         "workload": source.name,

@@ -60,7 +60,11 @@ def calibrate(
     say = stage_printer()
     say(f"starting {model}")
     with start_servers(
-        model, directory=directory, vllm_args=vllm_args(ctx), with_stock=False
+        model,
+        directory=directory,
+        cache_dir=workspace.cache,
+        vllm_args=vllm_args(ctx),
+        with_stock=False,
     ) as servers:
         done = calibrate_server(
             servers, requests, directory=directory, name=path.stem, on_stage=say

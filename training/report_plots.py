@@ -59,7 +59,7 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # the names matplotlib gives its groups repeat in every figure; nothing refers to them
-    svg = re.sub(r'id="(?!p[0-9a-f]|m[0-9a-f]|h[0-9a-f])[^"]*"', "", svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
     svg = re.sub(r' height="[^"]*pt"', "", svg, count=1)
     return re.sub(r' width="[^"]*pt"', ' width="100%"', svg, count=1)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -26,6 +27,9 @@ class Stub:
     configured: list[dict[str, Any]] = field(default_factory=list)
     waiting: int = 0
     running: int = 0
+    refuse: str = ""
+    steps: list[list[float]] = field(default_factory=list)
+    capacity: dict[str, int] = field(default_factory=dict)
     plan: dict[str, float] = field(default_factory=lambda: {"ms_p50": 0.4, "ms_p99": 0.9})
     url: str = ""
 
@@ -91,13 +95,15 @@ class Stub:
         )
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response({"plan": self.plan})
+        return web.json_response({"plan": self.plan, "capacity": self.capacity})
 
     async def configure(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if body.get("policy") == "fcfs":
+        if self.refuse and body.get("policy") == self.refuse:
             return web.json_response({"error": "not now"}, status=400)
         self.configured.append(body)
+        if log := body.get("step_log"):
+            Path(log).write_text("".join(json.dumps(row) + "\n" for row in self.steps))
         return web.json_response({})
 
 

@@ -1,0 +1,172 @@
+"""A bench against two stub servers: arms, order, records, document."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from bench_stub import Stub, running
+
+from data.errors import InputError
+from data.slo import Slo
+from data.workload import WorkloadRequest, write_workload
+from training.bench import BenchSettings, run_bench
+from training.bench_arms import Arm, arm_order, parse_arms
+from training.bench_servers import BenchServers, ReplayTable, filler_ids
+from training.bench_workload import open_workload
+from training.result import BenchResult
+
+N = 24
+
+
+@pytest.fixture
+def source(tmp_path):
+    slos = (Slo(e2e_s=1.0, slo_class="code"), Slo(ttft_s=1.0, slo_class="chat"))
+    requests = [WorkloadRequest(i / 40, 9, 2 + i % 3, slos[i % 2]) for i in range(N)]
+    path = tmp_path / "w.jsonl"
+    write_workload(path, requests)
+    return open_workload(str(path))
+
+
+@pytest.fixture
+def replay_table():
+    return ReplayTable.random(64, seed=1)
+
+
+@pytest.fixture
+def servers(replay_table):
+    lengths = {int(i): row + 1 for row, ids in enumerate(replay_table.ids) for i in ids}
+    with (
+        running(Stub(ttft_s=0.02, itl_s=0.002, lengths=lengths)) as ours,
+        running(Stub(ttft_s=0.02, itl_s=0.002, lengths=lengths, slots=1)) as stock,
+    ):
+        yield BenchServers(ours, stock, "stub", 64, replay_table, ("--max-num-seqs", "1"))
+
+
+def bench(servers, source, arms="sa:none,sa:oracle", **kwargs):
+    settings = {"load": None, "repeats": 2, "capacity_rps": 10.0} | kwargs
+    return run_bench(servers, source, BenchSettings(parse_arms(arms), **settings))
+
+
+def test_a_bench_ends_in_a_valid_document(servers, source):
+    outcome = bench(servers, source)
+    document = BenchResult.model_validate_json(outcome.result.to_line())
+    assert document.provenance == "measured"
+    assert [arm.label for arm in document.arms] == ["stock", "sa:none", "sa:oracle"]
+    assert {(arm.requests, arm.lost) for arm in document.arms} == {(2 * N, 0)}
+    assert {d["length_mismatches"] for d in document.diagnostics.values()} == {0}
+    assert document.arms[0].plan_ms_p99 is None
+    assert document.arms[1].plan_ms_p99 == pytest.approx(0.9)
+    # stock has one slot and answers of 25 ms: the last of 24 waits for the others
+    assert document.arms[0].mean_ttft_s > 2 * document.arms[1].mean_ttft_s
+    assert document.run["vllm_args"] == "--max-num-seqs 1"
+    assert len(outcome.records["stock"]) == 2 * N
+
+
+def test_our_server_is_switched_before_every_run_and_stock_never(servers, source):
+    bench(servers, source)
+    switched = [(c["policy"], c["lengths"]) for c in servers.ours.configured]
+    # repeat 1: stock, none, oracle; repeat 2, rotated: none, oracle, stock
+    assert switched == [("sa", "none"), ("sa", "oracle")] * 2
+    assert all(c["reset_stats"] for c in servers.ours.configured)
+    assert servers.stock.configured == []
+
+
+def test_only_the_oracle_arm_is_told_lengths_and_caches_do_not_carry_over(servers, source):
+    bench(servers, source, repeats=1)
+    sent = [b for b in servers.ours.bodies if b["cache_salt"] != "warm-up"]
+    told = {b["cache_salt"] for b in sent if "osl" in b["vllm_xargs"]}
+    assert told == {"sa:oracle-0"}
+    assert {b["cache_salt"] for b in sent} == {"sa:oracle-0", "sa:none-0"}
+    stock = [b for b in servers.stock.bodies if b["cache_salt"] != "warm-up"]
+    assert not any("osl" in b["vllm_xargs"] for b in stock)
+    assert {b["max_tokens"] for b in sent + stock} == {64}
+
+    def without_salt(body: dict) -> str:
+        return json.dumps({k: v for k, v in body.items() if k != "cache_salt"})
+
+    ours = sorted(without_salt(b) for b in sent if b["cache_salt"] == "sa:none-0")
+    assert ours == sorted(without_salt(b) for b in stock)
+
+
+def test_failed_requests_are_lost_and_wrong_lengths_counted(servers, source, replay_table):
+    first = replay_table.id_of(source.requests[0].output_tokens, 0)
+    second = replay_table.id_of(source.requests[1].output_tokens, 1)
+    servers.ours.fail_ids[first] = "400"
+    servers.ours.lengths[second] = 9
+    outcome = bench(servers, source, arms="sa:none", repeats=1)
+    ids = [replay_table.id_of(r.output_tokens, i) for i, r in enumerate(source.requests)]
+    same_id = ids.count(first)
+    arm = outcome.result.arms[1]
+    assert arm.lost == same_id >= 1
+    assert arm.attainment <= 1 - same_id / N
+    assert outcome.result.diagnostics["sa:none"]["length_mismatches"] >= 1
+    assert "HTTP 400" in outcome.result.diagnostics["sa:none"]["first_error"]
+
+
+def test_a_server_that_refuses_an_arm_stops_the_bench(servers, source):
+    servers.ours.refuse = "fcfs"
+    with pytest.raises(RuntimeError, match="not now"):
+        bench(servers, source, arms="fcfs:none")
+
+
+def test_order_of_arms_rotates():
+    arms = parse_arms("sa:learned,sjf:class,fcfs:none")
+    firsts = [arm_order(arms, k)[0].policy for k in range(4)]
+    assert firsts == ["sa", "sjf", "fcfs", "sa"]
+    assert set(arm_order(arms, 1)) == set(arms)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("magic:learned", "unknown policy 'magic': must be one of fcfs"),
+        ("sa:magic", "unknown lengths 'magic'"),
+        ("sa", "unknown lengths ''"),
+        ("stock", "unknown policy 'stock'"),
+        (" , ", "no arm"),
+        ("sa:none,sa:none", "twice"),
+    ],
+)
+def test_arms_are_checked(text, says):
+    with pytest.raises(InputError, match=says):
+        parse_arms(text)
+
+
+def test_arms_may_take_their_lengths_from_a_default():
+    assert parse_arms("sa,edf:none", default_lengths="class") == (
+        Arm("sa", "class"),
+        Arm("edf", "none"),
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"load": 0.0}, {"load": -1.5}, {"load": float("nan")}, {"requests": 0}, {"repeats": 0}],
+)
+def test_settings_are_checked(bad):
+    with pytest.raises(InputError, match=f"{next(iter(bad))} must be above 0"):
+        BenchSettings(parse_arms("sa:none"), capacity_rps=5.0, **bad)
+
+
+def test_the_number_of_requests_follows_load_and_duration(source):
+    settings = BenchSettings(parse_arms("sa:none"), capacity_rps=8.0, load=1.5, duration_s=30.0)
+    assert settings.count(source) == 360
+
+
+def test_replay_ids_tell_nothing_and_every_length_has_its_own(replay_table, tmp_path):
+    table = json.loads(replay_table.write(tmp_path / "t.json").read_text())
+    assert len(table) == replay_table.ids.size
+    for length in (1, 17, 64):
+        ids = {replay_table.id_of(length, turn) for turn in range(9)}
+        assert {table[str(i)] for i in ids} == {length}
+    lengths = np.array([table[str(i)] for i in range(len(table))])
+    assert abs(np.corrcoef(np.arange(len(lengths)), lengths)[0, 1]) < 0.2
+    with pytest.raises(InputError, match="output_tokens 65 is above 64"):
+        replay_table.id_of(65, 0)
+
+
+def test_filler_prompts_have_the_length_asked_and_differ():
+    assert len(filler_ids(31, 1)) == 31
+    assert filler_ids(31, 1) == filler_ids(31, 1) != filler_ids(31, 2)

@@ -1,0 +1,106 @@
+"""Calibration against a stub whose steps follow a known model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from bench_stub import Stub, running
+
+from data.slo import Slo
+from data.workload import WorkloadRequest, write_workload
+from scheduler.profile import load_profile
+from scheduler.step_time import StepTimeModel
+from training.bench_client import Reply
+from training.bench_servers import BenchServers, ReplayTable
+from training.bench_workload import capacity_rps, open_workload
+from training.calibrate import (
+    calibrate_server,
+    calibration_rows,
+    concurrency_levels,
+    saturated_tokens_per_s,
+    write_profile,
+)
+
+TRUE = StepTimeModel(0.002, 0.001, 2e-5, 3e-4, 0.0)
+
+
+def logged_steps(n: int = 400) -> list[list[float]]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(n):
+        prefill = float(rng.integers(0, 2) * rng.integers(10, 500))
+        seqs = float(rng.integers(1, 8))
+        duration = TRUE.step_s(prefill, seqs, 100 * seqs) * rng.uniform(0.97, 1.03)
+        rows.append([0.0, prefill, seqs, 100 * seqs, duration, seqs, 0])
+    return rows
+
+
+@pytest.fixture
+def source(tmp_path):
+    requests = [WorkloadRequest(0.1 * i, 9, 5 + i % 7, Slo(), "hello") for i in range(60)]
+    write_workload(tmp_path / "w.jsonl", requests)
+    return open_workload(str(tmp_path / "w.jsonl"))
+
+
+@pytest.fixture
+def servers():
+    replay = ReplayTable.random(128, seed=1)
+    lengths = {int(i): row + 1 for row, ids in enumerate(replay.ids) for i in ids}
+    capacity = {"max_num_seqs": 8, "kv_tokens": 4096, "max_num_batched_tokens": 512}
+    stub = Stub(ttft_s=0.01, itl_s=0.001, lengths=lengths, capacity=capacity, slots=8)
+    stub.steps = logged_steps()
+    with running(stub) as ours:
+        yield BenchServers(ours, None, "stub", 128, replay, ())
+
+
+def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tmp_path):
+    said = []
+    done = calibrate_server(
+        servers, source, directory=tmp_path, name="stub", short=True, on_stage=said.append
+    )
+    fitted = done.profile.step_time
+    assert fitted.base_s == pytest.approx(TRUE.base_s, rel=0.1)
+    assert fitted.decode_seq_s == pytest.approx(TRUE.decode_seq_s, rel=0.1)
+    assert fitted.prefill_token_s == pytest.approx(TRUE.prefill_token_s, rel=0.1)
+    assert done.report["fit"]["median_error"] < 0.05
+    assert done.profile.capacity.max_num_seqs == 8
+    assert "model stub" in done.profile.provenance
+    assert len(said) == len(concurrency_levels(8)) + 1
+    # fcfs for the measurement, and the step log is switched off at the end
+    assert servers.ours.configured[0]["policy"] == "fcfs"
+    assert servers.ours.configured[-1] == {"step_log": ""}
+    assert all(len(row) == 2 for row in calibration_rows(done))
+
+    path = tmp_path / "profiles" / "stub.json"
+    write_profile(done, path)
+    loaded = load_profile(path)
+    assert loaded == done.profile
+    assert json.loads(path.read_text())["calibration"]["steps"] == 400
+    # by its profile the engine carries what was measured
+    assert capacity_rps(source, loaded) == pytest.approx(done.report["measured_rps"], rel=0.35)
+
+
+def test_a_server_that_logs_nothing_or_fails_is_an_error(servers, source, tmp_path):
+    servers.ours.steps = []
+    with pytest.raises(RuntimeError, match="logged no steps"):
+        calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
+    servers.ours.fail_ids = dict.fromkeys(servers.ours.lengths, "400")
+    with pytest.raises(RuntimeError, match="calibration requests failed: HTTP 400"):
+        calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
+
+
+def test_levels_end_at_the_engines_limit():
+    assert concurrency_levels(32) == [1, 4, 16, 32]
+    assert concurrency_levels(16) == [1, 4, 16]
+    assert concurrency_levels(1) == [1]
+
+
+def test_saturated_rate_leaves_the_tail_out():
+    first = Reply(0.0, ttft_s=1.0, e2e_s=3.0, output_tokens=101)
+    last = Reply(0.0, ttft_s=3.0, e2e_s=9.0, output_tokens=50)
+    # from 1 s to 3 s: all of the first's tokens and the last's first
+    assert saturated_tokens_per_s([first, last]) == pytest.approx(102 / 2)
+    with pytest.raises(RuntimeError, match="too short"):
+        saturated_tokens_per_s([first, first])

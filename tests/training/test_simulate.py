@@ -1,0 +1,128 @@
+"""`simulate` end to end on small workloads, and what policies may know of the lengths."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.slo import Slo
+from data.workload import WorkloadRequest, write_workload
+from scheduler.profile import load_profile
+from training.bench_arms import parse_arms
+from training.bench_workload import capacity_rps, length_rows, open_workload
+from training.result import BenchResult
+from training.simulate import SimulateSettings, run_simulation
+
+
+def small_workload(n: int = 120, seed: int = 0) -> list[WorkloadRequest]:
+    """Two classes, short code answers and long chat ones, all within a few seconds."""
+    rng = np.random.default_rng(seed)
+    code, chat = Slo(e2e_s=20.0, slo_class="code"), Slo(ttft_s=3.0, slo_class="chat")
+    return [
+        WorkloadRequest(
+            arrival_s=float(at),
+            prompt_tokens=20,
+            output_tokens=int(rng.integers(20, 60) if i % 2 else rng.integers(300, 700)),
+            slo=code if i % 2 else chat,
+        )
+        for i, at in enumerate(np.sort(rng.uniform(0, 8, n)))
+    ]
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("tiny-cpu")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "small.jsonl"
+    write_workload(path, small_workload())
+    return open_workload(str(path))
+
+
+def run(source, profile, arms, **kwargs):
+    settings = {"load": 1.5, "requests": 120, "seeds": 1} | kwargs
+    return run_simulation(source, profile, SimulateSettings(arms=parse_arms(arms), **settings))
+
+
+def test_ends_in_a_valid_document_with_every_request(source, profile):
+    outcome = run(source, profile, "fcfs:none,feasible-edf:oracle,sa:class", load=4.0)
+    document = BenchResult.model_validate_json(outcome.result.to_line())
+    assert document.provenance == "modeled"
+    assert [arm.label for arm in document.arms] == ["fcfs:none", "feasible-edf:oracle", "sa:class"]
+    for arm in document.arms:
+        assert (arm.requests, arm.lost) == (120, 0)
+        assert set(arm.per_class) == {"chat", "code"}
+        assert sum(c.requests for c in arm.per_class.values()) == 120
+    assert document.arms[1].attainment > document.arms[0].attainment
+    assert document.against_base["sa:class"]["base"] == "fcfs:none"
+
+
+def test_nobody_waits_at_low_load(source, profile):
+    light = run(source, profile, "fcfs:none,sa:oracle", load=0.2).result
+    assert [arm.attainment for arm in light.arms] == [1.0, 1.0]
+
+
+def test_load_sets_the_rate_and_a_file_may_keep_its_own(source, profile):
+    capacity = capacity_rps(source, profile)
+    outcome = run(source, profile, "fcfs:none", load=2.0)
+    last = max(r.arrival_s for r in outcome.records["fcfs:none"])
+    assert last == pytest.approx(119 / (2 * capacity), rel=1e-6)
+    own = run(source, profile, "fcfs:none", load=None)
+    assert [r.arrival_s for r in own.records["fcfs:none"]] == [
+        r.arrival_s for r in source.requests
+    ]
+
+
+@pytest.mark.parametrize("load", [0.0, -1.0, float("nan")])
+def test_a_load_must_be_positive(source, profile, load):
+    with pytest.raises(InputError, match="load must be above 0"):
+        run(source, profile, "fcfs:none", load=load)
+
+
+def test_what_each_source_of_lengths_reveals():
+    requests = small_workload(40)
+    true = np.array([r.output_tokens for r in requests])
+    oracle, levels = length_rows(requests, "oracle", None)
+    assert (oracle == true[:, None]).all()
+    of_class, _ = length_rows(requests, "class", None)
+    assert len({tuple(row) for row in of_class}) == 2
+    nothing, _ = length_rows(requests, "none", None)
+    assert len({tuple(row) for row in nothing}) == 1
+    for rows in (oracle, of_class, nothing):
+        assert rows.shape == (40, len(levels))
+        assert (np.diff(rows, axis=1) >= 0).all()
+        assert (rows >= 1).all()
+    with pytest.raises(InputError, match="predictor"):
+        length_rows(requests, "learned", None)
+
+
+def test_learned_lengths_come_from_the_predictor(predictor_dir, profile, tmp_path):
+    from predictor.model import LengthPredictor
+
+    predictor = LengthPredictor.load(predictor_dir)
+    source = open_workload("paper", source="synthetic")
+    requests = source.draw(30, 5.0, 1)
+    rows, levels = length_rows(requests, "learned", predictor)
+    expected = predictor.predict([r.prompt for r in requests], [r.slo.slo_class for r in requests])
+    assert len(levels) == rows.shape[1] == expected.quantiles.shape[1]
+    settings = SimulateSettings(arms=parse_arms("sa:learned"), load=1.5, requests=30)
+    outcome = run_simulation(source, profile, settings, predictor=predictor, predictor_label="p")
+    assert outcome.result.source_label == "synthetic"
+    assert all(r.predicted_tokens for r in outcome.records["sa:learned"])
+
+
+def test_workload_names_and_files_are_checked(tmp_path):
+    with pytest.raises(InputError, match="unknown workload 'papers': must be one of paper"):
+        open_workload("papers")
+    unsorted = tmp_path / "unsorted.jsonl"
+    rows = [{"arrival_s": at, "prompt_tokens": 5, "output_tokens": 5} for at in (1.0, 0.5)]
+    unsorted.write_text("\n".join(json.dumps(r) for r in rows))
+    with pytest.raises(InputError, match="unsorted.jsonl:2"):
+        open_workload(str(unsorted))
+    with pytest.raises(InputError, match="unknown arrivals"):
+        open_workload("paper", source="synthetic", arrivals="uniform")
