@@ -64,6 +64,8 @@ CATALOGUE = {
             kind="prompts",
             reader="jsonl",
             about="instructions with answers written by people",
+            sha256="2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec",
+            size_bytes=13_085_339,
         ),
         PublicSet(
             name="azure2023_code",
