@@ -178,9 +178,7 @@ class RequestLogWriter:
 
     def _line(self, row: dict[str, Any]) -> bytes | None:
         try:
-            return (json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode(
-                "utf-8", "replace"
-            )
+            return (_json(row) + "\n").encode("utf-8", "replace")
         except (TypeError, ValueError, RecursionError) as error:
             self._drop(1, f"a row is not JSON: {error}")
             return None
@@ -198,14 +196,28 @@ class RequestLogWriter:
             )
 
 
-def _plain(value: Any) -> Any:
-    """JSON's own types: numpy scalars and arrays unpacked, NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+def _json(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_unpacked)
+    except ValueError:  # a NaN somewhere, which is rare: only then is the row walked in Python
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _unpacked(value: Any) -> Any:
+    """numpy scalars and arrays as Python's; JSON has no other types."""
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _finite(value: Any) -> Any:
+    """The value in JSON's own types, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return _finite(_unpacked(value))
