@@ -21,6 +21,9 @@ from data.errors import InputError
 from predictor.baselines import BASELINES
 from predictor.conformal import ConformalOffsets
 from predictor.features import LAYOUT_VERSION, PromptFeatures
+from predictor.lgbm import LGBMLengthRegressor
+from predictor.lgbm_hazard import LGBMHazardRegressor
+from predictor.lgbm_quantiles import LGBMQuantileRegressor
 from predictor.text import HashedText
 
 if TYPE_CHECKING:
@@ -33,9 +36,12 @@ _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "es
 
 def estimator_class(name: str) -> type[LengthRegressor]:
     """The estimator of a registered name."""
-    from predictor.lgbm import LGBMLengthRegressor
-
-    known: dict[str, type[LengthRegressor]] = {"lightgbm": LGBMLengthRegressor, **BASELINES}
+    known: dict[str, type[LengthRegressor]] = {
+        "lightgbm": LGBMLengthRegressor,
+        "lightgbm_quantiles": LGBMQuantileRegressor,
+        "lightgbm_hazard": LGBMHazardRegressor,
+        **BASELINES,
+    }
     if name not in known:
         raise InputError(f"unknown estimator {name!r}; known: {', '.join(sorted(known))}")
     return known[name]

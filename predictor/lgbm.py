@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from data.errors import InputError
 from predictor.base import LengthRegressor
+from predictor.boosting import booster_parameters, check_rows, load_booster
 from predictor.distribution import Floats
 from predictor.trees import FlatTrees
 
 _LOG_SCALE_LIMITS = (-4.0, 2.0)
-_MIN_COLUMNS = 8
 
 
 class LGBMLengthRegressor(LengthRegressor):
@@ -74,11 +73,8 @@ class LGBMLengthRegressor(LengthRegressor):
         self.n_jobs = n_jobs
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
+        check_rows(X)
         n = log_y.size
-        if n < 2:
-            raise ValueError(f"a booster needs at least 2 rows, got {n} sample")
-        if not (np.nanmax(X, axis=0) > np.nanmin(X, axis=0)).any():
-            raise ValueError("a booster needs a feature that varies, all columns are constant")
         center = float(np.median(log_y))
         spread = 1.4826 * float(np.median(np.abs(log_y - center)))
         self.start_ = np.array([center, np.log(max(spread, 0.05))])
@@ -89,24 +85,10 @@ class LGBMLengthRegressor(LengthRegressor):
             gradient, curvature = student_gradients(log_y, mu, log_scale, dof, censored)
             return gradient * weight[:, None], curvature * weight[:, None]
 
-        parameters = {
+        parameters = booster_parameters(self, X) | {
             "objective": objective,
             "num_class": 2,
-            "learning_rate": self.learning_rate,
-            "num_leaves": self.num_leaves,
-            "min_data_in_leaf": max(1, min(self.min_child_samples, n // 10)),
-            "min_data_in_bin": 3 if n >= 100 else 1,
-            # a fraction of few columns would hide the telling one from most trees
-            "feature_fraction": min(1.0, max(self.feature_fraction, _MIN_COLUMNS / X.shape[1])),
-            "bagging_fraction": self.bagging_fraction if n >= 100 else 1.0,
-            "bagging_freq": 1,
-            "lambda_l2": self.reg_lambda,
             "extra_trees": self.extra_trees,
-            "seed": self.random_state,
-            "num_threads": self.n_jobs,
-            "deterministic": True,
-            "force_row_wise": True,
-            "verbose": -1,
         }
         data = lgb.Dataset(X, log_y, params={"verbose": -1}, free_raw_data=True)
         self._set_booster(lgb.train(parameters, data, self.n_estimators))
@@ -138,20 +120,6 @@ class LGBMLengthRegressor(LengthRegressor):
         numbers = json.loads((directory / "estimator.json").read_text())
         self.start_ = np.array(numbers["start"])
         self.n_features_in_ = int(numbers["n_features"])
-
-
-def load_booster(path: Path) -> lgb.Booster:
-    """A booster from its text file, which must be whole."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if "\nend of trees" not in text or "\nend of parameters" not in text:
-        raise InputError(f"{path}: the booster file is truncated")
-    try:
-        return lgb.Booster(model_str=text)
-    except lgb.basic.LightGBMError as error:
-        raise InputError(f"{path}: not a LightGBM model: {error}") from error
 
 
 _QUANTILES: dict[tuple[float, bytes], Floats] = {}

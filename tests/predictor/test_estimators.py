@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from predictor.base import LengthRegressor
 from predictor.baselines import BASELINES, MaxTokensLength
 from predictor.features import PromptFeatures
 from predictor.lgbm import LGBMLengthRegressor, student_gradients
+from predictor.lgbm_hazard import LGBMHazardRegressor
+from predictor.lgbm_quantiles import LGBMQuantileRegressor
 from predictor.text import HashedText
 
 WEIGHTS = {
@@ -13,12 +17,14 @@ WEIGHTS = {
 
 
 def expected_failures(estimator: object) -> dict[str, str]:
-    return {} if isinstance(estimator, MaxTokensLength) else WEIGHTS
+    return {} if isinstance(estimator, MaxTokensLength | LGBMHazardRegressor) else WEIGHTS
 
 
 @parametrize_with_checks(
     [
-        LGBMLengthRegressor(n_estimators=15),
+        LGBMLengthRegressor(n_estimators=10),
+        LGBMQuantileRegressor(n_estimators=3),
+        LGBMHazardRegressor(n_estimators=10, bins=8),
         PromptFeatures(),
         HashedText(),
         *(cls() for cls in BASELINES.values()),
@@ -44,15 +50,18 @@ def test_location_and_scale_are_both_learned() -> None:
     assert np.median(scale[X[:, 1] <= 0]) > 2.5 * np.median(scale[X[:, 1] > 0])
 
 
-def test_a_cut_answer_is_a_lower_bound() -> None:
+@pytest.mark.parametrize(
+    "estimator", [LGBMLengthRegressor(random_state=1), LGBMHazardRegressor(random_state=1)]
+)
+def test_a_cut_answer_is_a_lower_bound(estimator: LengthRegressor) -> None:
     X, y = noisy_lengths()
-    cut = y > 90.0
-    seen = np.minimum(y, 90.0)
-    longest = y > 150.0
-    naive = LGBMLengthRegressor(random_state=1).fit(X, seen).predict(X)[longest]
-    aware = LGBMLengthRegressor(random_state=1).fit(X, seen, censored=cut).predict(X)[longest]
-    assert np.median(naive) < 100
-    assert np.median(aware) > 1.3 * np.median(naive)
+    cut = np.random.default_rng(1).random(y.size) < 0.5
+    seen = np.where(cut, 0.4 * y, y)
+    naive = clone(estimator).fit(X, seen).predict(X)
+    aware = clone(estimator).fit(X, seen, censored=cut).predict(X)
+    truth = np.exp(4.0 + X[:, 0])
+    assert np.median(naive / truth) < 0.85
+    assert np.median(aware / truth) > np.median(naive / truth) + 0.1
 
 
 def test_gradients_are_the_derivatives_of_the_loss() -> None:
@@ -118,3 +127,25 @@ def test_the_gaussian_is_the_papers() -> None:
     d = BASELINES["class_gaussian"]().fit(X, y).predict_distribution(X[:1])
     # mean 100, standard deviation 15.81: the 90 % quantile is 100 + 1.2816 * 15.81
     np.testing.assert_allclose(d.quantile(0.9), 100 + 1.2816 * y.std(), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LGBMLengthRegressor(n_estimators=60, learning_rate=0.1),
+        LGBMQuantileRegressor(n_estimators=60, learning_rate=0.2, feature_fraction=1.0),
+        LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
+    ],
+)
+def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-def]
+    estimator: LengthRegressor, tmp_path
+) -> None:
+    X, y = noisy_lengths()
+    fitted = clone(estimator).fit(X, y)
+    d = fitted.predict_distribution(X)
+    width = np.log(d.quantile(0.9) / d.quantile(0.1))
+    assert np.median(width[X[:, 1] <= 0]) > 1.5 * np.median(width[X[:, 1] > 0])
+    fitted.save_files(tmp_path)
+    other = clone(estimator)
+    other.load_files(tmp_path)
+    np.testing.assert_array_equal(other.predict_distribution(X[:9]).quantiles, d.quantiles[:9])

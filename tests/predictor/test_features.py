@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictor.features import PromptFeatures
@@ -49,6 +49,7 @@ def test_what_is_asked_for_is_counted(prompt: str, column: str, expected: float)
     assert count(read(prompt)[column]) == expected
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_tokens_cover_every_visible_ascii_character(prompt: str) -> None:
     text = encode(prompt)
@@ -62,6 +63,7 @@ def test_tokens_cover_every_visible_ascii_character(prompt: str) -> None:
     assert len(kinds) == len(hashes) == len(values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), min_size=1, max_size=3))
 def test_plain_python_hashes_like_the_compiled_scan(words: list[str]) -> None:
     from predictor.scan import combine
