@@ -3,14 +3,14 @@
 Everything about batching, chunked prefill, caching and preemption stays vLLM's; each override
 calls ``super()`` and adds one thing.
 
-| our quantity                      | vLLM hook                  | why this hook                    |
-|-----------------------------------|----------------------------|----------------------------------|
-| order of admission                | ``self.waiting``           | ``schedule`` peeks and pops it   |
-| arrival, SLO, predicted length    | ``add_request``            | every request passes it once     |
-| when to plan                      | before ``schedule``        | the order is needed there        |
-| work of a step, admissions        | after ``schedule``         | its output lists both            |
-| step duration, first tokens       | after ``update_from_output`` | a step's tokens exist from here |
-| finish, length cap, abort, error  | ``_free_request``          | all ends pass it, aborts too     |
+| our quantity                     | vLLM hook                    | why this hook                  |
+|----------------------------------|------------------------------|--------------------------------|
+| order of admission               | ``self.waiting``             | ``schedule`` peeks and pops it |
+| arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
+| when to plan                     | before ``schedule``          | the order is needed there      |
+| work of a step, admissions       | after ``schedule``           | its output lists both          |
+| step duration, first tokens      | after ``update_from_output`` | a step's tokens exist there    |
+| finish, length cap, abort, error | ``_free_request``            | all ends pass it, aborts too   |
 
 Subclasses ``AsyncScheduler``: with the plain ``Scheduler`` vLLM would switch asynchronous
 scheduling off.
@@ -19,10 +19,10 @@ scheduling off.
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from typing import Any
 
-from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -37,11 +37,15 @@ from scheduler.vllm_adapter.planning import Planner
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.queue import PlannedQueue
 from scheduler.vllm_adapter.refit import StepTimeRefit
-from scheduler.vllm_adapter.settings import ServerSettings, settings_from_additional_config
+from scheduler.vllm_adapter.settings import (
+    LOGGER_NAME,
+    ServerSettings,
+    settings_from_additional_config,
+)
 from scheduler.vllm_adapter.step_timer import StepTimer
 from scheduler.vllm_adapter.tracking import RequestTable
 
-logger = init_logger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 _DEFAULT_PROFILE = "tiny-cpu"
 _GAUGE_PERIOD_S = 1.0

@@ -6,7 +6,6 @@ along, and a fresh metrics directory, so that several can run side by side.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -23,8 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import scheduler
-from data.errors import InputError
-from scheduler.vllm_adapter.settings import CONFIG_KEY, SETTINGS_VARIABLE, ServerSettings
+from scheduler.vllm_adapter.settings import REPLAY_VARIABLE, SETTINGS_VARIABLE, ServerSettings
 from scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
 
 SCHEDULER_CLASS = "scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler"
@@ -119,20 +117,19 @@ def launch_server(
     lengths in either form (for lengthwise it defaults to the settings' own). ``model`` ``"tiny"``
     is built under ``cache_dir`` at first use. ``vllm_args`` are passed through and win.
     """
+    if replay_table is None and settings is not None:
+        replay_table = settings.replay_table
     scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
     path = Path(log_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = server_command(
         model,
         settings,
-        port,
-        vllm_args,
-        scratch=scratch,
-        replay_table=replay_table,
+        ["--host", host, "--port", str(port), *vllm_args],
+        replayed=replay_table is not None,
         cache_dir=cache_dir,
-        host=host,
     )
-    environment = server_environment(model, settings, scratch=scratch) | dict(env or {})
+    environment = server_environment(model, settings, scratch, replay_table) | dict(env or {})
     with path.open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -148,24 +145,23 @@ def launch_server(
 def serve_forever(
     model: str,
     settings: ServerSettings | None,
-    port: int,
     vllm_args: Sequence[str] = (),
     *,
     cache_dir: Path | str | None = None,
-    host: str = "127.0.0.1",
 ) -> int:
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
-    SIGINT and SIGTERM are forwarded; a second one kills.
+    Host and port are vLLM's own arguments (``--port 8000``). SIGINT and SIGTERM are forwarded;
+    a second one kills.
     """
     scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
+    table = settings.replay_table if settings is not None else None
     command = server_command(
-        model, settings, port, vllm_args, scratch=scratch, cache_dir=cache_dir, host=host
+        model, settings, vllm_args, replayed=table is not None, cache_dir=cache_dir
     )
-    process = subprocess.Popen(
-        command, env=server_environment(model, settings, scratch=scratch), start_new_session=True
-    )
-    handle = ServerHandle(process, f"http://{host}:{port}", scratch / "none", scratch)
+    environment = server_environment(model, settings, scratch, table)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    handle = ServerHandle(process, "", scratch / "none", scratch)
     signals_seen = 0
 
     def forward(number: int, frame: Any) -> None:
@@ -173,9 +169,8 @@ def serve_forever(
         signals_seen += 1
         _signal_group(process, signal.SIGTERM if signals_seen == 1 else signal.SIGKILL)
 
-    previous = {
-        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    forwarded = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, forward) for number in forwarded}
     try:
         code = process.wait()
     finally:
@@ -188,39 +183,34 @@ def serve_forever(
 def server_command(
     model: str,
     settings: ServerSettings | None,
-    port: int,
     vllm_args: Sequence[str] = (),
     *,
-    scratch: Path,
-    replay_table: Path | str | None = None,
+    replayed: bool = False,
     cache_dir: Path | str | None = None,
-    host: str = "127.0.0.1",
 ) -> list[str]:
-    """The command line, for either distribution; writes the settings file into ``scratch``."""
+    """The command line, for either distribution; ``settings`` None is stock vLLM."""
     name, extra = model, list(vllm_args)
     if model == TINY_NAME:
-        name = str(build_tiny_model(Path(cache_dir or Path.cwd() / ".lengthwise") / TINY_NAME))
+        name = str(build_tiny_model(Path(cache_dir or _default_cache()) / TINY_NAME))
         extra = [*_without_given(_TINY_ARGS, extra), *extra]
-    command = [*_entry_point(name), "--host", host, "--port", str(port)]
-    ours: dict[str, str] = {}
+    command = _entry_point(name)
     if settings is not None:
-        ours["settings"] = str(settings.write(scratch / "settings.json"))
         command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
-        replay_table = replay_table or settings.replay_table
-    if replay_table is not None:
-        ours["replay_table"] = str(Path(replay_table).absolute())
+    if replayed:
         command += ["--logits-processors", LOGITS_PROCESSOR]
-    if ours:
-        if any(arg.split("=")[0] == "--additional-config" for arg in extra):
-            raise InputError("--additional-config is set by lengthwise and cannot be given")
-        command += ["--additional-config", json.dumps({CONFIG_KEY: ours})]
     return command + extra
 
 
 def server_environment(
-    model: str, settings: ServerSettings | None, *, scratch: Path
+    model: str,
+    settings: ServerSettings | None,
+    scratch: Path,
+    replay_table: Path | str | None = None,
 ) -> dict[str, str]:
-    """The environment of a server; what is set already wins, except the metrics directory."""
+    """The environment of a server, its settings file and metrics directory made in ``scratch``.
+
+    What the caller's environment sets already wins, except for those files.
+    """
     environment = dict(os.environ)
     root = str(Path(scheduler.__file__).resolve().parent.parent)
     paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
@@ -229,7 +219,9 @@ def server_environment(
     metrics_dir.mkdir(parents=True, exist_ok=True)
     environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     if settings is not None:
-        environment[SETTINGS_VARIABLE] = str(scratch / "settings.json")
+        environment[SETTINGS_VARIABLE] = str(settings.write(scratch / "settings.json"))
+    if replay_table is not None:
+        environment[REPLAY_VARIABLE] = str(Path(replay_table).absolute())
     defaults = {
         "PYTHONHASHSEED": "0",
         "VLLM_CPU_KVCACHE_SPACE": _CPU_KVCACHE_GIB,
@@ -245,8 +237,11 @@ _TINY_ARGS = (
     ("--dtype", "float32"),
     ("--served-model-name", TINY_NAME),
     ("--max-num-seqs", "32"),
-    ("--generation-config", "vllm"),
 )
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("LENGTHWISE_HOME") or Path.cwd()).absolute() / ".lengthwise"
 
 
 def _entry_point(model: str) -> list[str]:

@@ -20,9 +20,9 @@ from scheduler.vllm_adapter.body import encode_body, parse_body
 from scheduler.vllm_adapter.control import CONFIGURE_METHOD, STATUS_METHOD, parse_configure
 from scheduler.vllm_adapter.metrics import api_metrics
 from scheduler.vllm_adapter.prediction import PredictionService, load_predictor, load_service
-from scheduler.vllm_adapter.settings import ServerSettings, settings_from_environment
+from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings, settings_from_environment
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -20,9 +20,9 @@ from scheduler.problem import Capacity, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
 from scheduler.vllm_adapter.metrics import EngineMetrics
-from scheduler.vllm_adapter.settings import ServerSettings
+from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 _KEPT_TIMES = 8192
 _LOG_EVERY = 1000
@@ -65,6 +65,7 @@ class Planner:
         self._plans = 0
         self._evaluations = 0
         self._improved = 0
+        self._degraded: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
 
     def note_arrival(self, now_s: float) -> None:
@@ -115,7 +116,7 @@ class Planner:
             self._evaluations += plan.evaluations
             self._improved += plan.cost < plan.start_cost
             if plan.degraded:
-                self.fall_back(f"degraded: {plan.degraded}")
+                self._degraded[plan.degraded] += 1
         return order
 
     def status(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ class Planner:
             "count": self._plans,
             "evaluations": self._evaluations,
             "improved": self._improved,
+            "degraded": dict(self._degraded),
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
         }

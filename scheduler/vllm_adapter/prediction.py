@@ -19,12 +19,12 @@ import numpy as np
 
 from data.errors import InputError
 from scheduler.vllm_adapter.metrics import ApiMetrics
-from scheduler.vllm_adapter.settings import ServerSettings
+from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 if TYPE_CHECKING:
     from predictor.model import LengthPredictor
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 _MOST_AT_ONCE = 64
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from scheduler.problem import FloatArray
 from scheduler.step_time import StepTimeModel, fit_step_time
+from scheduler.vllm_adapter.settings import LOGGER_NAME
 from scheduler.vllm_adapter.step_timer import StepTimer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 
 class StepTimeRefit:

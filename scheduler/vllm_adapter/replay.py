@@ -24,21 +24,21 @@ import torch
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV1
 
-from scheduler.vllm_adapter.settings import CONFIG_KEY
+from scheduler.vllm_adapter.settings import LOGGER_NAME, replay_table_path
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 except ImportError:  # before vLLM 0.31 there is one interface only
     LogitsProcessorV2 = object
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 REPLAY_ID = "replay_id"
 _OFF = 2**31 - 1
 
 
 class ReplayTable:
-    """``{replay_id: output_tokens}`` from a JSON file, read again when the file changes."""
+    """``{replay_id: output_tokens}`` from a JSON file, read again when the file has changed."""
 
     def __init__(self, path: str | None) -> None:
         self._path = Path(path) if path else None
@@ -46,13 +46,11 @@ class ReplayTable:
         self._lengths: dict[str, int] = {}
 
     def length(self, replay_id: object) -> int | None:
-        """The forced length, None when unknown; an id not seen before has the file looked at."""
+        """The forced length, None when unknown."""
         if replay_id is None or self._path is None:
             return None
-        key = str(replay_id)
-        if key not in self._lengths:
-            self._reload()
-        return self._lengths.get(key)
+        self._reload()
+        return self._lengths.get(str(replay_id))
 
     def _reload(self) -> None:
         assert self._path is not None
@@ -93,9 +91,7 @@ class ForcedLength(LogitsProcessorV1, LogitsProcessorV2):
     """``--logits-processors scheduler.vllm_adapter.replay:ForcedLength``."""
 
     def __init__(self, vllm_config: Any, *args: Any) -> None:
-        config = vllm_config.additional_config
-        ours = (config.get(CONFIG_KEY) or {}) if isinstance(config, Mapping) else {}
-        self._table = ReplayTable(ours.get("replay_table"))
+        self._table = ReplayTable(replay_table_path(vllm_config.additional_config))
         self._forced: dict[int, _Forced] = {}
         self._v2 = _SlotTargets(args[0]) if len(args) == 1 else None
 

@@ -13,10 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.errors import InputError
 from data.slo import SloTable
 
-# The API process finds the settings file through this variable, the engine process through
-# ``additional_config[CONFIG_KEY]["settings"]``.
+# Every process of a server finds its files through these variables. ``additional_config`` under
+# CONFIG_KEY can name them too (offline ``vllm.LLM``, workers on other hosts), but vLLM hashes it
+# into the key of its compilation cache: paths that change would compile anew at every start.
 SETTINGS_VARIABLE = "LENGTHWISE_SERVER_CONFIG"
+REPLAY_VARIABLE = "LENGTHWISE_REPLAY_TABLE"
 CONFIG_KEY = "lengthwise"
+
+# Below vLLM's own logger, so that our lines appear in the server's log in its format.
+LOGGER_NAME = "vllm.lengthwise"
 
 Lengths = Literal["learned", "class", "oracle", "none"]
 
@@ -90,20 +95,29 @@ def read_settings(path: Path | str) -> ServerSettings:
 
 
 def settings_from_environment() -> ServerSettings:
-    """The API process's settings: the file named by the environment, else the defaults."""
+    """The settings in the file named by the environment, else the defaults."""
     path = os.environ.get(SETTINGS_VARIABLE)
     return read_settings(path) if path else ServerSettings()
 
 
 def settings_from_additional_config(additional_config: Any) -> ServerSettings:
-    """The engine's settings: a path or an object under the ``lengthwise`` key, else the defaults.
+    """The engine's settings: a path or an object in the configuration, else the environment's.
 
     An object is for ``vllm.LLM(additional_config={"lengthwise": {"settings": {...}}})``, where no
     server wrote a file.
     """
-    if not isinstance(additional_config, Mapping):
-        return settings_from_environment()
-    given = (additional_config.get(CONFIG_KEY) or {}).get("settings")
+    given = _configured(additional_config, "settings")
     if given is None:
         return settings_from_environment()
     return make_settings(given) if isinstance(given, Mapping) else read_settings(given)
+
+
+def replay_table_path(additional_config: Any) -> str | None:
+    """The replay table's path: from the configuration, else the environment, else None."""
+    return _configured(additional_config, "replay_table") or os.environ.get(REPLAY_VARIABLE)
+
+
+def _configured(additional_config: Any, name: str) -> Any:
+    if not isinstance(additional_config, Mapping):
+        return None
+    return (additional_config.get(CONFIG_KEY) or {}).get(name)

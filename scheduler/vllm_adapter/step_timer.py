@@ -17,8 +17,9 @@ from typing import IO
 import numpy as np
 
 from scheduler.problem import FloatArray
+from scheduler.vllm_adapter.settings import LOGGER_NAME
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LOGGER_NAME)
 
 # Between two steps a busy engine takes in new requests; more than this is an idle gap.
 _IDLE_GAP_S = 0.005
@@ -77,7 +78,7 @@ class StepTimer:
         opened = None
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            opened = Path(path).open("a", encoding="utf-8")
+            opened = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (kept while serving)
         self.close()
         self._log = opened
 
