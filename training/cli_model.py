@@ -11,7 +11,7 @@ from data.errors import InputError
 from training import console
 from training.workspace import Workspace
 
-ESTIMATORS = ("lightgbm", "bert")
+ESTIMATORS = "lightgbm, lightgbm_hazard, lightgbm_quantiles, or a baseline such as class_quantiles"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 MODEL_HELP = "models:/output-length@champion, models:/output-length/N, models:/m-... or a directory"
 
@@ -33,7 +33,7 @@ def train(
     from_log: Annotated[
         Path | None, typer.Option(help="A server's request log, a directory.")
     ] = None,
-    estimator: Annotated[str, typer.Option(help=" | ".join(ESTIMATORS))] = "lightgbm",
+    estimator: Annotated[str, typer.Option(help=ESTIMATORS)] = "lightgbm",
     register: Annotated[
         bool, typer.Option("--register/--no-register", help="Make a version in the registry.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
@@ -17,14 +18,15 @@ ARM_COLOURS = (BLUE, ORANGE, GREY, "#6a9f58", "#8a5fa8")
 
 
 def _figure(title: str, note: str, width: float = 6.4, height: float = 4.8) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=130)
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=DARK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(note, loc="right", fontsize=8, color=GREY)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    # fixed margins: measuring them costs as much as drawing
+    figure.subplots_adjust(left=0.12, right=0.96, top=0.91, bottom=0.12)
     return figure, axes
 
 
@@ -108,6 +110,9 @@ def interval_width(
         label = f"{name} (median {np.median(values):.1f}x)"
         axes.step(values, share, where="post", color=colour, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.set_xlim(left=1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("upper end / lower end")
     axes.set_ylabel("share of answers")

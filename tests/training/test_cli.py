@@ -1,10 +1,12 @@
 import gzip
 import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -16,8 +18,13 @@ HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "
 
 
 @pytest.fixture
-def run(workspace):
+def run(workspace, monkeypatch):
     """Run a command in a fresh workspace; returns Click's result."""
+
+    from predictor import fit
+
+    # fewer trees than the default: what is tested here is what surrounds them
+    monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
 
     def invoke(*args, **kwargs):
         return CliRunner().invoke(app, [str(arg) for arg in args], **kwargs)
@@ -93,21 +100,16 @@ def test_train_register_predict_compare(run, workspace, tmp_path):
     assert "champion" in run("compare").stdout
 
 
-def test_an_unregistered_model_has_a_uri_too(run, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    run("data", "synthesize", "--output", rows, "--rows", 300, "--seed", 1)
-    trained = run("train", "--input", rows)
+def test_without_data_the_synthetic_corpus_is_used_and_named(run, monkeypatch):
+    monkeypatch.delenv("LENGTHWISE_DATA", raising=False)
+    trained = run("train", "--limit", 300)
     assert trained.exit_code == 0, trained.output
-    uri = next(line for line in trained.stdout.splitlines() if "models:/m-" in line).split()[0]
-    assert "class_quantiles" in trained.stdout
-    registered = run("register", uri)
-    assert registered.stdout.startswith("models:/output-length/1 (alias: champion")
-
-
-def test_the_synthetic_corpus_is_named_as_such(run):
-    trained = run("train", "--pack", "synthetic", "--limit", 300)
     assert "data: synthetic" in trained.stdout
     assert "say nothing of real data" in trained.stdout
+    assert "class_quantiles" in trained.stdout
+    uri = next(line for line in trained.stdout.splitlines() if "models:/m-" in line).split()[0]
+    registered = run("register", uri)
+    assert registered.stdout.startswith("models:/output-length/1 (alias: champion")
 
 
 def test_unknown_models_are_refused(refuses, tmp_path):
@@ -125,8 +127,6 @@ def test_unknown_models_are_refused(refuses, tmp_path):
 
 
 def test_a_corrupt_predictor_is_refused(refuses, predictor_dir, tmp_path):
-    import shutil
-
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "x"}\n')
     broken = tmp_path / "broken"
@@ -216,3 +216,56 @@ def test_data_describe(run, refuses):
     assert described["source_label"] == "synthetic"
     assert "no data source" in refuses("data", "describe", "nothing")
     assert "no public set" in refuses("data", "fetch", "nothing")
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What `serve` would have started."""
+    calls = []
+
+    def serve_forever(model, settings, vllm_args, *, cache_dir):
+        calls.append((model, settings, list(vllm_args)))
+        return 0
+
+    monkeypatch.setattr("scheduler.vllm_adapter.launch.serve_forever", serve_forever)
+    return calls
+
+
+def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predictor_dir, tmp_path):
+    run("register", predictor_dir)
+    table = tmp_path / "slo.json"
+    table.write_text('{"chat": {"ttft_ms": 500, "weight": 2}}')
+    done = run(
+        "serve", "tiny", "--port", "8001", "--policy", "feasible-edf", "--slo-table", table,
+        "--request-log", tmp_path / "log", "--max-num-seqs=16", "--max-wait", "30",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    ((model, settings, vllm_args),) = served
+    assert model == "tiny"
+    assert vllm_args == ["--port", "8001", "--max-num-seqs=16"]
+    assert settings.predictor_version == "models:/output-length/1"
+    assert (settings.policy, settings.lengths) == ("feasible-edf", "learned")
+    assert settings.max_wait_s == 30
+    assert settings.slo_table == {"chat": {"ttft_ms": 500, "weight": 2}}
+    assert settings.request_log == str(tmp_path / "log")
+
+
+def test_serve_without_a_predictor(run, served):
+    assert run("serve", "tiny", "--predictor", "none").exit_code == 0
+    ((_, settings, _),) = served
+    assert (settings.predictor_dir, settings.lengths) == (None, "none")
+
+
+def test_serve_refuses_what_the_server_would(refuses, served, tmp_path):
+    def refused(*options):
+        return refuses("serve", "tiny", "--predictor", "none", *options)
+
+    assert "known: fcfs" in refused("--policy", "best")
+    assert "lengths" in refused("--lengths", "guessed")
+    assert "MODEL comes before" in refuses("serve", "--port", "80", "tiny")
+    table = tmp_path / "slo.json"
+    assert "cannot read SLO table" in refused("--slo-table", table)
+    for content in ("{", "[]", '{"chat": {"ttft_ms": -1}}', '{"chat": {"speed": 1}}'):
+        table.write_text(content)
+        refused("--slo-table", table)
+    assert served == []
