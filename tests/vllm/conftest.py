@@ -1,0 +1,84 @@
+"""Shared pieces: the tiny model's files, a small predictor, one server for the whole session."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.splits import split_table
+from data.synthetic import synthetic_table
+from scheduler.vllm_adapter.tiny import build_tiny_model
+
+REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 1500}
+SLO_TABLE = {
+    "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
+    "code": {"e2e_ms": 60000.0, "weight": 2.0},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("cache") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from predictor.fit import fit_predictor
+
+    parts = split_table(synthetic_table(600, seed=3))
+    predictor = fit_predictor(parts["train"], parts["calibration"], n_estimators=15)
+    directory = tmp_path_factory.mktemp("predictor")
+    predictor.save(directory)
+    return directory
+
+
+class LiveServer:
+    """A running lengthwise server and the files it was given."""
+
+    def __init__(self, url: str, log_dir: Path, replay_table: Path, server_log: Path) -> None:
+        self.url = url
+        self.log_dir = log_dir
+        self.replay_table = replay_table
+        self.server_log = server_log
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Iterator[LiveServer]:
+    """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
+    from scheduler.vllm_adapter.launch import launch_server
+    from scheduler.vllm_adapter.settings import ServerSettings
+
+    root = tmp_path_factory.mktemp("server")
+    table = root / "replay.json"
+    table.write_text(json.dumps(REPLAYED))
+    settings = ServerSettings(
+        predictor_dir=str(predictor_dir),
+        predictor_version="test/1",
+        slo_table=SLO_TABLE,
+        request_log=str(root / "log"),
+        log_prompts=True,
+        replay_table=str(table),
+        allow_configure=True,
+    )
+    with launch_server(
+        "tiny",
+        settings,
+        free_port(),
+        # Eager: compiling pays off in a bench, not here. 192 blocks of 32 tokens: 6,144 tokens.
+        ["--enforce-eager", "--max-num-seqs", "8", "--num-gpu-blocks-override", "192",
+         "--max-model-len", "4096"],
+        log_path=root / "server.log",
+        cache_dir=tmp_path_factory.mktemp("cache"),
+    ) as handle:  # fmt: skip
+        handle.wait_ready(240)
+        yield LiveServer(handle.url, root / "log", table, root / "server.log")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,145 @@
+"""The real scheduler without an engine: vLLM's own bookkeeping, a runner that only counts.
+
+`FakeEngine` does what the engine's busy loop does. Each request ends with end-of-sequence after
+the number of tokens it was made with, or at its max_tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+
+EOS = 2
+BLOCK = 16
+
+
+def make_request(
+    name: str,
+    prompt_tokens: int = 8,
+    max_tokens: int = 512,
+    arrival_time: float | None = None,
+    **extra: Any,
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, extra_args=extra or None)
+    params.update_from_generation_config({"eos_token_id": EOS}, EOS)
+    return Request(
+        request_id=name,
+        prompt_token_ids=[5 + i % 90 for i in range(prompt_tokens)],
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=arrival_time,
+    )
+
+
+class FakeEngine:
+    """`ahead` steps are planned before the first one's output comes back (2: asynchronous)."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        settings: dict[str, Any] | None = None,
+        *,
+        max_num_seqs: int = 4,
+        blocks: int = 1000,
+        max_num_batched_tokens: int = 256,
+        ahead: int = 1,
+    ) -> None:
+        cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=False)
+        config = VllmConfig(
+            model_config=ModelConfig(model=str(model_dir), dtype="float32", seed=0),
+            scheduler_config=SchedulerConfig(
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_model_len=2048,
+                is_encoder_decoder=False,
+            ),
+            cache_config=cache,
+            additional_config={"lengthwise": {"settings": settings or {}}},
+        )
+        cache.num_gpu_blocks = blocks
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        kv = KVCacheConfig(
+            num_blocks=blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        )
+        self.scheduler = LengthwiseScheduler(
+            vllm_config=config,
+            kv_cache_config=kv,
+            block_size=BLOCK,
+            structured_output_manager=StructuredOutputManager(config),
+            log_stats=False,
+        )
+        self.ahead = ahead
+        self.lengths: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
+        self.admitted: list[str] = []
+        self.finished: dict[str, str] = {}
+        self.preemptions = 0
+        self._flying: deque[Any] = deque()
+        self._sampled: dict[str, int] = {}
+
+    def add(self, request: Request, output_tokens: int = 4) -> None:
+        self.lengths[request.request_id] = output_tokens
+        self.scheduler.add_request(request)
+
+    def step(self) -> None:
+        while len(self._flying) < self.ahead:
+            output = self.scheduler.schedule()
+            self.admitted += [new.req_id for new in output.scheduled_new_reqs]
+            self.preemptions += len(output.preempted_req_ids or ())
+            if not output.total_num_scheduled_tokens:
+                break
+            self._flying.append((output, self._run(output)))
+        if self._flying:
+            self._book(*self._flying.popleft())
+
+    def run(self, most_steps: int = 2000) -> None:
+        for _ in range(most_steps):
+            if not self.scheduler.has_requests() and not self._flying:
+                return
+            self.step()
+        raise AssertionError(f"not done after {most_steps} steps")
+
+    def abort(self, name: str) -> None:
+        from vllm.v1.request import RequestStatus
+
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def _run(self, output: Any) -> ModelRunnerOutput:
+        names = list(output.num_scheduled_tokens)
+        tokens = []
+        for name in names:
+            request = self.scheduler.requests[name]
+            # A prefill chunk that does not reach the end of the known tokens samples nothing.
+            # num_computed_tokens already counts this step.
+            known = request.num_tokens + request.num_output_placeholders
+            if request.is_prefill_chunk:
+                tokens.append([])
+                continue
+            assert known >= request.num_prompt_tokens
+            self._sampled[name] = self._sampled.get(name, 0) + 1
+            done = self._sampled[name] >= self.lengths[name]
+            tokens.append([EOS if done else 7])
+        index = {name: i for i, name in enumerate(names)}
+        return ModelRunnerOutput(req_ids=names, req_id_to_index=index, sampled_token_ids=tokens)
+
+    def _book(self, output: Any, result: ModelRunnerOutput) -> None:
+        outputs = self.scheduler.update_from_output(output, result)
+        for engine_outputs in outputs.values():
+            for one in engine_outputs.outputs:
+                name = one.request_id
+                self.tokens[name] = self.tokens.get(name, 0) + len(one.new_token_ids)
+                if one.finish_reason is not None:
+                    self.finished[name] = str(one.finish_reason)

@@ -1,0 +1,200 @@
+"""The scheduler class on vLLM's own bookkeeping, without an engine."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from engineless import FakeEngine, make_request
+
+from data.request_log import read_request_log
+
+QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
+
+
+def scaled(factor):
+    return [factor * q for q in QUANTILES]
+
+
+@pytest.fixture
+def engine(tiny_dir):
+    def build(ahead=1, blocks=1000, max_num_seqs=4, **settings):
+        defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
+        return FakeEngine(
+            tiny_dir, defaults | settings, ahead=ahead, blocks=blocks, max_num_seqs=max_num_seqs
+        )
+
+    return build
+
+
+def test_the_plan_decides_who_is_admitted_next(engine):
+    fake = engine(max_num_seqs=1)
+    for name, factor in (("long", 50), ("middle", 5), ("short", 1)):
+        fake.add(make_request(name, pred_quantiles=scaled(factor)))
+    fake.run()
+    assert fake.admitted == ["short", "middle", "long"]
+
+
+def test_without_a_plan_the_order_is_of_arrival(engine):
+    fake = engine(max_num_seqs=1, policy="fcfs")
+    for name, factor in (("long", 50), ("short", 1)):
+        fake.add(make_request(name, pred_quantiles=scaled(factor)))
+    fake.run()
+    assert fake.admitted == ["long", "short"]
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_nothing_is_lost_under_preemption(engine, ahead):
+    """12 blocks hold 192 tokens; four answers of 90 tokens want 4 x 98."""
+    fake = engine(blocks=13, ahead=ahead)
+    for i in range(10):
+        fake.add(make_request(f"r{i}", pred_quantiles=QUANTILES), output_tokens=90)
+    fake.run()
+    assert fake.preemptions > 0
+    assert set(fake.finished) == {f"r{i}" for i in range(10)}
+    assert set(fake.tokens.values()) == {90}
+    status = fake.scheduler.lengthwise_status()
+    assert status["tracked"] == 0
+    assert status["queue"]["waiting"] == 0
+    assert status["outcomes"]["default"]["finished"] == 10
+
+
+def test_a_raising_planner_means_arrival_order_and_a_count(engine):
+    fake = engine(max_num_seqs=1)
+    fake.scheduler.lengthwise_configure({"fail_plans": 1000})
+    for name, factor in (("long", 50), ("middle", 5), ("short", 1)):
+        fake.add(make_request(name, pred_quantiles=scaled(factor)))
+    fake.run()
+    assert fake.admitted == ["long", "middle", "short"]
+    assert len(fake.finished) == 3
+    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"]["planner"] > 0
+
+
+def test_who_waited_too_long_goes_first_whatever_the_plan(engine):
+    fake = engine(max_num_seqs=1, max_wait_s=30.0)
+    fake.add(make_request("running", pred_quantiles=QUANTILES))
+    fake.step()
+    now = time.time()
+    fake.add(make_request("overdue", arrival_time=now - 40, pred_quantiles=scaled(100)))
+    fake.add(make_request("older", arrival_time=now - 50, pred_quantiles=scaled(90)))
+    fake.add(make_request("short", pred_quantiles=QUANTILES))
+    fake.scheduler.lengthwise_configure({"fail_plans": 1000})  # the bound holds with no planner
+    fake.run()
+    assert fake.admitted == ["running", "older", "overdue", "short"]
+
+
+MALFORMED = [
+    {"pred_quantiles": "soon"},
+    {"pred_quantiles": [1.0, 2.0]},
+    {"pred_quantiles": [float("nan")] * 12},
+    {"pred_quantiles": list(reversed(QUANTILES))},
+    {"pred_quantiles": [0.0, *QUANTILES[1:]]},
+    {"slo_ttft_ms": -1},
+    {"slo_e2e_ms": "soon"},
+    {"slo_class": 7},
+    {"lw_features": 3, "tenant": 4, "lw_prompt": [1], "pred_version": {}},
+]
+
+
+@pytest.mark.parametrize("extra", MALFORMED)
+def test_malformed_arguments_fall_back(engine, extra):
+    fake = engine()
+    fake.add(make_request("odd", **extra))
+    fake.add(make_request("even", pred_quantiles=QUANTILES))
+    fake.run()
+    assert set(fake.finished) == {"odd", "even"}
+    assert sum(fake.scheduler.lengthwise_status()["plan"]["fallbacks"].values()) > 0
+
+
+def test_a_pooling_request_has_no_sampling_parameters(engine):
+    from scheduler.vllm_adapter.intake import Intake
+    from scheduler.vllm_adapter.priors import generic_priors
+
+    request = make_request("pooling")
+    request.sampling_params = None
+    scheduler = engine().scheduler
+    intake = Intake(scheduler._settings.slos, generic_priors(), "learned", lambda *_: None)
+    tracked = intake.track(request, now_s=5.0, unix_s=time.time())
+    assert tracked.slo.is_best_effort
+    assert tracked.length_source == "prior"
+
+
+def test_outcomes_reach_the_request_log(engine, tmp_path, predictor_dir):
+    fake = engine(request_log=str(tmp_path / "log"), predictor_dir=str(predictor_dir))
+    fake.add(
+        make_request(
+            "met", slo_e2e_ms=60_000, slo_class="code", pred_quantiles=QUANTILES,
+            pred_version="v9", tenant="t1", lw_prompt="hello",
+        ),
+        output_tokens=5,
+    )  # fmt: skip
+    fake.add(make_request("late", slo_ttft_ms=1, arrival_time=time.time() - 5))
+    fake.add(make_request("capped", max_tokens=3), output_tokens=50)
+    fake.add(make_request("aborted", slo_e2e_ms=1000), output_tokens=500)
+    for _ in range(8):
+        fake.step()
+    fake.abort("aborted")
+    fake.run()
+    fake.scheduler._outcomes.close()
+    rows = read_request_log(tmp_path / "log").set_index("request_id")
+    assert rows["status"].to_dict() == {
+        "met": "finished", "late": "finished", "capped": "length", "aborted": "aborted",
+    }  # fmt: skip
+    met = rows.loc["met"]
+    assert met["met"] == True  # noqa: E712 (numpy and Python booleans)
+    assert (met["output_tokens"], met["slo_class"], met["predictor"]) == (5, "code", "v9")
+    assert (met["predicted_tokens"], met["tenant"], met["prompt"]) == (20.0, "t1", "hello")
+    assert 0 <= met["ttft_s"] <= met["e2e_s"]
+    assert rows.loc["late"]["met"] == False  # noqa: E712
+    assert rows.loc["late"]["ttft_s"] >= 5
+    assert rows.loc["capped"]["output_tokens"] == 3
+
+
+def test_steps_are_timed_with_what_they_did(engine):
+    fake = engine()
+    fake.add(make_request("a", prompt_tokens=20), output_tokens=6)
+    fake.run()
+    samples = fake.scheduler._timer.samples()
+    assert samples[0, :3].tolist() == [20, 0, 0]
+    assert (samples[1:, 0] == 0).all()
+    assert (samples[1:, 1] == 1).all()
+    assert samples[1:, 2].tolist() == [21, 22, 23, 24, 25]
+    assert (samples[:, 3] > 0).all()
+
+
+def test_policy_and_lengths_switch_while_serving(engine):
+    fake = engine()
+    answer = fake.scheduler.lengthwise_configure({"policy": "edf", "lengths": "none"})
+    assert answer == {"policy": "edf", "lengths": "none"}
+    assert fake.scheduler.lengthwise_status()["policy"] == "edf"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"policy": "magic"}, "magic"),
+        ({"lengths": "guess"}, "lengths"),
+        ({"unknown": 1}, "unknown"),
+        ({"predictor_dir": "/does/not/exist"}, "card.json"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_whole(engine, body, named):
+    fake = engine()
+    answer = fake.scheduler.lengthwise_configure(body)
+    assert named in answer["error"]
+    assert fake.scheduler.lengthwise_status()["policy"] == "sjf"
+
+
+@pytest.mark.parametrize("policy", ["sa", "sa-paper", "feasible-edf", "llf"])
+def test_every_kind_of_policy_serves_all(engine, policy):
+    fake = engine(policy=policy, max_num_seqs=2)
+    for i in range(12):
+        fake.add(
+            make_request(f"r{i}", slo_e2e_ms=1000 + 100 * i, pred_quantiles=scaled(1 + i % 3)),
+            output_tokens=3 + i,
+        )
+    fake.run()
+    assert len(fake.finished) == 12
+    plan = fake.scheduler.lengthwise_status()["plan"]
+    assert plan["count"] > 0
+    assert plan["fallbacks"] == {}

@@ -1,0 +1,187 @@
+"""The waiting queue: vLLM's contract, and the plan's order."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import RequestStatus
+
+from scheduler.vllm_adapter.queue import PlannedQueue
+
+
+def fresh(name, status=RequestStatus.WAITING, computed=0, output=0):
+    return SimpleNamespace(
+        request_id=name, status=status, num_computed_tokens=computed, num_output_tokens=output
+    )
+
+
+def preempted(name):
+    return fresh(name, RequestStatus.PREEMPTED, output=3)
+
+
+def filled(*names):
+    queue = PlannedQueue()
+    for name in names:
+        queue.add_request(fresh(name))
+    return queue
+
+
+def drained(queue):
+    names = []
+    while queue:
+        shown = queue.peek_request()
+        popped = queue.pop_request()
+        assert shown is popped
+        names.append(popped.request_id)
+    return names
+
+
+def test_the_queue_fulfils_the_installed_contract():
+    assert issubclass(PlannedQueue, RequestQueue)
+    assert not PlannedQueue.__abstractmethods__
+
+
+def test_without_a_plan_it_is_first_come_first_served():
+    assert drained(filled("a", "b", "c")) == ["a", "b", "c"]
+
+
+def test_a_plan_decides_and_the_unnamed_follow_in_order_of_arrival():
+    queue = filled("a", "b", "c", "d")
+    queue.set_order(["c", "gone", "a"])
+    queue.add_request(fresh("e"))
+    assert [r.request_id for r in queue] == ["c", "a", "b", "d", "e"]
+    assert drained(queue) == ["c", "a", "b", "d", "e"]
+
+
+def test_clearing_the_plan_restores_order_of_arrival():
+    queue = filled("a", "b", "c")
+    queue.set_order(["c", "b", "a"])
+    queue.clear_order()
+    assert drained(queue) == ["a", "b", "c"]
+
+
+def test_recovering_requests_come_before_any_plan():
+    queue = filled("a", "b")
+    queue.set_order(["b", "a"])
+    queue.prepend_request(preempted("p"))
+    queue.prepend_request(preempted("q"))
+    assert queue.recovery_count == 2
+    assert drained(queue) == ["q", "p", "b", "a"]
+
+
+def test_a_skipped_request_returns_to_the_front_with_its_arrival_number():
+    queue = filled("a", "b", "c")
+    queue.set_order(["c", "b", "a"])
+    skipped = [queue.pop_request(), queue.pop_request()]
+    # vLLM collects skipped requests newest first and prepends them in that order
+    queue.prepend_requests(reversed(skipped))
+    assert [r.request_id for r in queue] == ["c", "b", "a"]
+    queue.clear_order()
+    assert drained(queue) == ["a", "b", "c"]
+
+
+def test_what_peek_showed_is_what_pop_gives_even_after_a_new_plan():
+    queue = filled("a", "b")
+    shown = queue.peek_request()
+    queue.set_order(["b", "a"])
+    queue.add_request(fresh("c"))
+    assert queue.pop_request() is shown
+
+
+def test_removing_the_pinned_request_unpins_it():
+    queue = filled("a", "b")
+    queue.remove_request(queue.peek_request())
+    assert queue.pop_request().request_id == "b"
+
+
+def test_absent_requests_are_ignored_when_removed():
+    queue = filled("a")
+    queue.remove_request(fresh("x"))
+    queue.remove_requests([fresh("y"), fresh("a")])
+    assert not queue
+    assert len(queue) == 0
+
+
+def test_an_empty_queue_says_so():
+    queue = PlannedQueue()
+    with pytest.raises(IndexError):
+        queue.peek_request()
+    with pytest.raises(IndexError):
+        queue.pop_request()
+
+
+def test_promote_puts_a_request_first_but_not_before_recovery():
+    queue = filled("a", "b", "c")
+    queue.prepend_request(preempted("p"))
+    queue.promote("c")
+    queue.promote("absent")
+    assert drained(queue) == ["p", "c", "a", "b"]
+
+
+def test_the_same_id_added_twice_is_queued_once():
+    queue = filled("a", "a")
+    assert len(queue) == 1
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 30)),
+        st.tuples(st.just("pop"), st.just(0)),
+        st.tuples(st.just("skip"), st.just(0)),
+        st.tuples(st.just("preempt"), st.integers(0, 30)),
+        st.tuples(st.just("remove"), st.integers(0, 30)),
+        st.tuples(st.just("plan"), st.permutations(range(31))),
+        st.tuples(st.just("clear"), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTIONS)
+def test_every_request_pushed_is_popped_exactly_once(actions):
+    queue, inside, running = PlannedQueue(), set(), {}
+    for action, value in actions:
+        name = f"r{value}"
+        if action == "add" and name not in inside and name not in running:
+            queue.add_request(fresh(name))
+            inside.add(name)
+        elif action == "pop" and inside:
+            popped = queue.pop_request()
+            inside.remove(popped.request_id)  # KeyError: popped twice, or never pushed
+            running[popped.request_id] = popped
+        elif action == "skip" and inside:
+            queue.prepend_requests([queue.pop_request()])
+        elif action == "preempt" and name in running:
+            del running[name]
+            queue.prepend_request(preempted(name))
+            inside.add(name)
+        elif action == "remove":
+            queue.remove_requests([fresh(name)])
+            inside.discard(name)
+        elif action == "plan":
+            queue.set_order(f"r{i}" for i in value)
+        elif action == "clear":
+            queue.clear_order()
+        assert len(queue) == len(inside) == len(list(queue))
+        assert bool(queue) == bool(inside)
+    assert set(drained(queue)) == inside
+
+
+def test_operations_stay_quick_with_twenty_thousand_queued():
+    import time
+
+    queue = filled(*(f"r{i}" for i in range(20_000)))
+    queue.set_order(f"r{i}" for i in reversed(range(20_000)))
+    began = time.perf_counter()
+    for i in range(2_000):
+        queue.peek_request()
+        request = queue.pop_request()
+        queue.prepend_request(request)
+        queue.remove_request(fresh(f"r{i}"))
+        len(queue)
+    assert time.perf_counter() - began < 1.0  # a linear scan would take minutes
