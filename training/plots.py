@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 BLUE, ORANGE, GREY, DARK = "#2f6fb0", "#d9742b", "#9aa3ab", "#2b2f33"
+DPI = 130
 ARM_COLOURS = (BLUE, ORANGE, GREY, "#6a9f58", "#8a5fa8")
 
 
 def _figure(title: str, note: str, width: float = 6.4, height: float = 4.8) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=130)
+    figure = Figure(figsize=(width, height), dpi=DPI)
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=DARK)
     axes.spines[["top", "right"]].set_visible(False)

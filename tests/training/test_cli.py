@@ -23,7 +23,8 @@ def run(workspace, monkeypatch):
 
     from predictor import fit
 
-    # fewer trees than the default: what is tested here is what surrounds them
+    # fewer trees and dots than usual: what is tested here is what surrounds them
+    monkeypatch.setattr("training.plots.DPI", 30)
     monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
 
     def invoke(*args, **kwargs):

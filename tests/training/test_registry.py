@@ -120,23 +120,20 @@ def test_logging_leaves_the_import_path_alone(workspace, predictor_dir):
     assert sys.path == before
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("models:/output-length@nobody", "alias nobody"),
-        ("models:/output-length/7", "version=7"),
-        ("models:/another/1", "another"),
-        ("models:/output-length", "names no model"),
-        ("models:/m-" + "0" * 32, "not found"),
-        ("runs:/" + "0" * 32, "not found"),
-        ("no/such/place", "neither a directory nor a model URI"),
-    ],
-)
-def test_an_unknown_model_is_one_line(workspace, predictor_dir, name, message):
+def test_an_unknown_model_is_one_line(workspace, predictor_dir):
     register(predictor_dir, workspace=workspace)
-    with pytest.raises(RegistryError, match=message) as caught:
-        resolve_predictor(name, workspace=workspace)
-    assert "\n" not in str(caught.value)
+    for name, message in {
+        "models:/output-length@nobody": "alias nobody",
+        "models:/output-length/7": "version=7",
+        "models:/another/1": "another",
+        "models:/output-length": "names no model",
+        "models:/m-" + "0" * 32: "not found",
+        "runs:/" + "0" * 32: "not found",
+        "no/such/place": "neither a directory nor a model URI",
+    }.items():
+        with pytest.raises(RegistryError, match=message) as caught:
+            resolve_predictor(name, workspace=workspace)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_directory_without_card_is_no_predictor(workspace, tmp_path):
