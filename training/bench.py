@@ -26,6 +26,7 @@ from training.result import BenchResult
 from training.summary import (
     RequestRecord,
     loaded_tokens_per_s,
+    measured_duration_s,
     paired_difference,
     summarize_arm,
 )
@@ -104,6 +105,7 @@ def run_bench(
     predictor_label: str | None = None,
     run_info: dict[str, Any] | None = None,
     on_run: Callable[[str, int, int], Callable[[], None]] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> BenchOutcome:
     """Measure stock (where it is up) and every arm, `repeats` times.
 
@@ -116,6 +118,7 @@ def run_bench(
         run_info: further provenance for the document.
         on_run: called with arm, repeat and number of requests as a run begins; returns the
             function to call as each answer ends.
+        say: told one line as a run ends.
     """
     arms = settings.arms if servers.stock is None else (STOCK_ARM, *settings.arms)
     logs = {arm.label: ArmLog() for arm in arms}
@@ -125,16 +128,20 @@ def run_bench(
     for server in (servers.ours, servers.stock):
         if server is not None:
             asyncio.run(warm_up(servers, server.url, warm))
-    offered_rps = []
+    offered_rps, offered_tokens_per_s = [], []
     for repeat in range(settings.repeats):
         requests = draw(source, settings, repeat)
         offered_rps.append(file_rate_rps(requests))
+        mean_tokens = float(np.mean([r.output_tokens for r in requests]))
+        offered_tokens_per_s.append(offered_rps[-1] * mean_tokens)
         predicted = predicted_tokens(requests, predictor)
         for arm in arm_order(arms, repeat):
             tick = on_run(arm.label, repeat, len(requests)) if on_run else lambda: None
             log, status = asyncio.run(run_arm(servers, arm, requests, repeat, settings, tick))
             told = predicted if arm.lengths == "learned" else None
-            logs[arm.label].records += to_records(requests, log, repeat, told)
+            records = to_records(requests, log, repeat, told)
+            logs[arm.label].records += records
+            say(run_line(arm, repeat, settings.repeats, records))
             logs[arm.label].queue += [(repeat, s) for s in log.queue]
             if status is not None:
                 logs[arm.label].plans.append(status.get("plan") or {})
@@ -152,6 +159,7 @@ def run_bench(
             "machine": describe_machine(),
             "capacity_rps": settings.capacity_rps,
             "offered_rps": float(np.mean(offered_rps)),
+            "offered_output_tokens_per_s": float(np.mean(offered_tokens_per_s)),
             "arrivals": source.arrivals if source.table is not None else "file",
             "requests_per_repeat": settings.count(source),
             "repeats": settings.repeats,
@@ -207,6 +215,16 @@ async def run_arm(
     log = await replay(server.url, calls, timeout_s=settings.timeout_s, on_done=tick)
     await wait_idle(server.url)
     return log, None if arm.is_stock else await server_status(server.url)
+
+
+def run_line(arm: Arm, repeat: int, repeats: int, records: Sequence[RequestRecord]) -> str:
+    """One finished run in one line."""
+    met = sum(r.met for r in records)
+    lost = sum(not r.ok for r in records)
+    return (
+        f"{arm.label}, repeat {repeat + 1}/{repeats}: {met} of {len(records)} met their SLO, "
+        f"{lost} lost, {measured_duration_s(records):.0f} s"
+    )
 
 
 def predicted_tokens(

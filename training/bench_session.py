@@ -125,6 +125,7 @@ def measure(
             predictor_label=predictor.label if predictor else None,
             run_info={"profile": profile.name if profile else None},
             on_run=progress_of(steps, settings),
+            say=say,
         )
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, predictor, directory, page, workspace)

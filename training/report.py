@@ -105,8 +105,9 @@ def subline(result: BenchResult) -> str | None:
 
 
 def best_arm(result: BenchResult) -> ArmResult | None:
-    """The arm of highest attainment but for the first, the base; None where it stands alone."""
+    """The best arm one could run (no oracle, if there is another) but for the first, the base."""
     others = [arm for arm in result.arms[1:] if arm.attainment is not None]
+    others = [arm for arm in others if arm.lengths != "oracle"] or others
     return max(others, key=lambda arm: arm.attainment or 0.0, default=None)
 
 
@@ -188,20 +189,22 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, str]]:
-    """The headline table's cells, for the terminal and for tests."""
+    """The terminal's table: one row an arm, a column of attainment for each class."""
+    classes = sorted({name for arm in arms for name in arm.per_class})
     return [
         {
             "arm": arm.label,
-            "attainment": _percent(arm.attainment),
+            "SLO met": _percent(arm.attainment),
             "95 % interval": "–"
             if arm.attainment_ci95 is None
             else f"{100 * arm.attainment_ci95[0]:.1f} – {100 * arm.attainment_ci95[1]:.1f}",
+            **{
+                name: _percent(arm.per_class[name].attainment) if name in arm.per_class else "–"
+                for name in classes
+            },
             "lost": f"{arm.lost}/{arm.requests}",
-            "goodput": f"{arm.goodput_rps:.2f} req/s",
-            "mean TTFT": _seconds(arm.mean_ttft_s),
-            "p99 TTFT": _seconds(arm.p99_ttft_s),
-            "mean e2e": _seconds(arm.mean_e2e_s),
-            "p99 e2e": _seconds(arm.p99_e2e_s),
+            "TTFT mean, p99": f"{_seconds(arm.mean_ttft_s)}, {_seconds(arm.p99_ttft_s)}",
+            "e2e mean, p99": f"{_seconds(arm.mean_e2e_s)}, {_seconds(arm.p99_e2e_s)}",
             "TPOT": _seconds(arm.mean_tpot_s),
             "tokens/s": _number(arm.output_tokens_per_s, 0),
             "plan p99": "–" if arm.plan_ms_p99 is None else f"{arm.plan_ms_p99:.2f} ms",

@@ -71,7 +71,7 @@ def attainment_figure(result: BenchResult) -> str:
     colours = arm_colours([arm.label for arm in result.arms])
     bar = 0.8 / len(result.arms)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 0.5 + 0.19 * len(groups) * (len(result.arms) + 0.9)))
+        figure = Figure(figsize=(9.6, 0.5 + 0.19 * len(groups) * (len(result.arms) + 0.9)))
         axes = figure.subplots()
         for k, arm in enumerate(result.arms):
             for g, group in enumerate(groups):
@@ -119,7 +119,7 @@ def latency_figure(records: Records) -> str:
     titles = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
     colours = arm_colours(list(records))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 2.15 * len(classes) + 0.3))
+        figure = Figure(figsize=(9.6, 2.3 * len(classes) + 0.3))
         grid = figure.subplots(len(classes), len(names), squeeze=False)
         for row, slo_class in enumerate(classes):
             for column, name in enumerate(names):
@@ -153,7 +153,7 @@ def queue_figure(queue: QueueLog) -> str:
     """Requests waiting over time, a line per repeat, a colour per arm."""
     colours = arm_colours(list(queue))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 2.5))
+        figure = Figure(figsize=(9.6, 2.7))
         axes = figure.subplots()
         for label, samples in queue.items():
             ordered = sorted(samples, key=lambda s: (s[0], s[1].at_s))
@@ -179,7 +179,7 @@ def attainment_over_time_figure(records: Records, bins: int = 12) -> str:
     centres = (edges[:-1] + edges[1:]) / 2
     colours = arm_colours(list(records))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 2.3))
+        figure = Figure(figsize=(9.6, 2.5))
         axes = figure.subplots()
         for label, rows in records.items():
             slot = np.clip(np.digitize([r.arrival_s for r in rows], edges) - 1, 0, bins - 1)
@@ -201,7 +201,7 @@ def prediction_figure(records: Sequence[RequestRecord]) -> str | None:
         return None
     classes = sorted({r.slo_class for r in known})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.7))
+        figure = Figure(figsize=(5.2, 4.2))
         axes = figure.subplots()
         for colour, slo_class in zip(ARM_COLOURS, classes, strict=False):
             own = [r for r in known if r.slo_class == slo_class]

@@ -70,7 +70,12 @@ class BenchResult(BaseModel):
 
     def to_line(self) -> str:
         """The document on one line."""
-        return json.dumps(self.model_dump(mode="json"), allow_nan=False)
+        document = self.model_dump(mode="json")
+        # an arm's name first, then its figures
+        document["arms"] = [
+            {"policy": arm["policy"], "lengths": arm["lengths"]} | arm for arm in document["arms"]
+        ]
+        return json.dumps(document, allow_nan=False)
 
 
 def read_result(path: Path) -> BenchResult:

@@ -150,6 +150,6 @@ def test_a_page_without_queue_predictions_or_answers(run):
 def test_the_terminal_table_has_units(run):
     row = arm_rows(run[0].arms)[1]
     assert row["arm"] == "sa:learned"
-    assert row["goodput"].endswith("req/s")
+    assert row["code"].endswith(" %")
     assert row["plan p99"] == "0.90 ms"
     assert arm_rows(run[0].arms)[0]["plan p99"] == "–"
