@@ -29,8 +29,10 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from predictor.fit import fit_predictor
 
-    parts = split_table(synthetic_table(600, seed=3))
-    predictor = fit_predictor(parts["train"], parts["calibration"], n_estimators=15)
+    parts = split_table(synthetic_table(300, seed=3))
+    predictor = fit_predictor(
+        parts["train"], parts["calibration"], blocks=("structure", "request"), n_estimators=10
+    )
     directory = tmp_path_factory.mktemp("predictor")
     predictor.save(directory)
     return directory

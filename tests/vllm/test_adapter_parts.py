@@ -1,0 +1,139 @@
+"""Step timer, length priors, outcomes, capabilities."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.slo import Slo
+from scheduler.step_time import StepTimeModel
+from scheduler.vllm_adapter.capabilities import probe
+from scheduler.vllm_adapter.outcomes import Outcome
+from scheduler.vllm_adapter.priors import check_quantiles, generic_priors, load_priors
+from scheduler.vllm_adapter.refit import StepTimeRefit
+from scheduler.vllm_adapter.step_timer import StepTimer, read_step_log
+from scheduler.vllm_adapter.tracking import RequestTable, Tracked
+
+
+def test_the_installed_vllm_has_every_hook():
+    checks = probe()
+    assert len(checks) > 5
+    assert [c for c in checks if not c.ok] == []
+
+
+def test_a_busy_engine_times_steps_end_to_end_and_an_idle_one_from_planning():
+    timer = StepTimer()
+    timer.begin((10, 0, 0), 1.0)
+    assert timer.end(1.5, 0, 1, 0) == pytest.approx(0.5)
+    timer.begin((0, 1, 11), 1.501)  # planned 1 ms after the last end: busy
+    assert timer.end(1.7, 0, 1, 0) == pytest.approx(0.2)
+    timer.begin((0, 1, 12), 9.0)  # after an idle time
+    assert timer.end(9.1, 0, 1, 0) == pytest.approx(0.1)
+
+
+def test_overlapping_steps_are_not_counted_twice():
+    timer = StepTimer()
+    timer.begin((10, 0, 0), 0.0)
+    timer.begin((0, 1, 11), 0.1)  # planned while the first runs
+    assert timer.end(1.0, 0, 1, 0) == pytest.approx(1.0)
+    assert timer.end(1.3, 0, 1, 0) == pytest.approx(0.3)
+    assert timer.samples()[:, 0].tolist() == [10, 0]
+
+
+def test_the_step_log_can_be_switched_and_read_back(tmp_path):
+    timer = StepTimer(log_path=str(tmp_path / "deep" / "steps.jsonl"))
+    timer.begin((3, 2, 40), 0.0)
+    timer.end(0.25, 100.0, 5, 6)
+    timer.set_log(None)
+    timer.begin((1, 1, 1), 0.3)
+    timer.end(0.4, 101.0, 1, 1)
+    rows = read_step_log(tmp_path / "deep" / "steps.jsonl")
+    assert rows.tolist() == [[100.0, 3, 2, 40, 0.25, 5, 6]]
+
+
+def test_a_refit_is_adopted_only_when_it_errs_less():
+    truth = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 1e-8)
+    rng = np.random.default_rng(0)
+    timer, now = StepTimer(), 0.0
+    for _ in range(400):
+        work = (
+            int(rng.integers(0, 2) * 100),
+            int(rng.integers(1, 32)),
+            int(rng.integers(1e3, 1e4)),
+        )
+        timer.begin(work, now)
+        now += truth.step_s(*work)
+        timer.end(now, 0, 1, 0)
+    refit = StepTimeRefit(every_steps=400)
+    found = refit.maybe(timer, StepTimeModel(1e-2, 0, 0, 0, 0))
+    assert found is not None
+    assert found.decode_seq_s == pytest.approx(truth.decode_seq_s, rel=0.05)
+    assert StepTimeRefit(400).maybe(timer, truth) is None
+    assert StepTimeRefit(0).maybe(timer, truth) is None
+
+
+def test_priors_come_from_the_card(predictor_dir):
+    priors = load_priors(str(predictor_dir))
+    card = json.loads((predictor_dir / "card.json").read_text())
+    known = next(name for name in card["class_priors"] if name != "*")
+    assert priors.prior(known).tolist() == card["class_priors"][known]
+    assert priors.prior("unheard of").tolist() == card["class_priors"]["*"]
+    assert priors.gaussian(known).tolist() == card["class_gaussian"][known]
+
+
+@pytest.mark.parametrize("content", [None, "{half", "[]", "{}", '{"levels": [0.5]}'])
+def test_a_bad_card_is_an_input_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "card.json").write_text(content)
+    with pytest.raises(InputError, match=r"card\.json"):
+        load_priors(tmp_path)
+
+
+def test_the_generic_prior_is_broad_and_usable():
+    row = generic_priors().pooled()
+    assert check_quantiles(row.tolist(), len(row)) is not None
+    assert row[-1] / row[0] > 20
+
+
+SLO = Slo(ttft_s=1.0, e2e_s=10.0)
+
+
+def tracked(slo=SLO, first=0.5):
+    return Tracked(
+        "r", 0.0, 0.0, slo, 1.0, 5, 100, np.ones(12), "learned", None, first_token_s=first
+    )
+
+
+def test_outcomes_follow_the_benchmarks_definitions():
+    outcome = Outcome.of(tracked(), "finished", output_tokens=11, now_s=2.5)
+    assert (outcome.ttft_s, outcome.tpot_s, outcome.e2e_s) == (0.5, 0.2, 2.5)
+    assert outcome.met(tracked()) is True
+    assert Outcome.of(tracked(), "finished", 1, 0.5).tpot_s == 0.0
+    assert Outcome.of(tracked(first=1.5), "finished", 2, 3.0).met(tracked(first=1.5)) is False
+
+
+def test_failed_requests_miss_and_abandoned_or_best_effort_ones_do_not_count():
+    assert Outcome.of(tracked(first=None), "failed", 0, 1.0).met(tracked()) is False
+    assert Outcome.of(tracked(), "aborted", 3, 1.0).met(tracked()) is None
+    free = tracked(slo=Slo())
+    assert Outcome.of(free, "finished", 3, 1.0).met(free) is None
+
+
+def test_the_request_table_grows_and_reuses_rows():
+    table = RequestTable(np.linspace(0.05, 0.99, 12))
+    for i in range(600):
+        one = tracked()
+        one.request_id, one.arrival_s = f"r{i}", float(600 - i)
+        table.add(one)
+    for i in range(0, 600, 2):
+        assert table.remove(f"r{i}") is not None
+    assert table.remove("r0") is None
+    ids = table.known([f"r{i}" for i in range(600)])
+    assert ids == [f"r{i}" for i in range(599, 0, -2)]
+    arrays = table.arrays(ids)
+    assert arrays.arrival_s.tolist() == [float(600 - i) for i in range(599, 0, -2)]
+    assert np.isinf(arrays.tpot_s).all()
+    assert (arrays.ttft_s == 1.0).all()

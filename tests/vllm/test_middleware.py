@@ -1,0 +1,383 @@
+"""The middleware against an echo application: what vLLM would receive, what a client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from scheduler.vllm_adapter.metrics import api_metrics
+from scheduler.vllm_adapter.middleware import LengthwiseMiddleware
+from scheduler.vllm_adapter.prediction import PredictionService
+from scheduler.vllm_adapter.settings import make_settings
+
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+TABLE = {"chat": {"ttft_ms": 3000.0}, "code": {"e2e_ms": 20000.0}}
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+class WordPredictor:
+    """Predicts ten tokens a word at every level times (1 + level); fails or stalls on demand."""
+
+    version = "words/1"
+    feature_contract = "words"
+    levels = LEVELS
+
+    def __init__(self):
+        self.calls = []
+        self.error = None
+        self.stall_s = 0.0
+
+    def predict(self, prompts, slo_class=None):
+        self.calls.append(list(prompts))
+        time.sleep(self.stall_s)
+        if self.error:
+            raise self.error
+        words = np.array([[10.0 * len(p.split())] for p in prompts])
+        return SimpleNamespace(quantiles=words * (1 + np.array(LEVELS)))
+
+    def features(self, prompts, slo_class=None):
+        return np.array([[len(p.split()), np.nan] for p in prompts], dtype=np.float32)
+
+    def predict_features(self, rows, slo_class=None):
+        return SimpleNamespace(quantiles=10.0 * rows[:, :1] * (1 + np.array(LEVELS)))
+
+    def class_gaussian(self, slo_class):
+        return np.full(len(LEVELS), 77.0 if slo_class == "chat" else 55.0)
+
+
+class FakeEngineCore:
+    def __init__(self):
+        self.asked = []
+        self.answer = {"policy": "sa", "lengths": "learned"}
+
+    async def call_utility_async(self, method, *args):
+        self.asked.append((method, *args))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+async def echo(request: Request):
+    body = await request.body()
+    assert int(request.headers["content-length"]) == len(body)
+    try:
+        received = json.loads(body)
+    except ValueError:
+        return JSONResponse({"raw": repr(body)}, status_code=400)
+    if isinstance(received, dict) and received.get("stream"):
+        return StreamingResponse(
+            (f"data: {i}\n\n" for i in range(3)), media_type="text/event-stream"
+        )
+    return JSONResponse(received)
+
+
+class Client:
+    """A server under test: `post` returns the answer, `received` what the echo was given."""
+
+    def __init__(self, predictor=None, **settings):
+        app = Starlette(
+            routes=[
+                Route(path, echo, methods=["POST"])
+                for path in (CHAT, COMPLETIONS, "/v1/embeddings")
+            ]
+        )
+        self.core = FakeEngineCore()
+        app.state.engine_client = SimpleNamespace(engine_core=self.core)
+        self.app = app
+        settings = make_settings({"slo_table": TABLE} | settings)
+        self.service = PredictionService(settings, api_metrics(), predictor)
+        self.asgi = LengthwiseMiddleware(self._with_app(app), settings, self.service)
+
+    def _with_app(self, app):
+        async def inner(scope, receive, send):
+            await app(scope, receive, send)
+
+        return inner
+
+    async def _call(self, method, path, **kwargs):
+        async def entry(scope, receive, send):
+            scope["app"] = self.app
+            await self.asgi(scope, receive, send)
+
+        transport = httpx.ASGITransport(app=entry)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **kwargs)
+
+    def call(self, method, path, **kwargs):
+        return asyncio.run(self._call(method, path, **kwargs))
+
+    def post(self, path, body, headers=None):
+        return self.call("POST", path, json=body, headers=headers)
+
+    def xargs(self, body, headers=None, path=COMPLETIONS):
+        answer = self.post(path, body, headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["vllm_xargs"]
+
+
+def test_headers_and_body_are_merged_and_completed_from_the_table():
+    client = Client()
+    headers = {"x-slo-e2e-ms": "9000", "x-llm-d-slo-ttft-ms": "700", "x-slo-class": "chat"}
+    xargs = client.xargs({"prompt": "hi", "vllm_xargs": {"slo_e2e_ms": 8000, "mine": 1}}, headers)
+    assert xargs == {
+        "slo_class": "chat", "slo_ttft_ms": 700.0, "slo_e2e_ms": 8000.0, "mine": 1,
+    }  # fmt: skip
+    assert client.xargs({"prompt": "hi"}, {"x-slo-class": "code"})["slo_e2e_ms"] == 20000.0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "named"),
+    [
+        ({"vllm_xargs": {"slo_ttft_ms": -5}}, {}, "-5"),
+        ({"vllm_xargs": {"slo_ttft_ms": "soon"}}, {}, "soon"),
+        ({"vllm_xargs": {"slo_e2e_ms": 1e12}}, {}, "slo_e2e_ms"),
+        ({}, {"x-slo-tpot-ms": "nan"}, "nan"),
+        ({}, {"x-slo-class": "vip"}, "vip"),
+        ({"vllm_xargs": {"slo_ttft_ms": True}}, {}, "True"),
+        ({"vllm_xargs": {"slo_ttft_ms": [1]}}, {}, "[1]"),
+        ({"vllm_xargs": ["no"]}, {}, "vllm_xargs"),
+        ({"vllm_xargs": {"osl": 0}}, {}, "osl"),
+        ({"vllm_xargs": {"osl": "many"}}, {}, "osl"),
+        ({"prompt": ""}, {}, "prompt"),
+        ({"prompt": []}, {}, "prompt"),
+    ],
+)
+def test_bad_input_is_a_400_that_names_the_value(body, headers, named):
+    answer = Client().post(COMPLETIONS, {"prompt": "hi"} | body, headers)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert named in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_a_literal_nan_in_the_body_is_a_400():
+    raw = b'{"prompt": "hi", "vllm_xargs": {"slo_ttft_ms": NaN}}'
+    assert Client().call("POST", COMPLETIONS, content=raw).status_code == 400
+
+
+def test_an_empty_conversation_is_a_400():
+    answer = Client().post(CHAT, {"messages": []})
+    assert answer.status_code == 400
+    assert "messages" in answer.json()["error"]["message"]
+
+
+def test_what_only_the_server_may_say_is_stripped():
+    sent = {"pred_quantiles": [1] * 12, "pred_x": 1, "lw_prompt": "x", "replay_id": 3, "osl": 4}
+    xargs = Client(lengths="none").xargs({"prompt": "hi", "vllm_xargs": sent})
+    assert set(xargs) == {"slo_class", "replay_id"}
+
+
+def test_the_prediction_is_attached_and_clipped_by_max_tokens():
+    client = Client(WordPredictor(), predictor_version="models:/m/3")
+    xargs = client.xargs({"prompt": "one two three", "max_tokens": 45})
+    assert xargs["pred_quantiles"] == [
+        31.5, 33.0, 36.0, 39.0, 42.0, 45, 45, 45, 45, 45, 45, 45,
+    ]  # fmt: skip
+    assert xargs["pred_version"] == "models:/m/3"
+    assert "lw_features" not in xargs
+    assert "lw_prompt" not in xargs
+
+
+def test_chat_messages_are_predicted_on_their_text():
+    predictor = WordPredictor()
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a b"}]}]
+    Client(predictor).xargs({"messages": messages}, path=CHAT)
+    assert predictor.calls == [["a b"]]
+
+
+def test_several_prompts_share_their_mean_and_token_ids_get_none():
+    client = Client(WordPredictor())
+    xargs = client.xargs({"prompt": ["one", "one two three"], "n": 2})
+    assert xargs["pred_quantiles"][0] == 21.0
+    assert "pred_quantiles" not in client.xargs({"prompt": [1, 2, 3]})
+    assert "pred_quantiles" not in client.xargs({"prompt": [[1, 2], [3]]})
+
+
+def test_lengths_decide_where_the_prediction_comes_from():
+    body = {"prompt": "one two", "vllm_xargs": {"osl": 300, "slo_class": "chat"}}
+    plain = {"prompt": "one two", "vllm_xargs": {"slo_class": "chat"}}
+    assert Client(WordPredictor(), lengths="oracle").xargs(body)["pred_quantiles"] == [300.0] * 12
+    assert "pred_quantiles" not in Client(WordPredictor(), lengths="oracle").xargs(plain)
+    assert Client(WordPredictor(), lengths="learned").xargs(body)["pred_quantiles"][0] == 300.0
+    assert Client(WordPredictor(), lengths="class").xargs(body)["pred_quantiles"] == [77.0] * 12
+    assert "pred_quantiles" not in Client(WordPredictor(), lengths="none").xargs(body)
+
+
+def test_features_and_prompts_are_sent_for_the_log_only_when_asked():
+    client = Client(WordPredictor(), request_log="log", log_prompts=True)
+    xargs = client.xargs({"prompt": "one two"})
+    assert xargs["lw_features"] == [2.0, 0.0]
+    assert xargs["lw_contract"] == "words"
+    assert xargs["lw_prompt"] == "one two"
+    quiet = Client(WordPredictor(), request_log="log", log_features=False)
+    assert not {"lw_features", "lw_prompt"} & set(quiet.xargs({"prompt": "one two"}))
+
+
+def test_a_raising_predictor_lets_the_request_through():
+    predictor = WordPredictor()
+    predictor.error = RuntimeError("broken")
+    client = Client(predictor)
+    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
+    predictor.error = None
+    assert "pred_quantiles" in client.xargs({"prompt": "hi"})
+
+
+def test_a_stuck_predictor_delays_one_request_at_most():
+    predictor = WordPredictor()
+    predictor.stall_s = 0.5
+    client = Client(predictor, predict_timeout_ms=50)
+
+    async def scenario():
+        first = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
+        began = time.perf_counter()
+        second = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
+        waited = time.perf_counter() - began
+        predictor.stall_s = 0.0
+        await asyncio.sleep(0.6)
+        third = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
+        return first, second, third, waited
+
+    first, second, third, waited = asyncio.run(scenario())
+    assert "pred_quantiles" not in first.json()["vllm_xargs"]
+    assert "pred_quantiles" not in second.json()["vllm_xargs"]
+    assert waited < 0.04
+    assert "pred_quantiles" in third.json()["vllm_xargs"]
+
+
+def test_a_burst_is_predicted_in_few_calls():
+    predictor = WordPredictor()
+    predictor.stall_s = 0.02
+    client = Client(predictor, predict_timeout_ms=5000)
+
+    async def burst():
+        calls = [
+            client._call("POST", COMPLETIONS, json={"prompt": "a " * (i + 1)}) for i in range(40)
+        ]
+        return await asyncio.gather(*calls)
+
+    answers = asyncio.run(burst())
+    firsts = [a.json()["vllm_xargs"]["pred_quantiles"][0] for a in answers]
+    assert firsts == [pytest.approx(10.5 * (i + 1)) for i in range(40)]
+    assert len(predictor.calls) < 20
+
+
+def test_a_huge_body_is_refused_before_it_is_parsed():
+    answer = Client(max_body_bytes=1000).post(COMPLETIONS, {"prompt": "x" * 2000})
+    assert answer.status_code == 413
+    assert "1000" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("raw", [b"{not json", b"[1, 2]", b"\xff\xfe\x00", b"", b"1" * 5000])
+def test_what_is_no_json_object_is_left_to_vllm(raw):
+    answer = Client().call("POST", COMPLETIONS, content=raw)
+    assert answer.status_code in (200, 400)
+    assert "invalid_request_error" not in answer.text
+
+
+def test_other_routes_and_streams_pass_untouched():
+    client = Client(WordPredictor())
+    body = {"input": "x", "vllm_xargs": {"pred_quantiles": 1}}
+    assert client.post("/v1/embeddings", body).json() == body
+    streamed = client.post(COMPLETIONS, {"prompt": "hi", "stream": True})
+    assert streamed.text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+def test_a_client_that_leaves_while_sending_is_dropped():
+    client = Client()
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}
+    asyncio.run(client.asgi(scope, receive, send))
+    assert sent == []
+
+
+def test_a_disconnect_after_the_body_reaches_the_application():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((await receive())["type"])
+        seen.append((await receive())["type"])
+
+    messages = iter(
+        [
+            {"type": "http.request", "body": b'{"prompt": ', "more_body": True},
+            {"type": "http.request", "body": b'"hi"}'},
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive():
+        return next(messages)
+
+    middleware = LengthwiseMiddleware(app, make_settings({}), Client().service)
+    scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}
+    asyncio.run(middleware(scope, receive, lambda message: None))
+    assert seen == ["http.request", "http.disconnect"]
+
+
+def test_status_joins_engine_and_api():
+    client = Client(WordPredictor(), predictor_version="v7")
+    document = client.call("GET", "/lengthwise/status").json()
+    assert document["policy"] == "sa"
+    assert document["predictor_version"] == "v7"
+    assert document["api"]["levels"] == 12
+    client.core.answer = RuntimeError("dead")
+    assert client.call("GET", "/lengthwise/status").status_code == 503
+
+
+def test_configure_needs_permission():
+    answer = Client().post("/lengthwise/configure", {"policy": "edf"})
+    assert answer.status_code == 403
+
+
+def test_configure_switches_both_processes():
+    client = Client(WordPredictor(), allow_configure=True)
+    assert client.post("/lengthwise/configure", {"lengths": "none"}).status_code == 200
+    method, sent = client.core.asked[-1]
+    assert method == "lengthwise_configure"
+    assert sent["lengths"] == "none"
+    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
+
+
+@pytest.mark.parametrize(
+    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"fail_plans": -1}, {"reset_stats": "x"}]
+)
+def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
+    client = Client(WordPredictor(), allow_configure=True)
+    assert client.post("/lengthwise/configure", body).status_code == 400
+    assert client.core.asked == []
+
+
+def test_what_the_engine_refuses_is_a_400_and_changes_nothing():
+    client = Client(WordPredictor(), allow_configure=True)
+    client.core.answer = {"error": "unknown policy 'magic'"}
+    answer = client.post("/lengthwise/configure", {"policy": "magic", "lengths": "none"})
+    assert answer.status_code == 400
+    assert "magic" in answer.json()["error"]["message"]
+    assert client.service.lengths == "learned"
+
+
+def test_configure_asks_for_vllms_key_where_there_is_one():
+    client = Client(allow_configure=True)
+    client.app.state.args = SimpleNamespace(api_key=["secret"])
+    path, body = "/lengthwise/configure", {"reset_stats": True}
+    assert client.post(path, body).status_code == 401
+    assert client.post(path, body, {"authorization": "Bearer wrong"}).status_code == 401
+    assert client.post(path, body, {"authorization": "Bearer secret"}).status_code == 200
