@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.card import flatten
 from training.registry import (
     EXPERIMENT,
     KIND_TAG,
@@ -15,7 +16,6 @@ from training.registry import (
     ResolvedPredictor,
     connect,
     experiment_id,
-    flatten,
 )
 from training.workspace import Workspace
 

@@ -16,6 +16,7 @@ from data.splits import split_table
 from data.table import take_rows
 from predictor.distribution import LengthDistribution
 from training import console, registry
+from training.card import flatten, headline
 from training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def train(
             **{f"rows_{side}": len(part) for side, part in parts.items()},
             "feature_contract": predictor.feature_contract,
         },
-        metrics=registry.flatten(registry.headline(metrics)),
+        metrics=flatten(headline(metrics)),
         figures=figures,
         tags={name: str(table.attrs[name]) for name in ("source_label", "data_sha256")},
         workspace=workspace,

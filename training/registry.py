@@ -12,7 +12,6 @@ import importlib.metadata
 import io
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -25,6 +24,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from training.card import estimator_name, flatten, headline, native_directory, read_card
 from training.tracking_store import (
     URI_VARIABLE,
     RegistryError,
@@ -131,11 +131,6 @@ def connect(workspace: Workspace, *, writing: bool) -> Iterator[ModuleType]:
         raise RegistryError(f"MLflow at {display(uri)}: {lines[0].rstrip('.')}{hint}") from error
 
 
-def estimator_name(card: Mapping[str, Any]) -> str:
-    """Which estimator a predictor's card names."""
-    return str((card.get("estimator") or {}).get("name", "unknown"))
-
-
 def check_writable(workspace: Workspace) -> None:
     """Raise RegistryError unless runs can be logged to the workspace's tracking store."""
     check_store(tracking_uri(workspace), writing=True)
@@ -148,11 +143,11 @@ def experiment_id(mlflow: ModuleType, workspace: Workspace) -> str:
     if found is not None:
         if found.lifecycle_stage != "active":
             client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        return str(found.experiment_id)
     # a server places artifacts itself; only the workspace's own database needs a place named
     local = sqlite_file(tracking_uri(workspace)) == workspace.database
     location = str(workspace.artifacts) if local else None
-    return client.create_experiment(EXPERIMENT, artifact_location=location)
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 def log_training_run(
@@ -229,17 +224,6 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
         sys.path = path
 
 
-def read_card(directory: Path) -> dict[str, Any]:
-    """The predictor's ``card.json``; RegistryError if it is not a JSON object."""
-    try:
-        card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RegistryError(f"{directory}/card.json is corrupt: {error}") from error
-    if not isinstance(card, dict):
-        raise RegistryError(f"{directory}/card.json must hold an object")
-    return card
-
-
 def register(
     model: str | Path, *, alias: str | None = None, workspace: Workspace
 ) -> RegisteredVersion:
@@ -282,8 +266,8 @@ def _log_directory(directory: Path, workspace: Workspace) -> LoggedTraining:
     """A run for a predictor trained elsewhere: what its card says, nothing else."""
     card = read_card(directory)
     tags = {key: str(card[key]) for key in ("source_label", "data_sha256") if card.get(key)}
-    params = {key: card[key] for key in ("feature_contract", "tokenizer") if key in card}
-    params["estimator"] = estimator_name(card)
+    params: dict[str, object] = {"estimator": estimator_name(card)}
+    params |= {key: card[key] for key in ("feature_contract", "tokenizer") if key in card}
     return log_training_run(
         directory,
         params=params,
@@ -293,38 +277,6 @@ def _log_directory(directory: Path, workspace: Workspace) -> LoggedTraining:
         workspace=workspace,
         run_name="import",
     )
-
-
-def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation without its tables by task, too many rows for a page of metrics."""
-    short = {name: value for name, value in metrics.items() if name != "task_tau"}
-    short["baselines"] = {
-        name: {key: value for key, value in row.items() if not isinstance(value, Mapping)}
-        for name, row in short.get("baselines", {}).items()
-    }
-    return short
-
-
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as ``group/name`` keys MLflow accepts; only finite numbers."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        name = prefix + re.sub(r"[^\w\-./ ]", "_", str(key))
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}/")
-        elif (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        ):
-            flat[name] = float(value)
-    return flat
-
-
-def native_directory(path: Path) -> Path | None:
-    """The predictor directory at ``path`` or inside the MLflow model there; None if none."""
-    for candidate in (path, *sorted(path.glob("artifacts/*"))):
-        if (candidate / "card.json").is_file():
-            return candidate
-    return None
 
 
 def resolve_predictor(
