@@ -13,7 +13,7 @@ from data.splits import split_table
 from data.synthetic import synthetic_table
 from scheduler.vllm_adapter.tiny import build_tiny_model
 
-REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 1500}
+REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
     "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
     "code": {"e2e_ms": 60000.0, "weight": 2.0},
@@ -70,9 +70,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         "tiny",
         settings,
         free_port(),
-        # Eager: compiling pays off in a bench, not here. 192 blocks of 32 tokens: 6,144 tokens.
-        ["--enforce-eager", "--max-num-seqs", "8", "--num-gpu-blocks-override", "192",
-         "--max-model-len", "4096"],
+        # Eager: compiling pays off in a bench, not here. 64 blocks of 32 tokens: a cache of 2,048.
+        ["--enforce-eager", "--max-num-seqs", "8", "--block-size", "32",
+         "--num-gpu-blocks-override", "64", "--max-model-len", "1536"],
         log_path=root / "server.log",
         cache_dir=tmp_path_factory.mktemp("cache"),
     ) as handle:  # fmt: skip
