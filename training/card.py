@@ -11,6 +11,23 @@ from typing import Any
 
 from training.tracking_store import RegistryError
 
+# what tables show of an evaluation: (heading, key, format)
+_METRICS = (
+    ("MAE", "mae", "{:.1f}"),
+    ("within 25 %", "within_25", "{:.1%}"),
+    ("tau", "tau", "{:.3f}"),
+    ("tau in task", "within_task_tau", "{:.3f}"),
+    ("pinball", "pinball", "{:.2f}"),
+    ("coverage", "coverage", "{:.1%}"),
+)
+METRIC_HEADINGS = tuple(heading for heading, _, _ in _METRICS)
+
+
+def metric_cells(metrics: Mapping[str, Any]) -> list[str]:
+    """An evaluation under METRIC_HEADINGS; what it lacks is a dash."""
+    values = [(metrics.get(key), pattern) for _, key, pattern in _METRICS]
+    return ["-" if value is None else pattern.format(value) for value, pattern in values]
+
 
 def native_directory(path: Path) -> Path | None:
     """The predictor directory at ``path`` or inside the MLflow model there; None if none."""

@@ -9,17 +9,8 @@ from typing import Any
 
 from training import console
 from training.attainment import Attainment, VersionRow
+from training.card import METRIC_HEADINGS, metric_cells
 from training.registry import MODEL_NAME
-
-# what the table shows of a version's metrics: (column, metric of the training run, format)
-METRIC_COLUMNS = (
-    ("MAE", "mae", "{:.1f}"),
-    ("within 25 %", "within_25", "{:.1%}"),
-    ("tau", "tau", "{:.3f}"),
-    ("tau in task", "within_task_tau", "{:.3f}"),
-    ("pinball", "pinball", "{:.2f}"),
-    ("coverage", "coverage", "{:.1%}"),
-)
 
 
 def as_json(rows: Sequence[VersionRow]) -> dict[str, Any]:
@@ -36,7 +27,7 @@ def print_versions(rows: Sequence[VersionRow]) -> None:
         return
     console.print_table(
         f"{MODEL_NAME}: versions and their test metrics",
-        ["version", "alias", "data", "trained", *(name for name, _, _ in METRIC_COLUMNS)],
+        ["version", "alias", "data", "trained", *METRIC_HEADINGS],
         [_version_cells(row) for row in rows],
     )
     benches = [(row, arm) for row in rows for arm in latest(row.attainment)]
@@ -67,11 +58,13 @@ def latest(arms: Sequence[Attainment]) -> list[Attainment]:
 
 def _version_cells(row: VersionRow) -> list[str]:
     trained = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_unix_s))
-    values = [
-        pattern.format(row.metrics[key]) if key in row.metrics else "-"
-        for _, key, pattern in METRIC_COLUMNS
+    return [
+        str(row.version),
+        ", ".join(row.aliases) or "-",
+        row.source_label,
+        trained,
+        *metric_cells(row.metrics),
     ]
-    return [str(row.version), ", ".join(row.aliases) or "-", row.source_label, trained, *values]
 
 
 def _interval(arm: Attainment) -> str:

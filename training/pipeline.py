@@ -16,7 +16,7 @@ from data.splits import split_table
 from data.table import take_rows
 from predictor.distribution import LengthDistribution
 from training import console, registry
-from training.card import flatten, headline
+from training.card import METRIC_HEADINGS, flatten, headline, metric_cells
 from training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from data.table import PromptTable
     from predictor.model import LengthPredictor
 
-# (heading, key of the evaluation, format)
-TABLE_METRICS = (
-    ("MAE, tokens", "mae", "{:.1f}"),
-    ("within 25 %", "within_25", "{:.1%}"),
-    ("tau", "tau", "{:.3f}"),
-    ("tau within task", "within_task_tau", "{:.3f}"),
-    ("pinball", "pinball", "{:.2f}"),
-    ("80 % coverage", "coverage", "{:.1%}"),
-)
 MIN_ROWS = {"train": 50, "calibration": 20, "test": 20}
 
 
@@ -195,20 +186,14 @@ def print_result(result: TrainResult) -> None:
     models = {"learned": result.metrics, **result.metrics["baselines"]}
     models.pop("oracle", None)  # true lengths: nothing to compare with
     console.print_table(
-        f"Test metrics, data: {result.source_label} ({result.rows['test']} rows)",
-        ["predictor", *(heading for heading, _, _ in TABLE_METRICS)],
-        [
-            [name, *(_cell(values.get(key), pattern) for _, key, pattern in TABLE_METRICS)]
-            for name, values in models.items()
-        ],
+        f"Test metrics, data: {result.source_label} ({result.rows['test']} rows); MAE in tokens, "
+        "coverage of the 80 % interval",
+        ["predictor", *METRIC_HEADINGS],
+        [[name, *metric_cells(values)] for name, values in models.items()],
     )
     if result.source_label == SYNTHETIC:
         print("Trained on the built-in synthetic corpus: these figures say nothing of real data.")
     print(f"{result.model_uri}  (run {result.run_id}, {result.duration_s:.1f} s)")
-
-
-def _cell(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
 
 
 def _require_rows(parts: Mapping[str, PromptTable], source: str) -> None:
