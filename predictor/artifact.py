@@ -1,7 +1,7 @@
 """The directory a predictor lives in: JSON, a booster's text and plain arrays; no pickle.
 
     card.json          what it is: levels, contract, data hash, metrics, priors, estimator name
-    calibration.json   conformal offsets
+    calibration.json   which levels to ask the estimator for
     features.json/npz  parameters and arrays of the feature transformer
     estimator/         the estimator's own files
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from data.errors import InputError
 from predictor.baselines import BASELINES
-from predictor.conformal import ConformalOffsets
+from predictor.conformal import CalibratedLevels
 from predictor.features import LAYOUT_VERSION, PromptFeatures
 from predictor.lgbm import LGBMLengthRegressor
 from predictor.lgbm_hazard import LGBMHazardRegressor
@@ -51,7 +51,7 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
     """Write every file of the artifact."""
     (directory / "estimator").mkdir(parents=True, exist_ok=True)
     predictor.estimator.save_files(directory / "estimator")
-    _write(directory / "calibration.json", predictor.offsets.to_json())
+    _write(directory / "calibration.json", predictor.calibration.to_json())
     features, text = predictor.prompt_features, predictor.prompt_features.text_
     _write(
         directory / "features.json",
@@ -60,13 +60,14 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
             "classes": features.classes_,
             "text": text.get_params(),
             "n_svd": text.n_svd_,
-            "intercept": text.intercept_,
+            "ridge_classes": text.classes_,
         },
     )
     np.savez_compressed(
         directory / "features.npz",
         weights=text.weights_,
         row_of=text.row_of_,
+        class_offsets=text.class_offsets_,
         token_fit=features.token_fit_,
     )
     _write(
@@ -105,8 +106,8 @@ def load_predictor(directory: Path) -> LengthPredictor:
             f"{directory}: the estimator reads {estimator.reads_columns} features, "
             f"there are {columns}"
         )
-    offsets = ConformalOffsets.from_json(_read(directory / "calibration.json"))
-    return LengthPredictor(features, estimator, offsets, card)
+    calibration = CalibratedLevels.from_json(_read(directory / "calibration.json"))
+    return LengthPredictor(features, estimator, calibration, card)
 
 
 def _load_features(directory: Path) -> PromptFeatures:
@@ -114,12 +115,14 @@ def _load_features(directory: Path) -> PromptFeatures:
     path = directory / "features.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            weights, row_of, token_fit = arrays["weights"], arrays["row_of"], arrays["token_fit"]
+            weights, row_of = arrays["weights"], arrays["row_of"]
+            class_offsets, token_fit = arrays["class_offsets"], arrays["token_fit"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     text = HashedText(**settings["text"])
     text.weights_, text.row_of_ = weights, row_of
-    text.n_svd_, text.intercept_ = int(settings["n_svd"]), float(settings["intercept"])
+    text.n_svd_ = int(settings["n_svd"])
+    text.classes_, text.class_offsets_ = list(settings["ridge_classes"]), class_offsets
     features = PromptFeatures(HashedText(**settings["text"]), tuple(settings["blocks"]))
     features.text_, features.token_fit_ = text, token_fit
     features.classes_ = list(settings["classes"])

@@ -1,68 +1,69 @@
-"""Calibration: shift each predicted quantile so that it holds the share of answers it names.
+"""Calibration: which level of the estimator's own distribution to read for a wanted level.
 
-For level l the score of a calibration row is how far the truth lies above the predicted
-quantile, in units of the row's own spread (conformalised quantile regression on log-length):
+The score of a calibration row is where the truth fell in its predicted distribution (its
+probability integral transform). If the estimator were right, scores would be uniform; where
+they are not, the wanted level l is read off at the l-quantile of the scores instead:
 
-    score_l   = (log y - log q_l) / w,     w = log q_.9 - log q_.1
-    inverse   = log q_l + offset_l w,      offset_l = the l-quantile of the scores
+    score    = F(y | x)
+    inverse  = F^-1(a_l | x),     a_l = the l-quantile of the scores, with split conformal's n + 1
 
-Offsets are learned per class and drawn towards the pooled ones, as if these had been seen in
-`shrinkage` rows. They are plain numbers: serving needs no library.
+so P(y <= answer at l) = l whatever the estimator does, and no quantile can leave the
+estimator's support, as an added offset could. Levels are learned per class and drawn towards
+the pooled ones, as if those had been seen in `shrinkage` rows. They are plain numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from data.errors import InputError
 from predictor.distribution import Floats
 
-SPREAD_LEVELS = (0.1, 0.9)
-_MIN_SPREAD = 0.05
+_TAILS = np.array([0.001, 0.002, 0.005])
+SCORE_GRID = np.concatenate((_TAILS, np.arange(1, 100) / 100, 1.0 - _TAILS[::-1]))
+_LIMITS = (0.0005, 0.9995)
 
 
 @dataclass(frozen=True)
-class ConformalOffsets:
-    """Offsets on the levels, pooled and by class; all zero is no calibration."""
+class CalibratedLevels:
+    """The levels to ask the estimator for, (q,) each: pooled, and by class."""
 
     levels: tuple[float, ...]
     pooled: Floats
     by_class: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
-    def none(cls, levels: Sequence[float]) -> ConformalOffsets:
-        """No correction."""
-        return cls(tuple(levels), np.zeros(len(levels)))
+    def none(cls, levels: Sequence[float]) -> CalibratedLevels:
+        """Trust the estimator: ask for what is wanted."""
+        return cls(tuple(levels), np.array(levels, np.float64))
 
     @classmethod
     def fit(
         cls,
-        log_quantiles: Floats,
-        log_y: Floats,
+        scores: Floats,
         classes: Sequence[str | None],
         levels: Sequence[float],
         shrinkage: float = 40.0,
-    ) -> ConformalOffsets:
-        """Learn offsets from predicted log-quantiles (n, q) and true log-lengths (n,)."""
-        scores = (log_y[:, None] - log_quantiles) / _spread(log_quantiles, levels)[:, None]
+    ) -> CalibratedLevels:
+        """Learn from the scores of calibration rows, (n,), and their classes."""
         pooled = _level_quantiles(scores, levels)
-        labels = np.array([name if name is not None else "" for name in classes])
+        labels = np.array([name or "" for name in classes])
         by_class = {}
-        for name in sorted(set(labels) - {""}):
+        for name in sorted(set(labels.tolist()) - {""}):
             rows = scores[labels == name]
-            own = len(rows) / (len(rows) + shrinkage)
-            by_class[str(name)] = own * _level_quantiles(rows, levels) + (1.0 - own) * pooled
+            own = rows.size / (rows.size + shrinkage)
+            by_class[name] = own * _level_quantiles(rows, levels) + (1.0 - own) * pooled
         return cls(tuple(levels), pooled, by_class)
 
-    def apply(self, log_quantiles: Floats, classes: Sequence[str | None]) -> Floats:
-        """Corrected log-quantiles, (n, q), made non-decreasing."""
-        offsets = np.stack([self.by_class.get(name or "", self.pooled) for name in classes])
-        shifted = log_quantiles + offsets * _spread(log_quantiles, self.levels)[:, None]
-        return np.maximum.accumulate(shifted, axis=1)
+    def of(self, slo_class: str | None) -> Floats:
+        """Levels for a class, (q,); the pooled ones if it is unknown."""
+        return self.by_class.get(slo_class or "", self.pooled)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain lists."""
         return {
             "levels": list(self.levels),
@@ -71,24 +72,26 @@ class ConformalOffsets:
         }
 
     @classmethod
-    def from_json(cls, numbers: dict) -> ConformalOffsets:  # type: ignore[type-arg]
-        """Inverse of `to_json`."""
-        by_class = {name: np.array(row) for name, row in numbers["by_class"].items()}
-        return cls(tuple(numbers["levels"]), np.array(numbers["pooled"]), by_class)
+    def from_json(cls, numbers: dict[str, Any]) -> CalibratedLevels:
+        """Inverse of `to_json`; InputError where a key is missing."""
+        try:
+            by_class = {name: np.array(row) for name, row in numbers["by_class"].items()}
+            return cls(tuple(numbers["levels"]), np.array(numbers["pooled"]), by_class)
+        except KeyError as error:
+            raise InputError(f"the calibration has no key {error}") from error
 
 
-def _spread(log_quantiles: Floats, levels: Sequence[float]) -> Floats:
-    grid = list(levels)
-    low, high = (min(range(len(grid)), key=lambda i: abs(grid[i] - at)) for at in SPREAD_LEVELS)
-    return np.maximum(log_quantiles[:, high] - log_quantiles[:, low], _MIN_SPREAD)
+def scores_of(log_quantiles: Floats, log_y: Floats) -> Floats:
+    """Where each truth falls in its predicted distribution: (n, SCORE_GRID), (n,) -> (n,)."""
+    return np.array(
+        [
+            np.interp(truth, row, SCORE_GRID, left=_LIMITS[0], right=_LIMITS[1])
+            for truth, row in zip(log_y, log_quantiles, strict=True)
+        ]
+    )
 
 
 def _level_quantiles(scores: Floats, levels: Sequence[float]) -> Floats:
-    """The l-quantile of column l, with the (n + 1) of split conformal prediction."""
-    n = len(scores)
-    return np.array(
-        [
-            np.quantile(scores[:, i], np.clip((n + 1) * level / n - 0.5 / n, 0.0, 1.0))
-            for i, level in enumerate(levels)
-        ]
-    )
+    n = scores.size
+    at = np.clip((n + 1) * np.asarray(levels) / n - 0.5 / n, 0.0, 1.0)
+    return np.clip(np.quantile(scores, at), *_LIMITS)

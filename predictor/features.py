@@ -70,7 +70,7 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         prompts, classes, tokens = _columns_of(X)
         self.classes_ = sorted({name for name in classes if name is not None})
         self.text_ = HashedText(**self.text.get_params()) if self.text else HashedText()
-        columns = self.text_.fit_transform(prompts, y, groups)
+        columns = self.text_.fit_transform(prompts, y, groups, classes)
         self.token_fit_ = np.array([0.0, 0.5, 0.5])
         structure = self._structure(prompts)
         known = np.array([count is not None for count in tokens])
@@ -94,14 +94,14 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         """`transform` on bare columns: the serving path, with no frame in between."""
         n = len(prompts)
         structure = np.zeros((n, len(STRUCTURE_NAMES)))
-        columns = np.zeros((n, self.text_.weights_.shape[1] - 1))
+        sums = np.zeros((n, self.text_.n_sums))
         scratch = self.text_.scratch()
         for i, prompt in enumerate(prompts):
             text = encode(prompt)
             found = scan(text)
             read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
-            self.text_.project_tokens(text, found, scratch, columns[i])
-        return self._join(structure, columns, classes, tokens)
+            self.text_.project_tokens(text, found, scratch, sums[i])
+        return self._join(structure, self.text_.columns(sums, classes), classes, tokens)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
         """Column names, each with its block as prefix."""
@@ -119,7 +119,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
     def contract(self) -> str:
         """What a feature row means: layout version, columns and a hash of the learned numbers."""
         digest = hashlib.sha256()
-        for part in (self.text_.weights_, self.text_.row_of_, self.token_fit_):
+        text = self.text_
+        for part in (text.weights_, text.row_of_, text.class_offsets_, self.token_fit_):
             digest.update(np.ascontiguousarray(part).tobytes())
         names = "\n".join([*self.get_feature_names_out(), *self.classes_])
         digest.update(names.encode())

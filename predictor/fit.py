@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from data.errors import InputError
 from predictor.artifact import estimator_class
-from predictor.conformal import ConformalOffsets
+from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
 from predictor.distribution import DEFAULT_LEVELS, Floats
 from predictor.features import PromptFeatures
 from predictor.model import ANY_CLASS, LengthPredictor
@@ -33,40 +33,49 @@ def fit_predictor(
     progress: Progress | None = None,
     blocks: tuple[str, ...] = ("structure", "text", "request"),
     text_params: dict[str, Any] | None = None,
+    refit: bool = False,
     **params: Any,
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
     `params` go to the estimator. Rows without prompt text are left out. InputError where too few
     rows are left; with under 30 calibration rows the quantiles stay as the estimator gives them.
+    With `refit` the final model sees the calibration rows too: its calibration, learned by a
+    model that had not seen them, is then slightly on the wide side.
     """
     report = progress or (lambda _what, _share: None)
     train = table_train[table_train["prompt"].notna()]
     calibration = table_calibration[table_calibration["prompt"].notna()]
     if len(train) < _MIN_ROWS:
         raise InputError(f"training needs at least {_MIN_ROWS} rows with text, got {len(train)}")
-    y = train["output_tokens"].to_numpy(np.float64)
 
-    report("reading prompts", 0.0)
-    features = PromptFeatures(HashedText(random_state=seed, **(text_params or {})), blocks)
-    rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
-    report("boosting", 0.4)
-    model = estimator_class(estimator)(**_with_seed(estimator, seed, params))
-    model.fit(rows, y, censored=censored_rows(train))
+    def fit(table: pd.DataFrame, start: float, stop: float) -> tuple[PromptFeatures, Any]:
+        report("reading prompts", start)
+        y = table["output_tokens"].to_numpy(np.float64)
+        features = PromptFeatures(HashedText(random_state=seed, **(text_params or {})), blocks)
+        rows = features.fit_transform(table, y, table["group"].astype(str).tolist())
+        report("boosting", start + 0.4 * (stop - start))
+        model = estimator_class(estimator)(**_with_seed(estimator, seed, params))
+        return features, model.fit(rows, y, censored=censored_rows(table))
 
-    report("calibrating", 0.9)
-    offsets = ConformalOffsets.none(DEFAULT_LEVELS)
-    if len(calibration) >= _MIN_CALIBRATION_ROWS:
-        levels = np.asarray(DEFAULT_LEVELS)
-        offsets = ConformalOffsets.fit(
-            model.predict_log_quantiles(features.transform(calibration), levels),
-            np.log(np.maximum(calibration["output_tokens"].to_numpy(np.float64), 1.0)),
-            calibration["slo_class"].tolist(),
-            DEFAULT_LEVELS,
+    levels = CalibratedLevels.none(DEFAULT_LEVELS)
+    if len(calibration) < _MIN_CALIBRATION_ROWS:
+        features, model = fit(train, 0.0, 1.0)
+    else:
+        features, model = fit(train, 0.0, 0.45 if refit else 0.95)
+        report("calibrating", 0.45 if refit else 0.95)
+        predicted = model.predict_log_quantiles(features.transform(calibration), SCORE_GRID)
+        log_y = np.log(np.maximum(calibration["output_tokens"].to_numpy(np.float64), 1.0))
+        levels = CalibratedLevels.fit(
+            scores_of(predicted, log_y), calibration["slo_class"].tolist(), DEFAULT_LEVELS
         )
+        if refit:
+            train = pd.concat([train, calibration])
+            train.attrs = table_train.attrs
+            features, model = fit(train, 0.5, 1.0)
     card = make_card(train, estimator, model.get_params(), features.contract)
     report("done", 1.0)
-    return LengthPredictor(features, model, offsets, card)
+    return LengthPredictor(features, model, levels, card)
 
 
 def make_card(

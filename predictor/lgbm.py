@@ -7,7 +7,7 @@ with the Fisher information as curvature. With t = log y and z = (t - mu) / exp(
     loss = -log P(Z > z)                               an answer cut off at y
 
 so an answer cut at the cap is a lower bound, not a short answer. Quantiles cannot cross: they
-are mu + exp(s) times the quantiles of the standard t.
+are mu + exp(s) times the quantiles of the standard t, up to the longest answer seen.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class LGBMLengthRegressor(LengthRegressor):
         self,
         n_estimators: int = 400,
         learning_rate: float = 0.04,
-        num_leaves: int = 31,
+        num_leaves: int = 15,
         min_child_samples: int = 20,
         feature_fraction: float = 0.3,
         bagging_fraction: float = 0.8,
         reg_lambda: float = 1.0,
         extra_trees: bool = False,
-        dof: float = 5.0,
+        dof: float = 8.0,
         random_state: int = 0,
         n_jobs: int = 1,
     ) -> None:
@@ -92,6 +92,8 @@ class LGBMLengthRegressor(LengthRegressor):
         }
         data = lgb.Dataset(X, log_y, params={"verbose": -1}, free_raw_data=True)
         self._set_booster(lgb.train(parameters, data, self.n_estimators))
+        # beyond the longest answer seen (or its double, if it was cut) the tail knows nothing
+        self.ceiling_ = float((log_y + np.log(2.0) * censored).max())
 
     def _set_booster(self, booster: lgb.Booster) -> None:
         self.booster_ = booster
@@ -105,20 +107,27 @@ class LGBMLengthRegressor(LengthRegressor):
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """mu + exp(s) t_nu(l)."""
         mu, scale = self.predict_location_scale(X)
-        return mu[:, None] + scale[:, None] * student_quantiles(self.dof, levels)
+        logs = mu[:, None] + scale[:, None] * student_quantiles(self.dof, levels)
+        return np.minimum(logs, self.ceiling_)
 
     def save_files(self, directory: Path) -> None:
         """booster.txt and estimator.json."""
         self.booster_.save_model(str(directory / "booster.txt"))
         (directory / "estimator.json").write_text(
-            json.dumps({"start": self.start_.tolist(), "n_features": self.n_features_in_})
+            json.dumps(
+                {
+                    "start": self.start_.tolist(),
+                    "ceiling": self.ceiling_,
+                    "n_features": self.n_features_in_,
+                }
+            )
         )
 
     def load_files(self, directory: Path) -> None:
         """Read them back; InputError where a file is missing or truncated."""
         self._set_booster(load_booster(directory / "booster.txt"))
         numbers = json.loads((directory / "estimator.json").read_text())
-        self.start_ = np.array(numbers["start"])
+        self.start_, self.ceiling_ = np.array(numbers["start"]), float(numbers["ceiling"])
         self.n_features_in_ = int(numbers["n_features"])
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.errors import InputError
 from predictor.base import LengthRegressor
-from predictor.conformal import ConformalOffsets
+from predictor.conformal import CalibratedLevels
 from predictor.distribution import Floats, LengthDistribution
 from predictor.features import PromptFeatures
 
@@ -30,12 +30,12 @@ class LengthPredictor:
         self,
         features: PromptFeatures,
         estimator: LengthRegressor,
-        offsets: ConformalOffsets,
+        calibration: CalibratedLevels,
         card: dict[str, Any],
     ) -> None:
         self.prompt_features = features
         self.estimator = estimator
-        self.offsets = offsets
+        self.calibration = calibration
         self.card = card
         self.version = str(card.get("version", "unversioned"))
         self._levels = np.asarray(card["levels"], np.float64)
@@ -126,9 +126,16 @@ class LengthPredictor:
         return load_predictor(Path(directory))
 
     def _log_quantiles(self, rows: NDArray[np.float32], classes: Sequence[str | None]) -> Floats:
-        if len(rows) == 0:
-            return np.zeros((0, self._levels.size))
-        return self.offsets.apply(self.estimator.predict_log_quantiles(rows, self._levels), classes)
+        out = np.empty((len(rows), self._levels.size))
+        if len(set(classes)) == 1:
+            out[:] = self.estimator.predict_log_quantiles(rows, self.calibration.of(classes[0]))
+            return out
+        labels = np.array([name or "" for name in classes])
+        for name in set(labels.tolist()):
+            members = labels == name
+            levels = self.calibration.of(name)
+            out[members] = self.estimator.predict_log_quantiles(rows[members], levels)
+        return out
 
     def _distribution(self, logs: Floats, max_tokens: ArrayLike | None) -> LengthDistribution:
         quantiles = np.exp(np.clip(logs, 0.0, _MAX_LOG_TOKENS))

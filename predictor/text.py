@@ -1,4 +1,4 @@
-"""The words of a prompt as a few dense columns: hashed TF-IDF, its SVD, and a ridge on log-length.
+"""The words of a prompt as a few dense columns: hashed TF-IDF, its SVD, and ridges on log-length.
 
 Serving needs one matrix: row b holds what bucket b of the hash adds to every column, so a
 prompt costs one gathered sum over its n-grams and no scikit-learn object.
@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import check_is_fitted
 
 from predictor.distribution import Floats
@@ -51,7 +50,10 @@ def project(
 
 
 class HashedText(TransformerMixin, BaseEstimator):
-    """Prompt texts to `components` SVD columns and, when fitted with lengths, one ridge column.
+    """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
+
+    One ridge sees every row; the other is that of the row's class, because the same word
+    ("example", "return") asks for more in one kind of request and for nothing in another.
 
     Parameters
     ----------
@@ -64,9 +66,11 @@ class HashedText(TransformerMixin, BaseEstimator):
     min_prompts : int
         Buckets seen in fewer training prompts are ignored.
     alpha : float
-        Penalty of the ridge on log-length.
+        Penalty of the ridges on log-length.
+    min_class_rows : int
+        A class with fewer training rows has no ridge of its own and borrows the common one.
     folds : int
-        The ridge column of the training rows themselves comes from models fitted without their
+        The ridge columns of the training rows themselves come from models fitted without their
         fold (and without their `groups`), as in scikit-learn's TargetEncoder: so
         `fit_transform(X, y)` differs from `fit(X, y).transform(X)` and is the one to train on.
     random_state : int
@@ -79,6 +83,7 @@ class HashedText(TransformerMixin, BaseEstimator):
         components: int = 48,
         min_prompts: int = 2,
         alpha: float = 1.0,
+        min_class_rows: int = 100,
         folds: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -87,6 +92,7 @@ class HashedText(TransformerMixin, BaseEstimator):
         self.components = components
         self.min_prompts = min_prompts
         self.alpha = alpha
+        self.min_class_rows = min_class_rows
         self.folds = folds
         self.random_state = random_state
 
@@ -97,33 +103,64 @@ class HashedText(TransformerMixin, BaseEstimator):
         return tags
 
     def fit(
-        self, X: Sequence[str], y: ArrayLike | None = None, groups: Sequence[str] | None = None
+        self,
+        X: Sequence[str],
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> HashedText:
-        """Learn idf, SVD and, if lengths `y` (tokens, (n,)) are given, the ridge."""
-        self._fit(X, y, groups)
+        """Learn idf, SVD and, if lengths `y` (tokens, (n,)) are given, the ridges."""
+        self._fit(X, y, groups, classes)
         return self
 
     def fit_transform(
-        self, X: Sequence[str], y: ArrayLike | None = None, groups: Sequence[str] | None = None
+        self,
+        X: Sequence[str],
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> Floats:
-        """Columns for the training rows, (n, k); the ridge column is out of fold."""
-        return self._fit(X, y, groups)
+        """Columns for the training rows, (n, k); the ridge columns are out of fold."""
+        return self._fit(X, y, groups, classes)
 
-    def transform(self, X: Sequence[str]) -> Floats:
+    def transform(self, X: Sequence[str], classes: Sequence[str | None] | None = None) -> Floats:
         """Columns for any texts, (n, k)."""
         check_is_fitted(self, "weights_")
-        out = np.zeros((len(X), self.weights_.shape[1] - 1))
+        sums = np.zeros((len(X), self.n_sums))
         scratch = self.scratch()
         for i, prompt in enumerate(X):
             text = encode(prompt)
-            self.project_tokens(text, scan(text), scratch, out[i])
-        return out
+            self.project_tokens(text, scan(text), scratch, sums[i])
+        return self.columns(sums, classes or [None] * len(X))
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
-        """Column names: text_svd_0 ..., text_ridge."""
+        """Column names: text_svd_0 ..., text_ridge, text_class_ridge."""
         check_is_fitted(self, "weights_")
         names = [f"text_svd_{i}" for i in range(self.n_svd_)]
-        return np.array(names + ["text_ridge"] * (self.weights_.shape[1] - 1 - self.n_svd_))
+        return np.array(names + (["text_ridge", "text_class_ridge"] if self.has_ridge else []))
+
+    @property
+    def n_sums(self) -> int:
+        """How many sums `project_tokens` fills: SVD, common ridge, one ridge a class."""
+        return self.weights_.shape[1] - 1
+
+    @property
+    def has_ridge(self) -> bool:
+        """Whether lengths were given at fit."""
+        return self.n_sums > self.n_svd_
+
+    def columns(self, sums: Floats, classes: Sequence[str | None]) -> Floats:
+        """Sums, (n, n_sums), to feature columns, (n, k): each row's own class ridge is picked."""
+        if not self.has_ridge:
+            return sums
+        common = sums[:, self.n_svd_]
+        own = common.copy()
+        at = {name: i for i, name in enumerate(self.classes_)}
+        for i, name in enumerate(classes):
+            k = at.get(name, -1) if name is not None else -1
+            if k >= 0:
+                own[i] = self.class_offsets_[k] + sums[i, self.n_svd_ + 1 + k]
+        return np.column_stack((sums[:, : self.n_svd_], common, own))
 
     def scratch(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Working memory for `project_tokens`; one for each thread."""
@@ -136,7 +173,7 @@ class HashedText(TransformerMixin, BaseEstimator):
         scratch: tuple[NDArray[np.float32], NDArray[np.int32]],
         out: Floats,
     ) -> None:
-        """The serving path: columns of one scanned prompt into `out`, (k,)."""
+        """The serving path: sums of one scanned prompt into `out`, (n_sums,)."""
         counts, touched = scratch
         kinds, hashes, _, starts, stops = tokens
         used = count_ngrams(text, kinds, hashes, starts, stops, self.char_max, counts, touched)
@@ -161,7 +198,13 @@ class HashedText(TransformerMixin, BaseEstimator):
             shape=(len(prompts), 1 << self.bits),
         )
 
-    def _fit(self, X: Sequence[str], y: ArrayLike | None, groups: Sequence[str] | None) -> Floats:
+    def _fit(
+        self,
+        X: Sequence[str],
+        y: ArrayLike | None,
+        groups: Sequence[str] | None,
+        classes: Sequence[str | None] | None,
+    ) -> Floats:
         if len(X) == 0:
             raise ValueError("HashedText needs at least one text, got 0 samples")
         counts = self._count(X)
@@ -171,11 +214,7 @@ class HashedText(TransformerMixin, BaseEstimator):
         self.row_of_ = np.full(1 << self.bits, -1, np.int32)
         self.row_of_[kept] = np.arange(kept.size, dtype=np.int32)
         idf = np.log((1.0 + n) / (1.0 + frequency[kept])) + 1.0
-        tfidf = counts[:, kept].astype(np.float64)
-        tfidf.data = 1.0 + np.log(tfidf.data)
-        tfidf = (tfidf @ sp.diags_array(idf)).tocsr()
-        norms = np.sqrt(np.asarray(tfidf.multiply(tfidf).sum(axis=1)).ravel())
-        tfidf = (sp.diags_array(1.0 / np.where(norms > 0, norms, 1.0)) @ tfidf).tocsr()
+        tfidf = _unit_tfidf(counts[:, kept].astype(np.float64), idf)
 
         self.n_svd_ = int(min(self.components, n - 1, kept.size - 1)) if n > 1 else 0
         columns, directions = np.empty((n, 0)), np.empty((kept.size, 0))
@@ -184,32 +223,68 @@ class HashedText(TransformerMixin, BaseEstimator):
             # single precision is what serving holds, so the booster is trained on it too
             directions = svd.components_.T.astype(np.float32).astype(np.float64)
             columns = tfidf @ directions
-        self.intercept_ = 0.0
+        self.classes_: list[str] = []
+        self.class_offsets_ = np.zeros(0)
         if y is not None:
-            coefficients, out_of_fold = self._ridge(tfidf, np.asarray(y, np.float64), groups)
-            directions = np.column_stack((directions, coefficients))
+            target = np.log(np.maximum(np.asarray(y, np.float64), 1.0))
+            labels = np.array([name or "" for name in classes or [None] * n])
+            ridges, out_of_fold = self._ridges(tfidf, target, self._folds(n, groups), labels)
+            directions = np.column_stack((directions, ridges))
             columns = np.column_stack((columns, out_of_fold))
         self.weights_ = np.column_stack((directions * idf[:, None], idf)).astype(np.float32)
         return columns
 
-    def _ridge(
-        self, tfidf: sp.csr_matrix, y: Floats, groups: Sequence[str] | None
+    def _ridges(
+        self,
+        tfidf: sp.csr_matrix,
+        target: Floats,
+        folds: NDArray[np.intp],
+        labels: NDArray[np.str_],
     ) -> tuple[Floats, Floats]:
-        """Coefficients fitted on all rows, and out-of-fold predictions, both around the mean."""
-        target = np.log(np.maximum(y, 1.0))
-        self.intercept_ = float(target.mean())
-        target = target - self.intercept_
+        """Coefficients of every ridge, (kept, 1 + classes), and out-of-fold columns, (n, 2)."""
+        everyone = np.ones(target.size, bool)
+        mean = target.mean()
+        coefficients, common = self._ridge(tfidf, target - mean, folds, everyone)
+        all_coefficients, own, offsets = [coefficients], common.copy(), []
+        for name in np.unique(labels):
+            rows = labels == name
+            if name and rows.sum() >= self.min_class_rows:
+                center = target[rows].mean()
+                coefficients, held_out = self._ridge(tfidf, target - center, folds, rows)
+                self.classes_.append(str(name))
+                offsets.append(center - mean)
+                all_coefficients.append(coefficients)
+                own[rows] = center - mean + held_out[rows]
+        self.class_offsets_ = np.array(offsets)
+        return np.column_stack(all_coefficients), np.column_stack((common, own))
 
-        def fit(rows: NDArray[np.intp]) -> Floats:
-            ridge = Ridge(self.alpha, fit_intercept=False, solver="lsqr", tol=1e-3)
-            return ridge.fit(tfidf[rows], target[rows]).coef_
+    def _ridge(
+        self, tfidf: sp.csr_matrix, target: Floats, folds: NDArray[np.intp], rows: NDArray[np.bool_]
+    ) -> tuple[Floats, Floats]:
+        """Coefficients fitted on `rows`, and each of these rows predicted without its fold."""
 
-        n = target.size
+        def fit(used: NDArray[np.bool_]) -> Floats:
+            ridge = Ridge(alpha=self.alpha, fit_intercept=False, solver="lsqr", tol=1e-3)
+            return ridge.fit(tfidf[used], target[used]).coef_
+
+        held_out = np.zeros(target.size)
+        for fold in np.unique(folds):
+            inside, outside = rows & (folds == fold), rows & (folds != fold)
+            if inside.any() and outside.any():
+                held_out[inside] = tfidf[inside] @ fit(outside)
+        return fit(rows), held_out
+
+    def _folds(self, n: int, groups: Sequence[str] | None) -> NDArray[np.intp]:
+        """A fold for each row, the same for all rows of a group."""
         labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-        folds = min(self.folds, np.unique(labels).size)
-        out_of_fold = np.zeros(n)
-        if folds >= 2:
-            splitter = GroupKFold(folds, shuffle=True, random_state=self.random_state)
-            for fitted, held in splitter.split(labels, groups=labels):
-                out_of_fold[held] = tfidf[held] @ fit(fitted)
-        return fit(np.arange(n)), out_of_fold
+        rng = np.random.default_rng(self.random_state)
+        count = labels.max() + 1
+        return rng.permutation(np.arange(count) % min(self.folds, count))[labels]
+
+
+def _unit_tfidf(counts: sp.csr_matrix, idf: Floats) -> sp.csr_matrix:
+    """(1 + log count) idf, rows of length 1."""
+    counts.data = 1.0 + np.log(counts.data)
+    tfidf = (counts @ sp.diags_array(idf)).tocsr()
+    norms = np.sqrt(np.asarray(tfidf.multiply(tfidf).sum(axis=1)).ravel())
+    return (sp.diags_array(1.0 / np.where(norms > 0, norms, 1.0)) @ tfidf).tocsr()

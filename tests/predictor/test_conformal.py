@@ -1,39 +1,47 @@
 import json
 
 import numpy as np
+import pytest
 
-from predictor.conformal import ConformalOffsets
+from data.errors import InputError
+from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
 
 LEVELS = (0.1, 0.5, 0.9)
 
 
-def narrow_rows(n: int) -> np.ndarray:
-    return np.tile(np.log([90.0, 100.0, 110.0]), (n, 1))
+def overconfident(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Scores of an estimator whose spread is half the true one: too many fall in the tails."""
+    from scipy.stats import norm
+
+    return norm.cdf(2.0 * rng.normal(size=n))
 
 
-def test_too_narrow_intervals_are_widened_to_their_share() -> None:
+def test_the_wanted_share_falls_below_the_level_asked_for() -> None:
     rng = np.random.default_rng(0)
-    truth = np.log(100.0) + 0.5 * rng.normal(size=4000)
-    offsets = ConformalOffsets.fit(narrow_rows(2000), truth[:2000], ["a"] * 2000, LEVELS)
-    fixed = offsets.apply(narrow_rows(2000), ["a"] * 2000)
-    inside = (truth[2000:] >= fixed[:, 0]) & (truth[2000:] <= fixed[:, 2])
-    assert 0.77 < inside.mean() < 0.83
+    levels = CalibratedLevels.fit(overconfident(2000, rng), ["a"] * 2000, LEVELS)
+    fresh = overconfident(20_000, rng)
+    for wanted, asked in zip(LEVELS, levels.of("a"), strict=True):
+        assert (fresh <= asked).mean() == pytest.approx(wanted, abs=0.02)
+    assert levels.of("a")[0] < 0.03
+
+
+def test_scores_are_where_the_truth_falls() -> None:
+    rows = np.tile(np.log(100.0) + SCORE_GRID, (3, 1))
+    truth = np.log(100.0) + np.array([0.3, -1.0, 2.0])
+    np.testing.assert_allclose(scores_of(rows, truth), [0.3, 0.0005, 0.9995])
 
 
 def test_a_small_class_leans_on_the_pool() -> None:
-    rng = np.random.default_rng(0)
-    truth = np.concatenate((rng.normal(np.log(100), 0.2, 1000), rng.normal(np.log(200), 0.2, 5)))
-    classes = ["big"] * 1000 + ["tiny"] * 5
-    offsets = ConformalOffsets.fit(narrow_rows(1005), truth, classes, LEVELS)
-    tiny, big = offsets.by_class["tiny"][1], offsets.by_class["big"][1]
-    own = np.log(2.0) / np.log(110 / 90)
-    assert big < tiny < 0.4 * own
+    scores = np.concatenate((np.linspace(0.01, 0.99, 1000), np.full(5, 0.9)))
+    levels = CalibratedLevels.fit(scores, ["big"] * 1000 + ["tiny"] * 5, LEVELS)
+    assert levels.of("big")[1] < levels.of("tiny")[1] < 0.6
 
 
 def test_json_round_trip_and_unknown_classes() -> None:
-    offsets = ConformalOffsets(LEVELS, np.array([-0.1, 0.0, 0.2]), {"a": np.array([0.0, 1.0, 2.0])})
-    again = ConformalOffsets.from_json(json.loads(json.dumps(offsets.to_json())))
-    rows = narrow_rows(3)
-    classes = ["a", "new", None]
-    np.testing.assert_array_equal(offsets.apply(rows, classes), again.apply(rows, classes))
-    np.testing.assert_array_equal(offsets.apply(rows, classes)[1], offsets.apply(rows, classes)[2])
+    levels = CalibratedLevels(LEVELS, np.array(LEVELS), {"a": np.array([0.05, 0.5, 0.95])})
+    again = CalibratedLevels.from_json(json.loads(json.dumps(levels.to_json())))
+    for name in ("a", "new", None):
+        np.testing.assert_array_equal(levels.of(name), again.of(name))
+    np.testing.assert_array_equal(levels.of("new"), LEVELS)
+    with pytest.raises(InputError, match="pooled"):
+        CalibratedLevels.from_json({"levels": [0.5], "by_class": {}})

@@ -168,9 +168,25 @@ def test_the_ridge_column_of_training_rows_is_out_of_fold() -> None:
     doubled = texts * 2
     y = np.exp(np.random.default_rng(0).normal(5, 1, 60)).tolist() * 2
     text = HashedText(components=2, alpha=0.01)
-    grouped = text.fit_transform(doubled, y, groups=[str(i) for i in range(60)] * 2)[:, -1]
-    seen = text.transform(doubled)[:, -1]
+    grouped = text.fit_transform(doubled, y, groups=[str(i) for i in range(60)] * 2)[:, -2]
+    seen = text.transform(doubled)[:, -2]
     target = np.log(y)
     assert np.corrcoef(seen, target)[0, 1] > 0.9
     # with its group held out, a row whose only telling word is its own cannot be known
     assert abs(np.corrcoef(grouped, target)[0, 1]) < 0.4
+
+
+def test_a_class_has_a_ridge_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    words = [str(rng.choice(["apple", "pear"])) for _ in range(400)]
+    classes = [str(rng.choice(["a", "b"])) for _ in range(400)]
+    # "apple" means long in one class and short in the other: the common ridge sees nothing
+    longer = [(w == "apple") == (c == "a") for w, c in zip(words, classes, strict=True)]
+    y = np.where(longer, 400, 100)
+    text = HashedText(components=1, min_class_rows=50)
+    out_of_fold = text.fit_transform(words, y, None, classes)
+    assert abs(np.corrcoef(out_of_fold[:, -2], longer)[0, 1]) < 0.3
+    assert np.corrcoef(out_of_fold[:, -1], longer)[0, 1] > 0.95
+    served = text.transform(["apple", "apple", "apple"], ["a", "b", "never-seen"])
+    assert served[0, -1] > served[2, -1] > served[1, -1]
+    assert served[2, -1] == served[2, -2]
