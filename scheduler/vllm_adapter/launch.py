@@ -22,6 +22,9 @@ from types import TracebackType
 from typing import Any
 
 import scheduler
+from scheduler.policies import make_policy
+from scheduler.profile import load_profile
+from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.settings import REPLAY_VARIABLE, SETTINGS_VARIABLE, ServerSettings
 from scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
 
@@ -195,10 +198,23 @@ def server_command(
         extra = [*_without_given(_TINY_ARGS, extra), *extra]
     command = _entry_point(name)
     if settings is not None:
+        check_startable(settings)
         command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
     if replayed:
         command += ["--logits-processors", LOGITS_PROCESSOR]
     return command + extra
+
+
+def check_startable(settings: ServerSettings) -> None:
+    """Find out in a second what a server would only find out after loading its model.
+
+    Raises InputError (or the scheduler core's ValueError) for a predictor directory without a
+    card, an unknown profile or an unknown policy.
+    """
+    load_priors(settings.predictor_dir)
+    if settings.profile is not None:
+        load_profile(settings.profile)
+    make_policy(settings.policy, **settings.policy_params)
 
 
 def server_environment(

@@ -78,6 +78,20 @@ def test_both_arms_give_the_compiler_the_same_configuration(tmp_path):
     assert "--additional-config" not in ours
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"predictor_dir": "/no/such/place"}, "card.json"),
+        ({"policy": "magic"}, "magic"),
+        ({"profile": "no-such-engine"}, "no-such-engine"),
+        ({"policy_params": {"warp": 9}}, "warp"),
+    ],
+)
+def test_what_cannot_start_is_known_before_the_model_is_loaded(values, named):
+    with pytest.raises(ValueError, match=named):
+        server_command("m", make_settings(values))
+
+
 def test_tiny_is_built_and_its_arguments_yield_to_given_ones(tmp_path):
     command = server_command("tiny", None, ["--max-num-seqs=4"], cache_dir=tmp_path)
     assert (tmp_path / "tiny" / "manifest.json").is_file()
