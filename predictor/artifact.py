@@ -22,6 +22,7 @@ from predictor.baselines import BASELINES
 from predictor.conformal import CalibratedLevels
 from predictor.features import LAYOUT_VERSION, PromptFeatures
 from predictor.lgbm import LGBMLengthRegressor
+from predictor.lgbm_blend import LGBMBlendRegressor
 from predictor.lgbm_hazard import LGBMHazardRegressor
 from predictor.lgbm_quantiles import LGBMQuantileRegressor
 from predictor.text import HashedText
@@ -37,7 +38,8 @@ _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "es
 def estimator_class(name: str) -> type[LengthRegressor]:
     """The estimator of a registered name."""
     known: dict[str, type[LengthRegressor]] = {
-        "lightgbm": LGBMLengthRegressor,
+        "lightgbm": LGBMBlendRegressor,
+        "lightgbm_student": LGBMLengthRegressor,
         "lightgbm_quantiles": LGBMQuantileRegressor,
         "lightgbm_hazard": LGBMHazardRegressor,
         **BASELINES,

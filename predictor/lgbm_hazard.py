@@ -19,17 +19,19 @@ from predictor.boosting import booster_parameters, check_rows, load_booster
 from predictor.distribution import Floats
 from predictor.trees import FlatTrees
 
+_TAIL_SHARES = (0.005, 0.01, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998)
+
 
 class LGBMHazardRegressor(LengthRegressor):
-    """Hazard over `bins` bins with edges at quantiles of the training lengths.
+    """Hazard over `bins` bins with edges at quantiles of the training lengths, finer in the tails.
 
     Inside a bin log-length is taken as uniform. Other parameters as in `LGBMLengthRegressor`.
     """
 
     def __init__(
         self,
-        bins: int = 24,
-        n_estimators: int = 300,
+        bins: int = 20,
+        n_estimators: int = 250,
         learning_rate: float = 0.05,
         num_leaves: int = 31,
         min_child_samples: int = 40,
@@ -52,7 +54,8 @@ class LGBMHazardRegressor(LengthRegressor):
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
         check_rows(X)
-        edges = np.unique(np.quantile(log_y, np.linspace(0.0, 1.0, self.bins + 1)))
+        shares = np.union1d(np.linspace(0.0, 1.0, self.bins + 1), _TAIL_SHARES)
+        edges = np.unique(np.quantile(log_y, shares))
         self.edges_ = edges if edges.size > 1 else np.array([edges[0] - 1e-3, edges[0] + 1e-3])
         last = np.clip(
             np.searchsorted(self.edges_, log_y, side="left") - 1, 0, len(self.edges_) - 2
@@ -73,9 +76,7 @@ class LGBMHazardRegressor(LengthRegressor):
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Inverse of the piecewise log-linear distribution."""
         count = self.edges_.size - 1
-        bins = np.tile(np.arange(count, dtype=np.float64), len(X))
-        design = np.column_stack((np.repeat(X, count, axis=0), bins))
-        hazard = 1.0 / (1.0 + np.exp(-self.trees_.predict(design)[:, 0].reshape(len(X), count)))
+        hazard = 1.0 / (1.0 + np.exp(-self.trees_.predict_over_last(X, count)))
         hazard[:, -1] = 1.0
         passed = 1.0 - np.cumprod(1.0 - hazard, axis=1)
         grid = np.concatenate((np.zeros((len(X), 1)), passed), axis=1)

@@ -87,6 +87,27 @@ class FlatTrees:
         )
         return out
 
+    def predict_over_last(self, X: NDArray[np.floating], count: int) -> NDArray[np.float64]:
+        """Raw scores of one output for every value 0 ... count - 1 of one more column: (n, count).
+
+        A tree is entered once for the whole range, which is parted only where a split asks for
+        that column; so a range costs little more than a single value.
+        """
+        out = np.zeros((len(X), count))
+        _walk_range(
+            np.ascontiguousarray(X, np.float64),
+            self.roots,
+            self.leaf_starts,
+            self.features,
+            self.thresholds,
+            self.left,
+            self.right,
+            self.nan_left,
+            self.leaves,
+            out,
+        )
+        return out
+
 
 def _nan_goes_left(kinds: NDArray[np.int64], thresholds: str) -> NDArray[np.float64]:
     if (kinds & _CATEGORICAL).any():
@@ -121,5 +142,58 @@ def _walk(
                 at = root + node
                 value = X[row, features[at]]
                 goes_left = nan_left[at] == 1 if np.isnan(value) else value <= thresholds[at]
-                node = left[at] if goes_left else right[at]
+                node = np.int64(left[at]) if goes_left else right[at]
             out[row, tree % outputs] += leaves[leaf_starts[tree] - 1 - node]
+
+
+@njit(cache=True, nogil=True)
+def _walk_range(
+    X: np.ndarray,
+    roots: np.ndarray,
+    leaf_starts: np.ndarray,
+    features: np.ndarray,
+    thresholds: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    nan_left: np.ndarray,
+    leaves: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    last = X.shape[1]
+    count = out.shape[1]
+    # what is still to be entered: node, first value, value behind the last
+    waiting = np.empty((count + 1, 3), np.int64)
+    for row in range(X.shape[0]):
+        for tree in range(roots.size):
+            root = roots[tree]
+            waiting[0, 0] = 0 if root >= 0 else -1
+            waiting[0, 1] = 0
+            waiting[0, 2] = count
+            size = 1
+            while size > 0:
+                size -= 1
+                node, first, stop = waiting[size, 0], waiting[size, 1], waiting[size, 2]
+                while node >= 0:
+                    at = root + node
+                    if features[at] == last:
+                        cut = min(max(np.int64(np.floor(thresholds[at])) + 1, first), stop)
+                        if cut == stop:
+                            node = np.int64(left[at])
+                        elif cut == first:
+                            node = np.int64(right[at])
+                        else:
+                            waiting[size, 0] = right[at]
+                            waiting[size, 1] = cut
+                            waiting[size, 2] = stop
+                            size += 1
+                            stop = cut
+                            node = np.int64(left[at])
+                    else:
+                        value = X[row, features[at]]
+                        if np.isnan(value):
+                            node = np.int64(left[at]) if nan_left[at] == 1 else right[at]
+                        else:
+                            node = np.int64(left[at]) if value <= thresholds[at] else right[at]
+                leaf = leaves[leaf_starts[tree] - 1 - node]
+                for value_at in range(first, stop):
+                    out[row, value_at] += leaf

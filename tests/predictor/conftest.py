@@ -69,4 +69,6 @@ def tables() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="session")
 def predictor(tables: dict[str, pd.DataFrame]) -> LengthPredictor:
-    return fit_predictor(tables["train"], tables["calibration"], seed=3, n_estimators=120)
+    return fit_predictor(
+        tables["train"], tables["calibration"], seed=3, n_estimators=60, learning_rate=0.1
+    )

@@ -7,6 +7,7 @@ from predictor.base import LengthRegressor
 from predictor.baselines import BASELINES, MaxTokensLength
 from predictor.features import PromptFeatures
 from predictor.lgbm import LGBMLengthRegressor, student_gradients
+from predictor.lgbm_blend import LGBMBlendRegressor
 from predictor.lgbm_hazard import LGBMHazardRegressor
 from predictor.lgbm_quantiles import LGBMQuantileRegressor
 from predictor.text import HashedText
@@ -23,6 +24,7 @@ def expected_failures(estimator: object) -> dict[str, str]:
 @parametrize_with_checks(
     [
         LGBMLengthRegressor(n_estimators=10),
+        LGBMBlendRegressor(n_estimators=5, bins=6),
         LGBMQuantileRegressor(n_estimators=3),
         LGBMHazardRegressor(n_estimators=10, bins=8),
         PromptFeatures(),
@@ -94,6 +96,16 @@ def test_the_flat_walk_is_the_booster() -> None:
     np.testing.assert_array_equal(fitted.trees_.predict(X), raw)
 
 
+def test_a_range_of_bins_is_the_same_as_every_bin_alone() -> None:
+    X, y = noisy_lengths(500)
+    fitted = LGBMHazardRegressor(n_estimators=40, bins=10).fit(X, y)
+    count = fitted.edges_.size - 1
+    together = fitted.trees_.predict_over_last(X[:30], count)
+    for value in range(count):
+        alone = fitted.trees_.predict(np.column_stack((X[:30], np.full(30, value))))
+        np.testing.assert_allclose(together[:, value], alone[:, 0], rtol=1e-12, atol=1e-12)
+
+
 def test_the_same_seed_gives_the_same_model() -> None:
     X, y = noisy_lengths(300)
     first, again = (
@@ -135,6 +147,7 @@ def test_the_gaussian_is_the_papers() -> None:
         LGBMLengthRegressor(n_estimators=60, learning_rate=0.1),
         LGBMQuantileRegressor(n_estimators=60, learning_rate=0.2, feature_fraction=1.0),
         LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
+        LGBMBlendRegressor(n_estimators=60, learning_rate=0.1),
     ],
 )
 def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-def]

@@ -96,7 +96,14 @@ def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["card.json", "features.npz", "features.json", "calibration.json", "estimator/booster.txt"],
+    [
+        "card.json",
+        "features.npz",
+        "features.json",
+        "calibration.json",
+        "estimator/student/booster.txt",
+        "estimator/hazard/booster.txt",
+    ],
 )
 def test_a_missing_or_truncated_file_is_refused(
     predictor: LengthPredictor, tmp_path: Path, name: str
