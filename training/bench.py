@@ -18,7 +18,7 @@ import numpy as np
 from data.errors import InputError
 from data.workload import WorkloadRequest
 from training.bench_arms import STOCK, Arm, arm_order, configure, server_status
-from training.bench_client import QueueSample, ReplayLog, replay, wait_idle
+from training.bench_client import BenchError, QueueSample, ReplayLog, replay, wait_idle
 from training.bench_servers import BenchServers, warm_up
 from training.bench_workload import WorkloadSource, file_rate_rps, length_rows
 from training.machine import describe_machine, utc_now
@@ -203,7 +203,7 @@ async def run_arm(
     """One run of one arm, from an idle server to an idle server."""
     server = servers.stock if arm.is_stock else servers.ours
     if server is None:
-        raise RuntimeError("no stock server is up")
+        raise BenchError("no stock server is up")
     for other in (servers.stock, servers.ours):
         if other is not None:
             await wait_idle(other.url)

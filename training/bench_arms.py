@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import InputError
 from scheduler.policies import POLICIES
-from training.bench_client import new_session
+from training.bench_client import BenchError, new_session
 
 LENGTHS = ("learned", "class", "oracle", "none")
 STOCK = "stock"
@@ -76,7 +76,7 @@ async def configure(url: str, arm: Arm) -> None:
     """Switch our server to `arm` and start its plan statistics afresh.
 
     Raises:
-        RuntimeError: the server refused.
+        BenchError: the server refused.
     """
     body = {"policy": arm.policy, "lengths": arm.lengths, "reset_stats": True}
     await post_configure(url, body)
@@ -86,13 +86,13 @@ async def post_configure(url: str, body: dict[str, Any]) -> None:
     """POST /lengthwise/configure.
 
     Raises:
-        RuntimeError: the server refused.
+        BenchError: the server refused.
     """
     async with new_session() as session:
         async with session.post(f"{url}/lengthwise/configure", json=body) as response:
             text = await response.text()
         if response.status != 200:
-            raise RuntimeError(f"the server refused {body}: HTTP {response.status}: {text[:300]}")
+            raise BenchError(f"the server refused {body}: HTTP {response.status}: {text[:300]}")
 
 
 async def server_status(url: str) -> dict[str, Any]:

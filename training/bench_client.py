@@ -27,6 +27,10 @@ QUEUE_METRICS = {
 }
 
 
+class BenchError(RuntimeError):
+    """The engine did not do what a measurement needs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request ready to go: when, s from the start, and the encoded JSON body."""

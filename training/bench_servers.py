@@ -17,7 +17,7 @@ from data.errors import InputError
 from data.workload import WorkloadRequest
 from scheduler.vllm_adapter.launch import ServerHandle, launch_server
 from scheduler.vllm_adapter.settings import ServerSettings
-from training.bench_client import Call, completion_body, drive_closed, served_model
+from training.bench_client import BenchError, Call, completion_body, drive_closed, served_model
 from training.registry import ResolvedPredictor
 
 if TYPE_CHECKING:
@@ -184,9 +184,9 @@ async def warm_up(servers: BenchServers, url: str, requests: Sequence[WorkloadRe
     """A few requests that are not measured: first calls compile, allocate and open files.
 
     Raises:
-        RuntimeError: the server answers none of them.
+        BenchError: the server answers none of them.
     """
     calls = servers.calls(requests, salt="warm-up")
     replies = await drive_closed(url, [c.body for c in calls], concurrency=16, timeout_s=120)
     if all(reply.error for reply in replies):
-        raise RuntimeError(f"the server at {url} fails every request: {replies[0].error}")
+        raise BenchError(f"the server at {url} fails every request: {replies[0].error}")

@@ -26,7 +26,7 @@ from scheduler.simulator.run import saturated_rps
 from scheduler.step_time import StepTimeModel, fit_step_time
 from scheduler.vllm_adapter.step_timer import read_step_log
 from training.bench_arms import Arm, configure, post_configure, server_status
-from training.bench_client import Reply, drive_closed, wait_idle
+from training.bench_client import BenchError, Reply, drive_closed, wait_idle
 from training.bench_servers import BenchServers
 from training.bench_workload import WorkloadSource, to_sim
 from training.machine import describe_machine, utc_now
@@ -64,7 +64,7 @@ def calibrate_server(
         on_stage: told what is going on.
 
     Raises:
-        RuntimeError: the server logged no steps, or the requests failed.
+        BenchError: the server logged no steps, or the requests failed.
     """
     url = servers.ours.url
     step_log = directory / "steps.jsonl"
@@ -85,7 +85,7 @@ def calibrate_server(
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
     steps = read_step_log(step_log)[:, 1:5]
     if not len(steps):
-        raise RuntimeError(f"the server logged no steps to {step_log}")
+        raise BenchError(f"the server logged no steps to {step_log}")
     machine = describe_machine()
     provenance = (
         f"calibrated {utc_now()} on {machine['processor']}, {machine['cores']} cores, "
@@ -146,7 +146,7 @@ def saturated_tokens_per_s(replies: Sequence[Reply]) -> float:
     ]
     start, end = min(s[0] for s in spans), max(s[0] for s in spans)
     if end <= start:
-        raise RuntimeError("saturated run too short: every request started at once")
+        raise BenchError("saturated run too short: every request started at once")
     tokens = sum(
         1 + (n - 1) * (1.0 if last <= end else (end - first) / (last - first))
         for first, last, n in spans
@@ -155,11 +155,11 @@ def saturated_tokens_per_s(replies: Sequence[Reply]) -> float:
 
 
 def check(replies: Sequence[Reply]) -> None:
-    """Raise RuntimeError if any request of a calibration failed."""
+    """Raise BenchError if any request of a calibration failed."""
     failed = [r.error for r in replies if r.error]
     if failed:
         count = f"{len(failed)} of {len(replies)}"
-        raise RuntimeError(f"{count} calibration requests failed: {failed[0]}")
+        raise BenchError(f"{count} calibration requests failed: {failed[0]}")
 
 
 def read_capacity(status: dict[str, Any]) -> Capacity:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,13 +60,16 @@ def calibrate(
     directory = workspace.new_run_dir("calibrate")
     say = stage_printer()
     say(f"starting {model}")
-    with start_servers(
-        model,
-        directory=directory,
-        cache_dir=workspace.cache,
-        vllm_args=vllm_args(ctx),
-        with_stock=False,
-    ) as servers:
+    with (
+        engine_errors(),
+        start_servers(
+            model,
+            directory=directory,
+            cache_dir=workspace.cache,
+            vllm_args=vllm_args(ctx),
+            with_stock=False,
+        ) as servers,
+    ):
         done = calibrate_server(
             servers, requests, directory=directory, name=path.stem, on_stage=say
         )
@@ -209,7 +213,7 @@ def bench(
         plan_budget_ms=plan_budget_ms,
         vllm_args=vllm_args(ctx),
     )
-    with console.progress(quiet=as_json) as steps:
+    with engine_errors(), console.progress(quiet=as_json) as steps:
         done = measure(request, workspace=Workspace.current(), steps=steps, say=stage_printer())
     show(done.outcome.result, done.page, as_json=as_json)
 
@@ -237,7 +241,7 @@ def demo(
         raise InputError(f"minutes must be above 0, got {minutes:g}")
     from training.demo import run_demo
 
-    with console.progress() as steps:
+    with engine_errors(), console.progress() as steps:
         result, page = run_demo(
             minutes=minutes,
             seed=seed,
@@ -246,6 +250,19 @@ def demo(
             say=stage_printer(),
         )
     show(result, page, as_json=False)
+
+
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
+    from scheduler.vllm_adapter.launch import ServerStartError
+    from training.bench_client import BenchError
+
+    try:
+        yield
+    except (ServerStartError, BenchError) as error:
+        console.stderr().print(f"lengthwise: error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 def load_predictor(directory: Path) -> LengthPredictor:
@@ -261,7 +278,9 @@ def stage_printer() -> Callable[[str], None]:
     printer = console.stderr()
 
     def say(text: str) -> None:
-        printer.print(f"[{time.perf_counter() - started_s:6.1f} s] {text}", markup=False)
+        printer.print(
+            f"[{time.perf_counter() - started_s:6.1f} s] {text}", markup=False, soft_wrap=True
+        )
 
     return say
 

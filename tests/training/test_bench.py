@@ -13,6 +13,7 @@ from data.slo import Slo
 from data.workload import WorkloadRequest, write_workload
 from training.bench import BenchSettings, run_bench
 from training.bench_arms import Arm, arm_order, parse_arms
+from training.bench_client import BenchError
 from training.bench_servers import BenchServers, ReplayTable, filler_ids
 from training.bench_workload import open_workload
 from training.result import BenchResult
@@ -107,7 +108,7 @@ def test_failed_requests_are_lost_and_wrong_lengths_counted(servers, source, rep
 
 def test_a_server_that_refuses_an_arm_stops_the_bench(servers, source):
     servers.ours.refuse = "fcfs"
-    with pytest.raises(RuntimeError, match="not now"):
+    with pytest.raises(BenchError, match="not now"):
         bench(servers, source, arms="fcfs:none")
 
 

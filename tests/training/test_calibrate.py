@@ -12,7 +12,7 @@ from data.slo import Slo
 from data.workload import WorkloadRequest, write_workload
 from scheduler.profile import load_profile
 from scheduler.step_time import StepTimeModel
-from training.bench_client import Reply
+from training.bench_client import BenchError, Reply
 from training.bench_servers import BenchServers, ReplayTable
 from training.bench_workload import capacity_rps, open_workload
 from training.calibrate import (
@@ -84,10 +84,10 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
 
 def test_a_server_that_logs_nothing_or_fails_is_an_error(servers, source, tmp_path):
     servers.ours.steps = []
-    with pytest.raises(RuntimeError, match="logged no steps"):
+    with pytest.raises(BenchError, match="logged no steps"):
         calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
     servers.ours.fail_ids = dict.fromkeys(servers.ours.lengths, "400")
-    with pytest.raises(RuntimeError, match="calibration requests failed: HTTP 400"):
+    with pytest.raises(BenchError, match="calibration requests failed: HTTP 400"):
         calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
 
 
@@ -102,5 +102,5 @@ def test_saturated_rate_leaves_the_tail_out():
     last = Reply(0.0, ttft_s=3.0, e2e_s=9.0, output_tokens=50)
     # from 1 s to 3 s: all of the first's tokens and the last's first
     assert saturated_tokens_per_s([first, last]) == pytest.approx(102 / 2)
-    with pytest.raises(RuntimeError, match="too short"):
+    with pytest.raises(BenchError, match="too short"):
         saturated_tokens_per_s([first, first])
