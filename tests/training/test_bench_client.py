@@ -46,9 +46,10 @@ def test_open_loop_does_not_wait_for_answers():
     with running(stub):
         calls = [call(1, 0.02 * i) for i in range(5)]
         log = asyncio.run(replay(stub.url, calls, queue_period_s=0.1))
-    assert max(r.send_s - c.arrival_s for r, c in zip(log.replies, calls, strict=True)) < 0.15
+    # a closed loop would send the fifth after four answers, 0.8 s
+    assert log.replies[-1].send_s < 0.6
     # one slot: the fifth waits for the four before it, and that wait counts in its TTFT
-    assert log.replies[-1].ttft_s > 0.6
+    assert log.replies[-1].send_s + log.replies[-1].ttft_s > 0.95
     assert max(s.waiting for s in log.queue) >= 2
     assert max(s.running for s in log.queue) == 1
 

@@ -122,7 +122,7 @@ def test_workload_names_and_files_are_checked(tmp_path):
     unsorted = tmp_path / "unsorted.jsonl"
     rows = [{"arrival_s": at, "prompt_tokens": 5, "output_tokens": 5} for at in (1.0, 0.5)]
     unsorted.write_text("\n".join(json.dumps(r) for r in rows))
-    with pytest.raises(InputError, match="unsorted.jsonl:2"):
+    with pytest.raises(InputError, match=r"unsorted\.jsonl:2"):
         open_workload(str(unsorted))
     with pytest.raises(InputError, match="unknown arrivals"):
         open_workload("paper", source="synthetic", arrivals="uniform")
