@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+
+from predictor.distribution import DEFAULT_LEVELS, LengthDistribution
+from predictor.online import OnlineCorrection
+
+
+def stream(
+    correction: OnlineCorrection, n: int, factor: float, name: str, rng: np.random.Generator
+) -> None:
+    for _ in range(n):
+        correction.update(100.0, 100.0 * factor * rng.lognormal(0.0, 0.5), name)
+
+
+def test_a_model_that_talks_longer_is_tracked_within_a_few_hundred_requests() -> None:
+    correction = OnlineCorrection()
+    stream(correction, 300, 1.6, "chat", np.random.default_rng(0))
+    assert np.exp(correction.shift("chat")) == pytest.approx(1.6, rel=0.12)
+
+
+def test_no_change_is_left_alone() -> None:
+    correction = OnlineCorrection()
+    stream(correction, 500, 1.0, "chat", np.random.default_rng(1))
+    assert abs(correction.shift("chat")) < 0.15
+
+
+def test_a_change_back_is_followed_too() -> None:
+    correction, rng = OnlineCorrection(), np.random.default_rng(2)
+    stream(correction, 300, 1.6, "chat", rng)
+    stream(correction, 500, 1.0, "chat", rng)
+    assert abs(correction.shift("chat")) < 0.15
+
+
+def test_a_new_class_starts_from_what_all_classes_share() -> None:
+    correction = OnlineCorrection()
+    stream(correction, 300, 1.6, "chat", np.random.default_rng(0))
+    assert correction.shift("code") > 0.3
+    assert OnlineCorrection().shift("code") == 0.0
+
+
+def test_runaway_answers_do_not_drag_it() -> None:
+    correction, rng = OnlineCorrection(), np.random.default_rng(3)
+    for i in range(400):
+        correction.update(100.0, 1e6 if i % 20 == 0 else 100.0 * rng.lognormal(0.0, 0.3), "chat")
+    assert abs(correction.shift("chat")) < 0.15
+
+
+def test_apply_keeps_caps_and_order_and_state_survives_json() -> None:
+    correction = OnlineCorrection()
+    stream(correction, 200, 3.0, "chat", np.random.default_rng(4))
+    row = [10.0 * 1.3**i for i in range(12)]
+    d = LengthDistribution.from_rows(DEFAULT_LEVELS, [row, row], cap=[100.0, 1e6])
+    shifted = correction.apply(d, ["chat", "chat"])
+    assert shifted.quantiles[0, -1] == 100.0
+    assert shifted.quantiles[1, 5] > 2.0 * row[5]
+    again = OnlineCorrection()
+    again.restore(json.loads(json.dumps(correction.to_json())))
+    assert again.shift("chat") == correction.shift("chat")
+
+
+def test_cut_answers_below_the_prediction_say_nothing() -> None:
+    correction = OnlineCorrection()
+    for _ in range(50):
+        correction.update(500.0, 64.0, "chat", censored=True)
+    assert correction.shift("chat") == 0.0
+    with pytest.raises(ValueError, match="at least 1"):
+        correction.update(0.0, 10.0)
