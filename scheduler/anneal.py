@@ -28,6 +28,7 @@ from scheduler.problem import FloatArray, IntArray
 ACCEPT_FIRST = 0.1
 COOLING = 0.01
 ROUND = 32
+FIRST_ROUND = 8
 LONGEST_BLOCK = 8
 UNIFORMS = 5
 
@@ -97,6 +98,36 @@ def _round(
     return worse / max(worsenings, 1)
 
 
+class _Steps:
+    """How many steps the next round may take, and how far the search is.
+
+    Against a clock the first round is short; each later one is at most half of what its
+    predecessors' pace leaves time for, so the last overruns by little.
+    """
+
+    def __init__(self, iterations: int | None, seconds_left: Callable[[], float] | None) -> None:
+        self.iterations = iterations
+        self.seconds_left = seconds_left
+        self.budget_s = seconds_left() if seconds_left is not None else 0.0
+        self.left_s = self.budget_s
+
+    def next_round(self, done: int) -> int:
+        if self.seconds_left is None:
+            return min(ROUND, (self.iterations or 0) - done)
+        self.left_s = self.seconds_left()
+        if self.left_s <= 0:
+            return 0
+        if done == 0:
+            return FIRST_ROUND
+        step_s = max((self.budget_s - self.left_s) / done, 1e-7)
+        return min(ROUND, int(self.left_s / step_s / 2))
+
+    def progress(self, done: int) -> float:
+        if self.seconds_left is None:
+            return done / (self.iterations or 1)
+        return 1.0 - self.left_s / self.budget_s if self.budget_s > 0 else 1.0
+
+
 def anneal(
     evaluator: Evaluator,
     start: IntArray,
@@ -120,20 +151,10 @@ def anneal(
         return Found(order, start_cost, start_cost, 1)
     trial, best = order.copy(), order.copy()
     costs = np.array([start_cost, start_cost])
-    budget_s = seconds_left() if seconds_left is not None else 0.0
+    clock = _Steps(iterations, seconds_left)
     hottest, done = 0.0, 0
-    while True:
-        if iterations is not None:
-            steps = min(ROUND, iterations - done)
-            progress = done / iterations if iterations else 1.0
-        else:
-            assert seconds_left is not None
-            left_s = seconds_left()
-            steps = ROUND if left_s > 0 else 0
-            progress = 1.0 - left_s / budget_s if budget_s > 0 else 1.0
-        if steps <= 0:
-            break
-        temperature = hottest * COOLING ** min(max(progress, 0.0), 1.0)
+    while (steps := clock.next_round(done)) > 0:
+        temperature = hottest * COOLING ** clock.progress(done)
         worsening = _round(
             evaluator.jobs.engine,
             evaluator.numbers,

@@ -18,21 +18,15 @@ Rule = Callable[[Problem, Jobs], IntArray]
 
 def _by(problem: Problem, *keys: FloatArray | BoolArray) -> IntArray:
     """Rows sorted by the first key, then the next, then arrival, then row."""
-    return np.lexsort((problem.waiting.arrival_s, *reversed(keys))).astype(np.int64)
+    order = np.argsort(problem.waiting.arrival_s, kind="stable")
+    for key in reversed(keys):
+        order = order[np.argsort(key[order], kind="stable")]
+    return order.astype(np.int64, copy=False)
 
 
 def duration_s(jobs: Jobs) -> FloatArray:
     """Seconds from admission to the end at the mean length."""
     return jobs.mean_tokens * jobs.token_s
-
-
-def can_meet(problem: Problem, jobs: Jobs) -> BoolArray:
-    """Whether the request, admitted now, meets its objectives at its mean length."""
-    waiting = problem.waiting
-    first = problem.now_s + jobs.token_s
-    in_time = first <= waiting.arrival_s + waiting.ttft_s
-    ends = problem.now_s + duration_s(jobs) <= waiting.arrival_s + waiting.e2e_s
-    return in_time & ends
 
 
 def fcfs(problem: Problem, jobs: Jobs) -> IntArray:
@@ -66,12 +60,12 @@ def llf(problem: Problem, jobs: Jobs) -> IntArray:
 
 def feasible_sjf(problem: Problem, jobs: Jobs) -> IntArray:
     """Those that can still meet their objectives, shortest first; then the rest likewise."""
-    return _by(problem, ~can_meet(problem, jobs), jobs.mean_tokens)
+    return _by(problem, ~jobs.can_meet, jobs.mean_tokens)
 
 
 def feasible_edf(problem: Problem, jobs: Jobs) -> IntArray:
     """Those that can still meet their objectives, by deadline; then the rest likewise."""
-    return _by(problem, ~can_meet(problem, jobs), jobs.due_s)
+    return _by(problem, ~jobs.can_meet, jobs.due_s)
 
 
 def hrrn(problem: Problem, jobs: Jobs) -> IntArray:

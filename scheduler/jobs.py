@@ -8,20 +8,22 @@ import numpy as np
 from numba import njit
 
 from scheduler import kernels as k
-from scheduler.lengths import remaining_means, strata, valid_rows
-from scheduler.problem import FloatArray, Problem, RequestArrays
+from scheduler.lengths import STRATA, quantile_at, remaining_mean
+from scheduler.problem import BoolArray, FloatArray, Problem, RequestArrays
 
-# A slot-second estimate needs a batch: what runs now, or the full engine once requests queue.
+_STRATA = np.array(STRATA)
+# What _fill answers when it cannot go on.
+_FINE, _NOT_A_NUMBER = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
     """Kernel tables (see ``kernels.JOB_COLUMNS``) and per-request figures, ``(n,)`` each.
 
-    ``token_s`` is the seconds a token takes in a full batch, prefill stalls included;
-    ``slot_s`` the slot-seconds a request takes; ``latest_s`` when it must be admitted to meet
-    its objectives with a length at the ``caution`` level; ``hopeful`` whether it can meet them
-    at all when admitted now, with its shortest likely length; ``due_s`` its first deadline.
+    ``token_s`` is the seconds a token takes in a full batch, prefill stalls included.
+    ``latest_s`` is when a request must be admitted to meet its objectives with a length at the
+    ``caution`` level, ``chance`` the probability that it meets them when admitted now,
+    ``can_meet`` whether it does with its mean length; ``due_s`` is its first deadline.
     """
 
     engine: FloatArray
@@ -29,8 +31,9 @@ class Jobs:
     waiting: FloatArray
     mean_tokens: FloatArray
     latest_s: FloatArray
-    hopeful: FloatArray
     due_s: FloatArray
+    chance: FloatArray
+    can_meet: BoolArray
     token_s: float
     stall_s: float
     release_gap_s: float
@@ -44,9 +47,9 @@ class Jobs:
         return self.waiting[:, k.SLOT_S]
 
     @property
-    def feasible(self) -> FloatArray:
-        """1.0 where the mean length can still meet the objectives if admitted now."""
-        return self.hopeful
+    def weight(self) -> FloatArray:
+        """Class weight of each waiting request; 0 for best effort."""
+        return self.waiting[:, k.WEIGHT]
 
 
 def engine_numbers(problem: Problem) -> FloatArray:
@@ -63,66 +66,74 @@ def engine_numbers(problem: Problem) -> FloatArray:
 
 @njit(cache=True)
 def _fill(
-    table: FloatArray,
-    prefill: FloatArray,
-    context: FloatArray,
-    tokens: FloatArray,
+    levels: FloatArray,
+    quantiles: FloatArray,
+    strata: FloatArray,
     max_batched: float,
     arrival: FloatArray,
+    prompt: FloatArray,
+    left: FloatArray,
+    generated: FloatArray,
     ttft: FloatArray,
     tpot: FloatArray,
     e2e: FloatArray,
     weight: FloatArray,
-    lengths: FloatArray,
-) -> None:
+    table: FloatArray,
+    mean: FloatArray,
+    due: FloatArray,
+) -> int:
+    """Fill the table but for its slot-seconds; ``strata`` empty leaves the lengths out.
+
+    Rows are repaired on the way: at least one token, non-decreasing.
+    """
+    q = len(levels)
+    row = np.empty(q)
     for i in range(len(table)):
-        chunks = max(1.0, np.ceil(prefill[i] / max_batched))
-        table[i, k.PREFILL] = prefill[i]
-        table[i, k.CONTEXT] = context[i]
-        table[i, k.SLOT_STEPS] = chunks - 1.0 + max(1.0, np.ceil(tokens[i]))
+        most = 1.0
+        for c in range(q):
+            if not np.isfinite(quantiles[i, c]):
+                return _NOT_A_NUMBER
+            most = max(most, quantiles[i, c])
+            row[c] = most
+        times = arrival[i] + weight[i]
+        if not np.isfinite(times) or np.isnan(ttft[i]) or np.isnan(e2e[i]) or np.isnan(tpot[i]):
+            return _NOT_A_NUMBER
+        if not np.isfinite(prompt[i] + left[i] + generated[i]):
+            return _NOT_A_NUMBER
+        mean[i] = remaining_mean(levels, row, generated[i])
+        chunks = max(1.0, np.ceil(left[i] / max_batched))
+        table[i, k.PREFILL] = left[i]
+        table[i, k.CONTEXT] = prompt[i] + generated[i]
+        table[i, k.SLOT_STEPS] = chunks - 1.0 + max(1.0, np.ceil(mean[i]))
         table[i, k.CHUNKS] = chunks
         table[i, k.TTFT_BY] = arrival[i] + ttft[i]
         table[i, k.E2E_BY] = arrival[i] + e2e[i]
         table[i, k.TPOT] = tpot[i]
         objectives = ttft[i] < np.inf or e2e[i] < np.inf or tpot[i] < np.inf
-        table[i, k.WEIGHT] = weight[i] if objectives else 0.0
-        for s in range(k.STRATA_COUNT):
-            table[i, k.LENGTHS + s] = lengths[i, s]
-
-
-def _table(
-    rows: RequestArrays, tokens: FloatArray, lengths: FloatArray, batched: int
-) -> FloatArray:
-    table = np.zeros((len(rows), len(k.JOB_COLUMNS)))
-    context = rows.prompt_tokens + rows.generated_tokens
-    _fill(
-        table,
-        rows.prefill_left_tokens,
-        context,
-        tokens,
-        float(batched),
-        rows.arrival_s,
-        rows.ttft_s,
-        rows.tpot_s,
-        rows.e2e_s,
-        rows.weight,
-        lengths,
-    )
-    return table
+        table[i, k.WEIGHT] = max(weight[i], 0.0) if objectives else 0.0
+        due[i] = min(table[i, k.TTFT_BY], table[i, k.E2E_BY])
+        for s in range(len(strata)):
+            # a preempted request has part of its answer: only the rest is to come
+            length = quantile_at(levels, row, strata[s]) - generated[i]
+            table[i, k.LENGTHS + s] = max(1.0, length)
+    return _FINE
 
 
 @njit(cache=True)
 def _prospects(
     table: FloatArray,
     engine: FloatArray,
+    mean: FloatArray,
     token_s: float,
     step_s: float,
     caution: float,
     latest: FloatArray,
-    hopeful: FloatArray,
-    due: FloatArray,
+    chance: FloatArray,
+    can_meet: BoolArray,
 ) -> None:
-    """Fill slot-seconds, latest start, hope and first deadline of every row."""
+    """Fill slot-seconds, latest start and chance of every row."""
+    objective = np.zeros(k.MODE + 1)
+    objective[k.STALL] = token_s - step_s
     now, slots = engine[k.NOW], engine[k.SLOTS]
     place = caution * k.STRATA_COUNT - 0.5  # between the stratum midpoints
     low = int(min(max(np.floor(place), 0.0), k.STRATA_COUNT - 2.0))
@@ -133,13 +144,39 @@ def _prospects(
         first = stall + step_s * job[k.CHUNKS]
         job[k.SLOT_S] = token_s * job[k.SLOT_STEPS] + slots * stall
         cautious = job[k.LENGTHS + low] * (1.0 - share) + job[k.LENGTHS + low + 1] * share
-        latest[i] = min(
-            job[k.TTFT_BY] - first,
-            job[k.E2E_BY] - first - token_s * (cautious - 1.0),
-        )
-        best = min(job[k.TTFT_BY] - first, job[k.E2E_BY] - first - token_s * (job[k.LENGTHS] - 1.0))
-        hopeful[i] = 1.0 if best >= now and job[k.WEIGHT] > 0.0 else 0.0
-        due[i] = min(job[k.TTFT_BY], job[k.E2E_BY])
+        token_by = job[k.TTFT_BY] - first
+        end_by = job[k.E2E_BY] - first
+        latest[i] = min(token_by, end_by - token_s * (cautious - 1.0))
+        chance[i] = k.meet_probability(objective, job, 0.0, now + first, step_s)
+        can_meet[i] = min(token_by, end_by - token_s * (mean[i] - 1.0)) >= now
+
+
+def _table(
+    problem: Problem, rows: RequestArrays, strata: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(table, mean tokens left, first deadline)."""
+    n = len(rows)
+    table, mean, due = np.zeros((n, len(k.JOB_COLUMNS))), np.empty(n), np.empty(n)
+    outcome = _fill(
+        np.ascontiguousarray(problem.levels, dtype=np.float64),
+        rows.quantiles,
+        strata,
+        float(problem.capacity.max_num_batched_tokens),
+        rows.arrival_s,
+        rows.prompt_tokens,
+        rows.prefill_left_tokens,
+        rows.generated_tokens,
+        rows.ttft_s,
+        rows.tpot_s,
+        rows.e2e_s,
+        rows.weight,
+        table,
+        mean,
+        due,
+    )
+    if outcome == _NOT_A_NUMBER:
+        raise ValueError("requests must be numbers: NaN or infinity where only objectives may be")
+    return table, mean, due
 
 
 def prepare(problem: Problem, caution: float = 0.5) -> Jobs:
@@ -147,43 +184,34 @@ def prepare(problem: Problem, caution: float = 0.5) -> Jobs:
 
     Raises ValueError on quantiles or times that are not numbers.
     """
-    waiting, running = problem.waiting, problem.running
-    for rows in (waiting, running):
-        for name in ("arrival_s", "prompt_tokens", "generated_tokens", "ttft_s", "e2e_s"):
-            if np.isnan(getattr(rows, name)).any():
-                raise ValueError(f"{name} must be numbers, got NaN")
-    levels = np.ascontiguousarray(problem.levels, dtype=np.float64)
-    rows_w, rows_r = valid_rows(waiting.quantiles), valid_rows(running.quantiles)
-    left_w = remaining_means(levels, rows_w, waiting.generated_tokens)
-    left_r = remaining_means(levels, rows_r, running.generated_tokens)
+    waiting, mean, due = _table(problem, problem.waiting, _STRATA)
+    running, _, _ = _table(problem, problem.running, _STRATA[:0])
     engine = engine_numbers(problem)
-    batched = problem.capacity.max_num_batched_tokens
-    lengths = strata(levels, rows_w)
-    if waiting.generated_tokens.any():  # preempted requests: only what is left is to come
-        lengths = np.maximum(1.0, lengths - waiting.generated_tokens[:, None])
-    table_w = _table(waiting, left_w, lengths, batched)
-    table_r = _table(running, left_r, np.zeros((len(running), k.STRATA_COUNT)), batched)
-
-    mean_left = float(left_w.mean()) if len(waiting) else 1.0
-    mean_prompt = float(waiting.prompt_tokens.mean()) if len(waiting) else 1.0
-    batch = float(min(problem.capacity.max_num_seqs, len(waiting) + len(running)))
-    context = mean_prompt + mean_left / 2.0
-    batch = max(1.0, min(batch, problem.capacity.kv_tokens / max(context, 1.0)))
-    step_s = problem.step_time.step_s(0.0, batch, batch * context)
-    prefill = problem.step_time.prefill_step_s + problem.step_time.prefill_token_s * mean_prompt
-    stall_s = prefill * batch / mean_left
-    token_s = step_s + stall_s
     n = len(waiting)
-    latest, hopeful, due = np.empty(n), np.empty(n), np.empty(n)
-    _prospects(table_w, engine, token_s, step_s, caution, latest, hopeful, due)
+    mean_left = float(mean.sum() / n) if n else 1.0
+    mean_prompt = float(problem.waiting.prompt_tokens.sum() / n) if n else 1.0
+    # A duration needs a batch: the full engine, as far as requests and the KV cache fill it.
+    context = mean_prompt + mean_left / 2.0
+    batch = min(
+        problem.capacity.max_num_seqs, n + len(running), problem.capacity.kv_tokens / context
+    )
+    batch = max(1.0, batch)
+    step_s = problem.step_time.step_s(0.0, batch, batch * context)
+    prefill_s = problem.step_time.prefill_step_s + problem.step_time.prefill_token_s * mean_prompt
+    stall_s = prefill_s * batch / mean_left
+    token_s = step_s + stall_s
+    latest = np.empty(n)
+    chance, can_meet = np.empty(n), np.empty(n, dtype=np.bool_)
+    _prospects(waiting, engine, mean, token_s, step_s, caution, latest, chance, can_meet)
     return Jobs(
         engine=engine,
-        running=table_r,
-        waiting=table_w,
-        mean_tokens=left_w,
+        running=running,
+        waiting=waiting,
+        mean_tokens=mean,
         latest_s=latest,
-        hopeful=hopeful,
         due_s=due,
+        chance=chance,
+        can_meet=can_meet,
         token_s=token_s,
         stall_s=stall_s,
         release_gap_s=mean_left * token_s / batch,

@@ -25,13 +25,15 @@ JOB_COLUMNS = (
     "tpot_s",
     "weight",
     "slot_s",  # slot-seconds the request will take, its prefill's stall of all slots included
+    "dilation",  # how much longer a wait gets by the arrivals that will go before, as a share
     "length_0",  # equally likely lengths of the answer in tokens
     "length_1",
     "length_2",
     "length_3",
     "length_4",
 )
-PREFILL, CONTEXT, SLOT_STEPS, CHUNKS, TTFT_BY, E2E_BY, TPOT, WEIGHT, SLOT_S, LENGTHS = range(10)
+PREFILL, CONTEXT, SLOT_STEPS, CHUNKS, TTFT_BY, E2E_BY, TPOT, WEIGHT, SLOT_S = range(9)
+DILATION, LENGTHS = 9, 10
 STRATA_COUNT = len(JOB_COLUMNS) - LENGTHS
 
 # Engine numbers, one array: step-time coefficients, then limits, then the clock.
@@ -163,6 +165,7 @@ def meet_probability(
     objective: FloatArray, job: FloatArray, wait_s: float, first_token_s: float, step_s: float
 ) -> float:
     """P(all objectives of the request hold) when it is admitted ``wait_s`` from now."""
+    first_token_s += max(wait_s, 0.0) * job[DILATION]
     spread_s = objective[SPREAD] * math.sqrt(max(wait_s, 0.0) * objective[RELEASE_GAP]) + step_s
     p = 1.0
     if job[TTFT_BY] < np.inf:

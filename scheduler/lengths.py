@@ -140,34 +140,3 @@ def sample_rows(levels: FloatArray, rows: FloatArray, uniforms: FloatArray) -> F
         for i in range(uniforms.shape[1]):
             out[s, i] = quantile_at(levels, rows[i], uniforms[s, i])
     return out
-
-
-def strata(levels: FloatArray, rows: FloatArray) -> FloatArray:
-    """Five equally likely lengths a row, ``(n, q)`` -> ``(n, 5)``: midpoints of the fifths.
-
-    Vectorised over the columns the midpoints fall between, because a plan needs it for every
-    request; the levels must reach from .1 or below to .9 or above.
-    """
-    if levels[0] > STRATA[0] or levels[-1] < STRATA[-1]:
-        raise ValueError(f"levels must span {STRATA[0]} to {STRATA[-1]}, got {levels}")
-    out = np.empty((len(rows), len(STRATA)))
-    for column, p in enumerate(STRATA):
-        k = max(1, int(np.searchsorted(levels, p - 1e-9)))
-        share = (p - levels[k - 1]) / (levels[k] - levels[k - 1])
-        if share > 1.0 - 1e-9:
-            out[:, column] = rows[:, k]
-        elif share < 1e-9:
-            out[:, column] = rows[:, k - 1]
-        else:
-            out[:, column] = rows[:, k - 1] ** (1.0 - share) * rows[:, k] ** share
-    return out
-
-
-def valid_rows(rows: FloatArray) -> FloatArray:
-    """Rows fit for the kernels: finite, at least 1 token, non-decreasing.
-
-    Raises ValueError on NaN or infinity: a plan on a guess nobody made is worse than none.
-    """
-    if not np.isfinite(rows).all():
-        raise ValueError("length quantiles must be finite")
-    return np.ascontiguousarray(np.maximum.accumulate(np.maximum(rows, 1.0), axis=1))

@@ -6,7 +6,9 @@ cost = Σ_i latency·w_i' − max(0, w_i·P_i − price·slot_s_i) / (1 + w_i'),
   equally likely lengths) and over the start time, whose spread grows with the releases before
   it: ``spread·sqrt(wait·gap)``, the standard deviation of a sum of independent releases.
 - price: value a slot-second would earn elsewhere; see ``selection``.
-- patience: the wait after which a plan's promise is worth half.
+- the wait of a request is stretched by its ``dilation``: the arrivals that will go before it.
+- patience: the wait after which a plan's promise is worth half; long by default, since
+  dilation already tells what arrivals do to a plan for later.
 - mode G: the paper's G = met / total latency, as -log G (arXiv 2504.14966, eq. 5).
 """
 
@@ -26,7 +28,7 @@ class Objective:
     """Parameters of the cost; seconds, value per slot-second, and shares."""
 
     price: float = 0.0
-    patience_s: float = 10.0
+    patience_s: float = 1e4
     spread: float = 1.0
     latency: float = 1e-3
     paper_g: bool = False

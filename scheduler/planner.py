@@ -1,16 +1,19 @@
-"""The ``sa`` policy: choose what is worth serving, start from the best rule, anneal the head.
+"""The ``sa`` policy: choose what is worth serving, start from the best order, anneal the head.
 
 1. Selection (``selection``): from the queue and the arrivals expected, the requests that pay
    for their slot time, by latest start; then what else can be met; then the hopeless, shortest
    first.
-2. Starts: that order, the simple rules, and the previous plan; the cheapest by the objective.
-3. Annealing (``anneal``) over the head of the order, until the budget ends.
-4. The overdue go first, whatever came out.
+2. Calm: when feasible-first by deadline is expected to meet nearly all that can be met, it is
+   the plan; there is nothing to choose, and a search could only chase the model's errors.
+3. Starts: that order, the previous plan, and any rules asked for; the cheapest by the objective.
+4. Annealing (``anneal``) over the head of the order, until the budget ends.
+5. The overdue go first, whatever came out.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,11 +22,11 @@ import numpy as np
 from scheduler import heuristics
 from scheduler.anneal import anneal
 from scheduler.jobs import Jobs, prepare
-from scheduler.kernels import WEIGHT
+from scheduler.kernels import DILATION
 from scheduler.objective import Evaluator, Objective
 from scheduler.outlook import Outlook
 from scheduler.problem import FloatArray, IntArray, Plan, Problem
-from scheduler.selection import select
+from scheduler.selection import worth_order
 from scheduler.starvation import overdue_first
 
 
@@ -31,17 +34,29 @@ from scheduler.starvation import overdue_first
 class Settings:
     """Knobs of the planner; the defaults are what the arena chose (docs/scheduler.md)."""
 
-    window: int = 96  # positions at the head the search may change
+    window: int = 32  # positions at the head the search may change
     compared: int = 512  # positions over which starts are compared
-    caution: float = 0.6  # length level the latest start is computed at
-    foresight: float = 1.0  # horizon of expected arrivals, in shares of the longest slack
+    caution: float = 0.7  # length level the latest start is computed at
+    foresight: float = 0.75  # horizon of expected arrivals, in shares of the mean slack
+    persistence_s: float = 5.0  # how long a rate above the usual one is trusted to last
     stand_ins: int = 64  # how many expected arrivals take part in the selection
-    price_share: float = 0.5  # price of slot time, as a share of the least density taken
-    patience: float = 1.0  # objective's patience in shares of the median slack
+    price_share: float = 0.25  # price of slot time, as a share of the least density taken
+    calm: float = 0.05  # expected loss of feasible-edf up to which it is the plan
+    patience_s: float = 1e4  # see objective.Objective; long: the selection looks ahead instead
     spread: float = 1.0
-    latency: float = 1e-3
-    starts: tuple[str, ...] = ("selection", "feasible-edf", "feasible-sjf", "previous")
+    latency: float = 0.1
+    starts: tuple[str, ...] = ("selection", "previous")
     paper_g: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.starts) - {"selection", "previous", *heuristics.RULES}:
+            raise ValueError(f"unknown starts {sorted(unknown)}")
+        if self.window < 2 or self.compared < self.window:
+            raise ValueError(f"need 2 <= window <= compared, got {self.window} and {self.compared}")
+
+
+# Shares of the budget: after the first the search ends, the rest is for settling the plan.
+SEARCH_ENDS = 0.85
 
 
 class AnnealingPolicy:
@@ -86,43 +101,46 @@ class AnnealingPolicy:
         if n == 1:
             return Plan(np.zeros(1, dtype=np.int64), elapsed_s=time.perf_counter() - began)
 
-        selected, price = self._selection(problem, jobs)
-        objective = self._objective(jobs, price, problem.now_s)
-        starts = self._starts(problem, jobs, selected)
         compared = min(n, self.settings.compared)
-        evaluator = Evaluator(jobs, objective, compared)
-        costs = [evaluator.cost(order[:compared]) for order in starts]
-        start = starts[int(np.argmin(costs))]
-        start_cost = min(costs)
+        selected, price, claimed_s = self._selection(problem, jobs)
+        left_s = np.maximum(jobs.latest_s - problem.now_s, 1e-3)
+        jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
+        if (calm := self._calm(problem, jobs, compared)) is not None:
+            order, cost = calm
+            order, _ = self._bounded(problem, order)
+            self._remember(problem, order)
+            return Plan(order, cost, cost, 1, time.perf_counter() - began)
 
-        start, overdue = overdue_first(
-            start, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s
-        )
-        if overdue:
-            start_cost = evaluator.cost(start[:compared])
+        evaluator = Evaluator(jobs, self._objective(price), compared)
+        starts = [self._bounded(problem, order) for order in self._starts(problem, jobs, selected)]
+        costs = [evaluator.cost(order[:compared]) for order, _ in starts]
+        (start, overdue), start_cost = starts[int(np.argmin(costs))], min(costs)
+
         window = min(n, self.settings.window)
-        order, cost, evaluations = start, start_cost, len(starts)
-        degraded = None
-        if overdue < window - 1:
-            found = anneal(
-                evaluator,
-                start[:window],
-                self.rng,
-                iterations=self.iterations,
-                seconds_left=None
-                if self.iterations is not None
-                else lambda: self.budget_s - (time.perf_counter() - began),
-                first=overdue,
-            )
-            evaluations += found.evaluations
-            if found.cost < found.start_cost:
-                proposed = np.concatenate([found.order, start[window:]])
-                if (proposed_cost := evaluator.cost(proposed[:compared])) <= start_cost:
-                    order, cost = proposed, proposed_cost
-            if found.evaluations <= 1 and self.iterations is None:
-                degraded = "the budget ended before the search began"
+        found = anneal(
+            evaluator,
+            start[:window],
+            self.rng,
+            iterations=self.iterations,
+            seconds_left=None if self.iterations is not None else self._timer(began),
+            first=min(overdue, window),
+        )
+        order, cost = start, start_cost
+        if found.cost < found.start_cost:
+            proposed = np.concatenate([found.order, start[window:]])
+            if (proposed_cost := evaluator.cost(proposed[:compared])) <= start_cost:
+                order, cost = proposed, proposed_cost
         self._remember(problem, order)
-        return Plan(order, cost, start_cost, evaluations, time.perf_counter() - began, degraded)
+        elapsed_s = time.perf_counter() - began
+        late = self.iterations is None and found.evaluations == 1 and overdue < window - 1
+        return Plan(
+            order,
+            cost,
+            start_cost,
+            found.evaluations + len(starts),
+            elapsed_s,
+            f"no time to search {n} requests in {self.budget_s * 1e3:g} ms" if late else None,
+        )
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
@@ -132,43 +150,45 @@ class AnnealingPolicy:
         twin(warm_up_problem())
         twin(warm_up_problem())
 
-    def _selection(self, problem: Problem, jobs: Jobs) -> tuple[IntArray, float]:
-        """The order of step 1 and the price of slot time."""
-        s = self.settings
-        value = jobs.waiting[:, WEIGHT] * jobs.hopeful
-        horizon_s = s.foresight * self.outlook.slack_s(0.95)
-        latest, slot_s, worth = self.outlook.expected(
-            problem.now_s, problem.arrival_rate_rps, horizon_s, s.stand_ins
-        )
-        rows = np.flatnonzero(value > 0.0)
-        all_latest = np.concatenate([jobs.latest_s[rows], latest])
-        taken, least = select(
-            # one that is late by the cautious length but not hopeless is due at once
-            np.maximum(all_latest, problem.now_s),
-            np.concatenate([jobs.slot_s[rows], slot_s]),
-            np.concatenate([value[rows], worth]),
-            np.argsort(all_latest, kind="stable"),
-            problem.now_s,
-            jobs.engine[5],
-        )
-        rank = np.full(len(jobs), 2.0)
-        rank[rows] = 1.0 - taken[: len(rows)]
-        density = value / jobs.slot_s
-        within = np.where(rank == 0.0, jobs.latest_s, np.where(rank == 1.0, -density, jobs.slot_s))
-        order = np.lexsort((within, rank)).astype(np.int64)
-        dropped = (taken == 0.0).any()
-        return order, s.price_share * least if dropped else 0.0
+    def _timer(self, began: float) -> Callable[[], float]:
+        return lambda: SEARCH_ENDS * self.budget_s - (time.perf_counter() - began)
 
-    def _objective(self, jobs: Jobs, price: float, now_s: float) -> Objective:
-        slack = jobs.latest_s[(jobs.hopeful > 0) & np.isfinite(jobs.latest_s)] - now_s
-        typical_s = float(np.median(slack)) if len(slack) else 1.0
-        return Objective(
-            price=price,
-            patience_s=self.settings.patience * max(typical_s, 10 * jobs.release_gap_s),
-            spread=self.settings.spread,
-            latency=self.settings.latency,
-            paper_g=self.settings.paper_g,
+    def _bounded(self, problem: Problem, order: IntArray) -> tuple[IntArray, int]:
+        return overdue_first(order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s)
+
+    def _calm(self, problem: Problem, jobs: Jobs, compared: int) -> tuple[IntArray, float] | None:
+        """feasible-edf and its cost when it loses next to nothing of what can be met."""
+        if self.settings.calm <= 0:
+            return None
+        order = heuristics.feasible_edf(problem, jobs)
+        head = order[:compared]
+        ideal = float((jobs.weight * jobs.chance)[head].sum())
+        cost = Evaluator(jobs, Objective(latency=0.0), compared).cost(head)
+        return (order, cost) if ideal + cost <= self.settings.calm * max(ideal, 1.0) else None
+
+    def _selection(self, problem: Problem, jobs: Jobs) -> tuple[IntArray, float, FloatArray]:
+        """The order of step 1, the price of slot time, and what arrivals claim before each."""
+        s = self.settings
+        coming = self.outlook.expected(
+            problem.now_s,
+            problem.arrival_rate_rps,
+            s.foresight * self.outlook.slack_s(),
+            s.stand_ins,
+            s.persistence_s,
         )
+        order, price, claimed_s = worth_order(
+            problem.now_s,
+            float(problem.capacity.max_num_seqs),
+            jobs.latest_s,
+            jobs.slot_s,
+            jobs.weight * jobs.chance,
+            *coming,
+        )
+        return order, s.price_share * price, claimed_s
+
+    def _objective(self, price: float) -> Objective:
+        s = self.settings
+        return Objective(price, s.patience_s, s.spread, s.latency, s.paper_g)
 
     def _starts(self, problem: Problem, jobs: Jobs, selected: IntArray) -> list[IntArray]:
         starts = []

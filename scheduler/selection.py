@@ -72,3 +72,54 @@ def select(
             ahead += slot_s[row]
     least = density[heap[0]] if size > 0 else 0.0
     return taken, float(least)
+
+
+@njit(cache=True)
+def worth_order(
+    now_s: float,
+    slots: float,
+    latest_s: FloatArray,
+    slot_s: FloatArray,
+    value: FloatArray,
+    coming_latest_s: FloatArray,
+    coming_slot_s: FloatArray,
+    coming_value: FloatArray,
+) -> tuple[IntArray, float, FloatArray]:
+    """An order of the waiting rows by their worth, the price of slot time (0 if all fit), and
+    the seconds of the pool that expected arrivals will take before each row's latest start.
+
+    First what is taken, by latest start; then what is dropped but has value, densest first;
+    then what has none, shortest first. The ``coming`` rows take part in the choice only. The
+    price is the least density taken.
+    """
+    n, expected = len(latest_s), len(coming_latest_s)
+    valued = np.flatnonzero(value > 0.0)
+    m = len(valued)
+    latest, work, gain = np.empty(m + expected), np.empty(m + expected), np.empty(m + expected)
+    for p in range(m):
+        row = valued[p]
+        # late by the cautious length but not hopeless: due at once
+        latest[p] = max(latest_s[row], now_s)
+        work[p], gain[p] = slot_s[row], value[row]
+    latest[m:], work[m:], gain[m:] = coming_latest_s, coming_slot_s, coming_value
+    by_latest = np.argsort(latest, kind="mergesort")
+    taken, least = select(latest, work, gain, by_latest, now_s, slots)
+    key = np.empty(n)
+    for row in range(n):
+        key[row] = 2e9 + min(slot_s[row], 1e8)
+    dropped = False
+    for p in range(m):
+        row = valued[p]
+        if taken[p] > 0.0:
+            key[row] = min(latest_s[row] - now_s, 1e8)
+        else:
+            dropped = True
+            key[row] = 1e9 + min(slot_s[row] / value[row], 5e8)
+    claimed_s, ahead = np.zeros(n), 0.0
+    for place in range(m + expected):
+        p = by_latest[place]
+        if p < m:
+            claimed_s[valued[p]] = ahead / slots
+        elif taken[p] > 0.0:
+            ahead += work[p]
+    return np.argsort(key, kind="mergesort"), least if dropped else 0.0, claimed_s

@@ -11,8 +11,6 @@ from scheduler.lengths import (
     remaining_mean,
     remaining_rows,
     sample_rows,
-    strata,
-    valid_rows,
 )
 
 rows = st.lists(st.floats(1.0, 3000.0), min_size=12, max_size=12).map(
@@ -63,18 +61,6 @@ def test_a_certain_length_stays_certain():
     assert remaining_mean(LEVELS, row, 0.0) == pytest.approx(120.0, rel=0.05)
     assert cdf_at(LEVELS, row, 119.0) < 0.05
     assert cdf_at(LEVELS, row, 120.0) == 1.0
-
-
-@given(row=strict)
-def test_strata_are_the_midpoint_quantiles(row):
-    expected = [quantile_at(LEVELS, row, p) for p in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    assert strata(LEVELS, row[None])[0] == pytest.approx(expected)
-
-
-def test_rows_are_repaired_but_not_invented():
-    assert valid_rows(np.array([[5.0, 3.0, 0.0]])).tolist() == [[5.0, 5.0, 5.0]]
-    with pytest.raises(ValueError, match="finite"):
-        valid_rows(np.array([[1.0, np.nan]]))
 
 
 @given(row=strict, flat=st.booleans(), share=st.floats(0.0, 5.0))
