@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from scheduler import kernels as k
+from scheduler.compiled import njit
 from scheduler.moves import BLOCK, KINDS, apply_move
 from scheduler.objective import Evaluator
 from scheduler.problem import FloatArray, IntArray
@@ -43,7 +43,7 @@ class Found:
     evaluations: int
 
 
-@njit(cache=True)
+@njit
 def _round(
     engine: FloatArray,
     objective: FloatArray,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from scheduler import kernels as k
+from scheduler.compiled import njit
 from scheduler.lengths import STRATA, quantile_at, remaining_mean
 from scheduler.problem import BoolArray, FloatArray, Problem, RequestArrays
 
@@ -64,7 +64,7 @@ def engine_numbers(problem: Problem) -> FloatArray:
     )
 
 
-@njit(cache=True)
+@njit
 def _fill(
     levels: FloatArray,
     quantiles: FloatArray,
@@ -119,7 +119,7 @@ def _fill(
     return _FINE
 
 
-@njit(cache=True)
+@njit
 def _prospects(
     table: FloatArray,
     engine: FloatArray,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from scheduler.compiled import njit
 from scheduler.problem import FloatArray, IntArray
 
 JOB_COLUMNS = (
@@ -52,7 +52,7 @@ RESTART_EVERY = 8
 SQRT3 = math.sqrt(3.0)
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _push(heap: IntArray, size: int, key: int) -> None:
     i = size
     while i > 0:
@@ -64,7 +64,7 @@ def _push(heap: IntArray, size: int, key: int) -> None:
     heap[i] = key
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _pop(heap: IntArray, size: int) -> int:
     top = heap[0]
     size -= 1
@@ -84,7 +84,7 @@ def _pop(heap: IntArray, size: int) -> int:
     return int(top)
 
 
-@njit(cache=True)
+@njit
 def _span_s(engine: FloatArray, steps: float, active: float, context: float) -> float:
     """Seconds of ``steps`` decode steps of ``active`` sequences that start with ``context``."""
     start = engine[BASE] + engine[DECODE_SEQ] * active + engine[CONTEXT_TOKEN] * context
@@ -92,7 +92,7 @@ def _span_s(engine: FloatArray, steps: float, active: float, context: float) -> 
     return float(steps * start + growth * steps * (steps - 1.0) / 2.0)
 
 
-@njit(cache=True)
+@njit
 def rollout(
     engine: FloatArray, running: FloatArray, jobs: FloatArray, order: IntArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -149,7 +149,7 @@ def rollout(
     return done_running, done
 
 
-@njit(cache=True)
+@njit
 def _ramp(slack_s: float, spread_s: float) -> float:
     """P(noise <= slack) for noise uniform with standard deviation ``spread_s``."""
     half = SQRT3 * spread_s
@@ -160,7 +160,7 @@ def _ramp(slack_s: float, spread_s: float) -> float:
     return 0.5 + slack_s / (2.0 * half)
 
 
-@njit(cache=True)
+@njit
 def meet_probability(
     objective: FloatArray, job: FloatArray, wait_s: float, first_token_s: float, step_s: float
 ) -> float:
@@ -182,7 +182,7 @@ def meet_probability(
     return p
 
 
-@njit(cache=True)
+@njit
 def request_cost(
     objective: FloatArray, job: FloatArray, wait_s: float, first_token_s: float, step_s: float
 ) -> float:
@@ -202,7 +202,7 @@ def request_cost(
     return cost
 
 
-@njit(cache=True)
+@njit
 def start_state(engine: FloatArray, running: FloatArray, state: FloatArray, heap: IntArray) -> None:
     """Fill restart point 0: everything that runs is admitted, nothing waiting is."""
     t, context, active, prefilled = engine[NOW], 0.0, 0, -1.0
@@ -220,7 +220,7 @@ def start_state(engine: FloatArray, running: FloatArray, state: FloatArray, heap
     state[_T], state[_CTX], state[_ACTIVE], state[_PREFILLED_AT] = t, context, active, prefilled
 
 
-@njit(cache=True)
+@njit
 def evaluate(
     engine: FloatArray,
     objective: FloatArray,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from scheduler.compiled import njit
 from scheduler.problem import FloatArray
 
 TAIL_CAP = 4.0
@@ -21,7 +21,7 @@ OUTLIVED_SHARE = 0.5
 STRATA = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@njit(cache=True)
+@njit
 def _tail_slope(levels: FloatArray, row: FloatArray) -> float:
     """d log(tokens) / d log(1 / survival) between the last two levels."""
     last = len(levels) - 1
@@ -31,7 +31,7 @@ def _tail_slope(levels: FloatArray, row: FloatArray) -> float:
     return float(rise / math.log((1.0 - levels[last - 1]) / (1.0 - levels[last])))
 
 
-@njit(cache=True)
+@njit
 def quantile_at(levels: FloatArray, row: FloatArray, p: float) -> float:
     """Tokens not exceeded with probability ``p`` in [0, 1]."""
     last = len(levels) - 1
@@ -51,7 +51,7 @@ def quantile_at(levels: FloatArray, row: FloatArray, p: float) -> float:
     return float(math.exp(low + share * (math.log(row[k]) - low)))
 
 
-@njit(cache=True)
+@njit
 def cdf_at(levels: FloatArray, row: FloatArray, tokens: float) -> float:
     """P(length <= tokens); at a jump (equal quantiles) the upper level."""
     last = len(levels) - 1
@@ -71,13 +71,13 @@ def cdf_at(levels: FloatArray, row: FloatArray, tokens: float) -> float:
     return float(levels[k - 1] + share * (levels[k] - levels[k - 1]))
 
 
-@njit(cache=True)
+@njit
 def _log_mean(low: float, high: float) -> float:
     """Mean of a quantity whose log is uniform on [log low, log high]."""
     return float((high - low) / math.log(high / low)) if high > low * (1.0 + 1e-9) else float(high)
 
 
-@njit(cache=True)
+@njit
 def remaining_mean(levels: FloatArray, row: FloatArray, generated: float) -> float:
     """E[length - generated | length > generated], at least 1 token."""
     last = len(levels) - 1
@@ -108,7 +108,7 @@ def remaining_mean(levels: FloatArray, row: FloatArray, generated: float) -> flo
     return max(1.0, float(total / survival - generated))
 
 
-@njit(cache=True)
+@njit
 def remaining_means(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
     """remaining_mean of each row: ``(n, q)``, ``(n,)`` -> ``(n,)``."""
     out = np.empty(len(rows))
@@ -117,7 +117,7 @@ def remaining_means(levels: FloatArray, rows: FloatArray, generated: FloatArray)
     return out
 
 
-@njit(cache=True)
+@njit
 def remaining_rows(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
     """Quantile rows of ``length - generated`` given that the answer is already that long."""
     out = np.empty_like(rows)
@@ -132,7 +132,7 @@ def remaining_rows(levels: FloatArray, rows: FloatArray, generated: FloatArray) 
     return out
 
 
-@njit(cache=True)
+@njit
 def sample_rows(levels: FloatArray, rows: FloatArray, uniforms: FloatArray) -> FloatArray:
     """Lengths for uniforms ``(s, n)`` -> ``(s, n)``; the same uniform is the same luck."""
     out = np.empty_like(uniforms)

@@ -7,15 +7,14 @@ copying the accepted order back.
 
 from __future__ import annotations
 
-from numba import njit
-
+from scheduler.compiled import njit
 from scheduler.problem import IntArray
 
 SWAP, INSERT, BLOCK, SQUEEZE, DELAY = range(5)
 KINDS = 5
 
 
-@njit(cache=True)
+@njit
 def _carry(order: IntArray, source: int, target: int) -> None:
     """Take the request at ``source`` out and put it in at ``target``."""
     row = order[source]
@@ -28,7 +27,7 @@ def _carry(order: IntArray, source: int, target: int) -> None:
     order[target] = row
 
 
-@njit(cache=True)
+@njit
 def apply_move(order: IntArray, kind: int, i: int, j: int, length: int) -> int:
     """Change ``order`` in place; returns the first position that differs.
 

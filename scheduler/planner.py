@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -146,9 +146,10 @@ class AnnealingPolicy:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
         from scheduler.policies import warm_up_problem
 
-        twin = AnnealingPolicy(self.settings, iterations=40)
-        twin(warm_up_problem())
-        twin(warm_up_problem())
+        for settings in (self.settings, replace(self.settings, calm=0.0)):
+            twin = AnnealingPolicy(settings, iterations=40)
+            twin(warm_up_problem())
+            twin(warm_up_problem())
 
     def _timer(self, began: float) -> Callable[[], float]:
         return lambda: SEARCH_ENDS * self.budget_s - (time.perf_counter() - began)

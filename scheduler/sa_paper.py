@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from scheduler import kernels as k
+from scheduler.compiled import njit
 from scheduler.jobs import Jobs
 from scheduler.problem import FloatArray, IntArray, Problem
 
@@ -41,7 +41,7 @@ class PaperSettings:
             )
 
 
-@njit(cache=True)
+@njit
 def batches_g(
     engine: FloatArray, jobs: FloatArray, tokens: FloatArray, order: IntArray, sizes: IntArray
 ) -> float:
@@ -70,7 +70,7 @@ def batches_g(
     return met / max(latency, 1e-9)
 
 
-@njit(cache=True)
+@njit
 def _propose(order: IntArray, sizes: IntArray, b_max: int, u: FloatArray) -> None:
     """One of the three moves, in place. ``sizes`` has room for a batch a request."""
     n = len(order)
@@ -107,7 +107,7 @@ def _propose(order: IntArray, sizes: IntArray, b_max: int, u: FloatArray) -> Non
         sizes[len(sizes) - 1] = 0
 
 
-@njit(cache=True)
+@njit
 def _walk(
     engine: FloatArray,
     jobs: FloatArray,

@@ -10,12 +10,12 @@ seconds would put to better use, and loses to shortest-first under lasting overl
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from scheduler.compiled import njit
 from scheduler.problem import FloatArray, IntArray
 
 
-@njit(cache=True)
+@njit
 def select(
     latest_s: FloatArray,
     slot_s: FloatArray,
@@ -74,7 +74,7 @@ def select(
     return taken, float(least)
 
 
-@njit(cache=True)
+@njit
 def worth_order(
     now_s: float,
     slots: float,

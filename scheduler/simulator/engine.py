@@ -12,8 +12,8 @@ Requests are rows; a row's phase is told by where it stands: in the queue, runni
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from scheduler.compiled import njit
 from scheduler.problem import FloatArray, IntArray
 
 # Row state, integers.
@@ -24,7 +24,7 @@ ADMITTED, FIRST, FINISH = range(3)
 NOW, STEPS, PREEMPTIONS, OUTPUT, PREFILLED, KV_PEAK = range(6)
 
 
-@njit(cache=True)
+@njit
 def run_until(
     until_s: float,
     finish_stop_s: float,

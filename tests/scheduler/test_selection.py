@@ -1,0 +1,128 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from planning_cases import draw_problem, draw_workload
+
+from scheduler.bound import attainment_bound
+from scheduler.jobs import prepare
+from scheduler.outlook import Outlook
+from scheduler.policies import make_policy
+from scheduler.profile import load_profile
+from scheduler.selection import select, worth_order
+from scheduler.simulator.run import simulate
+from scheduler.starvation import overdue_first
+
+NOTHING = np.empty(0)
+
+
+def chosen(latest, work, value, slots=1.0):
+    latest, work, value = (np.array(x, dtype=float) for x in (latest, work, value))
+    return select(latest, work, value, np.argsort(latest), 0.0, slots)
+
+
+def test_all_are_taken_when_all_fit():
+    taken, _ = chosen([0, 1, 2], [1, 1, 1], [1, 1, 1])
+    assert taken.tolist() == [1, 1, 1]
+
+
+def test_the_long_one_is_dropped_for_two_short_ones():
+    taken, least = chosen([0, 3, 4], [10, 2, 2], [1, 1, 1])
+    assert taken.tolist() == [0, 1, 1]
+    assert least == pytest.approx(0.5)
+
+
+def test_unless_its_weight_pays_for_it():
+    taken, _ = chosen([0, 3, 4], [10, 2, 2], [20, 1, 1])
+    assert taken.tolist() == [1, 0, 0]
+
+
+@given(seed=st.integers(0, 5_000), n=st.integers(1, 60), slots=st.integers(1, 8))
+def test_what_is_taken_starts_in_time_and_nothing_denser_was_dropped_for_nothing(seed, n, slots):
+    rng = np.random.default_rng(seed)
+    latest, work = rng.uniform(0, 20, n), rng.uniform(0.1, 5, n)
+    taken, _ = chosen(latest, work, np.ones(n), slots)
+    order = np.argsort(latest)
+    order = order[taken[order] > 0]
+    starts = np.concatenate([[0.0], np.cumsum(work[order])[:-1]]) / slots
+    assert (starts <= latest[order] + 1e-9).all()
+    # as many as the shortest-first rule could start in time, at least
+    greedy, used = 0, 0.0
+    for row in np.argsort(work):
+        if used / slots <= latest[row]:
+            greedy, used = greedy + 1, used + work[row]
+        else:
+            break
+    assert taken.sum() >= greedy
+
+
+def test_expected_arrivals_push_out_the_long_and_claim_their_time():
+    latest, work, value = np.array([5.0, 30.0]), np.array([4.0, 20.0]), np.ones(2)
+    alone, price, claimed = worth_order(0.0, 1.0, latest, work, value, *[NOTHING] * 3)
+    assert alone.tolist() == [0, 1]
+    assert price == 0.0
+    assert claimed.tolist() == [0.0, 0.0]
+    coming = (np.arange(1.0, 31.0), np.full(30, 1.0), np.ones(30))
+    _, price, claimed = worth_order(0.0, 1.0, latest, work, value, *coming)
+    assert price > 0.0
+    assert 0.0 < claimed[0] <= 5.0
+
+
+def test_the_order_is_taken_then_dropped_then_hopeless():
+    latest = np.array([1.0, 0.5, -5.0, 2.0])
+    work = np.array([1.0, 50.0, 1.0, 1.0])
+    value = np.array([1.0, 1.0, 0.0, 1.0])
+    order, _, _ = worth_order(0.0, 1.0, latest, work, value, *[NOTHING] * 3)
+    assert order.tolist() == [0, 3, 1, 2]
+
+
+def test_the_outlook_counts_each_request_once_and_scales_to_the_rate():
+    outlook = Outlook(size=16)
+    problem = draw_problem(1, waiting=10)
+    jobs = prepare(problem)
+    outlook.observe(problem, jobs)
+    outlook.observe(problem, jobs)
+    assert len(outlook) == 10
+    latest, work, value = outlook.expected(5.0, 2.0, 10.0, 40, 1e9)
+    assert len(latest) == len(work) == 40
+    assert value.sum() <= 2.0 * 10.0 + 1e-9
+    assert outlook.expected(5.0, 0.0, 10.0, 40, 5.0)[0].size == 0
+
+
+def test_the_overdue_lead_by_age():
+    order, count = overdue_first(np.array([3, 1, 0, 2]), np.array([0.0, 9.0, 2.0, 1.0]), 10.0, 5.0)
+    assert order.tolist() == [0, 3, 2, 1]
+    assert count == 3
+
+
+@pytest.mark.parametrize("rate_rps", [10.0, 60.0])
+def test_no_policy_beats_the_bound(rate_rps):
+    profile = load_profile("tiny-cpu")
+    workload = draw_workload(11, 200, rate_rps=rate_rps)
+    bound = attainment_bound(workload, profile, intervals=60)
+    for name in ("feasible-edf", "feasible-sjf"):
+        result = simulate(workload, make_policy(name), profile)
+        assert result.met(workload).mean() <= bound + 1e-9
+
+
+def test_the_bound_falls_with_overload():
+    profile = load_profile("tiny-cpu")
+    workload = draw_workload(12, 300, rate_rps=100.0, longest=1500)
+    crowded = replace(workload, arrival_s=workload.arrival_s / 20, e2e_s=np.full(300, 2.0))
+    assert attainment_bound(crowded, profile, intervals=60) < 0.9
+
+
+def test_the_first_plan_is_as_quick_as_the_next_after_a_warm_up():
+    """In its own process: nothing may be left to compile when the first request waits."""
+    script = (
+        "import time; from scheduler.policies import make_policy, warm_up_problem\n"
+        "policy = make_policy('sa', budget_s=0.001, calm=0.0); policy.warm_up()\n"
+        "began = time.perf_counter(); policy(warm_up_problem())\n"
+        "print(time.perf_counter() - began)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 0.1  # a compilation takes a second or more
