@@ -154,17 +154,18 @@ class LengthwiseMiddleware:
         except ValueError as error:
             raise InputError(f"the body must be JSON: {error}") from error
         request = parse_configure(body)
-        predictor = None
+        loaded = None
         if request.predictor_dir is not None:
-            predictor = await asyncio.to_thread(load_predictor, request.predictor_dir)
+            loaded = await asyncio.to_thread(load_predictor, request.predictor_dir)
         answer = await self._ask_engine(scope, CONFIGURE_METHOD, request.model_dump())
         if answer is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
             return
         if "error" in answer:
             raise InputError(answer["error"])
-        if predictor is not None:
-            self.service.replace(predictor, request.predictor_version)
+        if loaded is not None:
+            predictor, inline = loaded
+            self.service.replace(predictor, request.predictor_version, inline)
         if request.lengths is not None:
             self.service.lengths = request.lengths
         await _send_json(send, 200, answer)

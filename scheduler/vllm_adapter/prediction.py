@@ -1,8 +1,10 @@
-"""Length predictions for the API process: batched, off the event loop, and never in the way.
+"""Length predictions for the API process: batched, and never in the way.
 
-While one batch is being predicted, later requests gather for the next: a burst costs a few calls
-instead of one each. A request that waits longer than the time-out goes on without a prediction;
-while a call is stuck, later requests do not even start to wait.
+Requests that arrive while a batch is being predicted gather for the next: a burst costs a few
+calls instead of one each. A quick predictor (a booster) runs on the event loop itself, where a
+thread would cost more in waiting for the interpreter lock than the prediction takes; a slow one
+(a transformer) runs in a thread. There, a request that waits longer than the time-out goes on
+without a prediction, and while a call is stuck later requests do not even start to wait.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_MOST_AT_ONCE = 64
+_MOST_INLINE = 16
+_MOST_IN_THREAD = 64
+_QUICK_S = 0.005  # a single prediction on the event loop may take this long
+_INLINE_LIMIT_S = 0.1  # a batch that took longer moves the predictor to a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,11 @@ class PredictionService:
     """
 
     def __init__(
-        self, settings: ServerSettings, metrics: ApiMetrics, predictor: LengthPredictor | None
+        self,
+        settings: ServerSettings,
+        metrics: ApiMetrics,
+        predictor: LengthPredictor | None,
+        inline: bool = False,
     ) -> None:
         self.lengths: str = settings.lengths
         self.predictor = predictor
@@ -63,8 +72,8 @@ class PredictionService:
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length-predictor")
         self._waiting: list[_Asked] = []
-        self._busy = False
-        self._stuck = 0
+        self._inline = inline
+        self._call_began_s: float | None = None
         self._failures = 0
 
     @property
@@ -86,30 +95,31 @@ class PredictionService:
             return Prediction(self.predictor.class_gaussian(slo_class).tolist(), self.version)
         return await self._learned(prompts, slo_class)
 
-    def replace(self, predictor: LengthPredictor, version: str | None) -> None:
+    def replace(self, predictor: LengthPredictor, version: str | None, inline: bool) -> None:
         """Predict with another predictor from now on."""
-        self.predictor, self.version = predictor, version
+        self.predictor, self.version, self._inline = predictor, version, inline
 
     def close(self) -> None:
         """Stop the worker thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _learned(self, prompts: Sequence[str], slo_class: str) -> Prediction | None:
-        if self._stuck:
+        began_s = time.perf_counter()
+        timeout_s = self._settings.predict_timeout_ms / 1e3
+        if self._call_began_s is not None and began_s - self._call_began_s > timeout_s:
             self._metrics.predictions.labels("skipped").inc()
             return None
         loop = asyncio.get_running_loop()
-        began_s = time.perf_counter()
-        asked = [_Asked(p, slo_class, loop.create_future()) for p in prompts[:_MOST_AT_ONCE]]
+        asked = [_Asked(p, slo_class, loop.create_future()) for p in prompts[:_MOST_IN_THREAD]]
         self._waiting.extend(asked)
-        if not self._busy:
+        if self._call_began_s is None:
             self._start(loop)
-        answers = asyncio.gather(*(one.answer for one in asked))
         try:
-            found = await asyncio.wait_for(answers, self._settings.predict_timeout_ms / 1e3)
+            async with asyncio.timeout(timeout_s):
+                found = [await one.answer for one in asked]
         except TimeoutError:
-            self._stuck += self._busy
-            self._waiting = [one for one in self._waiting if not one.answer.cancelled()]
+            late = {id(one) for one in asked}
+            self._waiting = [one for one in self._waiting if id(one) not in late]
             self._metrics.predictions.labels("timeout").inc()
             return None
         self._metrics.predict.observe(time.perf_counter() - began_s)
@@ -118,13 +128,35 @@ class PredictionService:
         return _mean(good)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand what has gathered to the worker."""
-        batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-        if not batch:
+        """Begin the next batch, or come to rest."""
+        if not self._waiting:
+            self._call_began_s = None
             return
-        self._busy = True
+        self._call_began_s = time.perf_counter()
+        if self._inline:
+            # Not at once: requests that are ready in this turn of the loop join the batch.
+            loop.call_soon(self._run_inline, loop)
+            return
+        batch = self._take(_MOST_IN_THREAD)
         work = loop.run_in_executor(self._pool, self._call, batch)
         work.add_done_callback(lambda done: self._finished(loop, batch, done))
+
+    def _take(self, most: int) -> list[_Asked]:
+        batch, self._waiting = self._waiting[:most], self._waiting[most:]
+        return batch
+
+    def _run_inline(self, loop: asyncio.AbstractEventLoop) -> None:
+        began_s = time.perf_counter()
+        batch = self._take(_MOST_INLINE)
+        try:
+            self._settle(batch, self._call(batch) if batch else [], None)
+        except Exception as error:  # any predictor's fault must end here
+            self._settle(batch, None, error)
+        took_s = time.perf_counter() - began_s
+        if took_s > _INLINE_LIMIT_S:
+            self._inline = False
+            logger.warning("a length prediction took %.3f s: predicting in a thread", took_s)
+        self._start(loop)
 
     def _finished(
         self,
@@ -132,20 +164,27 @@ class PredictionService:
         batch: list[_Asked],
         done: asyncio.Future[list[Prediction]],
     ) -> None:
-        self._busy = False
-        self._stuck = 0
-        error = None if done.cancelled() else done.exception()
+        if done.cancelled():
+            self._settle(batch, None, None)
+        else:
+            error = done.exception()
+            self._settle(batch, None if error else done.result(), error)
+        self._start(loop)
+
+    def _settle(
+        self,
+        batch: list[_Asked],
+        results: Sequence[Prediction] | None,
+        error: BaseException | None,
+    ) -> None:
+        """Answer everyone in the batch; None where the prediction failed."""
         if error is not None:
             self._failures += 1
             if self._failures % 1000 == 1:
                 logger.warning("length prediction failed (%d): %r", self._failures, error)
-        results: Sequence[Prediction | None] = [None] * len(batch)
-        if error is None and not done.cancelled():
-            results = done.result()
-        for asked, prediction in zip(batch, results, strict=True):
+        for index, asked in enumerate(batch):
             if not asked.answer.done():
-                asked.answer.set_result(prediction)
-        self._start(loop)
+                asked.answer.set_result(None if results is None else results[index])
 
     def _call(self, batch: list[_Asked]) -> list[Prediction]:
         """In the worker thread: one call for the whole batch."""
@@ -173,16 +212,16 @@ def load_service(settings: ServerSettings, metrics: ApiMetrics) -> PredictionSer
 
     Raises InputError when ``predictor_dir`` is not a predictor.
     """
-    predictor = None
+    predictor, inline = None, False
     if settings.predictor_dir is not None:
-        predictor = load_predictor(settings.predictor_dir)
+        predictor, inline = load_predictor(settings.predictor_dir)
     elif settings.lengths in ("learned", "class"):
         logger.warning("lengths %r without a predictor: a broad prior is used", settings.lengths)
-    return PredictionService(settings, metrics, predictor)
+    return PredictionService(settings, metrics, predictor, inline)
 
 
-def load_predictor(directory: str) -> Any:
-    """Load a predictor and run it once, so that no request pays for what loads lazily."""
+def load_predictor(directory: str) -> tuple[LengthPredictor, bool]:
+    """A predictor, warmed up so that no request pays for what loads lazily, and if it is quick."""
     from predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(directory)
@@ -191,7 +230,12 @@ def load_predictor(directory: str) -> Any:
         raise InputError(
             f"{directory}: predicts {quantiles.shape}, not (1, {len(predictor.levels)})"
         )
-    return predictor
+    times_s = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        predictor.predict(["Write a short story about a river and its bridges."], [None])
+        times_s.append(time.perf_counter() - began_s)
+    return predictor, min(times_s) < _QUICK_S
 
 
 def _mean(predictions: Sequence[Prediction]) -> Prediction | None:

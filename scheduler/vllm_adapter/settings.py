@@ -53,7 +53,7 @@ class ServerSettings(BaseModel):
     step_log: str | None = None
     allow_configure: bool = False
     seed: int = Field(default=0, ge=0)
-    predict_timeout_ms: float = Field(default=200.0, gt=0)
+    predict_timeout_ms: float = Field(default=1000.0, gt=0)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
 
     @property

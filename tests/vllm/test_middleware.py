@@ -84,7 +84,7 @@ async def echo(request: Request):
 class Client:
     """A server under test: `post` returns the answer, `received` what the echo was given."""
 
-    def __init__(self, predictor=None, **settings):
+    def __init__(self, predictor=None, inline=False, **settings):
         app = Starlette(
             routes=[
                 Route(path, echo, methods=["POST"])
@@ -95,7 +95,7 @@ class Client:
         app.state.engine_client = SimpleNamespace(engine_core=self.core)
         self.app = app
         settings = make_settings({"slo_table": TABLE} | settings)
-        self.service = PredictionService(settings, api_metrics(), predictor)
+        self.service = PredictionService(settings, api_metrics(), predictor, inline)
         self.asgi = LengthwiseMiddleware(self._with_app(app), settings, self.service)
 
     def _with_app(self, app):
@@ -224,10 +224,11 @@ def test_features_and_prompts_are_sent_for_the_log_only_when_asked():
     assert not {"lw_features", "lw_prompt"} & set(quiet.xargs({"prompt": "one two"}))
 
 
-def test_a_raising_predictor_lets_the_request_through():
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_raising_predictor_lets_the_request_through(inline):
     predictor = WordPredictor()
     predictor.error = RuntimeError("broken")
-    client = Client(predictor)
+    client = Client(predictor, inline)
     assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
     predictor.error = None
     assert "pred_quantiles" in client.xargs({"prompt": "hi"})
@@ -255,10 +256,22 @@ def test_a_stuck_predictor_delays_one_request_at_most():
     assert "pred_quantiles" in third.json()["vllm_xargs"]
 
 
-def test_a_burst_is_predicted_in_few_calls():
+def test_a_predictor_that_turns_slow_leaves_the_event_loop():
+    predictor = WordPredictor()
+    client = Client(predictor, inline=True, predict_timeout_ms=50)
+    assert "pred_quantiles" in client.xargs({"prompt": "hi"})
+    predictor.stall_s = 0.15
+    client.xargs({"prompt": "hi"})
+    began = time.perf_counter()
+    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})  # in a thread now: times out
+    assert time.perf_counter() - began < 0.14
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_burst_is_predicted_in_few_calls(inline):
     predictor = WordPredictor()
     predictor.stall_s = 0.02
-    client = Client(predictor, predict_timeout_ms=5000)
+    client = Client(predictor, inline, predict_timeout_ms=5000)
 
     async def burst():
         calls = [
