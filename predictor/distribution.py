@@ -72,6 +72,15 @@ class LengthDistribution:
             quantiles = np.minimum(quantiles, cap[:, None])
         return cls(np.asarray(levels, np.float64), quantiles, cap)
 
+    @classmethod
+    def from_valid(cls, levels: Floats, quantiles: Floats, cap: Floats) -> LengthDistribution:
+        """Without checks: the serving path, whose rows are valid by construction."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "levels", levels)
+        object.__setattr__(made, "quantiles", quantiles)
+        object.__setattr__(made, "cap", cap)
+        return made
+
     def __len__(self) -> int:
         return self.quantiles.shape[0]
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import InputError
 from predictor.base import LengthRegressor
 from predictor.conformal import CalibratedLevels
-from predictor.distribution import Floats, LengthDistribution
+from predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
 from predictor.features import PromptFeatures
 
 ANY_CLASS = "*"  # the key of the prior over all classes
@@ -39,6 +39,7 @@ class LengthPredictor:
         self.card = card
         self.version = str(card.get("version", "unversioned"))
         self._levels = np.asarray(card["levels"], np.float64)
+        self._columns = len(features.get_feature_names_out())
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -101,6 +102,8 @@ class LengthPredictor:
     ) -> LengthDistribution:
         """Length distributions from feature rows, (n, f), of this predictor's contract."""
         rows = np.asarray(rows, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self._columns:
+            raise InputError(f"feature rows must be (n, {self._columns}), got {rows.shape}")
         classes, _ = self._known(len(rows), slo_class, None)
         return self._distribution(self._log_quantiles(rows, classes), max_tokens)
 
@@ -138,8 +141,14 @@ class LengthPredictor:
         return out
 
     def _distribution(self, logs: Floats, max_tokens: ArrayLike | None) -> LengthDistribution:
-        quantiles = np.exp(np.clip(logs, 0.0, _MAX_LOG_TOKENS))
-        return LengthDistribution.from_rows(self._levels, quantiles, max_tokens)
+        quantiles = np.exp(np.minimum(np.maximum(logs, 0.0), _MAX_LOG_TOKENS))
+        np.maximum.accumulate(quantiles, axis=1, out=quantiles)
+        if max_tokens is None:
+            cap = CAP_FACTOR * quantiles[:, -1]
+        else:
+            cap = np.broadcast_to(np.maximum(np.asarray(max_tokens, np.float64), 1.0), len(logs))
+            quantiles = np.minimum(quantiles, cap[:, None])
+        return LengthDistribution.from_valid(self._levels, quantiles, cap)
 
     def _prior(self, table: str, slo_class: str | None) -> Floats:
         rows = self.card[table]

@@ -89,6 +89,11 @@ def test_an_empty_batch_is_an_empty_distribution(predictor: LengthPredictor) -> 
     assert len(predictor.predict([])) == 0
 
 
+def test_feature_rows_of_another_width_are_refused(predictor: LengthPredictor) -> None:
+    with pytest.raises(InputError, match="feature rows must be"):
+        predictor.predict_features(np.zeros((1, 3)))
+
+
 def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
     with pytest.raises(InputError, match="must have 1 rows"):
         predictor.predict(["a"], ["chat", "chat"])
