@@ -15,8 +15,9 @@ from data.errors import InputError
 from data.sources import load_table
 from data.table import PromptTable
 from data.workload import WorkloadRequest, read_workload
+from scheduler.policies import make_policy
 from scheduler.profile import EngineProfile
-from scheduler.simulator.run import SimWorkload, saturated_rps
+from scheduler.simulator.run import SimWorkload, simulate
 
 if TYPE_CHECKING:
     from predictor.model import LengthPredictor
@@ -91,7 +92,38 @@ def file_rate_rps(requests: Sequence[WorkloadRequest]) -> float:
 
 def capacity_rps(source: WorkloadSource, profile: EngineProfile) -> float:
     """Requests/s the engine can finish of this workload, by its calibrated profile."""
-    return float(saturated_rps(to_sim(source.sample()), profile))
+    return modeled_rps(source.sample(), profile)
+
+
+def modeled_rps(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> float:
+    """Requests/s finished while more wait than fit, by the model; measured the same way."""
+    at_once = [replace(r, arrival_s=0.0) for r in requests]
+    played = simulate(to_sim(at_once), make_policy("fcfs"), profile)
+    tokens_per_s = saturated_tokens_per_s(
+        played.first_token_s, played.finish_s, played.output_tokens
+    )
+    return tokens_per_s / float(np.mean(played.output_tokens))
+
+
+def saturated_tokens_per_s(
+    first_s: np.ndarray, last_s: np.ndarray, output_tokens: np.ndarray
+) -> float:
+    """Output tokens/s while there was a queue: from the first to the last first token.
+
+    Args:
+        first_s: (n,) time of each first token.
+        last_s: (n,) time of each last token.
+        output_tokens: (n,) tokens, taken as evenly spread between the two.
+
+    Raises:
+        ValueError: all started at once, so that there never was a queue.
+    """
+    start, end = first_s.min(), first_s.max()
+    if not end > start:
+        raise ValueError("saturated run too short: every request started at once")
+    span = np.maximum(last_s - first_s, 1e-9)
+    share = np.where(last_s <= end, 1.0, (end - first_s) / span)
+    return float((1 + (output_tokens - 1) * share).sum() / (end - start))
 
 
 def to_sim(

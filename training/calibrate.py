@@ -22,13 +22,12 @@ from data.slo import Slo
 from data.workload import WorkloadRequest
 from scheduler.problem import Capacity
 from scheduler.profile import EngineProfile
-from scheduler.simulator.run import saturated_rps
 from scheduler.step_time import StepTimeModel, fit_step_time
 from scheduler.vllm_adapter.step_timer import read_step_log
 from training.bench_arms import Arm, configure, post_configure, server_status
 from training.bench_client import BenchError, Reply, drive_closed, wait_idle
 from training.bench_servers import BenchServers
-from training.bench_workload import WorkloadSource, to_sim
+from training.bench_workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
 from training.machine import describe_machine, utc_now
 
 PROMPT_TOKENS = (16, 128, 512)
@@ -134,24 +133,14 @@ async def saturate(servers: BenchServers, url: str, requests: Sequence[WorkloadR
     replies = await drive_closed(url, [c.body for c in calls], concurrency=len(calls))
     check(replies)
     mean_tokens = float(np.mean([r.output_tokens for r in requests]))
-    return saturated_tokens_per_s(replies) / mean_tokens
-
-
-def saturated_tokens_per_s(replies: Sequence[Reply]) -> float:
-    """Output tokens/s while the queue was not empty: from the first to the last first token."""
-    spans = [
-        (r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens)
-        for r in replies
-        if r.ttft_s is not None and r.e2e_s is not None
-    ]
-    start, end = min(s[0] for s in spans), max(s[0] for s in spans)
-    if end <= start:
-        raise BenchError("saturated run too short: every request started at once")
-    tokens = sum(
-        1 + (n - 1) * (1.0 if last <= end else (end - first) / (last - first))
-        for first, last, n in spans
+    first, last, tokens = (
+        np.array(column)
+        for column in zip(
+            *((r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens) for r in replies),
+            strict=True,
+        )
     )
-    return tokens / (end - start)
+    return saturated_tokens_per_s(first, last, tokens) / mean_tokens
 
 
 def check(replies: Sequence[Reply]) -> None:
@@ -187,8 +176,7 @@ def make_profile(
         provenance=provenance,
         capacity_scale=1.0,
     )
-    modeled_rps = saturated_rps(to_sim(requests), profile)
-    return replace(profile, capacity_scale=measured_rps / modeled_rps)
+    return replace(profile, capacity_scale=measured_rps / modeled_rps(requests, profile))
 
 
 def write_profile(calibration: Calibration, path: Path) -> None:

@@ -12,14 +12,13 @@ from data.slo import Slo
 from data.workload import WorkloadRequest, write_workload
 from scheduler.profile import load_profile
 from scheduler.step_time import StepTimeModel
-from training.bench_client import BenchError, Reply
+from training.bench_client import BenchError
 from training.bench_servers import BenchServers, ReplayTable
-from training.bench_workload import capacity_rps, open_workload
+from training.bench_workload import capacity_rps, open_workload, saturated_tokens_per_s
 from training.calibrate import (
     calibrate_server,
     calibration_rows,
     concurrency_levels,
-    saturated_tokens_per_s,
     write_profile,
 )
 
@@ -98,9 +97,8 @@ def test_levels_end_at_the_engines_limit():
 
 
 def test_saturated_rate_leaves_the_tail_out():
-    first = Reply(0.0, ttft_s=1.0, e2e_s=3.0, output_tokens=101)
-    last = Reply(0.0, ttft_s=3.0, e2e_s=9.0, output_tokens=50)
-    # from 1 s to 3 s: all of the first's tokens and the last's first
-    assert saturated_tokens_per_s([first, last]) == pytest.approx(102 / 2)
-    with pytest.raises(BenchError, match="too short"):
-        saturated_tokens_per_s([first, first])
+    # from 1 s to 3 s: all of the first answer's 101 tokens and the second's first
+    rate = saturated_tokens_per_s(np.array([1.0, 3.0]), np.array([3.0, 9.0]), np.array([101, 50]))
+    assert rate == pytest.approx(102 / 2)
+    with pytest.raises(ValueError, match="too short"):
+        saturated_tokens_per_s(np.ones(2), np.full(2, 4.0), np.array([9, 9]))
