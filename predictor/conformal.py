@@ -83,9 +83,14 @@ class CalibratedLevels:
 
 def scores_of(log_quantiles: Floats, log_y: Floats) -> Floats:
     """Where each truth falls in its predicted distribution: (n, SCORE_GRID), (n,) -> (n,)."""
+    return scores_from(log_quantiles, log_y, SCORE_GRID)
+
+
+def scores_from(log_quantiles: Floats, log_y: Floats, grid: Floats) -> Floats:
+    """The same from log-quantiles on any grid, (n, g); beyond its ends a truth scores the limit."""
     return np.array(
         [
-            np.interp(truth, row, SCORE_GRID, left=_LIMITS[0], right=_LIMITS[1])
+            np.interp(truth, row, grid, left=_LIMITS[0], right=_LIMITS[1])
             for truth, row in zip(log_y, log_quantiles, strict=True)
         ]
     )
