@@ -8,10 +8,9 @@ import numpy as np
 
 from scheduler import kernels as k
 from scheduler.compiled import njit
-from scheduler.lengths import STRATA, quantile_at, remaining_mean
-from scheduler.problem import BoolArray, FloatArray, Problem, RequestArrays
+from scheduler.lengths import fresh_mean, remaining_mean, strata_places
+from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
 
-_STRATA = np.array(STRATA)
 # What _fill answers when it cannot go on.
 _FINE, _NOT_A_NUMBER = 0, 1
 
@@ -68,7 +67,8 @@ def engine_numbers(problem: Problem) -> FloatArray:
 def _fill(
     levels: FloatArray,
     quantiles: FloatArray,
-    strata: FloatArray,
+    above: IntArray,
+    share: FloatArray,
     max_batched: float,
     arrival: FloatArray,
     prompt: FloatArray,
@@ -82,25 +82,31 @@ def _fill(
     mean: FloatArray,
     due: FloatArray,
 ) -> int:
-    """Fill the table but for its slot-seconds; ``strata`` empty leaves the lengths out.
+    """Fill the table but for its slot-seconds.
 
+    ``above`` and ``share`` are ``lengths.strata_places``; empty, they leave the lengths out.
     Rows are repaired on the way: at least one token, non-decreasing.
     """
     q = len(levels)
-    row = np.empty(q)
+    row, logs = np.empty(q), np.empty(q)
     for i in range(len(table)):
         most = 1.0
         for c in range(q):
             if not np.isfinite(quantiles[i, c]):
                 return _NOT_A_NUMBER
             most = max(most, quantiles[i, c])
+            # equal neighbours are common (certain lengths) and need no second logarithm
+            logs[c] = logs[c - 1] if c > 0 and most == row[c - 1] else np.log(most)
             row[c] = most
         times = arrival[i] + weight[i]
         if not np.isfinite(times) or np.isnan(ttft[i]) or np.isnan(e2e[i]) or np.isnan(tpot[i]):
             return _NOT_A_NUMBER
         if not np.isfinite(prompt[i] + left[i] + generated[i]):
             return _NOT_A_NUMBER
-        mean[i] = remaining_mean(levels, row, generated[i])
+        if generated[i] > 0.0:
+            mean[i] = remaining_mean(levels, row, generated[i])
+        else:
+            mean[i] = fresh_mean(levels, row, logs)
         chunks = max(1.0, np.ceil(left[i] / max_batched))
         table[i, k.PREFILL] = left[i]
         table[i, k.CONTEXT] = prompt[i] + generated[i]
@@ -112,9 +118,10 @@ def _fill(
         objectives = ttft[i] < np.inf or e2e[i] < np.inf or tpot[i] < np.inf
         table[i, k.WEIGHT] = max(weight[i], 0.0) if objectives else 0.0
         due[i] = min(table[i, k.TTFT_BY], table[i, k.E2E_BY])
-        for s in range(len(strata)):
+        for s in range(len(above)):
+            c = above[s]
+            length = np.exp(logs[c - 1] + share[s] * (logs[c] - logs[c - 1])) - generated[i]
             # a preempted request has part of its answer: only the rest is to come
-            length = quantile_at(levels, row, strata[s]) - generated[i]
             table[i, k.LENGTHS + s] = max(1.0, length)
     return _FINE
 
@@ -152,15 +159,19 @@ def _prospects(
 
 
 def _table(
-    problem: Problem, rows: RequestArrays, strata: FloatArray
+    problem: Problem, rows: RequestArrays, with_lengths: bool
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(table, mean tokens left, first deadline)."""
     n = len(rows)
     table, mean, due = np.zeros((n, len(k.JOB_COLUMNS))), np.empty(n), np.empty(n)
+    levels = np.ascontiguousarray(problem.levels, dtype=np.float64)
+    above, share = strata_places(levels)
+    used = len(above) if with_lengths else 0
     outcome = _fill(
-        np.ascontiguousarray(problem.levels, dtype=np.float64),
+        levels,
         rows.quantiles,
-        strata,
+        above[:used],
+        share[:used],
         float(problem.capacity.max_num_batched_tokens),
         rows.arrival_s,
         rows.prompt_tokens,
@@ -184,8 +195,8 @@ def prepare(problem: Problem, caution: float = 0.5) -> Jobs:
 
     Raises ValueError on quantiles or times that are not numbers.
     """
-    waiting, mean, due = _table(problem, problem.waiting, _STRATA)
-    running, _, _ = _table(problem, problem.running, _STRATA[:0])
+    waiting, mean, due = _table(problem, problem.waiting, True)
+    running, _, _ = _table(problem, problem.running, False)
     engine = engine_numbers(problem)
     n = len(waiting)
     mean_left = float(mean.sum() / n) if n else 1.0

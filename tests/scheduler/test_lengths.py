@@ -7,6 +7,7 @@ from planning_cases import LEVELS
 from predictor.distribution import LengthDistribution
 from scheduler.lengths import (
     cdf_at,
+    fresh_mean,
     quantile_at,
     remaining_mean,
     remaining_rows,
@@ -73,6 +74,7 @@ def test_equal_to_the_predictors_distribution(row, flat, share):
     assert cdf_at(LEVELS, row, tokens) == pytest.approx(float(twin.cdf([tokens])[0]), abs=1e-9)
     uniforms = np.linspace(0.001, 0.999, 50)[:, None]
     assert sample_rows(LEVELS, row[None], uniforms) == pytest.approx(twin.sample(uniforms))
+    assert fresh_mean(LEVELS, row, np.log(row)) == pytest.approx(remaining_mean(LEVELS, row, 0.0))
     left = remaining_rows(LEVELS, row[None], np.array([tokens]))
     assert left == pytest.approx(twin.remaining([tokens]).quantiles, rel=1e-6)
     assert remaining_mean(LEVELS, row, 0.0) == pytest.approx(float(twin.mean()[0]), rel=1e-6)
