@@ -45,7 +45,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A two-layer BERT with random weights and a vocabulary of letters, words and digits."""
     path = tmp_path_factory.mktemp("encoder")
     letters = [*'abcdefghijklmnopqrstuvwxyz0123456789.,{}[]":']
-    pieces = letters + [f"##{c}" for c in letters] + [w for w in WORDS]
+    pieces = letters + [f"##{c}" for c in letters] + list(WORDS)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]
     (path / "vocab.txt").write_text("\n".join(vocabulary))
     transformers.BertTokenizerFast(
