@@ -21,6 +21,8 @@ from __future__ import annotations
 import heapq
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -98,56 +100,41 @@ class LengthwiseScheduler(AsyncScheduler):
         super().add_request(request)
         if known:
             return
-        now_s = time.monotonic()
-        tracked = self._intake.track(request, now_s, time.time())
-        self._table.add(tracked)
-        heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
-        self._planner.note_arrival(now_s)
+        with self._advice("arrival"):
+            now_s = time.monotonic()
+            tracked = self._intake.track(request, now_s, time.time())
+            self._table.add(tracked)
+            heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
+            self._planner.note_arrival(now_s)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan if it is time, then let vLLM build the step from the queue's front."""
         if self.waiting:
-            self._plan(time.monotonic())
+            with self._advice("plan"):
+                self._plan(time.monotonic())
         output = super().schedule(*args, **kwargs)
-        self._note_step(output)
+        with self._advice("step"):
+            self._note_step(output)
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM book the step's tokens, then time the step and note first tokens."""
         outputs = super().update_from_output(scheduler_output, *args, **kwargs)
-        now_s = time.monotonic()
-        if scheduler_output.total_num_scheduled_tokens:
-            self._timer.end(now_s, time.time(), len(self.running), len(self.waiting))
-            model = self._refit.maybe(self._timer, self._planner.step_time)
-            if model is not None:
-                self._planner.step_time = model
-        if self._without_token:
-            self._note_first_tokens(now_s)
-        if now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
-            self._update_gauges(now_s)
+        with self._advice("output"):
+            self._note_output(bool(scheduler_output.total_num_scheduled_tokens))
         return outputs
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every end of a request: record its outcome once, drop its state."""
-        request_id = request.request_id
-        self._without_token.discard(request_id)
-        self.waiting.forget(request_id)
-        tracked = self._table.remove(request_id)
-        if tracked is not None:
-            now_s = time.monotonic()
-            output_tokens = int(request.num_output_tokens)
-            if tracked.first_token_s is None and output_tokens > 0:
-                tracked.first_token_s = now_s
-            status = _STATUS.get(request.status, "failed")
-            outcome = Outcome.of(tracked, status, output_tokens, now_s)
-            self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
-            self._planner.gate.mark()
+        with self._advice("outcome"):
+            self._note_end(request)
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
         """Flush the logs, then vLLM's own."""
         self._outcomes.close()
         self._timer.close()
+        self._refit.close()
         super().shutdown()
 
     # -- the control surface (control.py calls these) -----------------------------------------
@@ -161,6 +148,14 @@ class LengthwiseScheduler(AsyncScheduler):
         return control.engine_configure(self, request)
 
     # -- internals ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _advice(self, where: str) -> Iterator[None]:
+        """What we add must never stop the engine: a fault is counted and logged, not raised."""
+        try:
+            yield
+        except Exception as error:
+            self._planner.fall_back(where, error)
 
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)
@@ -242,6 +237,34 @@ class LengthwiseScheduler(AsyncScheduler):
                 # vLLM has already advanced num_computed_tokens past this step's tokens.
                 context += request.num_computed_tokens
         return total - decode_tokens, decodes, context
+
+    def _note_output(self, worked: bool) -> None:
+        now_s = time.monotonic()
+        if worked:
+            self._timer.end(now_s, time.time(), len(self.running), len(self.waiting))
+            model = self._refit.poll(self._timer, self._planner.step_time)
+            if model is not None:
+                self._planner.step_time = model
+        if self._without_token:
+            self._note_first_tokens(now_s)
+        if now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
+            self._update_gauges(now_s)
+
+    def _note_end(self, request: Request) -> None:
+        request_id = request.request_id
+        self._without_token.discard(request_id)
+        self.waiting.forget(request_id)
+        tracked = self._table.remove(request_id)
+        if tracked is None:
+            return
+        now_s = time.monotonic()
+        output_tokens = int(request.num_output_tokens)
+        if tracked.first_token_s is None and output_tokens > 0:
+            tracked.first_token_s = now_s
+        status = _STATUS.get(request.status, "failed")
+        outcome = Outcome.of(tracked, status, output_tokens, now_s)
+        self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
+        self._planner.gate.mark()
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):

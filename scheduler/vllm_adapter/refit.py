@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,31 +14,52 @@ from scheduler.vllm_adapter.step_timer import StepTimer
 
 logger = logging.getLogger(LOGGER_NAME)
 
+# The shipped profile may be another machine's, so the first fit comes early.
+_FIRST_STEPS = 250
+
 
 class StepTimeRefit:
-    """Refits every ``every_steps`` steps (0: never); adopts a model only when it errs less."""
+    """Refits after 250 steps, then at doubling distances up to ``every_steps`` (0: never).
+
+    A fit takes tens of milliseconds, several engine steps, so a thread does it; a model is
+    adopted only when it errs less than the present one.
+    """
 
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps
         self.adopted = 0
-        self.median_error: float | None = None
+        self._due = min(_FIRST_STEPS, every_steps)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-time-refit")
+        self._work: Future[StepTimeModel | None] | None = None
 
-    def maybe(self, timer: StepTimer, present: StepTimeModel) -> StepTimeModel | None:
-        """A better model when a refit is due and finds one."""
-        if not self.every_steps or timer.steps == 0 or timer.steps % self.every_steps:
-            return None
-        samples = timer.samples()
-        try:
-            model, report = fit_step_time(samples, provenance="fitted while serving")
-        except ValueError as error:
-            logger.debug("no step-time refit: %s", error)
-            return None
-        # The report's error is on held-out steps, so a fit to noise does not win.
-        if report["median_error"] >= median_error(present, samples):
-            return None
-        self.adopted += 1
-        self.median_error = report["median_error"]
-        return model
+    def poll(self, timer: StepTimer, present: StepTimeModel) -> StepTimeModel | None:
+        """Start a fit when due; a better model when one has been found since."""
+        if self._work is not None:
+            if not self._work.done():
+                return None
+            found = self._work.result()
+            self._work = None
+            self.adopted += found is not None
+            return found
+        if self.every_steps and timer.steps >= self._due:
+            self._due = timer.steps + min(timer.steps, self.every_steps)
+            self._work = self._pool.submit(better_model, timer.samples(), present)
+        return None
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def better_model(samples: FloatArray, present: StepTimeModel) -> StepTimeModel | None:
+    """A fit to ``samples (k, 4)`` that errs less than ``present`` does on them, else None."""
+    try:
+        model, report = fit_step_time(samples, provenance="fitted while serving")
+    except ValueError as error:
+        logger.debug("no step-time refit: %s", error)
+        return None
+    # The report's error is on held-out steps, so a fit to noise does not win.
+    return model if report["median_error"] < median_error(present, samples) else None
 
 
 def median_error(model: StepTimeModel, samples: FloatArray) -> float:

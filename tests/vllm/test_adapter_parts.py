@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scheduler.step_time import StepTimeModel
 from scheduler.vllm_adapter.capabilities import probe
 from scheduler.vllm_adapter.outcomes import Outcome
 from scheduler.vllm_adapter.priors import check_quantiles, generic_priors, load_priors
-from scheduler.vllm_adapter.refit import StepTimeRefit
+from scheduler.vllm_adapter.refit import StepTimeRefit, better_model
 from scheduler.vllm_adapter.step_timer import StepTimer, read_step_log
 from scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
@@ -67,12 +68,23 @@ def test_a_refit_is_adopted_only_when_it_errs_less():
         timer.begin(work, now)
         now += truth.step_s(*work)
         timer.end(now, 0, 1, 0)
-    refit = StepTimeRefit(every_steps=400)
-    found = refit.maybe(timer, StepTimeModel(1e-2, 0, 0, 0, 0))
+    wrong = StepTimeModel(1e-2, 0, 0, 0, 0)
+    found = better_model(timer.samples(), wrong)
     assert found is not None
     assert found.decode_seq_s == pytest.approx(truth.decode_seq_s, rel=0.05)
-    assert StepTimeRefit(400).maybe(timer, truth) is None
-    assert StepTimeRefit(0).maybe(timer, truth) is None
+    assert better_model(timer.samples(), truth) is None
+    assert better_model(timer.samples()[:3], wrong) is None  # too few to say
+
+    refit = StepTimeRefit(every_steps=1000)
+    assert refit.poll(timer, wrong) is None  # begun, in its thread
+    deadline = time.monotonic() + 30
+    while (model := refit.poll(timer, wrong)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert model == found
+    assert refit.adopted == 1
+    never = StepTimeRefit(every_steps=0)
+    never.poll(timer, wrong)
+    assert never._work is None
 
 
 def test_priors_come_from_the_card(predictor_dir):

@@ -221,6 +221,7 @@ def test_status_and_metrics_show_what_happened(server):
     assert document["predictor_version"] == "test/1"
     assert document["outcomes"]["chat"]["finished"] == 20
     assert document["plan"]["count"] > 0
+    assert document["plan"]["fallbacks"] == {}
     assert document["plan"]["ms_p50"] < 100
     assert document["capacity"]["kv_tokens"] == 64 * 32
     text = httpx.get(f"{server.url}/metrics", timeout=LIMIT_S).text

@@ -57,6 +57,7 @@ def test_nothing_is_lost_under_preemption(engine, ahead):
     assert status["tracked"] == 0
     assert status["queue"]["waiting"] == 0
     assert status["outcomes"]["default"]["finished"] == 10
+    assert status["plan"]["fallbacks"] == {}
 
 
 def test_a_raising_planner_means_arrival_order_and_a_count(engine):
@@ -198,3 +199,29 @@ def test_every_kind_of_policy_serves_all(engine, policy):
     plan = fake.scheduler.lengthwise_status()["plan"]
     assert plan["count"] > 0
     assert plan["fallbacks"] == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        ("_intake", "track"),
+        ("_planner", "order"),
+        ("_timer", "end"),
+        ("_refit", "poll"),
+        ("_outcomes", "record"),
+        ("_table", "arrays"),
+    ],
+)
+def test_a_fault_in_anything_we_add_is_counted_and_serving_goes_on(engine, part, method):
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken")
+
+    fake = engine(max_num_seqs=2)
+    setattr(getattr(fake.scheduler, part), method, broken)
+    for i in range(6):
+        fake.add(make_request(f"r{i}"), output_tokens=3)
+    fake.run()
+    assert len(fake.finished) == 6
+    assert set(fake.tokens.values()) == {3}
+    assert sum(fake.scheduler.lengthwise_status()["plan"]["fallbacks"].values()) > 0
+    assert len(fake.scheduler.waiting) == 0
