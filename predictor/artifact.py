@@ -97,7 +97,13 @@ def load_predictor(directory: Path) -> LengthPredictor:
             f"{directory}: made for features {card['feature_contract']}, "
             f"these are {features.contract} (layout version {LAYOUT_VERSION})"
         )
-    estimator = estimator_class(card["estimator"]["name"])(**card["estimator"]["params"])
+    try:
+        estimator = estimator_class(card["estimator"]["name"])(**card["estimator"]["params"])
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{directory / 'card.json'}: the estimator does not fit this version ({error}); "
+            "train it again"
+        ) from error
     try:
         estimator.load_files(directory / "estimator")
     except (OSError, KeyError, json.JSONDecodeError) as error:

@@ -133,6 +133,10 @@ def test_foreign_features_are_refused(predictor: LengthPredictor, tmp_path: Path
     (tmp_path / "card.json").write_text(json.dumps(card | {"format_version": 99}))
     with pytest.raises(InputError, match="99"):
         LengthPredictor.load(tmp_path)
+    other = card["estimator"] | {"params": {"no_such_parameter": 1}}
+    (tmp_path / "card.json").write_text(json.dumps(card | {"estimator": other}))
+    with pytest.raises(InputError, match="train it again"):
+        LengthPredictor.load(tmp_path)
 
 
 def test_too_few_rows_and_unknown_settings_are_refused(tables: Tables) -> None:

@@ -140,7 +140,7 @@ def test_a_run_can_be_read_back(run, html, tmp_path):
 
 
 def test_a_page_without_queue_predictions_or_answers(run):
-    result, by_arm, _ = run
+    result, _by_arm, _ = run
     all_lost = {"stock": records(0.0, 3, lost=80)}
     arms = [result.arms[0].model_validate(summarize_arm("stock", "none", all_lost["stock"]))]
     bare = result.model_copy(update={"arms": arms, "diagnostics": {}, "against_base": {}})

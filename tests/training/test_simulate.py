@@ -73,9 +73,7 @@ def test_load_sets_the_rate_and_a_file_may_keep_its_own(source, profile):
     last = max(r.arrival_s for r in outcome.records["fcfs:none"])
     assert last == pytest.approx(119 / (2 * capacity), rel=1e-6)
     own = run(source, profile, "fcfs:none", load=None)
-    assert [r.arrival_s for r in own.records["fcfs:none"]] == [
-        r.arrival_s for r in source.requests
-    ]
+    assert [r.arrival_s for r in own.records["fcfs:none"]] == [r.arrival_s for r in source.requests]
 
 
 @pytest.mark.parametrize("load", [0.0, -1.0, float("nan")])
