@@ -1,0 +1,93 @@
+"""The commands: one document on stdout, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from data.slo import Slo
+from data.workload import WorkloadRequest, write_workload
+from training.cli import app
+from training.report import REPORT_FILE
+from training.result import BenchResult
+
+
+@pytest.fixture
+def invoke(workspace):
+    return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+
+
+@pytest.fixture
+def workload_file(tmp_path):
+    slo = Slo(e2e_s=5.0, slo_class="code")
+    requests = [WorkloadRequest(0.05 * i, 20, 30 + i % 50, slo) for i in range(60)]
+    write_workload(tmp_path / "w.jsonl", requests)
+    return tmp_path / "w.jsonl"
+
+
+def test_simulate_prints_one_document_and_nothing_else(invoke, workload_file):
+    done = invoke(
+        "simulate", "--workload", workload_file, "--policy", "fcfs,edf:oracle", "--lengths", "none",
+        "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 1
+    document = BenchResult.model_validate_json(done.stdout)
+    assert [arm.label for arm in document.arms] == ["fcfs:none", "edf:oracle"]
+    # without --load a file keeps its own pace
+    assert document.load is None
+
+
+def test_simulate_ends_with_the_document_after_the_table(invoke, workload_file, tmp_path):
+    done = invoke(
+        "simulate", "--workload", workload_file, "--load", 2, "--output", tmp_path / "out"
+    )
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert json.loads(lines[-1])["load"] == 2
+    assert "modeled, no engine ran" in done.stdout
+    page = tmp_path / "out" / REPORT_FILE
+    first = page.read_text(encoding="utf-8")
+    page.unlink()
+    again = invoke("report", tmp_path / "out")
+    assert again.exit_code == 0
+    assert page.read_text(encoding="utf-8") == first
+
+
+BAD = {
+    "unknown workload 'nope'": ["simulate", "--workload", "nope"],
+    "unknown policy 'nope': must be one of fcfs": ["simulate", "--policy", "nope"],
+    "unknown lengths 'nope'": ["simulate", "--lengths", "nope"],
+    "no profile 'nope'": ["simulate", "--profile", "nope"],
+    "load must be above 0, got 0": ["simulate", "--load", "0", "--source", "synthetic"],
+    "load must be above 0, got -2": ["bench", "--load", "-2", "--source", "synthetic"],
+    "requests must be above 0, got 0": ["bench", "--requests", "0", "--source", "synthetic"],
+    "repeats must be above 0, got 0": ["bench", "--repeats", "0", "--source", "synthetic"],
+    "unknown policy 'x'": ["bench", "--arms", "x:learned"],
+    "unknown arrivals 'x'": ["bench", "--arrivals", "x"],
+    "predictor 'nope' is neither": ["bench", "--predictor", "nope", "--source", "synthetic"],
+    "unexpected argument 'stray'": ["bench", "stray"],
+    "minutes must be above 0": ["demo", "--minutes", "0"],
+    "cannot read": ["report", "nowhere"],
+}
+
+
+@pytest.mark.parametrize("says", BAD)
+def test_bad_input_is_one_line_and_exit_2(invoke, says):
+    done = invoke(*BAD[says])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_an_unsorted_workload_names_the_line(invoke, tmp_path):
+    path = tmp_path / "unsorted.jsonl"
+    rows = [{"arrival_s": at, "prompt_tokens": 5, "output_tokens": 5} for at in (1.0, 0.5)]
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    for command in ("simulate", "bench"):
+        done = invoke(command, "--workload", path)
+        assert done.exit_code == 2
+        assert "unsorted.jsonl:2: arrival_s must not decrease" in done.stderr
