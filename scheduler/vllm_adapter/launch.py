@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import scheduler
+from data.errors import InputError
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter.priors import load_priors
@@ -193,6 +194,8 @@ def server_command(
 ) -> list[str]:
     """The command line, for either distribution; ``settings`` None is stock vLLM."""
     name, extra = model, list(vllm_args)
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
+        raise InputError(f"model {model!r}: there is no such directory")
     if model == TINY_NAME:
         name = str(build_tiny_model(Path(cache_dir or _default_cache()) / TINY_NAME))
         extra = [*_without_given(_TINY_ARGS, extra), *extra]

@@ -92,6 +92,11 @@ def test_what_cannot_start_is_known_before_the_model_is_loaded(values, named):
         server_command("m", make_settings(values))
 
 
+def test_a_model_directory_must_exist():
+    with pytest.raises(InputError, match="no such directory"):
+        server_command("./no-such-model", None)
+
+
 def test_tiny_is_built_and_its_arguments_yield_to_given_ones(tmp_path):
     command = server_command("tiny", None, ["--max-num-seqs=4"], cache_dir=tmp_path)
     assert (tmp_path / "tiny" / "manifest.json").is_file()
