@@ -18,7 +18,8 @@ from training.workspace import Workspace
 
 WORKLOAD = "paper"
 LOAD = 1.5
-REPEATS = 2
+# one long run an arm: what separates the arms is how long the overload lasts
+REPEATS = 1
 ARMS = "sa:learned"
 # a run at load L needs about L times its arrival span: the backlog drains after the last arrival
 RUNS = REPEATS * (1 + len(ARMS.split(",")))
