@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +156,13 @@ def start_servers(
         allow_configure=True,
         **settings,
     )
-    common = {"vllm_args": list(vllm_args), "cache_dir": cache_dir, "replay_table": table}
+    common: dict[str, Any] = {
+        "vllm_args": list(vllm_args),
+        "cache_dir": cache_dir,
+        "replay_table": table,
+    }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(leaving_on_sigterm())
         ours = stack.enter_context(
             launch_server(
                 model,
@@ -184,6 +191,23 @@ def start_servers(
             replay=replay,
             vllm_args=tuple(vllm_args),
         )
+
+
+@contextlib.contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that a terminated bench leaves no server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 async def warm_up(servers: BenchServers, url: str, requests: Sequence[WorkloadRequest]) -> None:
