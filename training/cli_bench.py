@@ -233,7 +233,7 @@ def report(
 def demo(
     minutes: Annotated[
         float, typer.Option(help="About how long the measured runs may take in all.")
-    ] = 5.0,
+    ] = 4.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of training and workload.")] = 0,
 ) -> None:
     """Train, register, calibrate, serve and compare with stock vLLM, all in one go."""
