@@ -194,9 +194,13 @@ class _QueueWatch:
 
 
 def new_session() -> aiohttp.ClientSession:
-    """Session without a cap on connections: the server, not the client, does the queueing."""
+    """Session without a cap on connections: the server, not the client, does the queueing.
+
+    Every request gets a connection of its own: the server closes idle ones after some seconds,
+    and a request sent down one that is just being closed would be lost.
+    """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
         read_bufsize=2**18,
     )
