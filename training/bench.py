@@ -128,6 +128,7 @@ def run_bench(
     for server in (servers.ours, servers.stock):
         if server is not None:
             asyncio.run(warm_up(servers, server.url, warm))
+    limits = asyncio.run(server_status(servers.ours.url)).get("capacity")
     offered_rps, offered_tokens_per_s = [], []
     for repeat in range(settings.repeats):
         requests = draw(source, settings, repeat)
@@ -156,6 +157,7 @@ def run_bench(
             "stamp": stamp,
             "model": servers.model,
             "vllm_args": " ".join(servers.vllm_args),
+            "engine_limits": limits,
             "machine": describe_machine(),
             "capacity_rps": settings.capacity_rps,
             "offered_rps": float(np.mean(offered_rps)),

@@ -298,7 +298,7 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from training.report import arm_rows, headline, subline
+    from training.report import arm_rows, headline, subline, warnings
 
     if not as_json:
         kind = "measured" if result.provenance == "measured" else "modeled, no engine ran"
@@ -306,7 +306,8 @@ def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
         rows = arm_rows(result.arms)
         title = f"{result.workload}{load} ({kind}; data: {result.source_label})"
         console.print_table(title, list(rows[0]), [list(row.values()) for row in rows])
-        for line in (headline(result), subline(result), page and f"report: {page}"):
+        notes = [f"note: {text}" for text in warnings(result)]
+        for line in (headline(result), subline(result), *notes, page and f"report: {page}"):
             if line:
                 print(line)
     print(result.to_line(), flush=True)

@@ -30,6 +30,9 @@ RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
 )  # fmt: skip
 
 
+LATE_CLIENT_MS = 250.0
+
+
 def write_run(directory: Path, result: BenchResult, records: Records, queue: QueueLog) -> Path:
     """Write result, records, queue samples and the page into `directory`; return the page."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,23 @@ def subline(result: BenchResult) -> str | None:
     )
 
 
+def warnings(result: BenchResult) -> list[str]:
+    """What should make a reader doubt the figures."""
+    found = []
+    for label, checks in result.diagnostics.items():
+        late_ms = checks.get("send_lag_ms_p99") or 0.0
+        if late_ms > LATE_CLIENT_MS:
+            found.append(
+                f"{label}: the client sent up to {late_ms:.0f} ms late (p99); this machine was "
+                "busy with something else"
+            )
+        if wrong := checks.get("length_mismatches"):
+            found.append(f"{label}: {wrong} answers did not have the replayed length")
+        if failed := checks.get("plan_fallbacks"):
+            found.append(f"{label}: {failed} plans fell back to arrival order")
+    return found
+
+
 def best_arm(result: BenchResult) -> ArmResult | None:
     """The best arm one could run (no oracle, if there is another) but for the first, the base."""
     others = [arm for arm in result.arms[1:] if arm.attainment is not None]
@@ -120,12 +140,18 @@ def render(result: BenchResult, records: Records, queue: QueueLog) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": _percent, "seconds": _seconds, "number": _number}
+    environment.filters |= {
+        "percent": _percent,
+        "seconds": _seconds,
+        "number": _number,
+        "plain": _plain,
+    }
     learned = next((rows for rows in records.values() if _has_predictions(rows)), [])
     return environment.get_template("report_template.html").render(
         result=result,
         headline=headline(result),
         subline=subline(result),
+        warnings=warnings(result),
         colours=arm_colours([arm.label for arm in result.arms]),
         classes=sorted({c for arm in result.arms for c in arm.per_class}),
         objectives=objectives(records),
@@ -186,6 +212,14 @@ def _seconds(value: float | None) -> str:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    if value is None:
+        return "–"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def arm_rows(arms: Sequence[ArmResult]) -> list[dict[str, str]]:

@@ -43,6 +43,7 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 CDF_POINTS = 240
+MOST_SLO_LINES = 3
 
 
 def arm_colours(labels: Sequence[str]) -> dict[str, str]:
@@ -55,7 +56,7 @@ def to_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element whose ids do not clash with another figure's."""
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # the names matplotlib gives its groups repeat in every figure; nothing refers to them
@@ -71,7 +72,8 @@ def attainment_figure(result: BenchResult) -> str:
     colours = arm_colours([arm.label for arm in result.arms])
     bar = 0.8 / len(result.arms)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.5 + 0.19 * len(groups) * (len(result.arms) + 0.9)))
+        height = 0.8 + 0.19 * len(groups) * (len(result.arms) + 0.9)
+        figure = Figure(figsize=(9.6, height), layout="constrained")
         axes = figure.subplots()
         for k, arm in enumerate(result.arms):
             for g, group in enumerate(groups):
@@ -95,7 +97,7 @@ def attainment_figure(result: BenchResult) -> str:
         axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("requests that met their whole SLO")
-        axes.legend(loc="lower left", ncols=min(5, len(result.arms)), bbox_to_anchor=(-0.02, 1.0))
+        figure.legend(loc="outside upper left", ncols=min(5, len(result.arms)))
     return to_svg(figure, "attainment")
 
 
@@ -119,33 +121,36 @@ def latency_figure(records: Records) -> str:
     titles = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end to end"}
     colours = arm_colours(list(records))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.3 * len(classes) + 0.3))
+        figure = Figure(figsize=(9.6, 2.3 * len(classes) + 0.3), layout="constrained")
         grid = figure.subplots(len(classes), len(names), squeeze=False)
         for row, slo_class in enumerate(classes):
             for column, name in enumerate(names):
                 axes = grid[row][column]
                 scale = 1e3 if name == "tpot" else 1.0
+                right = 0.0
                 for label, rows in records.items():
                     own = [r for r in rows if r.slo_class == slo_class]
                     done = [getattr(r, f"{name}_s") * scale for r in own if r.ok]
                     axes.plot(*_cdf(done, len(own)), color=colours[label], label=label)
+                    right = max(right, np.quantile(done, 0.995) if done else 0.0)
                 limits = {
                     getattr(r.slo, f"{name}_s") for r in everything if r.slo_class == slo_class
                 } - {None}
-                for limit_s in sorted(limits):
+                # many different objectives would hide the curves
+                for limit_s in limits if len(limits) <= MOST_SLO_LINES else ():
                     axes.axvline(limit_s * scale, **SLO_LINE)
+                    right = max(right, 1.12 * limit_s * scale)
                 axes.set_ylim(0, 1.02)
-                axes.set_xlim(left=0)
+                axes.set_xlim(0, 1.03 * right or 1.0)
                 unit = "ms" if name == "tpot" else "s"
                 axes.set_title(f"{slo_class}: {titles[name]}, {unit}", loc="left")
                 axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
         handles, labels = grid[0][0].get_legend_handles_labels()
         slo = mpl.lines.Line2D([], [], **SLO_LINE)
         figure.legend(
-            [*handles, slo], [*labels, "objective"], loc="upper center",
-            ncol=min(6, len(labels) + 1), bbox_to_anchor=(0.5, 1.03),
+            [*handles, slo], [*labels, "objective"], loc="outside upper left",
+            ncols=min(6, len(labels) + 1),
         )  # fmt: skip
-        figure.tight_layout(rect=(0, 0, 1, 0.98))
     return to_svg(figure, "latency")
 
 
@@ -153,7 +158,7 @@ def queue_figure(queue: QueueLog) -> str:
     """Requests waiting over time, a line per repeat, a colour per arm."""
     colours = arm_colours(list(queue))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.7))
+        figure = Figure(figsize=(9.6, 2.7), layout="constrained")
         axes = figure.subplots()
         for label, samples in queue.items():
             ordered = sorted(samples, key=lambda s: (s[0], s[1].at_s))
@@ -179,7 +184,7 @@ def attainment_over_time_figure(records: Records, bins: int = 12) -> str:
     centres = (edges[:-1] + edges[1:]) / 2
     colours = arm_colours(list(records))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.5))
+        figure = Figure(figsize=(9.6, 2.5), layout="constrained")
         axes = figure.subplots()
         for label, rows in records.items():
             slot = np.clip(np.digitize([r.arrival_s for r in rows], edges) - 1, 0, bins - 1)
@@ -201,7 +206,7 @@ def prediction_figure(records: Sequence[RequestRecord]) -> str | None:
         return None
     classes = sorted({r.slo_class for r in known})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 4.2))
+        figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for colour, slo_class in zip(ARM_COLOURS, classes, strict=False):
             own = [r for r in known if r.slo_class == slo_class]

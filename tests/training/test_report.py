@@ -11,7 +11,7 @@ import pytest
 from data.errors import InputError
 from data.slo import Slo
 from training.bench_client import QueueSample
-from training.report import arm_rows, headline, read_run, render, subline, write_run
+from training.report import arm_rows, headline, read_run, render, subline, warnings, write_run
 from training.result import BenchResult
 from training.summary import RequestRecord, paired_difference, summarize_arm
 
@@ -52,7 +52,10 @@ def run():
         source_label="synthetic",
         arms=arms,
         run={"stamp": "2026-01-01T00:00:00Z", "machine": {"cores": 2, "processor": "<b>x</b>"}},
-        diagnostics={"stock": {"max_queue": 9}, "sa:learned": {"max_queue": 7}},
+        diagnostics={
+            "stock": {"max_queue": 9, "send_lag_ms_p99": 3.0, "length_mismatches": 0},
+            "sa:learned": {"max_queue": 7, "send_lag_ms_p99": 900.0, "length_mismatches": 2},
+        },
         against_base={"sa:learned": paired_difference(by_arm["sa:learned"], by_arm["stock"])},
     )
     queue = {
@@ -126,6 +129,13 @@ def test_headline_names_the_best_arm_and_the_base(run):
     alone = result.model_copy(update={"arms": result.arms[:1]})
     assert headline(alone).startswith("stock met the SLO of")
     assert subline(alone) is None
+
+
+def test_what_casts_doubt_is_said(run, html):
+    assert [w.split(":")[0] for w in warnings(run[0])[:1]] == ["sa"]
+    assert len(warnings(run[0])) == 2
+    assert "900 ms late" in html
+    assert "2 answers did not have" in html
 
 
 def test_a_run_can_be_read_back(run, html, tmp_path):
