@@ -236,35 +236,34 @@ def test_a_raising_predictor_lets_the_request_through(inline):
 
 def test_a_stuck_predictor_delays_one_request_at_most():
     predictor = WordPredictor()
-    predictor.stall_s = 0.5
-    client = Client(predictor, predict_timeout_ms=50)
+    predictor.stall_s = 0.6
+    client = Client(predictor, predict_timeout_ms=100)
+
+    async def ask():
+        answer = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
+        return "pred_quantiles" in answer.json()["vllm_xargs"]
 
     async def scenario():
-        first = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
-        began = time.perf_counter()
-        second = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
-        waited = time.perf_counter() - began
+        assert not await ask()  # waited for the time-out
+        assert not await ask()  # did not even ask: the first call is still stuck
+        assert len(predictor.calls) == 1
         predictor.stall_s = 0.0
-        await asyncio.sleep(0.6)
-        third = await client._call("POST", COMPLETIONS, json={"prompt": "hi"})
-        return first, second, third, waited
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            if await ask():
+                return
+        raise AssertionError("no prediction after the stuck call ended")
 
-    first, second, third, waited = asyncio.run(scenario())
-    assert "pred_quantiles" not in first.json()["vllm_xargs"]
-    assert "pred_quantiles" not in second.json()["vllm_xargs"]
-    assert waited < 0.04
-    assert "pred_quantiles" in third.json()["vllm_xargs"]
+    asyncio.run(scenario())
 
 
 def test_a_predictor_that_turns_slow_leaves_the_event_loop():
     predictor = WordPredictor()
-    client = Client(predictor, inline=True, predict_timeout_ms=50)
-    assert "pred_quantiles" in client.xargs({"prompt": "hi"})
+    client = Client(predictor, inline=True, predict_timeout_ms=5000)
     predictor.stall_s = 0.15
-    client.xargs({"prompt": "hi"})
-    began = time.perf_counter()
-    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})  # in a thread now: times out
-    assert time.perf_counter() - began < 0.14
+    assert "pred_quantiles" in client.xargs({"prompt": "hi"})
+    assert not client.service._inline
+    assert "pred_quantiles" in client.xargs({"prompt": "hi"})  # from the thread now
 
 
 @pytest.mark.parametrize("inline", [False, True])
