@@ -35,21 +35,22 @@ def test_times_and_tokens_are_those_of_the_server():
     long, short = log.replies
     assert (long.output_tokens, short.output_tokens) == (11, 1)
     assert long.prompt_tokens == 7
-    assert long.ttft_s == pytest.approx(0.15, abs=0.08)
-    assert long.e2e_s - long.ttft_s == pytest.approx(0.2, abs=0.12)
+    # never early; how late depends on the machine the test runs on
+    assert 0.14 <= long.ttft_s < 5.0
+    assert 0.15 <= long.e2e_s - long.ttft_s < 5.0
     assert short.e2e_s == short.ttft_s
-    assert short.send_s == pytest.approx(0.1, abs=0.08)
+    assert 0.1 <= short.send_s < 5.0
 
 
 def test_open_loop_does_not_wait_for_answers():
-    stub = Stub(ttft_s=0.2, lengths={1: 1}, slots=1)
+    stub = Stub(ttft_s=0.8, lengths={1: 1}, slots=1)
     with running(stub):
         calls = [call(1, 0.02 * i) for i in range(5)]
         log = asyncio.run(replay(stub.url, calls, queue_period_s=0.1))
-    # a closed loop would send the fifth after four answers, 0.8 s
-    assert log.replies[-1].send_s < 0.6
+    # a closed loop would send the fifth after four answers, 3.2 s
+    assert log.replies[-1].send_s < 2.4
     # one slot: the fifth waits for the four before it, and that wait counts in its TTFT
-    assert log.replies[-1].send_s + log.replies[-1].ttft_s > 0.95
+    assert log.replies[-1].send_s + log.replies[-1].ttft_s > 3.8
     assert max(s.waiting for s in log.queue) >= 2
     assert max(s.running for s in log.queue) == 1
 
