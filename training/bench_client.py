@@ -10,10 +10,11 @@ by an opaque `replay_id`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -223,7 +224,7 @@ async def replay(
         queue_period_s: period of queue samples; None for none.
         on_done: called as each answer ends (progress).
     """
-    async with new_session() as session:
+    async with new_session() as session, collected():
         start = time.perf_counter() + 0.05
         watch = _QueueWatch(url, queue_period_s or 1.0, start)
         watcher = asyncio.create_task(watch.run(session)) if queue_period_s else None
@@ -234,9 +235,6 @@ async def replay(
             return reply
 
         tasks = []
-        # a collection of millions of objects would delay the sends
-        gc.collect()
-        gc.disable()
         try:
             for call in calls:
                 delay_s = start + call.arrival_s - time.perf_counter()
@@ -245,12 +243,22 @@ async def replay(
                 tasks.append(asyncio.create_task(one(call.body)))
             replies = await asyncio.gather(*tasks)
         finally:
-            gc.enable()
             for task in tasks:
                 task.cancel()
             if watcher is not None:
                 watcher.cancel()
         return ReplayLog(tuple(replies), tuple(watch.samples))
+
+
+@contextlib.asynccontextmanager
+async def collected() -> AsyncIterator[None]:
+    """Collect garbage now, which may take seconds, and not again until the end."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def drive_closed(

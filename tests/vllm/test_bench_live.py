@@ -6,9 +6,11 @@ import asyncio
 import json
 
 import pytest
-from conftest import REPLAYED
 
+from data.slo import Slo
+from data.workload import WorkloadRequest, write_workload
 from scheduler.profile import load_profile
+from scheduler.vllm_adapter.replay import write_replay_table
 from training.bench import BenchSettings, run_bench
 from training.bench_arms import parse_arms, server_status
 from training.bench_servers import BenchServers, ReplayTable
@@ -24,14 +26,29 @@ FIRST_ID = 1_000_000
 
 @pytest.fixture(scope="module")
 def servers(server):
-    replay = ReplayTable(ReplayTable.random(1024).ids + FIRST_ID)
+    replay = ReplayTable(ReplayTable.random(512).ids + FIRST_ID)
     own = {str(i): row + 1 for row, ids in enumerate(replay.ids.tolist()) for i in ids}
-    server.replay_table.write_text(json.dumps(REPLAYED | own))
-    return BenchServers(server, None, "tiny", 1024, replay, ())
+    others = json.loads(server.replay_table.read_text())
+    write_replay_table(server.replay_table, others | own)
+    return BenchServers(server, None, "tiny", 512, replay, ())
 
 
-def test_arms_run_on_the_engine_and_lose_nothing(servers):
-    source = open_workload("paper", source="synthetic")
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Answers short enough for the small cache of the session's server."""
+    chat, code = Slo(ttft_s=5.0, slo_class="chat"), Slo(e2e_s=20.0, slo_class="code")
+    requests = [
+        WorkloadRequest(
+            0.02 * i, 12, 20 + (13 * i) % 60, (chat, code)[i % 2], f"Tell me about {i}."
+        )
+        for i in range(48)
+    ]
+    path = tmp_path_factory.mktemp("workload") / "small.jsonl"
+    write_workload(path, requests)
+    return open_workload(str(path))
+
+
+def test_arms_run_on_the_engine_and_lose_nothing(servers, source):
     settings = BenchSettings(
         parse_arms("fcfs:none,sa:learned,feasible-edf:oracle"),
         capacity_rps=20.0,
@@ -50,8 +67,7 @@ def test_arms_run_on_the_engine_and_lose_nothing(servers):
     assert (status["policy"], status["lengths"]) == ("feasible-edf", "oracle")
 
 
-def test_calibration_fits_the_engine(servers, tmp_path):
-    source = open_workload("paper", source="synthetic")
+def test_calibration_fits_the_engine(servers, source, tmp_path):
     done = calibrate_server(servers, source, directory=tmp_path, name="live", short=True)
     write_profile(done, tmp_path / "live.json")
     profile = load_profile(tmp_path / "live.json")
