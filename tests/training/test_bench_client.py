@@ -74,7 +74,7 @@ def test_a_failed_request_is_lost_and_the_others_are_not(fault, says):
 
 
 def test_a_request_that_takes_too_long_is_lost():
-    with running(Stub(ttft_s=5.0, lengths={1: 2})) as stub:
+    with running(Stub(ttft_s=1.0, lengths={1: 2})) as stub:
         log = asyncio.run(replay(stub.url, [call(1)], timeout_s=0.3, queue_period_s=None))
     assert log.replies[0].error == "no end after 0.3 s"
 
