@@ -71,6 +71,7 @@ def test_a_full_batch_is_flushed_before_its_time(tmp_path):
     for i in range(5):
         writer.write(row(i))
     wait_for(lambda: writer.written == 5)
+    assert len(read_request_log(tmp_path)) == 5
     writer.close()
 
 

@@ -133,9 +133,11 @@ def test_a_corrupt_predictor_is_refused(refuses, predictor_dir, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(predictor_dir, broken)
     (broken / "features.npz").write_bytes(b"PK not really")
-    refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+    line = refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+    assert "features.npz" in line
     (broken / "card.json").write_text("{")
-    refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+    line = refuses("predict", "--model", broken, "--input", rows, "--output", tmp_path / "out")
+    assert "card.json" in line
 
 
 def test_a_dead_tracking_server_stops_a_training_before_it_starts(refuses, monkeypatch):
