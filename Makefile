@@ -10,8 +10,9 @@ READY  := $(VENV)/.ready
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
 	$(VENV)/bin/lengthwise demo
 
-test: $(READY)            ## the whole suite, real vLLM included
-	$(PY) -m pytest
+test: $(READY)            ## the whole suite, real vLLM included: the engine's tests have the cores to themselves
+	$(PY) -m pytest -m "not vllm"
+	$(PY) -m pytest -n 0 -m vllm
 
 test-fast: $(READY)       ## everything that needs no engine
 	$(PY) -m pytest -m "not vllm"
