@@ -1,4 +1,4 @@
-"""Two workers on two cores: one thread each, and everything that starts an engine on one of them."""
+"""Two workers, one thread each; whatever starts an engine runs on one of them."""
 
 import os
 
