@@ -18,7 +18,6 @@ METRICS = ("tau", "within_task_tau", "mae", "within_25", "pinball_gain", "crps",
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--estimators", nargs="+", default=["lightgbm"])
-    arguments.add_argument("--refit", action="store_true")
     options = arguments.parse_args()
     result: dict[str, dict[str, dict[str, object]]] = {}
     for pack in options.packs:
@@ -33,7 +32,6 @@ def main() -> None:
                     parts["calibration"],
                     estimator=estimator,
                     seed=seed,
-                    refit=options.refit,
                     n_jobs=options.jobs,
                 )
                 measured = evaluate(predictor, parts["test"], parts["train"])

@@ -4,6 +4,7 @@
     calibration.json   which levels to ask the estimator for
     features.json/npz  parameters and arrays of the feature transformer
     estimator/         the estimator's own files
+    reader/            a fine-tuned encoder, where the predictor has one: safetensors, tokenizer
 
 `card.json` is written last, so a directory with a card is complete.
 """
@@ -25,11 +26,12 @@ from predictor.lgbm import LGBMLengthRegressor
 from predictor.lgbm_blend import LGBMBlendRegressor
 from predictor.lgbm_hazard import LGBMHazardRegressor
 from predictor.lgbm_quantiles import LGBMQuantileRegressor
+from predictor.lgbm_rank import LGBMRankRegressor
 from predictor.text import HashedText
 
 if TYPE_CHECKING:
     from predictor.base import LengthRegressor
-    from predictor.model import LengthPredictor
+    from predictor.model import LengthPredictor, Reading
 
 FORMAT_VERSION = 1
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
@@ -42,10 +44,12 @@ def estimator_class(name: str) -> type[LengthRegressor]:
         "lightgbm_student": LGBMLengthRegressor,
         "lightgbm_quantiles": LGBMQuantileRegressor,
         "lightgbm_hazard": LGBMHazardRegressor,
+        "lightgbm_rank": LGBMRankRegressor,
         **BASELINES,
     }
     if name not in known:
-        raise InputError(f"unknown estimator {name!r}; known: {', '.join(sorted(known))}")
+        names = ", ".join(sorted([*known, "bert", "stack"]))
+        raise InputError(f"unknown estimator {name!r}; known: {names}")
     return known[name]
 
 
@@ -54,6 +58,9 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
     (directory / "estimator").mkdir(parents=True, exist_ok=True)
     predictor.estimator.save_files(directory / "estimator")
     _write(directory / "calibration.json", predictor.calibration.to_json())
+    if predictor.reading is not None:
+        predictor.reading.reader.save(directory / "reader")
+        _write(directory / "reader" / "calibration.json", predictor.reading.calibration.to_json())
     features, text = predictor.prompt_features, predictor.prompt_features.text_
     _write(
         directory / "features.json",
@@ -115,7 +122,18 @@ def load_predictor(directory: Path) -> LengthPredictor:
             f"there are {columns}"
         )
     calibration = CalibratedLevels.from_json(_read(directory / "calibration.json"))
-    return LengthPredictor(features, estimator, calibration, card)
+    return LengthPredictor(features, estimator, calibration, card, _load_reading(directory, card))
+
+
+def _load_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
+    if "reader" not in card:
+        return None
+    from predictor.bert import BertReader  # torch and transformers: only where there is a reader
+    from predictor.model import Reading
+
+    reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
+    calibration = CalibratedLevels.from_json(_read(directory / "reader" / "calibration.json"))
+    return Reading(reader, float(card["reader"]["share"]), calibration)
 
 
 def _load_features(directory: Path) -> PromptFeatures:

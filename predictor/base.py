@@ -52,6 +52,14 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         self._fit(X[used], np.log(np.maximum(y[used], 1.0)), weight[used], mask[used])
         return self
 
+    def importances(self) -> Floats | None:
+        """Share of each feature column, (f,), in what the boosters gained; None without boosters.
+
+        Gain in training, so a column with many values looks better than it is: read it beside the
+        ablation (`benchmarks/predictor_ablation.py`).
+        """
+        return None
+
     def predict_distribution(
         self, X: ArrayLike, levels: Sequence[float] = DEFAULT_LEVELS
     ) -> LengthDistribution:

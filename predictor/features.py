@@ -70,7 +70,10 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         prompts, classes, tokens = _columns_of(X)
         self.classes_ = sorted({name for name in classes if name is not None})
         self.text_ = HashedText(**self.text.get_params()) if self.text else HashedText()
-        columns = self.text_.fit_transform(prompts, y, groups, classes)
+        if "text" in self.blocks:
+            columns = self.text_.fit_transform(prompts, y, groups, classes)
+        else:
+            columns = self.text_.read_nothing(len(prompts))
         self.token_fit_ = np.array([0.0, 0.5, 0.5])
         structure = self._structure(prompts)
         known = np.array([count is not None for count in tokens])
@@ -100,7 +103,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
             text = encode(prompt)
             found = scan(text)
             read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
-            self.text_.project_tokens(text, found, scratch, sums[i])
+            if "text" in self.blocks:
+                self.text_.project_tokens(text, found, scratch, sums[i])
         return self._join(structure, self.text_.columns(sums, classes), classes, tokens)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:

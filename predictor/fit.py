@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ from scipy.stats import norm
 
 from data.errors import InputError
 from predictor.artifact import estimator_class
-from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
+from predictor.base import LengthRegressor
+from predictor.conformal import CalibratedLevels
 from predictor.distribution import DEFAULT_LEVELS, Floats
 from predictor.features import PromptFeatures
+from predictor.held_out import HeldOut, calibrated, weigh
 from predictor.model import ANY_CLASS, LengthPredictor
 from predictor.text import HashedText
 
 Progress = Callable[[str, float], None]  # what is being done, share done
+DEFAULT_BOOSTER = "lightgbm"
+READERS: dict[str, float | None] = {"bert": 1.0, "stack": None}  # the reader's share; None: fitted
+_READER_PACKAGES = ("torch", "transformers", "accelerate")
+_NAMED_COLUMNS = 25
 _MIN_ROWS = 20
-_MIN_CALIBRATION_ROWS = 30
+_MIN_CALIBRATION = 30
 
 
 def fit_predictor(
@@ -33,63 +40,141 @@ def fit_predictor(
     progress: Progress | None = None,
     blocks: tuple[str, ...] = ("structure", "text", "request"),
     text_params: dict[str, Any] | None = None,
-    refit: bool = False,
+    reader_params: dict[str, Any] | None = None,
     **params: Any,
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
-    `params` go to the estimator. Rows without prompt text are left out. InputError where too few
-    rows are left; with under 30 calibration rows the quantiles stay as the estimator gives them.
-    With `refit` the final model sees the calibration rows too: its calibration, learned by a
-    model that had not seen them, is then slightly on the wide side.
+    `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
+    encoder, "stack" its average with the default booster. Rows without prompt text are left out.
+    InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
+    the estimator gives them.
     """
-    report = progress or (lambda _what, _share: None)
-    train = table_train[table_train["prompt"].notna()]
-    calibration = table_calibration[table_calibration["prompt"].notna()]
-    if len(train) < _MIN_ROWS:
-        raise InputError(f"training needs at least {_MIN_ROWS} rows with text, got {len(train)}")
+    report = progress or _silent
+    train = _rows_with(table_train, "prompt", _MIN_ROWS)
+    calibration = _rows_with(table_calibration, "prompt", 0)
+    booster = DEFAULT_BOOSTER if estimator in READERS else estimator
+    boosted = 0.2 if estimator in READERS else 0.95
 
-    def fit(table: pd.DataFrame, start: float, stop: float) -> tuple[PromptFeatures, Any]:
-        report("reading prompts", start)
-        y = table["output_tokens"].to_numpy(np.float64)
-        features = PromptFeatures(HashedText(random_state=seed, **(text_params or {})), blocks)
-        rows = features.fit_transform(table, y, table["group"].astype(str).tolist())
-        report("boosting", start + 0.4 * (stop - start))
-        model = estimator_class(estimator)(**_with_seed(estimator, seed, params))
-        return features, model.fit(rows, y, censored=censored_rows(table))
+    report("reading prompts", 0.0)
+    y = train["output_tokens"].to_numpy(np.float64)
+    features = PromptFeatures(HashedText(random_state=seed, **(text_params or {})), blocks)
+    rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
+    report("boosting", 0.4 * boosted)
+    model = estimator_class(booster)(**_with_seed(booster, seed, params))
+    model.fit(rows, y, censored=censored_rows(train))
+    reader = None
+    if estimator in READERS:
+        from predictor.bert_fit import fit_reader  # torch and transformers: only where asked for
 
-    levels = CalibratedLevels.none(DEFAULT_LEVELS)
-    if len(calibration) < _MIN_CALIBRATION_ROWS:
-        features, model = fit(train, 0.0, 1.0)
-    else:
-        features, model = fit(train, 0.0, 0.45 if refit else 0.95)
-        report("calibrating", 0.45 if refit else 0.95)
-        predicted = model.predict_log_quantiles(features.transform(calibration), SCORE_GRID)
-        log_y = np.log(np.maximum(calibration["output_tokens"].to_numpy(np.float64), 1.0))
-        levels = CalibratedLevels.fit(
-            scores_of(predicted, log_y), calibration["slo_class"].tolist(), DEFAULT_LEVELS
+        reader = fit_reader(
+            train["prompt"].tolist(),
+            y,
+            censored_rows(train),
+            seed=seed,
+            report=lambda share: report("fine-tuning the encoder", 0.2 + 0.7 * share),
+            **(reader_params or {}),
         )
-        if refit:
-            train = pd.concat([train, calibration])
-            train.attrs = table_train.attrs
-            features, model = fit(train, 0.5, 1.0)
-    card = make_card(train, estimator, model.get_params(), features.contract)
+    report("calibrating", 0.95)
+    held_out, levels = None, CalibratedLevels.none(DEFAULT_LEVELS)
+    if len(calibration) >= _MIN_CALIBRATION:
+        held_out = HeldOut.of(calibration, features.transform(calibration))
+        levels = calibrated(model, held_out, params)
+    card = make_card(train, estimator, booster, model, features)
+    reading = None
+    if reader is not None:
+        reading = weigh(reader, model, held_out, share=READERS[estimator])
+        card["reader"] = {"share": reading.share, "int8": reader.int8} | (reader_params or {})
     report("done", 1.0)
-    return LengthPredictor(features, model, levels, card)
+    return LengthPredictor(features, model, levels, card, reading)
+
+
+def fit_on_features(
+    base: LengthPredictor,
+    table_train: pd.DataFrame,
+    table_calibration: pd.DataFrame,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **params: Any,
+) -> LengthPredictor:
+    """Learn new lengths from rows of `features` that `base` computed; no text is needed.
+
+    `base` keeps its way of reading prompts and its feature contract; booster, calibration and
+    priors are new. A reader, which needs the text, is left out. InputError where a row's
+    `feature_contract` is another's.
+    """
+    report = progress or _silent
+    train = _rows_with(table_train, "features", _MIN_ROWS)
+    calibration = _rows_with(table_calibration, "features", 0)
+    check_contract(base, train)
+    check_contract(base, calibration)
+    booster = base.card["estimator"]["name"]
+    report("boosting", 0.0)
+    model = estimator_class(booster)(**_with_seed(booster, seed, params))
+    model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
+    report("calibrating", 0.95)
+    levels = CalibratedLevels.none(DEFAULT_LEVELS)
+    if len(calibration) >= _MIN_CALIBRATION:
+        held_out = HeldOut.of(calibration, logged_features(calibration))
+        levels = calibrated(model, held_out, params)
+    card = make_card(train, booster, booster, model, base.prompt_features)
+    report("done", 1.0)
+    return LengthPredictor(base.prompt_features, model, levels, card)
+
+
+def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:
+    """InputError where rows hold features of another predictor's."""
+    foreign = set(table["feature_contract"]) - {base.feature_contract}
+    if foreign:
+        raise InputError(
+            f"the rows have features {min(map(str, foreign))}, "
+            f"the predictor computes {base.feature_contract}"
+        )
+
+
+def logged_features(table: pd.DataFrame) -> NDArray[np.float32]:
+    """The column `features` as a matrix, (n, f)."""
+    return np.stack([np.asarray(row, np.float32) for row in table["features"]])
+
+
+def _rows_with(table: pd.DataFrame, column: str, least: int) -> pd.DataFrame:
+    rows = table[table[column].notna()]
+    if len(rows) < least:
+        what = "text" if column == "prompt" else column
+        raise InputError(f"training needs at least {least} rows with {what}, got {len(rows)}")
+    return rows
+
+
+def _silent(_what: str, _share: float) -> None:
+    """Progress nobody asked for."""
+
+
+def check_estimator(name: str) -> None:
+    """InputError for a name `fit_predictor` does not know, or whose packages are not installed."""
+    if name not in READERS:
+        estimator_class(name)
+    elif missing := [package for package in _READER_PACKAGES if find_spec(package) is None]:
+        raise InputError(f"{name} needs {missing[0]}: pip install lengthwise[bert]")
 
 
 def make_card(
-    table: pd.DataFrame, estimator: str, params: dict[str, Any], contract: str
+    table: pd.DataFrame,
+    name: str,
+    booster: str,
+    model: LengthRegressor,
+    features: PromptFeatures,
 ) -> dict[str, Any]:
-    """Provenance and priors of a training table."""
+    """Provenance, priors and importances of a training; `name` is what was asked for."""
     lengths = {ANY_CLASS: table["output_tokens"].to_numpy(np.float64)} | {
         str(name): part.to_numpy(np.float64)
         for name, part in table.groupby("slo_class")["output_tokens"]
     }
     return {
         "levels": list(DEFAULT_LEVELS),
-        "feature_contract": contract,
-        "estimator": {"name": estimator, "params": params},
+        "feature_contract": features.contract,
+        "name": name,
+        "estimator": {"name": booster, "params": model.get_params()},
         "tokenizer": table.attrs.get("tokenizer"),
         "served_model": sorted({str(model) for model in table["model"].unique()}),
         "source_label": table.attrs.get("source_label"),
@@ -97,9 +182,19 @@ def make_card(
         "train_rows": len(table),
         "class_priors": {name: _empirical(values) for name, values in lengths.items()},
         "class_gaussian": {name: _gaussian(values) for name, values in lengths.items()},
+        "importances": _named_importances(model, features),
         "metrics": {},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _named_importances(model: LengthRegressor, features: PromptFeatures) -> dict[str, float]:
+    """The columns that gained most and their shares, largest first."""
+    shares = model.importances()
+    if shares is None:
+        return {}
+    names = features.get_feature_names_out()
+    return {str(names[i]): float(shares[i]) for i in np.argsort(-shares)[:_NAMED_COLUMNS]}
 
 
 def censored_rows(table: pd.DataFrame) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from predictor.base import LengthRegressor
-from predictor.boosting import booster_parameters, check_rows, load_booster
+from predictor.boosting import booster_parameters, check_rows, gain_shares, load_booster
 from predictor.distribution import Floats
 from predictor.trees import FlatTrees
 
@@ -74,6 +74,27 @@ class LGBMLengthRegressor(LengthRegressor):
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
         check_rows(X)
+        data = lgb.Dataset(X, log_y, params={"verbose": -1}, free_raw_data=True)
+        self._train(data, X.shape, log_y, weight, censored)
+
+    def fit_file(
+        self, rows: lgb.Sequence, log_y: Floats, censored: NDArray[np.bool_]
+    ) -> LGBMLengthRegressor:
+        """Fit on rows that LightGBM reads piece by piece; log-lengths and marks are (n,)."""
+        self.n_features_in_ = rows[0].shape[-1]
+        data = lgb.Dataset(rows, log_y, params={"verbose": -1}, free_raw_data=True)
+        shape = (len(rows), self.n_features_in_)
+        self._train(data, shape, log_y, np.ones(log_y.size), censored)
+        return self
+
+    def _train(
+        self,
+        data: lgb.Dataset,
+        shape: tuple[int, int],
+        log_y: Floats,
+        weight: Floats,
+        censored: NDArray[np.bool_],
+    ) -> None:
         n = log_y.size
         center = float(np.median(log_y))
         spread = 1.4826 * float(np.median(np.abs(log_y - center)))
@@ -85,12 +106,11 @@ class LGBMLengthRegressor(LengthRegressor):
             gradient, curvature = student_gradients(log_y, mu, log_scale, dof, censored)
             return gradient * weight[:, None], curvature * weight[:, None]
 
-        parameters = booster_parameters(self, X) | {
+        parameters = booster_parameters(self, shape) | {
             "objective": objective,
             "num_class": 2,
             "extra_trees": self.extra_trees,
         }
-        data = lgb.Dataset(X, log_y, params={"verbose": -1}, free_raw_data=True)
         self._set_booster(lgb.train(parameters, data, self.n_estimators))
         # beyond the longest answer seen (or its double, if it was cut) the tail knows nothing
         self.ceiling_ = float((log_y + np.log(2.0) * censored).max())
@@ -98,6 +118,10 @@ class LGBMLengthRegressor(LengthRegressor):
     def _set_booster(self, booster: lgb.Booster) -> None:
         self.booster_ = booster
         self.trees_ = FlatTrees.from_model_text(booster.model_to_string(), outputs=2)
+
+    def importances(self) -> Floats:
+        """As in `LengthRegressor`."""
+        return gain_shares(self.booster_)
 
     def predict_location_scale(self, X: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Location and scale of log-length, (n,) each."""

@@ -33,7 +33,7 @@ class LGBMBlendRegressor(LengthRegressor):
     bins : int
         Of the hazard.
     hazard_share : float
-        Weight of the hazard in the mean.
+        Weight of the hazard in the mean; `predictor.fit` chooses it on held-out rows.
     random_state : int
     n_jobs : int
         Threads for training; prediction uses one.
@@ -80,6 +80,10 @@ class LGBMBlendRegressor(LengthRegressor):
             feature_fraction=min(1.0, 1.7 * self.feature_fraction),
             **common,
         )
+
+    def importances(self) -> Floats:
+        """As in `LengthRegressor`: the mean of both."""
+        return (self.student_.importances() + self.hazard_.importances()) / 2.0
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Weighted mean of both, (n, q)."""

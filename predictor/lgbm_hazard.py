@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.base import LengthRegressor
-from predictor.boosting import booster_parameters, check_rows, load_booster
+from predictor.boosting import booster_parameters, check_rows, gain_shares, load_booster
 from predictor.distribution import Floats
 from predictor.trees import FlatTrees
 
@@ -65,13 +65,18 @@ class LGBMHazardRegressor(LengthRegressor):
         bins = np.concatenate([np.arange(count) for count in reached]) if rows.size else rows
         ended = (bins == last[rows]) & ~censored[rows]
         design = np.column_stack((X[rows], bins)).astype(np.float32)
-        parameters = booster_parameters(self, design) | {"objective": "binary"}
+        parameters = booster_parameters(self, design.shape) | {"objective": "binary"}
         data = lgb.Dataset(design, ended, weight=weight[rows], params=parameters)
         self._set(lgb.train(parameters, data, self.n_estimators).model_to_string())
 
     def _set(self, text: str) -> None:
         self.text_ = text
         self.trees_ = FlatTrees.from_model_text(text, outputs=1)
+
+    def importances(self) -> Floats:
+        """As in `LengthRegressor`; the column that counts the bins is left out."""
+        gain = gain_shares(lgb.Booster(model_str=self.text_))[:-1]
+        return gain / max(gain.sum(), 1e-12)
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Inverse of the piecewise log-linear distribution."""

@@ -48,10 +48,10 @@ class LGBMQuantileRegressor(LengthRegressor):
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
         check_rows(X)
-        data = lgb.Dataset(X, log_y, weight=weight, params=booster_parameters(self, X))
+        data = lgb.Dataset(X, log_y, weight=weight, params=booster_parameters(self, X.shape))
         boosters = [
             lgb.train(
-                booster_parameters(self, X) | {"objective": "quantile", "alpha": level},
+                booster_parameters(self, X.shape) | {"objective": "quantile", "alpha": level},
                 data,
                 self.n_estimators,
             )

@@ -1,10 +1,15 @@
-"""The predictor a server loads: prompts to length distributions, with priors for unknown text."""
+"""The predictor a server loads: prompts to length distributions, with priors for unknown text.
+
+A booster reads the feature row; where the predictor has a reader (a fine-tuned encoder), that
+reads the text, and the log-quantiles of the two are averaged before calibration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +22,31 @@ from predictor.features import PromptFeatures
 
 ANY_CLASS = "*"  # the key of the prior over all classes
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
+
+
+class TextReader(Protocol):
+    """What reads a prompt's text itself, such as `predictor.bert.BertReader`."""
+
+    def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
+        """Log-tokens at the levels, (n, q)."""
+
+    def uncalibrated(self) -> LengthPredictor:
+        """The same predictor as it was before calibration, to see what that changed."""
+        none = CalibratedLevels.none(self.levels)
+        reading = self.reading and replace(self.reading, calibration=none)
+        return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
+
+    def save(self, directory: Path) -> None:
+        """Write its own files."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader, its weight in the average, and the calibration of booster and reader together."""
+
+    reader: TextReader
+    share: float
+    calibration: CalibratedLevels
 
 
 class LengthPredictor:
@@ -32,10 +62,12 @@ class LengthPredictor:
         estimator: LengthRegressor,
         calibration: CalibratedLevels,
         card: dict[str, Any],
+        reading: Reading | None = None,
     ) -> None:
         self.prompt_features = features
         self.estimator = estimator
         self.calibration = calibration
+        self.reading = reading
         self.card = card
         self.version = str(card.get("version", "unversioned"))
         self._levels = np.asarray(card["levels"], np.float64)
@@ -81,14 +113,21 @@ class LengthPredictor:
         slo_class: Sequence[str | None] | None = None,
         prompt_tokens: Sequence[int | None] | None = None,
         max_tokens: ArrayLike | None = None,
+        rows: NDArray[np.floating] | None = None,
     ) -> LengthDistribution:
         """Length distributions of n prompts; a prompt that is not text gets its class's prior.
 
-        `max_tokens`, a number or (n,), caps the lengths.
+        `max_tokens`, a number or (n,), caps the lengths; `rows` are the prompts' features where
+        they have been computed already.
         """
         classes, tokens = self._known(len(prompts), slo_class, prompt_tokens)
-        rows = self.prompt_features.rows([p or "" for p in prompts], classes, tokens)
-        logs = self._log_quantiles(rows, classes)
+        texts = [p or "" for p in prompts]
+        if rows is None:
+            rows = self.prompt_features.rows(texts, classes, tokens)
+        if self.reading is None:
+            logs = self._log_quantiles(rows, classes)
+        else:
+            logs = self._read(self.reading, texts, rows, classes)
         for i, prompt in enumerate(prompts):
             if prompt is None:
                 logs[i] = np.log(self.class_prior(classes[i]))
@@ -100,7 +139,10 @@ class LengthPredictor:
         slo_class: Sequence[str | None] | None = None,
         max_tokens: ArrayLike | None = None,
     ) -> LengthDistribution:
-        """Length distributions from feature rows, (n, f), of this predictor's contract."""
+        """Length distributions from feature rows, (n, f), of this predictor's contract.
+
+        All that is left of a request whose text was not kept: a reader has no say here.
+        """
         rows = np.asarray(rows, np.float32)
         if rows.ndim != 2 or rows.shape[1] != self._columns:
             raise InputError(f"feature rows must be (n, {self._columns}), got {rows.shape}")
@@ -128,16 +170,25 @@ class LengthPredictor:
 
         return load_predictor(Path(directory))
 
-    def _log_quantiles(self, rows: NDArray[np.float32], classes: Sequence[str | None]) -> Floats:
+    def _log_quantiles(self, rows: NDArray[np.floating], classes: Sequence[str | None]) -> Floats:
         out = np.empty((len(rows), self._levels.size))
-        if len(set(classes)) == 1:
-            out[:] = self.estimator.predict_log_quantiles(rows, self.calibration.of(classes[0]))
-            return out
-        labels = np.array([name or "" for name in classes])
-        for name in set(labels.tolist()):
-            members = labels == name
-            levels = self.calibration.of(name)
+        for levels, members in _by_levels(self.calibration, classes):
             out[members] = self.estimator.predict_log_quantiles(rows[members], levels)
+        return out
+
+    def _read(
+        self,
+        reading: Reading,
+        texts: Sequence[str],
+        rows: NDArray[np.floating],
+        classes: Sequence[str | None],
+    ) -> Floats:
+        out = np.empty((len(rows), self._levels.size))
+        for levels, members in _by_levels(reading.calibration, classes):
+            chosen = texts[members] if isinstance(members, slice) else [texts[i] for i in members]
+            out[members] = mixed_log_quantiles(
+                self.estimator, reading.reader, reading.share, rows[members], chosen, levels
+            )
         return out
 
     def _distribution(self, logs: Floats, max_tokens: ArrayLike | None) -> LengthDistribution:
@@ -168,3 +219,30 @@ class LengthPredictor:
                 f"got {len(classes)} and {len(tokens)}"
             )
         return classes, tokens
+
+
+def mixed_log_quantiles(
+    estimator: LengthRegressor,
+    reader: TextReader,
+    share: float,
+    rows: NDArray[np.floating],
+    texts: Sequence[str],
+    levels: Floats,
+) -> Floats:
+    """Weighted mean of a reader's and a booster's log-quantiles, (n, q)."""
+    read = reader.log_quantiles(texts, levels)
+    if share >= 1.0:
+        return read
+    return share * read + (1.0 - share) * estimator.predict_log_quantiles(rows, levels)
+
+
+def _by_levels(
+    calibration: CalibratedLevels, classes: Sequence[str | None]
+) -> Iterator[tuple[Floats, slice | NDArray[np.intp]]]:
+    """The levels to ask for, and the rows to ask them of, a class at a time."""
+    if len(set(classes)) == 1:
+        yield calibration.of(classes[0]), slice(None)
+        return
+    labels = np.array([name or "" for name in classes])
+    for name in sorted(set(labels.tolist())):
+        yield calibration.of(name), np.flatnonzero(labels == name)

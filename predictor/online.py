@@ -21,6 +21,8 @@ import numpy as np
 
 from predictor.distribution import LengthDistribution
 
+MOST_CLASSES = 64  # names come from clients; later ones follow the median over all classes
+
 
 class _RecentMedian:
     """Median of the last `window` values, computed when asked for."""
@@ -82,7 +84,11 @@ class OnlineCorrection:
         if censored and ratio < self.shift(slo_class):
             return
         self._all.add(ratio)
-        self._by_class.setdefault(slo_class or "", _RecentMedian(self.window)).add(ratio)
+        name = slo_class or ""
+        if name not in self._by_class and len(self._by_class) < MOST_CLASSES:
+            self._by_class[name] = _RecentMedian(self.window)
+        if name in self._by_class:
+            self._by_class[name].add(ratio)
 
     def shift(self, slo_class: str | None = None) -> float:
         """What to add to log-length for a class, log-tokens."""
@@ -96,6 +102,10 @@ class OnlineCorrection:
     def _weight(self, recent: _RecentMedian) -> float:
         rows = len(recent.values)
         return rows / (rows + self.prior_rows)
+
+    def learned(self) -> dict[str, float]:
+        """The factor on predicted lengths by class seen so far."""
+        return {name: float(np.exp(self.shift(name))) for name in sorted(self._by_class)}
 
     def apply(
         self, predicted: LengthDistribution, slo_class: Sequence[str | None]

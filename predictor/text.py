@@ -133,6 +133,13 @@ class HashedText(TransformerMixin, BaseEstimator):
             self.project_tokens(text, scan(text), scratch, sums[i])
         return self.columns(sums, classes or [None] * len(X))
 
+    def read_nothing(self, n: int) -> Floats:
+        """Be fitted without having looked at a text: n rows of no columns."""
+        self.n_svd_, self.classes_, self.class_offsets_ = 0, [], np.zeros(0)
+        self.weights_ = np.zeros((0, 1), np.float32)
+        self.row_of_ = np.full(1 << self.bits, -1, np.int32)
+        return np.empty((n, 0))
+
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
         """Column names: text_svd_0 ..., text_ridge, text_class_ridge."""
         check_is_fitted(self, "weights_")
@@ -223,8 +230,7 @@ class HashedText(TransformerMixin, BaseEstimator):
             # single precision is what serving holds, so the booster is trained on it too
             directions = svd.components_.T.astype(np.float32).astype(np.float64)
             columns = tfidf @ directions
-        self.classes_: list[str] = []
-        self.class_offsets_ = np.zeros(0)
+        self.classes_, self.class_offsets_ = [], np.zeros(0)
         if y is not None:
             target = np.log(np.maximum(np.asarray(y, np.float64), 1.0))
             labels = np.array([name or "" for name in classes or [None] * n])

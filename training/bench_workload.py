@@ -29,18 +29,24 @@ CAPACITY_SEED = 90_001
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSource:
-    """A named workload of the arena over a table of prompts, or the requests of a file."""
+    """A named workload of the arena over a table of prompts, or the requests of a file.
+
+    `split` is the side of the table that prompts come from; None for all of it.
+    """
 
     name: str
     source_label: str
     table: PromptTable | None = None
     requests: tuple[WorkloadRequest, ...] = ()
     arrivals: str = "poisson"
+    split: str | None = "test"
 
     def draw(self, n: int, rate_rps: float, seed: int) -> list[WorkloadRequest]:
         """`n` requests at `rate_rps`; a file's requests keep their pattern, rescaled."""
         if self.table is not None:
-            return build_workload(self.name, self.table, n, rate_rps, seed, arrivals=self.arrivals)
+            return build_workload(
+                self.name, self.table, n, rate_rps, seed, self.arrivals, self.split
+            )
         chosen = self.requests[:n]
         factor = file_rate_rps(chosen) / rate_rps
         first_s = chosen[0].arrival_s

@@ -49,8 +49,8 @@ def read_card(directory: Path) -> dict[str, Any]:
 
 
 def estimator_name(card: Mapping[str, Any]) -> str:
-    """Which estimator a predictor's card names."""
-    return str((card.get("estimator") or {}).get("name", "unknown"))
+    """Which estimator a predictor's card says was asked for."""
+    return str(card.get("name") or (card.get("estimator") or {}).get("name", "unknown"))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

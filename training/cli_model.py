@@ -11,7 +11,7 @@ from data.errors import InputError
 from training import console
 from training.workspace import Workspace
 
-ESTIMATORS = "lightgbm, lightgbm_hazard, lightgbm_quantiles, or a baseline such as class_quantiles"
+ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student, lightgbm_quantiles"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 MODEL_HELP = "models:/output-length@champion, models:/output-length/N, models:/m-... or a directory"
 
@@ -34,6 +34,19 @@ def train(
         Path | None, typer.Option(help="A server's request log, a directory.")
     ] = None,
     estimator: Annotated[str, typer.Option(help=ESTIMATORS)] = "lightgbm",
+    encoder: Annotated[
+        str | None, typer.Option(help="For bert and stack: a Hugging Face encoder's name or path.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.01, help="For bert and stack: passes over the rows.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read a log larger than memory in pieces.")
+    ] = False,
+    decision: Annotated[
+        bool,
+        typer.Option(help="Also simulate the SLO attainment these lengths bring."),
+    ] = True,
     register: Annotated[
         bool, typer.Option("--register/--no-register", help="Make a version in the registry.")
     ] = False,
@@ -52,12 +65,20 @@ def train(
     given = [str(s) for s in (pack, input_file, from_log) if s is not None]
     if len(given) > 1:
         raise InputError(f"give one of --pack, --input, --from-log; got {len(given)}")
+    reader = {k: v for k, v in {"encoder": encoder, "epochs": epochs}.items() if v is not None}
+    if reader and estimator not in ("bert", "stack"):
+        raise InputError(f"--{next(iter(reader))} goes with bert or stack, not with {estimator}")
+    if stream and from_log is None:
+        raise InputError("--stream reads a request log: give --from-log DIR")
     from training.pipeline import TrainConfig, print_result
     from training.pipeline import train as run
 
     config = TrainConfig(
         source=given[0] if given else None,
         estimator=estimator,
+        reader=reader,
+        stream=stream,
+        decision=decision,
         seed=seed,
         limit=limit,
         register=register or alias is not None,

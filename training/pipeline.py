@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.errors import InputError
+from data.request_log import log_batches
 from data.sources import SYNTHETIC, default_source, load_table
 from data.splits import split_table
 from data.table import take_rows
@@ -25,17 +26,26 @@ if TYPE_CHECKING:
     from data.table import PromptTable
     from predictor.model import LengthPredictor
 
+DEFAULT_ESTIMATOR = "lightgbm"
 MIN_ROWS = {"train": 50, "calibration": 20, "test": 20}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """What to train on and how; ``source`` None is the best data found."""
+    """What to train on and how; ``source`` None is the best data found.
+
+    ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
+    with ``stream`` a request log larger than memory is read in pieces; with ``decision`` the
+    simulator says what the predictor is worth to the scheduler.
+    """
 
     source: str | None = None
-    estimator: str = "lightgbm"
+    estimator: str = DEFAULT_ESTIMATOR
+    reader: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     limit: int | None = None
+    stream: bool = False
+    decision: bool = False
     register: bool = False
     alias: str | None = None
 
@@ -55,6 +65,7 @@ class TrainResult:
     source_label: str
     rows: Mapping[str, int]
     metrics: Mapping[str, Any]
+    importances: Mapping[str, float]
     duration_s: float
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +78,7 @@ class TrainResult:
             "source_label": self.source_label,
             "rows": dict(self.rows),
             "metrics": self.metrics,
+            "importances": dict(self.importances),
             "duration_s": round(self.duration_s, 2),
         }
 
@@ -79,32 +91,31 @@ def train(
     Raises InputError for a source that cannot be read or is too small, RegistryError for a
     tracking store that cannot be written: asked first, so that no training is lost to it.
     """
-    from predictor.artifact import estimator_class
     from predictor.evaluate import evaluate
-    from predictor.fit import fit_predictor
+    from predictor.fit import check_estimator
+    from training.decision_value import decision_value
 
     steps = steps or console.SilentSteps()
     started = time.perf_counter()
-    estimator_class(config.estimator)
+    check_estimator(config.estimator)
     registry.check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
-    table = load_table(source, limit=config.limit)
-    parts = split_table(with_text(table, source), seed=config.seed)
-    _require_rows(parts, source)
-    predictor = fit_predictor(
-        parts["train"],
-        parts["calibration"],
-        estimator=config.estimator,
-        seed=config.seed,
-        progress=lambda what, share: steps.step(what) if share < 1 else None,
+    predictor, parts = (_fit_streamed if config.stream else _fit_table)(
+        config, source, workspace, steps
     )
     steps.step("evaluating")
-    metrics = evaluate(predictor, parts["test"], parts["train"])
+    metrics = evaluate(predictor, parts["test"], parts.get("train", parts["calibration"]))
+    if config.decision:
+        steps.step("simulating what the lengths are worth")
+        metrics["decision"] = decision_value(predictor, parts["test"])
     predictor.card["metrics"] = metrics
     steps.step("drawing")
-    figures = draw(predictor, parts["test"], note=f"test split of {table.attrs['source_label']}")
+    label = str(predictor.card["source_label"])
+    figures = draw(predictor, parts["test"], note=f"test split of {label}")
     steps.step("saving and logging")
+    rows = {side: len(part) for side, part in parts.items()}
+    rows["train"] = int(predictor.card["train_rows"])
     directory = workspace.new_run_dir("train") / "predictor"
     predictor.save(directory)
     logged = registry.log_training_run(
@@ -114,14 +125,15 @@ def train(
             "estimator": config.estimator,
             "seed": config.seed,
             "limit": config.limit,
-            **{f"rows_{side}": len(part) for side, part in parts.items()},
+            **config.reader,
+            **{f"rows_{side}": n for side, n in rows.items()},
             "feature_contract": predictor.feature_contract,
         },
         metrics=flatten(headline(metrics)),
         figures=figures,
-        tags={name: str(table.attrs[name]) for name in ("source_label", "data_sha256")},
+        tags={name: str(predictor.card[name]) for name in ("source_label", "data_sha256")},
         workspace=workspace,
-        run_name=f"{config.estimator} on {table.attrs['source_label']}",
+        run_name=f"{config.estimator} on {label}",
     )
     model_uri, version = logged.model_uri, None
     if config.register:
@@ -132,29 +144,108 @@ def train(
         version=version,
         run_id=logged.run_id,
         directory=directory,
-        source_label=table.attrs["source_label"],
-        rows={side: len(part) for side, part in parts.items()},
+        source_label=label,
+        rows=rows,
         metrics=metrics,
+        importances=predictor.card["importances"],
         duration_s=time.perf_counter() - started,
     )
 
 
-def with_text(table: PromptTable, source: str) -> PromptTable:
-    """The rows that have a prompt's text; InputError if none has."""
+def _fit_table(
+    config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
+) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
+    table = load_table(source, limit=config.limit)
+    rows, base = what_to_learn_from(table, source, workspace)
+    parts = split_table(rows, seed=config.seed)
+    _require_rows(parts, source)
+    return _fit(config, parts, base, steps), parts
+
+
+def _fit_streamed(
+    config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
+) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
+    """The log's features piece by piece; its first piece says which predictor computed them."""
+    from predictor.stream import fit_stream
+
+    first = next(log_batches(source), None)
+    if first is None:
+        raise InputError(f"{source} holds no finished request")
+    _, base = what_to_learn_from(first.assign(prompt=None), source, workspace)
+    assert base is not None
+    read = 0
+
+    def counted() -> Iterator[PromptTable]:
+        nonlocal read
+        for batch in log_batches(source):
+            read += len(batch)
+            steps.step(f"read {read:,} rows")
+            same = (batch["feature_contract"] == base.feature_contract).to_numpy()
+            if same.any():
+                yield take_rows(batch, same).assign(prompt=None)
+
+    predictor, held_out = fit_stream(base, counted(), seed=config.seed)
+    return predictor, held_out
+
+
+def what_to_learn_from(
+    table: PromptTable, source: str, workspace: Workspace
+) -> tuple[PromptTable, LengthPredictor | None]:
+    """The rows to train on: those with text; of a log without, those with features, and whose.
+
+    Features mean something only to the predictor that computed them: of several, the rows of the
+    one with most are taken. InputError where there is neither text nor features.
+    """
     has_text = table["prompt"].notna().to_numpy()
-    if not has_text.any():
-        raise InputError(
-            f"{source} holds no prompt text; a server's log keeps it with `serve --log-prompts`"
+    if has_text.any():
+        return take_rows(table, has_text), None
+    if "features" not in table or table["features"].isna().all():
+        raise InputError(f"{source} holds neither prompt text nor features")
+    from predictor.model import LengthPredictor
+
+    contract = table["feature_contract"].mode()[0]
+    rows = take_rows(table, (table["feature_contract"] == contract).to_numpy())
+    resolved = registry.resolve_predictor(rows["predictor"].mode()[0], workspace=workspace)
+    return rows, LengthPredictor.load(resolved.directory)
+
+
+def _fit(
+    config: TrainConfig,
+    parts: Mapping[str, PromptTable],
+    base: LengthPredictor | None,
+    steps: console.Steps,
+) -> LengthPredictor:
+    from predictor.fit import fit_on_features, fit_predictor
+
+    def progress(what: str, share: float) -> None:
+        if share < 1:
+            steps.step(what)
+
+    train_rows, calibration_rows = parts["train"], parts["calibration"]
+    if base is not None:
+        if config.estimator != DEFAULT_ESTIMATOR:
+            raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
+        return fit_on_features(
+            base, train_rows, calibration_rows, seed=config.seed, progress=progress
         )
-    return take_rows(table, has_text)
+    return fit_predictor(
+        train_rows,
+        calibration_rows,
+        estimator=config.estimator,
+        seed=config.seed,
+        reader_params=dict(config.reader),
+        progress=progress,
+    )
 
 
 def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> dict[str, Figure]:
     """The figures of a predictor on rows it has not seen, by file name."""
+    from predictor.evaluate import predict_table
     from training import plots
 
     classes = list(test["slo_class"])
-    lengths = predictor.predict(list(test["prompt"]), classes, list(test["prompt_tokens"]))
+    lengths = predict_table(predictor, test)
+    raw = predict_table(predictor.uncalibrated(), test)
     prior = LengthDistribution(
         lengths.levels, np.stack([predictor.class_prior(name) for name in classes])
     )
@@ -170,10 +261,12 @@ def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> di
             true,
             {
                 "learned": (lengths.levels, lengths.quantiles),
+                "before calibration": (raw.levels, raw.quantiles),
                 "class": (prior.levels, prior.quantiles),
             },
             note=note,
         ),
+        "importances": plots.importances(predictor.card["importances"], note=note),
         "error_by_class": plots.error_by_class(errors, note=note),
         "interval_width": plots.interval_width(
             lengths.quantile(0.1), lengths.quantile(0.9), classes, level="80 %", note=note
@@ -191,9 +284,23 @@ def print_result(result: TrainResult) -> None:
         ["predictor", *METRIC_HEADINGS],
         [[name, *metric_cells(values)] for name, values in models.items()],
     )
+    if result.importances:
+        shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
+        print(f"Read most (share of the boosters' gain): {shares}")
+    if decision := result.metrics.get("decision"):
+        _print_decision(decision)
     if result.source_label == SYNTHETIC:
         print("Trained on the built-in synthetic corpus: these figures say nothing of real data.")
     print(f"{result.model_uri}  (run {result.run_id}, {result.duration_s:.1f} s)")
+
+
+def _print_decision(decision: Mapping[str, Any]) -> None:
+    attained = ", ".join(f"{name} {value:.1%}" for name, value in decision["attainment"].items())
+    kept = "" if decision["kept"] is None else f"; {decision['kept']:.0%} of oracle's gain kept"
+    print(
+        f"SLO attainment in the simulator ({decision['workload']} at load {decision['load']:g}, "
+        f"{decision['requests']} requests) by lengths: {attained}{kept}"
+    )
 
 
 def _require_rows(parts: Mapping[str, PromptTable], source: str) -> None:

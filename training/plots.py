@@ -96,6 +96,18 @@ def error_by_class(errors: Mapping[str, Mapping[str, float]], *, note: str = "")
     return figure
 
 
+def importances(shares: Mapping[str, float], *, most: int = 15, note: str = "") -> Figure:
+    """The columns that gained most: ``shares`` by name, largest first."""
+    figure, axes = _figure("What the boosters read", note, 7.2, 4.8)
+    names = list(shares)[:most]
+    axes.barh(names, [100.0 * shares[name] for name in names], color=BLUE)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the training gain, %")
+    axes.grid(axis="y", visible=False)
+    figure.subplots_adjust(left=0.32)
+    return figure
+
+
 def interval_width(
     low: Floats, high: Floats, classes: Sequence[str], *, level: str, note: str = ""
 ) -> Figure:

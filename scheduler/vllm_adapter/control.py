@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import InputError
+from predictor.online import OnlineCorrection
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.settings import Lengths
 
@@ -96,6 +97,7 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
         "step_time": planner.step_time.to_dict()
         | {"steps": scheduler._timer.steps, "refits": scheduler._refit.adopted},
         "outcomes": scheduler._outcomes.by_class(),
+        "length_correction": scheduler._intake.correction.learned(),
         "request_log_dropped": scheduler._outcomes.dropped_rows,
         "tracked": len(scheduler._table),
     }
@@ -121,6 +123,7 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         return {"error": str(error)}
     if priors is not None:
         scheduler._intake.priors = priors
+        scheduler._intake.correction = OnlineCorrection()
         scheduler._predictor_dir = request.predictor_dir
     if request.lengths is not None:
         scheduler._intake.lengths = request.lengths
@@ -128,6 +131,7 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
     if request.reset_stats:
         scheduler._planner.reset_stats()
         scheduler._outcomes.reset()
+        scheduler._intake.correction = OnlineCorrection()
         scheduler._longest_wait_s = 0.0
     return {"policy": scheduler._planner.policy.name, "lengths": scheduler._intake.lengths}
 

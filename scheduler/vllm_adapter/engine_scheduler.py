@@ -264,6 +264,8 @@ class LengthwiseScheduler(AsyncScheduler):
         status = _STATUS.get(request.status, "failed")
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
         self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
+        if status in ("finished", "length"):
+            self._intake.note_length(tracked, output_tokens, cut=status == "length")
         self._planner.gate.mark()
 
     def _note_first_tokens(self, now_s: float) -> None:
@@ -283,6 +285,8 @@ class LengthwiseScheduler(AsyncScheduler):
             heapq.heappop(self._by_age)
         oldest = now_s - self._by_age[0][0] if self._by_age else 0.0
         self._metrics.oldest_wait.set(oldest)
+        for name, factor in self._intake.correction.learned().items():
+            self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)
 
 
 control.attach()

@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from data.errors import InputError
 from data.slo import Slo, SloTable, parse_slo
+from predictor.online import OnlineCorrection
 from scheduler.problem import FloatArray
 from scheduler.vllm_adapter.priors import LengthPriors, check_quantiles, clip_to_max_tokens
 from scheduler.vllm_adapter.tracking import Tracked
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0
+CLIENT_LENGTH = "osl"  # the version of a length that the client gave
 
 ON_FALLBACK = Callable[[str, object], None]
 
 
 class Intake:
-    """Builds ``Tracked`` rows; ``lengths`` and ``priors`` may be switched while serving."""
+    """Builds ``Tracked`` rows; ``lengths`` and ``priors`` may be switched while serving.
+
+    Learned lengths pass through ``correction``, which follows a served model that talks more or
+    less than the one its predictor was trained on.
+    """
 
     def __init__(
         self, table: SloTable, priors: LengthPriors, lengths: str, on_fallback: ON_FALLBACK
@@ -31,7 +39,14 @@ class Intake:
         self.table = table
         self.priors = priors
         self.lengths = lengths
+        self.correction = OnlineCorrection()
         self._on_fallback = on_fallback
+
+    def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
+        """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
+        if _corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
+            median = float(tracked.predicted[self.priors.median])
+            self.correction.update(median, output_tokens, tracked.slo.slo_class, cut)
 
     def track(self, request: Any, now_s: float, unix_s: float) -> Tracked:
         """The request as it arrives at ``now_s`` (monotonic) and ``unix_s`` (wall clock)."""
@@ -40,7 +55,11 @@ class Intake:
         if not isinstance(extra, Mapping):
             extra = {}
         slo = self._slo(extra)
-        quantiles, source = self._quantiles(extra, slo.slo_class)
+        predicted, source = self._quantiles(extra, slo.slo_class)
+        quantiles = predicted
+        version = _text(extra.get("pred_version"))
+        if _corrigible(source, version):
+            quantiles = predicted * np.exp(self.correction.shift(slo.slo_class))
         transit_s = unix_s - float(request.arrival_time)
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
@@ -53,9 +72,10 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=int(request.num_prompt_tokens),
             max_tokens=int(request.max_tokens),
-            quantiles=clip_to_max_tokens(quantiles, request.max_tokens),
+            quantiles=clip_to_max_tokens(np.maximum(quantiles, 1.0), request.max_tokens),
+            predicted=clip_to_max_tokens(predicted, request.max_tokens),
             length_source=source,
-            predictor=_text(extra.get("pred_version")),
+            predictor=version,
             tenant=_text(extra.get("tenant")),
             feature_contract=_text(extra.get("lw_contract")),
             features=features if isinstance(features, list) else None,
@@ -82,6 +102,11 @@ class Intake:
             return self.priors.gaussian(slo_class), "class"
         self._on_fallback("no-prediction", None)
         return self.priors.prior(slo_class), "prior"
+
+
+def _corrigible(source: str, version: str | None) -> bool:
+    """Whether a length came from the predictor: a client's own ``osl`` is not for us to mend."""
+    return source == "learned" and version != CLIENT_LENGTH
 
 
 def _text(value: Any) -> str | None:

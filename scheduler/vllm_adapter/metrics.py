@@ -49,6 +49,12 @@ class EngineMetrics:
             ["source"],
             buckets=_RATIO,
         )
+        self.length_factor = Gauge(
+            "lengthwise_length_correction",
+            "Factor on learned lengths, from finished requests.",
+            ["slo_class"],
+            multiprocess_mode="livemax",
+        )
         self.plan = Histogram("lengthwise_plan_seconds", "Time of a plan.", buckets=_PLAN_SECONDS)
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]

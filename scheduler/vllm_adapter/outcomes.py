@@ -102,7 +102,7 @@ class OutcomeRecorder:
         if outcome.ttft_s is not None:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
         if outcome.output_tokens > 0:
-            ratio = float(tracked.quantiles[self._median]) / outcome.output_tokens
+            ratio = float(tracked.predicted[self._median]) / outcome.output_tokens
             metrics.length_ratio.labels(tracked.length_source).observe(ratio)
         slo = tracked.slo
         for objective, limit, measured in (
@@ -136,8 +136,8 @@ class OutcomeRecorder:
             "e2e_s": outcome.e2e_s,
             "queue_s": outcome.queue_s,
             "met": met,
-            "predicted_tokens": float(tracked.quantiles[self._median]) if predicted else None,
-            "quantiles": dict(zip(self._level_names, tracked.quantiles.tolist(), strict=True))
+            "predicted_tokens": float(tracked.predicted[self._median]) if predicted else None,
+            "quantiles": dict(zip(self._level_names, tracked.predicted.tolist(), strict=True))
             if predicted
             else None,
             "predictor": tracked.predictor,

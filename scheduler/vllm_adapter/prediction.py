@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import InputError
+from scheduler.vllm_adapter.intake import CLIENT_LENGTH
 from scheduler.vllm_adapter.metrics import ApiMetrics
 from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
@@ -88,7 +89,7 @@ class PredictionService:
     ) -> Prediction | None:
         """The prediction for a request; the mean over ``prompts`` when it asks several at once."""
         if osl is not None and self.lengths in ("oracle", "learned"):
-            return Prediction([osl] * self.levels, "osl")
+            return Prediction([osl] * self.levels, CLIENT_LENGTH)
         if self.predictor is None or not prompts or self.lengths not in ("learned", "class"):
             return None
         if self.lengths == "class":
@@ -197,7 +198,7 @@ class PredictionService:
             quantiles = np.asarray(predictor.predict(prompts, classes).quantiles)
             return [Prediction(row, version) for row in quantiles.tolist()]
         rows = predictor.features(prompts, classes)
-        quantiles = np.asarray(predictor.predict_features(rows, classes).quantiles)
+        quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
         contract = predictor.feature_contract
         return [
             Prediction(row, version, logged, contract)

@@ -34,7 +34,11 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 @dataclass(slots=True)
 class Tracked:
-    """One request as the scheduler sees it; times in seconds on the monotonic clock."""
+    """One request as the scheduler sees it; times in seconds on the monotonic clock.
+
+    ``quantiles`` are what is planned with, ``predicted`` what the predictor said before the
+    correction learned from finished requests.
+    """
 
     request_id: str
     arrival_s: float
@@ -44,6 +48,7 @@ class Tracked:
     prompt_tokens: int
     max_tokens: int
     quantiles: FloatArray
+    predicted: FloatArray
     length_source: str
     predictor: str | None = None
     tenant: str | None = None

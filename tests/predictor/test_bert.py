@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -13,13 +15,15 @@ from data.errors import InputError  # noqa: E402
 from predictor.bert import (  # noqa: E402
     BertLengthConfig,
     BertLengthModel,
-    BertPredictor,
+    BertReader,
+    at_levels,
     encoder_path,
     tokenize,
 )
-from predictor.bert_fit import fit_bert  # noqa: E402
 from predictor.distribution import DEFAULT_LEVELS  # noqa: E402
-from predictor.metrics import kendall_tau  # noqa: E402
+from predictor.fit import fit_predictor  # noqa: E402
+from predictor.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
+from predictor.model import LengthPredictor  # noqa: E402
 
 WORDS = [
     "write",
@@ -64,42 +68,90 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def fitted(tiny_encoder: str, tables: dict[str, pd.DataFrame]) -> BertPredictor:
+def fitted(tiny_encoder: str, tables: dict[str, pd.DataFrame]) -> LengthPredictor:
+    """A stack: the tiny encoder beside a small booster."""
     torch.set_num_threads(1)  # a model this small only waits for its other threads
-    return fit_bert(
+    settings = {"epochs": 4, "learning_rate": 3e-3, "max_length": 32, "int8": False}
+    return fit_predictor(
         tables["train"][:400],
-        tables["calibration"][:100],
-        encoder=tiny_encoder,
-        epochs=4,
-        learning_rate=3e-3,
-        max_length=32,
-        use_cpu=True,
+        tables["calibration"],
+        estimator="stack",
+        reader_params={"encoder": tiny_encoder, "use_cpu": True, **settings},
+        blocks=("structure", "request"),
+        n_estimators=15,
     )
 
 
-def test_it_learns_to_order_answers(fitted: BertPredictor, tables: dict[str, pd.DataFrame]) -> None:
+def test_the_reader_alone_learns_to_order_answers(
+    fitted: LengthPredictor, tables: dict[str, pd.DataFrame]
+) -> None:
+    assert fitted.reading is not None
     test = tables["test"][:200]
-    d = fitted.predict(test["prompt"].tolist(), test["slo_class"].tolist())
-    assert kendall_tau(test["output_tokens"], d.median()) > 0.5
+    read = fitted.reading.reader.log_quantiles(test["prompt"].tolist(), np.array([0.5]))[:, 0]
+    assert kendall_tau(test["output_tokens"], read) > 0.5
 
 
-def test_any_prompt_gets_a_valid_distribution(fitted: BertPredictor) -> None:
-    d = fitted.predict(["", "x" * 100_000, "🙂", "a b c"], ["chat", None, "never-seen", "chat"])
+def test_the_stack_is_no_worse_than_its_booster_and_is_calibrated(
+    fitted: LengthPredictor, tables: dict[str, pd.DataFrame]
+) -> None:
+    test = tables["test"]
+    y, prompts, classes = (test[c].tolist() for c in ("output_tokens", "prompt", "slo_class"))
+    both = fitted.predict(prompts, classes)
+    alone = fitted.predict_features(fitted.features(prompts, classes), classes)
+    assert pinball(y, both) <= 1.05 * pinball(y, alone)
+    assert 0.7 < coverage(y, *interval(both)) < 0.9
+
+
+def test_any_prompt_gets_a_valid_distribution(fitted: LengthPredictor) -> None:
+    prompts = ["", "x" * 100_000, "🙂", "a b c", None]
+    d = fitted.predict(prompts, ["chat", None, "never-seen", "chat", "chat"])
     assert (d.quantiles >= 1).all()
     assert (np.diff(d.quantiles, axis=1) >= 0).all()
+    np.testing.assert_allclose(d.quantiles[4], fitted.class_prior("chat"))
     assert len(fitted.predict([])) == 0
 
 
-def test_save_load_and_quantise(fitted: BertPredictor, tmp_path: Path) -> None:
+def test_an_artifact_carries_its_reader(fitted: LengthPredictor, tmp_path: Path) -> None:
     prompts = ["write an essay about bees in 100 words", "call the tool"]
     fitted.save(tmp_path)
-    again = BertPredictor.load(tmp_path)
+    again = LengthPredictor.load(tmp_path)
     before = fitted.predict(prompts).quantiles
     np.testing.assert_allclose(again.predict(prompts).quantiles, before, rtol=1e-5)
-    np.testing.assert_allclose(again.quantized().predict(prompts).quantiles, before, rtol=0.2)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not a BERT predictor"):
-        BertPredictor.load(tmp_path)
+    quantized = BertReader.load(tmp_path / "reader", int8=True)
+    assert fitted.reading is not None
+    np.testing.assert_allclose(
+        quantized.native(prompts), fitted.reading.reader.native(prompts), atol=0.2
+    )
+    weights = tmp_path / "reader" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a fine-tuned encoder"):
+        LengthPredictor.load(tmp_path)
+
+
+def test_bert_is_the_reader_alone(tiny_encoder: str, tables: dict[str, pd.DataFrame]) -> None:
+    predictor = fit_predictor(
+        tables["train"][:100],
+        tables["calibration"][:50],
+        estimator="bert",
+        reader_params={"encoder": tiny_encoder, "epochs": 1, "max_length": 16, "use_cpu": True},
+        blocks=("structure", "request"),
+        n_estimators=5,
+    )
+    assert predictor.reading is not None
+    assert predictor.reading.share == 1.0
+    assert predictor.card["name"] == "bert"
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=4, max_size=4),
+    st.lists(st.floats(0.001, 0.999), min_size=2, max_size=8),
+)
+def test_reading_other_levels_keeps_their_order(steps: list[float], wanted: list[float]) -> None:
+    logs = np.cumsum(np.abs(steps))[None, :]
+    grid = np.array([0.1, 0.4, 0.5, 0.9])
+    np.testing.assert_allclose(at_levels(logs, grid.tolist(), grid), logs, atol=1e-12)
+    read = at_levels(logs, grid.tolist(), np.sort(wanted))[0]
+    assert (np.diff(read) >= -1e-9).all()
 
 
 def test_a_cut_answer_is_no_reason_to_predict_less(tiny_encoder: str) -> None:

@@ -10,6 +10,7 @@ from predictor.lgbm import LGBMLengthRegressor, student_gradients
 from predictor.lgbm_blend import LGBMBlendRegressor
 from predictor.lgbm_hazard import LGBMHazardRegressor
 from predictor.lgbm_quantiles import LGBMQuantileRegressor
+from predictor.lgbm_rank import LGBMRankRegressor
 from predictor.text import HashedText
 
 WEIGHTS = {
@@ -27,6 +28,7 @@ def expected_failures(estimator: object) -> dict[str, str]:
         LGBMBlendRegressor(n_estimators=5, bins=6),
         LGBMQuantileRegressor(n_estimators=3),
         LGBMHazardRegressor(n_estimators=10, bins=8),
+        LGBMRankRegressor(n_estimators=5),
         PromptFeatures(),
         HashedText(),
         *(cls() for cls in BASELINES.values()),

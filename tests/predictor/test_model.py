@@ -146,3 +146,20 @@ def test_too_few_rows_and_unknown_settings_are_refused(tables: Tables) -> None:
         fit_predictor(tables["train"], tables["calibration"], estimator="oracle-bones")
     with pytest.raises(InputError, match="unknown parameter 'depth'"):
         fit_predictor(tables["train"], tables["calibration"], depth=3)
+
+
+def test_importances_are_named_and_sum_to_at_most_one(predictor: LengthPredictor) -> None:
+    shares = list(predictor.card["importances"].values())
+    assert set(predictor.card["importances"]) <= set(predictor.feature_names)
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1.0 + 1e-9
+
+
+def test_without_calibration_the_estimators_own_levels_are_read(
+    predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
+) -> None:
+    prompts = tables["test"]["prompt"].tolist()[:20]
+    raw = predictor.uncalibrated().predict(prompts).quantiles
+    rows = predictor.features(prompts)
+    asked = predictor.estimator.predict_log_quantiles(rows, np.array(predictor.levels))
+    np.testing.assert_allclose(raw, np.maximum(np.exp(asked), 1.0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from predictor.distribution import DEFAULT_LEVELS, LengthDistribution
-from predictor.online import OnlineCorrection
+from predictor.online import MOST_CLASSES, OnlineCorrection
 
 
 def stream(
@@ -67,3 +67,11 @@ def test_cut_answers_below_the_prediction_say_nothing() -> None:
     assert correction.shift("chat") == 0.0
     with pytest.raises(ValueError, match="at least 1"):
         correction.update(0.0, 10.0)
+
+
+def test_names_without_end_do_not_grow_the_state() -> None:
+    correction = OnlineCorrection()
+    for i in range(10 * MOST_CLASSES):
+        correction.update(10.0, 20.0, f"class {i}")
+    assert len(correction.learned()) == MOST_CLASSES
+    assert correction.shift("a new one") == pytest.approx(np.log(2) * 200 / 220)

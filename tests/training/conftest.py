@@ -1,5 +1,6 @@
 """A workspace with a fresh tracking store a test, and one tiny trained predictor a session."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,15 @@ import pytest
 
 from training import registry
 from training.workspace import Workspace
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """A bench collects garbage before it starts: let it not search MLflow and torch each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,13 @@ def test_interval_width_names_each_class_with_its_median(rng):
     assert drawn(figure)
 
 
+def test_importances_are_drawn_largest_first():
+    figure = plots.importances({"words": 0.5, "lists": 0.3, "code": 0.2}, most=2)
+    bars = figure.axes[0].patches
+    assert [round(bar.get_width()) for bar in bars] == [50, 30]
+    assert drawn(figure)
+
+
 def test_one_row_can_be_drawn():
     one = np.array([7.0])
     assert drawn(plots.predicted_against_true(one, one))

@@ -115,7 +115,18 @@ SLO = Slo(ttft_s=1.0, e2e_s=10.0)
 
 def tracked(slo=SLO, first=0.5):
     return Tracked(
-        "r", 0.0, 0.0, slo, 1.0, 5, 100, np.ones(12), "learned", None, first_token_s=first
+        "r",
+        0.0,
+        0.0,
+        slo,
+        1.0,
+        5,
+        100,
+        np.ones(12),
+        np.ones(12),
+        "learned",
+        None,
+        first_token_s=first,
     )
 
 

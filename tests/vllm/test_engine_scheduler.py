@@ -71,6 +71,28 @@ def test_a_raising_planner_means_arrival_order_and_a_count(engine):
     assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"]["planner"] > 0
 
 
+def test_finished_answers_correct_the_lengths_planned_with_but_not_the_log(engine, tmp_path):
+    """The served model says four times as much as predicted."""
+    fake = engine(max_num_seqs=8, request_log=str(tmp_path))
+    for i in range(60):
+        request = make_request(f"r{i}", pred_quantiles=QUANTILES, slo_class="chat")
+        fake.add(request, output_tokens=80)
+    fake.run()
+    learned = fake.scheduler.lengthwise_status()["length_correction"]
+    assert 2.5 < learned["chat"] < 4.0
+    fake.add(make_request("next", pred_quantiles=QUANTILES, slo_class="chat"), output_tokens=80)
+    fake.add(make_request("told", pred_quantiles=[20.0] * 12, pred_version="osl"))
+    table = fake.scheduler._table
+    assert table.get("next").quantiles[5] == pytest.approx(20 * learned["chat"])
+    assert table.get("told").quantiles.tolist() == [20.0] * 12
+    fake.run()
+    fake.scheduler.shutdown()
+    row = read_request_log(tmp_path).set_index("request_id").loc["next"]
+    assert row["predicted_tokens"] == 20.0
+    fake.scheduler.lengthwise_configure({"reset_stats": True})
+    assert fake.scheduler.lengthwise_status()["length_correction"] == {}
+
+
 def test_who_waited_too_long_goes_first_whatever_the_plan(engine):
     fake = engine(max_num_seqs=1, max_wait_s=30.0)
     fake.add(make_request("running", pred_quantiles=QUANTILES))

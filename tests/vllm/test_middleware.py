@@ -37,7 +37,7 @@ class WordPredictor:
         self.error = None
         self.stall_s = 0.0
 
-    def predict(self, prompts, slo_class=None):
+    def predict(self, prompts, slo_class=None, rows=None):
         self.calls.append(list(prompts))
         time.sleep(self.stall_s)
         if self.error:
@@ -47,9 +47,6 @@ class WordPredictor:
 
     def features(self, prompts, slo_class=None):
         return np.array([[len(p.split()), np.nan] for p in prompts], dtype=np.float32)
-
-    def predict_features(self, rows, slo_class=None):
-        return SimpleNamespace(quantiles=10.0 * rows[:, :1] * (1 + np.array(LEVELS)))
 
     def class_gaussian(self, slo_class):
         return np.full(len(LEVELS), 77.0 if slo_class == "chat" else 55.0)

@@ -1,0 +1,67 @@
+"""Training from a server's log that holds features and lengths, but no text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.request_log import RequestLogWriter
+from data.synthetic import synthetic_table
+from predictor.model import LengthPredictor
+from training import registry
+from training.pipeline import TrainConfig, train
+
+
+@pytest.fixture
+def log(predictor_dir, tmp_path):
+    """600 finished requests whose answers are three times as long as the corpus says."""
+    predictor = LengthPredictor.load(predictor_dir)
+    table = synthetic_table(rows=600, seed=5)
+    classes = table["slo_class"].tolist()
+    features = predictor.features(table["prompt"].tolist(), classes)
+    folder = tmp_path / "log"
+    writer = RequestLogWriter(folder)
+    for i, (name, tokens) in enumerate(zip(classes, table["output_tokens"], strict=True)):
+        writer.write(
+            {
+                "request_id": f"r{i}",
+                "status": "finished",
+                "slo_class": name,
+                "prompt_tokens": int(table["prompt_tokens"][i]),
+                "output_tokens": 3 * int(tokens),
+                "features": features[i].tolist(),
+                "feature_contract": predictor.feature_contract,
+                "predictor": "models:/output-length/1",
+            }
+        )
+    writer.close()
+    return folder
+
+
+def test_a_new_version_learns_lengths_from_features_alone(workspace, predictor_dir, log):
+    registry.register(predictor_dir, workspace=workspace)
+    result = train(TrainConfig(str(log), register=True), workspace=workspace)
+    assert result.model_uri == "models:/output-length/2"
+    old, new = LengthPredictor.load(predictor_dir), LengthPredictor.load(result.directory)
+    assert new.feature_contract == old.feature_contract
+    prompts = synthetic_table(rows=200, seed=6)["prompt"].tolist()
+    ratio = np.median(new.predict(prompts).median() / old.predict(prompts).median())
+    assert 2.2 < ratio < 3.8
+    assert result.metrics["mae"] < result.metrics["baselines"]["class_quantiles"]["mae"]
+    assert result.metrics["tau"] > 0.3
+    assert "lambdarank" not in result.metrics["baselines"]
+
+
+def test_an_encoder_needs_text(workspace, predictor_dir, log):
+    registry.register(predictor_dir, workspace=workspace)
+    with pytest.raises(InputError, match="bert needs prompt text"):
+        train(TrainConfig(str(log), estimator="bert"), workspace=workspace)
+
+
+def test_a_log_larger_than_memory_is_read_in_pieces(workspace, predictor_dir, log):
+    registry.register(predictor_dir, workspace=workspace)
+    result = train(TrainConfig(str(log), stream=True), workspace=workspace)
+    assert sum(result.rows.values()) == 600
+    assert result.metrics["tau"] > 0.3
+    assert LengthPredictor.load(result.directory).card["source_label"] == "log"
