@@ -21,13 +21,14 @@ import numpy as np
 
 from scheduler import heuristics
 from scheduler.anneal import anneal
+from scheduler.hasten import hasten
 from scheduler.jobs import Jobs, prepare
 from scheduler.kernels import DILATION
 from scheduler.objective import Evaluator, Objective
 from scheduler.outlook import Outlook
 from scheduler.problem import FloatArray, IntArray, Plan, Problem
 from scheduler.selection import worth_order
-from scheduler.starvation import overdue_first
+from scheduler.starvation import bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Settings:
     persistence_s: float = 5.0  # how long a rate above the usual one is trusted to last
     stand_ins: int = 64  # how many expected arrivals take part in the selection
     price_share: float = 0.25  # price of slot time, as a share of the least density taken
+    haste: float = 0.5  # share of a slack that shorter requests behind may spend
     calm: float = 0.05  # expected loss of feasible-edf up to which it is the plan
     patience_s: float = 1e4  # see objective.Objective; long: the selection looks ahead instead
     spread: float = 1.0
@@ -107,12 +109,14 @@ class AnnealingPolicy:
         jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
         if (calm := self._calm(problem, jobs, compared)) is not None:
             order, cost = calm
-            order, _ = self._bounded(problem, order)
+            order = self._hastened(problem, jobs, order, claimed_s)
+            order, _ = bounded(problem, jobs, order)
             self._remember(problem, order)
             return Plan(order, cost, cost, 1, time.perf_counter() - began)
 
+        selected = self._hastened(problem, jobs, selected, claimed_s)
         evaluator = Evaluator(jobs, self._objective(price), compared)
-        starts = [self._bounded(problem, order) for order in self._starts(problem, jobs, selected)]
+        starts = [bounded(problem, jobs, order) for order in self._starts(problem, jobs, selected)]
         costs = [evaluator.cost(order[:compared]) for order, _ in starts]
         (start, overdue), start_cost = starts[int(np.argmin(costs))], min(costs)
 
@@ -154,9 +158,6 @@ class AnnealingPolicy:
     def _timer(self, began: float) -> Callable[[], float]:
         return lambda: SEARCH_ENDS * self.budget_s - (time.perf_counter() - began)
 
-    def _bounded(self, problem: Problem, order: IntArray) -> tuple[IntArray, int]:
-        return overdue_first(order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s)
-
     def _calm(self, problem: Problem, jobs: Jobs, compared: int) -> tuple[IntArray, float] | None:
         """feasible-edf and its cost when it loses next to nothing of what can be met."""
         if self.settings.calm <= 0:
@@ -186,6 +187,17 @@ class AnnealingPolicy:
             *coming,
         )
         return order, s.price_share * price, claimed_s
+
+    def _hastened(
+        self, problem: Problem, jobs: Jobs, order: IntArray, claimed_s: FloatArray
+    ) -> IntArray:
+        """The order with shorter requests moved up among those compared."""
+        if self.settings.haste <= 0:
+            return order
+        head = order[: self.settings.compared]
+        work_s = jobs.slot_s / problem.capacity.max_num_seqs
+        moved = hasten(head, work_s, jobs.latest_s, claimed_s, problem.now_s, self.settings.haste)
+        return np.concatenate([moved, order[len(head) :]])
 
     def _objective(self, price: float) -> Objective:
         s = self.settings

@@ -12,7 +12,7 @@ from scheduler.jobs import prepare
 from scheduler.planner import AnnealingPolicy
 from scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
 from scheduler.sa_paper import PaperSettings, search
-from scheduler.starvation import overdue_first
+from scheduler.starvation import bounded
 from scheduler.step_time import StepTimeModel
 
 POLICIES = (
@@ -84,10 +84,8 @@ class RulePolicy:
         if self.name == "fcfs":
             order: IntArray = np.argsort(problem.waiting.arrival_s, kind="stable").astype(np.int64)
         else:
-            order = self.rule(problem, prepare(problem))
-            order, _ = overdue_first(
-                order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s
-            )
+            jobs = prepare(problem)
+            order, _ = bounded(problem, jobs, self.rule(problem, jobs))
         return Plan(order, elapsed_s=time.perf_counter() - began)
 
     def warm_up(self) -> None:
@@ -118,9 +116,7 @@ class PaperPolicy:
         spent = time.perf_counter() - began
         left = None if self.budget_s is None else max(0.0, self.budget_s - spent)
         order, g, start_g, evaluations = search(problem, jobs, self.settings, self.rng, left)
-        order, _ = overdue_first(
-            order, problem.waiting.arrival_s, problem.now_s, problem.max_wait_s
-        )
+        order, _ = bounded(problem, jobs, order)
         return Plan(order, -g, -start_g, evaluations, time.perf_counter() - began)
 
     def warm_up(self) -> None:

@@ -114,7 +114,10 @@ def modeled_rps(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> 
 def saturated_tokens_per_s(
     first_s: np.ndarray, last_s: np.ndarray, output_tokens: np.ndarray
 ) -> float:
-    """Output tokens/s while there was a queue: from the first to the last first token.
+    """Output tokens/s while there was a queue and the engine was in its stride.
+
+    From the time a quarter of the requests have their first token, when a server is no longer
+    busy taking them in, to the last first token.
 
     Args:
         first_s: (n,) time of each first token.
@@ -124,12 +127,13 @@ def saturated_tokens_per_s(
     Raises:
         ValueError: all started at once, so that there never was a queue.
     """
-    start, end = first_s.min(), first_s.max()
+    start, end = np.quantile(first_s, 0.25), first_s.max()
     if not end > start:
         raise ValueError("saturated run too short: every request started at once")
     span = np.maximum(last_s - first_s, 1e-9)
-    share = np.where(last_s <= end, 1.0, (end - first_s) / span)
-    return float((1 + (output_tokens - 1) * share).sum() / (end - start))
+    inside = np.clip(np.minimum(last_s, end) - np.maximum(first_s, start), 0.0, None) / span
+    tokens = (first_s >= start) + (output_tokens - 1) * inside
+    return float(tokens.sum() / (end - start))
 
 
 def to_sim(

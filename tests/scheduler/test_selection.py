@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from planning_cases import draw_problem, draw_workload
 
 from scheduler.bound import attainment_bound
+from scheduler.hasten import hasten
 from scheduler.jobs import prepare
 from scheduler.outlook import Outlook
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
 from scheduler.selection import select, worth_order
 from scheduler.simulator.run import simulate
-from scheduler.starvation import overdue_first
+from scheduler.starvation import _MARGIN, find_overdue, overdue_first
 
 NOTHING = np.empty(0)
 
@@ -97,6 +98,46 @@ def test_the_overdue_lead_by_age():
     order, count = overdue_first(np.array([3, 1, 0, 2]), np.array([0.0, 9.0, 2.0, 1.0]), 10.0, 5.0)
     assert order.tolist() == [0, 3, 2, 1]
     assert count == 3
+
+
+def test_old_requests_go_while_there_is_time_for_all_of_them():
+    """Four of them, a slot each second: the last may start at 10 s, so the first goes by 7 s."""
+    arrival_s = np.zeros(4)
+    gap_s = 1.0 / _MARGIN
+    assert not find_overdue(arrival_s, 5.9, 10.0, gap_s).any()
+    assert find_overdue(arrival_s, 6.5, 10.0, gap_s).tolist() == [True, False, False, False]
+    assert find_overdue(arrival_s, 9.5, 10.0, gap_s).all()
+    young = np.array([0.0, *np.full(100, 4.0)])
+    assert find_overdue(young, 8.0, 10.0, gap_s).tolist() == [False] * 101
+
+
+orders = st.lists(
+    st.tuples(st.floats(0.01, 5.0), st.floats(0.0, 30.0), st.floats(0.0, 3.0)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(rows=orders, share=st.floats(0.0, 1.0))
+def test_haste_breaks_no_promise(rows, share):
+    """A permutation; who would start in time still does; the mean start is not later."""
+    work_s, latest_s, claimed_s = (np.array(column) for column in zip(*rows, strict=True))
+    order = np.argsort(latest_s, kind="stable")
+    moved = hasten(order, work_s, latest_s, claimed_s, 0.0, share)
+    assert sorted(moved) == list(range(len(rows)))
+    assert moved.tolist() == hasten.py_func(order, work_s, latest_s, claimed_s, 0.0, share).tolist()
+
+    def starts(order):
+        begin = np.empty(len(order))
+        begin[order] = claimed_s[order] + np.cumsum(work_s[order]) - work_s[order]
+        return begin
+
+    before, after = starts(order), starts(moved)
+    in_time = before <= latest_s
+    assert (after[in_time] <= latest_s[in_time] + 1e-9).all()
+    assert after.mean() <= before.mean() + 1e-9
+    if share == 0.0:
+        assert moved.tolist() == order.tolist()
 
 
 @pytest.mark.parametrize("rate_rps", [10.0, 60.0])

@@ -96,9 +96,9 @@ def test_levels_end_at_the_engines_limit():
     assert concurrency_levels(1) == [1]
 
 
-def test_saturated_rate_leaves_the_tail_out():
-    # from 1 s to 3 s: all of the first answer's 101 tokens and the second's first
+def test_saturated_rate_leaves_the_burst_and_the_tail_out():
+    # from 1.5 s to 3 s: three quarters of the first answer's later tokens and the second's first
     rate = saturated_tokens_per_s(np.array([1.0, 3.0]), np.array([3.0, 9.0]), np.array([101, 50]))
-    assert rate == pytest.approx(102 / 2)
+    assert rate == pytest.approx(76 / 1.5)
     with pytest.raises(ValueError, match="too short"):
         saturated_tokens_per_s(np.ones(2), np.full(2, 4.0), np.array([9, 9]))
