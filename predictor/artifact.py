@@ -21,6 +21,7 @@ import numpy as np
 from data.errors import InputError
 from predictor.baselines import BASELINES
 from predictor.conformal import CalibratedLevels
+from predictor.embedding import SentenceEmbedding
 from predictor.features import LAYOUT_VERSION, PromptFeatures
 from predictor.lgbm import LGBMLengthRegressor
 from predictor.lgbm_blend import LGBMBlendRegressor
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from predictor.model import LengthPredictor, Reading
 
 FORMAT_VERSION = 1
+_EMBEDDING = ("weights", "mean", "class_offsets")
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
 
 
@@ -70,15 +72,18 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
             "text": text.get_params(),
             "n_svd": text.n_svd_,
             "ridge_classes": text.classes_,
+            "embedding": _embedding_settings(features),
         },
     )
-    np.savez_compressed(
-        directory / "features.npz",
-        weights=text.weights_,
-        row_of=text.row_of_,
-        class_offsets=text.class_offsets_,
-        token_fit=features.token_fit_,
-    )
+    arrays = {
+        "weights": text.weights_,
+        "row_of": text.row_of_,
+        "class_offsets": text.class_offsets_,
+        "token_fit": features.token_fit_,
+    }
+    if (embedding := features.embedding_) is not None:
+        arrays |= {f"embedding_{name}": getattr(embedding, f"{name}_") for name in _EMBEDDING}
+    np.savez_compressed(directory / "features.npz", **arrays)
     _write(
         directory / "card.json",
         predictor.card | {"format_version": FORMAT_VERSION, "version": predictor.version},
@@ -140,19 +145,43 @@ def _load_features(directory: Path) -> PromptFeatures:
     settings = _read(directory / "features.json")
     path = directory / "features.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            weights, row_of = arrays["weights"], arrays["row_of"]
-            class_offsets, token_fit = arrays["class_offsets"], arrays["token_fit"]
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        features = _with_arrays(settings, arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    text = HashedText(**settings["text"])
-    text.weights_, text.row_of_ = weights, row_of
-    text.n_svd_ = int(settings["n_svd"])
-    text.classes_, text.class_offsets_ = list(settings["ridge_classes"]), class_offsets
-    features = PromptFeatures(HashedText(**settings["text"]), tuple(settings["blocks"]))
-    features.text_, features.token_fit_ = text, token_fit
-    features.classes_ = list(settings["classes"])
     return features
+
+
+def _with_arrays(settings: dict[str, Any], arrays: dict[str, Any]) -> PromptFeatures:
+    text = HashedText(**settings["text"])
+    text.weights_, text.row_of_ = arrays["weights"], arrays["row_of"]
+    text.n_svd_ = int(settings["n_svd"])
+    text.classes_, text.class_offsets_ = list(settings["ridge_classes"]), arrays["class_offsets"]
+    features = PromptFeatures(HashedText(**settings["text"]), tuple(settings["blocks"]))
+    features.text_, features.token_fit_ = text, arrays["token_fit"]
+    features.classes_ = list(settings["classes"])
+    features.embedding_ = None
+    if given := settings.get("embedding"):
+        embedding = SentenceEmbedding(**given["params"])
+        for name in _EMBEDDING:
+            setattr(embedding, f"{name}_", arrays[f"embedding_{name}"])
+        embedding.n_components_ = int(given["n_components"])
+        embedding.classes_ = list(given["classes"])
+        features.embedding = SentenceEmbedding(**given["params"])
+        features.embedding_ = embedding
+    return features
+
+
+def _embedding_settings(features: PromptFeatures) -> dict[str, Any] | None:
+    embedding = features.embedding_
+    if embedding is None:
+        return None
+    return {
+        "params": embedding.get_params(),
+        "n_components": embedding.n_components_,
+        "classes": embedding.classes_,
+    }
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,7 @@ class BertLengthModel(PreTrainedModel):
     ) -> dict[str, torch.Tensor]:
         """Labels are log-tokens, (n,); `censored` marks lower bounds, (n,)."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        mask = attention_mask.unsqueeze(-1).to(states.last_hidden_state.dtype)
-        pooled = (states.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-        raw = self.head(pooled)
+        raw = self.head(mean_state(states.last_hidden_state, attention_mask))
         quantiles = torch.cat((raw[:, :1], nn.functional.softplus(raw[:, 1:])), 1).cumsum(1)
         if labels is None:
             return {"logits": quantiles}
@@ -141,6 +140,43 @@ def tokenize(
             ids = ids[: room - tail] + ids[-tail:]
         rows.append([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id])
     return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+
+
+class FrozenEncoder:
+    """A pretrained encoder as it is: mean token states of texts."""
+
+    def __init__(self, name: str, max_length: int = 192) -> None:
+        path = encoder_path(name)
+        self.model = AutoModel.from_pretrained(path).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.max_length = max_length
+
+    def embed(self, texts: Sequence[str], batch_size: int = 32) -> Floats:
+        """Embeddings, (n, h), in batches of texts of about the same length."""
+        ids = tokenize(self.tokenizer, texts, self.max_length)["input_ids"]
+        out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
+        order = np.argsort([len(row) for row in ids], kind="stable")
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = self.tokenizer.pad(
+                    {"input_ids": [ids[i] for i in rows]}, return_tensors="pt"
+                )
+                states = self.model(**batch).last_hidden_state
+                out[rows] = mean_state(states, batch["attention_mask"])
+        return out
+
+
+@lru_cache(maxsize=2)
+def frozen_encoder(name: str) -> FrozenEncoder:
+    """The encoder of a name, loaded once a process."""
+    return FrozenEncoder(name)
+
+
+def mean_state(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over a text's own tokens: (n, t, h), (n, t) -> (n, h)."""
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
 
 
 class BertReader:

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from predictor.distribution import Floats
+from predictor.embedding import SentenceEmbedding
 from predictor.scan import encode, scan
 from predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
 from predictor.text import HashedText
 
+BLOCKS = ("structure", "text", "embedding", "request")
+DEFAULT_BLOCKS = ("structure", "text", "request")
 LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
 REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
@@ -33,16 +36,20 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
     text : HashedText, optional
         The text block; default settings if None.
     blocks : tuple of str
-        Which of "structure", "text", "request" to keep (the ablation takes them away in turn).
+        Which of BLOCKS to compute (the ablation takes them away in turn).
+    embedding : SentenceEmbedding, optional
+        Settings of the block "embedding"; the packaged MiniLM if None.
     """
 
     def __init__(
         self,
         text: HashedText | None = None,
-        blocks: tuple[str, ...] = ("structure", "text", "request"),
+        blocks: tuple[str, ...] = DEFAULT_BLOCKS,
+        embedding: SentenceEmbedding | None = None,
     ) -> None:
         self.text = text
         self.blocks = blocks
+        self.embedding = embedding
 
     def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
         tags = super().__sklearn_tags__()
@@ -67,6 +74,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         groups: Sequence[str] | None = None,
     ) -> NDArray[np.float32]:
         """Columns for the training rows; the ridge on text is out of fold (see HashedText)."""
+        if unknown := sorted(set(self.blocks) - set(BLOCKS)):
+            raise ValueError(f"unknown feature block {unknown[0]!r}; known: {', '.join(BLOCKS)}")
         prompts, classes, tokens = _columns_of(X)
         self.classes_ = sorted({name for name in classes if name is not None})
         self.text_ = HashedText(**self.text.get_params()) if self.text else HashedText()
@@ -74,6 +83,11 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
             columns = self.text_.fit_transform(prompts, y, groups, classes)
         else:
             columns = self.text_.read_nothing(len(prompts))
+        self.embedding_ = None
+        if "embedding" in self.blocks:
+            self.embedding_ = clone(self.embedding or SentenceEmbedding())
+            embedded = self.embedding_.fit_transform(prompts, y, groups, classes)
+            columns = np.column_stack((columns, embedded))
         self.token_fit_ = np.array([0.0, 0.5, 0.5])
         structure = self._structure(prompts)
         known = np.array([count is not None for count in tokens])
@@ -105,7 +119,10 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
             read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
             if "text" in self.blocks:
                 self.text_.project_tokens(text, found, scratch, sums[i])
-        return self._join(structure, self.text_.columns(sums, classes), classes, tokens)
+        columns = self.text_.columns(sums, classes)
+        if self.embedding_ is not None:
+            columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
+        return self._join(structure, columns, classes, tokens)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
         """Column names, each with its block as prefix."""
@@ -115,6 +132,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
             names += STRUCTURE_NAMES
         if "text" in self.blocks:
             names += list(self.text_.get_feature_names_out())
+        if self.embedding_ is not None:
+            names += list(self.embedding_.get_feature_names_out())
         if "request" in self.blocks:
             names += REQUEST_NAMES
         return np.array(names)
@@ -124,7 +143,10 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         """What a feature row means: layout version, columns and a hash of the learned numbers."""
         digest = hashlib.sha256()
         text = self.text_
-        for part in (text.weights_, text.row_of_, text.class_offsets_, self.token_fit_):
+        parts = [text.weights_, text.row_of_, text.class_offsets_, self.token_fit_]
+        if (embedding := self.embedding_) is not None:
+            parts += [embedding.weights_, embedding.mean_, embedding.class_offsets_]
+        for part in parts:
             digest.update(np.ascontiguousarray(part).tobytes())
         names = "\n".join([*self.get_feature_names_out(), *self.classes_])
         digest.update(names.encode())
@@ -147,8 +169,7 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         parts = []
         if "structure" in self.blocks:
             parts.append(structure)
-        if "text" in self.blocks:
-            parts.append(columns)
+        parts.append(columns)  # none, if neither text nor embedding was asked for
         if "request" in self.blocks:
             code = {name: float(i) for i, name in enumerate(self.classes_)}
             request = np.empty((len(classes), 2))

@@ -17,7 +17,8 @@ from predictor.artifact import estimator_class
 from predictor.base import LengthRegressor
 from predictor.conformal import CalibratedLevels
 from predictor.distribution import DEFAULT_LEVELS, Floats
-from predictor.features import PromptFeatures
+from predictor.embedding import SentenceEmbedding
+from predictor.features import DEFAULT_BLOCKS, PromptFeatures
 from predictor.held_out import HeldOut, calibrated, weigh
 from predictor.model import ANY_CLASS, LengthPredictor
 from predictor.text import HashedText
@@ -38,13 +39,15 @@ def fit_predictor(
     estimator: str = "lightgbm",
     seed: int = 0,
     progress: Progress | None = None,
-    blocks: tuple[str, ...] = ("structure", "text", "request"),
+    blocks: tuple[str, ...] = DEFAULT_BLOCKS,
+    embedding: str | None = None,
     text_params: dict[str, Any] | None = None,
     reader_params: dict[str, Any] | None = None,
     **params: Any,
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
+    `embedding` names a frozen encoder whose columns are added (block "embedding").
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.
     InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
@@ -58,7 +61,11 @@ def fit_predictor(
 
     report("reading prompts", 0.0)
     y = train["output_tokens"].to_numpy(np.float64)
-    features = PromptFeatures(HashedText(random_state=seed, **(text_params or {})), blocks)
+    text = HashedText(random_state=seed, **(text_params or {}))
+    features = PromptFeatures(text, blocks)
+    if embedding is not None:
+        sentences = SentenceEmbedding(embedding, random_state=seed)
+        features = PromptFeatures(text, (*blocks, "embedding"), sentences)
     rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
     report("boosting", 0.4 * boosted)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
@@ -81,6 +88,8 @@ def fit_predictor(
         held_out = HeldOut.of(calibration, features.transform(calibration))
         levels = calibrated(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
+    if embedding is not None:
+        card["embedding"] = embedding
     reading = None
     if reader is not None:
         reading = weigh(reader, model, held_out, share=READERS[estimator])

@@ -30,12 +30,6 @@ class TextReader(Protocol):
     def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q)."""
 
-    def uncalibrated(self) -> LengthPredictor:
-        """The same predictor as it was before calibration, to see what that changed."""
-        none = CalibratedLevels.none(self.levels)
-        reading = self.reading and replace(self.reading, calibration=none)
-        return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
-
     def save(self, directory: Path) -> None:
         """Write its own files."""
 
@@ -156,6 +150,12 @@ class LengthPredictor:
     def class_gaussian(self, slo_class: str | None) -> Floats:
         """Quantiles of the paper's Gaussian a class, (q,), at least one token."""
         return self._prior("class_gaussian", slo_class)
+
+    def uncalibrated(self) -> LengthPredictor:
+        """The same predictor as it was before calibration, to see what that changed."""
+        none = CalibratedLevels.none(self.levels)
+        reading = self.reading and replace(self.reading, calibration=none)
+        return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
 
     def save(self, directory: str | Path) -> None:
         """Write the artifact directory (see `predictor.artifact`)."""

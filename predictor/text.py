@@ -14,11 +14,11 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import TruncatedSVD
-from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
 from predictor.distribution import Floats
 from predictor.ngrams import count_ngrams
+from predictor.ridges import ClassRidges, own_columns
 from predictor.scan import encode, scan
 
 
@@ -52,8 +52,7 @@ def project(
 class HashedText(TransformerMixin, BaseEstimator):
     """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
 
-    One ridge sees every row; the other is that of the row's class, because the same word
-    ("example", "return") asks for more in one kind of request and for nothing in another.
+    One ridge sees every row, the other is that of the row's class (`predictor.ridges`).
 
     Parameters
     ----------
@@ -70,8 +69,7 @@ class HashedText(TransformerMixin, BaseEstimator):
     min_class_rows : int
         A class with fewer training rows has no ridge of its own and borrows the common one.
     folds : int
-        The ridge columns of the training rows themselves come from models fitted without their
-        fold (and without their `groups`), as in scikit-learn's TargetEncoder: so
+        The ridge columns of the training rows themselves are out of fold: so
         `fit_transform(X, y)` differs from `fit(X, y).transform(X)` and is the one to train on.
     random_state : int
     """
@@ -160,14 +158,8 @@ class HashedText(TransformerMixin, BaseEstimator):
         """Sums, (n, n_sums), to feature columns, (n, k): each row's own class ridge is picked."""
         if not self.has_ridge:
             return sums
-        common = sums[:, self.n_svd_]
-        own = common.copy()
-        at = {name: i for i, name in enumerate(self.classes_)}
-        for i, name in enumerate(classes):
-            k = at.get(name, -1) if name is not None else -1
-            if k >= 0:
-                own[i] = self.class_offsets_[k] + sums[i, self.n_svd_ + 1 + k]
-        return np.column_stack((sums[:, : self.n_svd_], common, own))
+        own = own_columns(sums[:, self.n_svd_ :], self.classes_, self.class_offsets_, classes)
+        return np.column_stack((sums[:, : self.n_svd_], own))
 
     def scratch(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Working memory for `project_tokens`; one for each thread."""
@@ -232,60 +224,21 @@ class HashedText(TransformerMixin, BaseEstimator):
             columns = tfidf @ directions
         self.classes_, self.class_offsets_ = [], np.zeros(0)
         if y is not None:
-            target = np.log(np.maximum(np.asarray(y, np.float64), 1.0))
-            labels = np.array([name or "" for name in classes or [None] * n])
-            ridges, out_of_fold = self._ridges(tfidf, target, self._folds(n, groups), labels)
-            directions = np.column_stack((directions, ridges))
-            columns = np.column_stack((columns, out_of_fold))
+            ridges, held_out = ClassRidges.fit(
+                tfidf,
+                y,
+                classes or [None] * n,
+                groups,
+                alpha=self.alpha,
+                min_class_rows=self.min_class_rows,
+                folds=self.folds,
+                seed=self.random_state,
+            )
+            self.classes_, self.class_offsets_ = ridges.classes, ridges.offsets
+            directions = np.column_stack((directions, ridges.coefficients))
+            columns = np.column_stack((columns, held_out))
         self.weights_ = np.column_stack((directions * idf[:, None], idf)).astype(np.float32)
         return columns
-
-    def _ridges(
-        self,
-        tfidf: sp.csr_matrix,
-        target: Floats,
-        folds: NDArray[np.intp],
-        labels: NDArray[np.str_],
-    ) -> tuple[Floats, Floats]:
-        """Coefficients of every ridge, (kept, 1 + classes), and out-of-fold columns, (n, 2)."""
-        everyone = np.ones(target.size, bool)
-        mean = target.mean()
-        coefficients, common = self._ridge(tfidf, target - mean, folds, everyone)
-        all_coefficients, own, offsets = [coefficients], common.copy(), []
-        for name in np.unique(labels):
-            rows = labels == name
-            if name and rows.sum() >= self.min_class_rows:
-                center = target[rows].mean()
-                coefficients, held_out = self._ridge(tfidf, target - center, folds, rows)
-                self.classes_.append(str(name))
-                offsets.append(center - mean)
-                all_coefficients.append(coefficients)
-                own[rows] = center - mean + held_out[rows]
-        self.class_offsets_ = np.array(offsets)
-        return np.column_stack(all_coefficients), np.column_stack((common, own))
-
-    def _ridge(
-        self, tfidf: sp.csr_matrix, target: Floats, folds: NDArray[np.intp], rows: NDArray[np.bool_]
-    ) -> tuple[Floats, Floats]:
-        """Coefficients fitted on `rows`, and each of these rows predicted without its fold."""
-
-        def fit(used: NDArray[np.bool_]) -> Floats:
-            ridge = Ridge(alpha=self.alpha, fit_intercept=False, solver="lsqr", tol=1e-3)
-            return ridge.fit(tfidf[used], target[used]).coef_
-
-        held_out = np.zeros(target.size)
-        for fold in np.unique(folds):
-            inside, outside = rows & (folds == fold), rows & (folds != fold)
-            if inside.any() and outside.any():
-                held_out[inside] = tfidf[inside] @ fit(outside)
-        return fit(rows), held_out
-
-    def _folds(self, n: int, groups: Sequence[str] | None) -> NDArray[np.intp]:
-        """A fold for each row, the same for all rows of a group."""
-        labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-        rng = np.random.default_rng(self.random_state)
-        count = labels.max() + 1
-        return rng.permutation(np.arange(count) % min(self.folds, count))[labels]
 
 
 def _unit_tfidf(counts: sp.csr_matrix, idf: Floats) -> sp.csr_matrix:

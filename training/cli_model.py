@@ -40,6 +40,10 @@ def train(
     epochs: Annotated[
         float | None, typer.Option(min=0.01, help="For bert and stack: passes over the rows.")
     ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="Add columns of a frozen encoder: packaged-minilm, or any name."),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read a log larger than memory in pieces.")
     ] = False,
@@ -77,6 +81,7 @@ def train(
         source=given[0] if given else None,
         estimator=estimator,
         reader=reader,
+        embedding=embedding,
         stream=stream,
         decision=decision,
         seed=seed,

@@ -35,8 +35,9 @@ class TrainConfig:
     """What to train on and how; ``source`` None is the best data found.
 
     ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
-    with ``stream`` a request log larger than memory is read in pieces; with ``decision`` the
-    simulator says what the predictor is worth to the scheduler.
+    ``embedding`` names a frozen encoder whose columns are added to the features; with ``stream`` a
+    request log larger than memory is read in pieces; with ``decision`` the simulator says what the
+    predictor is worth to the scheduler.
     """
 
     source: str | None = None
@@ -44,6 +45,7 @@ class TrainConfig:
     reader: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     limit: int | None = None
+    embedding: str | None = None
     stream: bool = False
     decision: bool = False
     register: bool = False
@@ -125,6 +127,7 @@ def train(
             "estimator": config.estimator,
             "seed": config.seed,
             "limit": config.limit,
+            "embedding": config.embedding,
             **config.reader,
             **{f"rows_{side}": n for side, n in rows.items()},
             "feature_contract": predictor.feature_contract,
@@ -233,6 +236,7 @@ def _fit(
         calibration_rows,
         estimator=config.estimator,
         seed=config.seed,
+        embedding=config.embedding,
         reader_params=dict(config.reader),
         progress=progress,
     )

@@ -142,6 +142,27 @@ def test_bert_is_the_reader_alone(tiny_encoder: str, tables: dict[str, pd.DataFr
     assert predictor.card["name"] == "bert"
 
 
+def test_columns_of_a_frozen_encoder_travel_with_the_artifact(
+    tiny_encoder: str, tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    predictor = fit_predictor(
+        tables["train"][:300],
+        tables["calibration"][:50],
+        embedding=tiny_encoder,
+        blocks=("structure", "request"),
+        n_estimators=10,
+    )
+    names = [name for name in predictor.feature_names if name.startswith("embedding_")]
+    assert names[-2:] == ["embedding_ridge", "embedding_class_ridge"]
+    prompts, classes = ["call the tool", "", "é" * 999], ["chat", None, "new"]
+    predictor.save(tmp_path)
+    again = LengthPredictor.load(tmp_path)
+    before = predictor.predict(prompts, classes).quantiles
+    np.testing.assert_allclose(again.predict(prompts, classes).quantiles, before, rtol=1e-5)
+    with pytest.raises(ValueError, match="unknown feature block 'smell'"):
+        fit_predictor(tables["train"], tables["calibration"], blocks=("smell",))
+
+
 @given(
     st.lists(st.floats(-3, 3), min_size=4, max_size=4),
     st.lists(st.floats(0.001, 0.999), min_size=2, max_size=8),
