@@ -1,8 +1,8 @@
 """The arena's cells for the simulator: a workload, a load, arrivals, lengths and a seed.
 
-Shared by the grid, the bound and the studies. ``learned`` here is a stand-in for a predictor:
-the truth seen through log-normal noise, and what a calibrated model would say of it given the
-class; ``bench`` and ``simulate`` use the real one.
+Shared by the grid, the bound and the studies. ``learned`` is the default predictor's word on the
+very prompts, which lie on the side of the split it was not trained on; it is trained once a
+source and kept under .lengthwise/grid-predictors.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from data.arena import arena_workload, build_workload
 from data.sources import load_table
+from data.splits import split_table
+from predictor.fit import fit_predictor
+from predictor.model import LengthPredictor
 from scheduler.profile import EngineProfile, load_profile
 from scheduler.simulator.run import SimResult, SimWorkload, saturated_rps
 
@@ -24,7 +28,7 @@ LOADS = (0.6, 0.9, 1.1, 1.4, 2.0)
 WORKLOADS = ("paper", "mixed", "tails")
 ARRIVALS = ("poisson", "azure")
 LENGTHS = ("oracle", "learned", "class")
-LOG_NOISE = 0.7  # of the sight; what is left given the class too is about 0.5
+PREDICTORS = Path(".lengthwise") / "grid-predictors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,39 @@ def _table(source: str):
     return load_table(source)
 
 
+@lru_cache(maxsize=4)
+def predictor_of(source: str) -> LengthPredictor:
+    """The default predictor of a source, trained once on the sides the arena does not draw from."""
+    directory = PREDICTORS / source
+    if not (directory / "card.json").is_file():
+        parts = split_table(_table(source))
+        fit_predictor(parts["train"], parts["calibration"]).save(directory)
+    return LengthPredictor.load(directory)
+
+
+@lru_cache(maxsize=64)
+def _drawn(workload: str, arrivals: str, seed: int, requests: int):
+    table = _table(arena_workload(workload).default_source)
+    return build_workload(workload, table, requests, 1.0, seed, arrivals)
+
+
+@lru_cache(maxsize=64)
+def _learned(workload: str, arrivals: str, seed: int, requests: int) -> np.ndarray:
+    """What the predictor says of the cell's prompts, ``(n, 12)``."""
+    drawn = _drawn(workload, arrivals, seed, requests)
+    predictor = predictor_of(arena_workload(workload).default_source)
+    assert np.allclose(predictor.levels, LEVELS)
+    return predictor.predict(
+        [r.prompt for r in drawn],
+        [r.slo.slo_class for r in drawn],
+        [r.prompt_tokens for r in drawn],
+    ).quantiles
+
+
 @lru_cache(maxsize=64)
 def _unit_workload(workload: str, arrivals: str, seed: int, requests: int, longest: int):
     """The cell's requests arriving at 1 a second, lengths unknown."""
-    table = _table(arena_workload(workload).default_source)
-    drawn = build_workload(workload, table, requests, 1.0, seed, arrivals)
+    drawn = _drawn(workload, arrivals, seed, requests)
 
     def limits(name: str) -> np.ndarray:
         values = [getattr(r.slo, name) for r in drawn]
@@ -71,23 +103,17 @@ def _unit_workload(workload: str, arrivals: str, seed: int, requests: int, longe
     )
 
 
-def length_rows(workload: SimWorkload, lengths: str, seed: int) -> np.ndarray:
-    """Quantile rows ``(n, 12)`` of a kind of knowledge."""
+def length_rows(workload: SimWorkload, cell: Cell) -> np.ndarray:
+    """Quantile rows ``(n, 12)`` of the cell's kind of knowledge."""
     truth = workload.output_tokens.astype(float)
-    if lengths == "oracle":
+    if cell.lengths == "oracle":
         return np.repeat(truth[:, None], len(LEVELS), axis=1)
-    rng = np.random.default_rng(seed + 77_000)
+    if cell.lengths == "learned":
+        return _learned(cell.workload, cell.arrivals, cell.seed, cell.requests)
     rows = np.empty((len(truth), len(LEVELS)))
-    seen = np.log(truth) + LOG_NOISE * rng.standard_normal(len(truth))
     for group in np.unique(workload.class_id):
         own = workload.class_id == group
-        if lengths == "class":
-            rows[own] = truth[own].mean() + truth[own].std() * NORMAL
-            continue
-        centre, spread = np.log(truth[own]).mean(), max(np.log(truth[own]).std(), 1e-3)
-        trust = spread**2 / (spread**2 + LOG_NOISE**2)
-        middle = centre + trust * (seen[own] - centre)
-        rows[own] = np.exp(middle[:, None] + np.sqrt(trust) * LOG_NOISE * NORMAL)
+        rows[own] = truth[own].mean() + truth[own].std() * NORMAL
     return np.maximum(rows, 1.0)
 
 
@@ -105,7 +131,7 @@ def build(cell: Cell) -> tuple[SimWorkload, EngineProfile]:
     return replace(
         unit,
         arrival_s=unit.arrival_s / rate,
-        quantiles=length_rows(unit, cell.lengths, cell.seed),
+        quantiles=length_rows(unit, cell),
     ), load_profile(cell.profile)
 
 
