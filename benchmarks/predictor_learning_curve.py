@@ -30,10 +30,11 @@ def corrected(
 ) -> dict[str, object]:
     correction = OnlineCorrection()
     if len(seen):
-        medians = foreign.predict(*columns(seen)).median()
-        truth = zip(medians, seen["output_tokens"], seen["slo_class"], strict=True)
-        for median, tokens, name in truth:
-            correction.update(float(median), float(tokens), name)
+        said = foreign.predict(*columns(seen))
+        rows = np.column_stack([said.quantile(level) for level in (0.1, 0.5, 0.9)])
+        truth = zip(rows, seen["output_tokens"], seen["slo_class"], strict=True)
+        for row, tokens, name in truth:
+            correction.update(row, float(tokens), name)
     predicted = correction.apply(foreign.predict(*columns(test)), test["slo_class"].tolist())
     return evaluate_distribution(test, predicted)
 

@@ -45,8 +45,8 @@ class Intake:
     def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
         """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
         if _corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
-            median = float(tracked.predicted[self.priors.median])
-            self.correction.update(median, output_tokens, tracked.slo.slo_class, cut)
+            quantiles = np.interp((0.1, 0.5, 0.9), self.priors.levels, tracked.predicted)
+            self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
 
     def track(self, request: Any, now_s: float, unix_s: float) -> Tracked:
         """The request as it arrives at ``now_s`` (monotonic) and ``unix_s`` (wall clock)."""
@@ -59,7 +59,7 @@ class Intake:
         quantiles = predicted
         version = _text(extra.get("pred_version"))
         if _corrigible(source, version):
-            quantiles = predicted * np.exp(self.correction.shift(slo.slo_class))
+            quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
         transit_s = unix_s - float(request.arrival_time)
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
@@ -72,7 +72,7 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=int(request.num_prompt_tokens),
             max_tokens=int(request.max_tokens),
-            quantiles=clip_to_max_tokens(np.maximum(quantiles, 1.0), request.max_tokens),
+            quantiles=clip_to_max_tokens(quantiles, request.max_tokens),
             predicted=clip_to_max_tokens(predicted, request.max_tokens),
             length_source=source,
             predictor=version,

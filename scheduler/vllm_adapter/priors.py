@@ -39,11 +39,6 @@ class LengthPriors:
     priors: Mapping[str, FloatArray]
     gaussians: Mapping[str, FloatArray]
 
-    @property
-    def median(self) -> int:
-        """Which level is nearest to one half."""
-        return int(np.argmin(np.abs(self.levels - 0.5)))
-
     def prior(self, slo_class: str) -> FloatArray:
         """Empirical quantiles of the class, else of all."""
         return self.priors.get(slo_class, self.priors[POOLED_CLASS])

@@ -6,12 +6,19 @@ import pytest
 from predictor.distribution import DEFAULT_LEVELS, LengthDistribution
 from predictor.online import MOST_CLASSES, OnlineCorrection
 
+SAID = (100.0 * np.exp(-0.641), 100.0, 100.0 * np.exp(0.641))  # log-normal, sigma .5
+
 
 def stream(
-    correction: OnlineCorrection, n: int, factor: float, name: str, rng: np.random.Generator
+    correction: OnlineCorrection,
+    n: int,
+    factor: float,
+    name: str,
+    rng: np.random.Generator,
+    sigma: float = 0.5,
 ) -> None:
     for _ in range(n):
-        correction.update(100.0, 100.0 * factor * rng.lognormal(0.0, 0.5), name)
+        correction.update(SAID, max(1.0, 100.0 * factor * rng.lognormal(0.0, sigma)), name)
 
 
 def test_a_model_that_talks_longer_is_tracked_within_a_few_hundred_requests() -> None:
@@ -43,8 +50,28 @@ def test_a_new_class_starts_from_what_all_classes_share() -> None:
 def test_runaway_answers_do_not_drag_it() -> None:
     correction, rng = OnlineCorrection(), np.random.default_rng(3)
     for i in range(400):
-        correction.update(100.0, 1e6 if i % 20 == 0 else 100.0 * rng.lognormal(0.0, 0.3), "chat")
+        correction.update(SAID, 1e6 if i % 20 == 0 else 100.0 * rng.lognormal(0.0, 0.5), "chat")
     assert abs(correction.shift("chat")) < 0.15
+    assert correction.stretch("chat") == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_model_less_predictable_than_thought_gets_wider_intervals() -> None:
+    correction, rng = OnlineCorrection(), np.random.default_rng(5)
+    stream(correction, 400, 1.0, "chat", rng, sigma=1.0)
+    assert correction.stretch("chat") == pytest.approx(2.0, rel=0.2)
+    row = np.exp(np.log(100.0) + 0.5 * np.linspace(-1.6, 2.3, 12))
+    wider = correction.correct(row, np.array(DEFAULT_LEVELS), "chat")
+    assert np.log(wider[-1] / wider[0]) == pytest.approx(
+        correction.stretch("chat") * np.log(row[-1] / row[0])
+    )
+
+
+def test_certain_predictions_have_no_spread_to_judge() -> None:
+    correction = OnlineCorrection()
+    for _ in range(100):
+        correction.update((50.0, 50.0, 50.0), 100.0, "chat")
+    assert correction.stretch("chat") == 1.0
+    assert (correction.correct(np.full(12, 50.0), np.array(DEFAULT_LEVELS), "chat") > 80).all()
 
 
 def test_apply_keeps_caps_and_order_and_state_survives_json() -> None:
@@ -58,20 +85,21 @@ def test_apply_keeps_caps_and_order_and_state_survives_json() -> None:
     again = OnlineCorrection()
     again.restore(json.loads(json.dumps(correction.to_json())))
     assert again.shift("chat") == correction.shift("chat")
+    assert again.stretch("chat") == correction.stretch("chat")
 
 
 def test_cut_answers_below_the_prediction_say_nothing() -> None:
     correction = OnlineCorrection()
     for _ in range(50):
-        correction.update(500.0, 64.0, "chat", censored=True)
+        correction.update((400.0, 500.0, 900.0), 64.0, "chat", censored=True)
     assert correction.shift("chat") == 0.0
     with pytest.raises(ValueError, match="at least 1"):
-        correction.update(0.0, 10.0)
+        correction.update((0.0, 5.0, 9.0), 10.0)
 
 
 def test_names_without_end_do_not_grow_the_state() -> None:
     correction = OnlineCorrection()
     for i in range(10 * MOST_CLASSES):
-        correction.update(10.0, 20.0, f"class {i}")
+        correction.update((8.0, 10.0, 14.0), 20.0, f"class {i}")
     assert len(correction.learned()) == MOST_CLASSES
     assert correction.shift("a new one") == pytest.approx(np.log(2) * 200 / 220)
