@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from data.errors import InputError
 from predictor.distribution import DEFAULT_LEVELS, Floats
@@ -90,7 +92,8 @@ class BertLengthModel(PreTrainedModel):
     @classmethod
     def from_encoder(cls, name: str, log_quantiles: Floats, **settings: Any) -> BertLengthModel:
         """A pretrained encoder with a head that starts at given log-quantiles, (q,)."""
-        encoder = AutoModel.from_pretrained(encoder_path(name))
+        with _quietly():
+            encoder = AutoModel.from_pretrained(encoder_path(name))
         model = cls(BertLengthConfig(encoder.config.to_dict(), **settings))
         model.encoder = encoder
         steps = np.maximum(np.diff(log_quantiles), 1e-3)
@@ -147,8 +150,9 @@ class FrozenEncoder:
 
     def __init__(self, name: str, max_length: int = 192) -> None:
         path = encoder_path(name)
-        self.model = AutoModel.from_pretrained(path).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        with _quietly():
+            self.model = AutoModel.from_pretrained(path).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.max_length = max_length
 
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Floats:
@@ -216,18 +220,34 @@ class BertReader:
 
     def save(self, directory: Path) -> None:
         """config.json, model.safetensors and the tokenizer's files."""
-        self.model.save_pretrained(directory)
+        with _quietly():
+            self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     @classmethod
     def load(cls, directory: Path, int8: bool = False) -> BertReader:
         """Read what `save` wrote; InputError where it is not whole."""
         try:
-            model = BertLengthModel.from_pretrained(directory, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            with _quietly():
+                model = BertLengthModel.from_pretrained(directory, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{directory}: not a fine-tuned encoder: {error}") from error
         return cls(model, tokenizer, int8)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' bars, and its doubts about a type of model it does not know."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def at_levels(logs: Floats, levels: Sequence[float], wanted: Floats) -> Floats:

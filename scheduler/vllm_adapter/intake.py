@@ -73,7 +73,7 @@ class Intake:
             prompt_tokens=int(request.num_prompt_tokens),
             max_tokens=int(request.max_tokens),
             quantiles=clip_to_max_tokens(quantiles, request.max_tokens),
-            predicted=clip_to_max_tokens(predicted, request.max_tokens),
+            predicted=predicted,
             length_source=source,
             predictor=version,
             tenant=_text(extra.get("tenant")),

@@ -102,7 +102,8 @@ class OutcomeRecorder:
         if outcome.ttft_s is not None:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
         if outcome.output_tokens > 0:
-            ratio = float(tracked.predicted[self._median]) / outcome.output_tokens
+            expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
+            ratio = expected / outcome.output_tokens
             metrics.length_ratio.labels(tracked.length_source).observe(ratio)
         slo = tracked.slo
         for objective, limit, measured in (

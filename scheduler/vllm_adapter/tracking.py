@@ -36,8 +36,8 @@ _Number = TypeVar("_Number", bound=np.generic)
 class Tracked:
     """One request as the scheduler sees it; times in seconds on the monotonic clock.
 
-    ``quantiles`` are what is planned with, ``predicted`` what the predictor said before the
-    correction learned from finished requests.
+    ``quantiles`` are what is planned with; ``predicted`` is what the predictor said, before the
+    correction learned from finished requests and the cut at ``max_tokens``.
     """
 
     request_id: str
