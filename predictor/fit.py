@@ -88,8 +88,6 @@ def fit_predictor(
         held_out = HeldOut.of(calibration, features.transform(calibration))
         levels = calibrated(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
-    if embedding is not None:
-        card["embedding"] = embedding
     reading = None
     if reader is not None:
         reading = weigh(reader, model, held_out, share=READERS[estimator])
@@ -182,6 +180,7 @@ def make_card(
     return {
         "levels": list(DEFAULT_LEVELS),
         "feature_contract": features.contract,
+        "embedding": features.embedding_.encoder if features.embedding_ is not None else None,
         "name": name,
         "estimator": {"name": booster, "params": model.get_params()},
         "tokenizer": table.attrs.get("tokenizer"),

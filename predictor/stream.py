@@ -79,18 +79,31 @@ def fit_stream(
 
 
 class RowFile(lgb.Sequence):
-    """Float32 rows in a file, handed to LightGBM piece by piece."""
+    """Float32 rows in a file, handed to LightGBM piece by piece; none stays in memory."""
 
     batch_size = _LIST_ROWS
 
     def __init__(self, path: Path, rows: int) -> None:
-        self._rows = np.memmap(path, np.float32, "r").reshape(rows, -1)
+        self._path = path
+        self._count = rows
+        self._columns = path.stat().st_size // (4 * rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.asarray(self._rows[index], np.float64)
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self._count)
+            return self._read(start, stop - start)[::step]
+        if isinstance(index, list):
+            return np.concatenate([self._read(row, 1) for row in index])
+        return self._read(int(index), 1)[0]
+
+    def _read(self, start: int, rows: int) -> np.ndarray:
+        count = rows * self._columns
+        offset = 4 * start * self._columns
+        piece = np.fromfile(self._path, np.float32, count, offset=offset)
+        return piece.reshape(rows, self._columns).astype(np.float64)
 
 
 class _Sample:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from data.errors import InputError
-from training import cli_bench, cli_data, cli_model, cli_serve
+from training import cli_bench, cli_data, cli_model, cli_promote, cli_serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 
@@ -70,7 +70,7 @@ def main(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-for module in (cli_data, cli_model, cli_bench, cli_serve):
+for module in (cli_data, cli_model, cli_promote, cli_bench, cli_serve):
     module.register(app)
 
 

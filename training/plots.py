@@ -108,6 +108,28 @@ def importances(shares: Mapping[str, float], *, most: int = 15, note: str = "") 
     return figure
 
 
+def promotion(
+    attained: Mapping[str, float],
+    difference: float,
+    interval: Sequence[float],
+    *,
+    note: str = "",
+) -> Figure:
+    """SLO attainment of champion and challenger, and the paired difference with its interval."""
+    figure, axes = _figure("SLO attainment, replayed", note, 6.4, 4.0)
+    bars = axes.bar(list(attained), [100 * v for v in attained.values()], 0.5, color=[GREY, BLUE])
+    axes.bar_label(bars, fmt="%.1f %%", fontsize=9, color=DARK, padding=2)
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("requests that met their SLO, %")
+    low, high = interval
+    axes.set_xlabel(
+        f"paired difference {100 * difference:+.1f} points (95 %: {100 * low:+.1f} to "
+        f"{100 * high:+.1f})"
+    )
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
 def interval_width(
     low: Floats, high: Floats, classes: Sequence[str], *, level: str, note: str = ""
 ) -> Figure:

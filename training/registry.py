@@ -202,7 +202,7 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
         }
     )
     packages = list(_PYFUNC_REQUIREMENTS)
-    if "reader" in card or "embedding" in card:
+    if "reader" in card or card.get("embedding"):
         packages += ["torch", "transformers"]
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     # MLflow loads what it saved and puts the copied packages first on sys.path: import ours before

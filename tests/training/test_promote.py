@@ -1,0 +1,168 @@
+"""Champion against challenger on replayed traffic, and what MLflow keeps of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from data.errors import InputError
+from data.request_log import RequestLogWriter
+from data.splits import split_table
+from data.synthetic import synthetic_table
+from predictor.fit import fit_predictor
+from predictor.model import LengthPredictor
+from scheduler.profile import load_profile
+from training.cli import app
+from training.promote import Side, _objections, compare, logged_traffic
+from training.registry import connect, register, resolve_predictor
+
+SLOS = {"chat": {"slo_ttft_ms": 1500.0}, "code": {"slo_e2e_ms": 20_000.0}}
+
+
+@pytest.fixture(scope="module")
+def bad_dir(tmp_path_factory):
+    """A predictor that learned the lengths of other prompts: calibrated, and blind."""
+    parts = split_table(synthetic_table(rows=600))
+    for part in parts.values():
+        rng = np.random.default_rng(0)
+        part["output_tokens"] = rng.permutation(part["output_tokens"].to_numpy())
+    directory = tmp_path_factory.mktemp("blind") / "native"
+    fit_predictor(parts["train"], parts["calibration"], n_estimators=10).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def log(predictor_dir, tmp_path_factory):
+    """700 requests in 20 s, far more than the engine of the profile carries."""
+    predictor = LengthPredictor.load(predictor_dir)
+    table = synthetic_table(rows=700, seed=9)
+    classes = ["chat" if i % 2 else "code" for i in range(len(table))]
+    features = predictor.features(table["prompt"].tolist(), classes)
+    folder = tmp_path_factory.mktemp("traffic")
+    for name, with_text in (("text", True), ("features", False)):
+        writer = RequestLogWriter(folder / name)
+        for i, row in enumerate(table.itertuples()):
+            writer.write(
+                {
+                    "request_id": f"r{i}",
+                    "status": "finished",
+                    "arrival_unix_s": 1e9 + 20.0 * i / len(table),
+                    "slo_class": classes[i],
+                    **SLOS[classes[i]],
+                    "prompt_tokens": int(row.prompt_tokens),
+                    "output_tokens": int(row.output_tokens),
+                    "prompt": row.prompt if with_text else None,
+                    "features": features[i].tolist(),
+                    "feature_contract": predictor.feature_contract,
+                }
+            )
+        writer.close()
+    return folder
+
+
+@pytest.fixture
+def versions(workspace, predictor_dir, bad_dir):
+    """Version 1, champion, is blind; version 2, challenger, reads the prompt."""
+    register(bad_dir, workspace=workspace)
+    register(predictor_dir, workspace=workspace)
+    return workspace
+
+
+def run(*args):
+    return CliRunner().invoke(app, ["promote", *map(str, args)])
+
+
+def alias(workspace, name):
+    with connect(workspace, writing=False) as mlflow:
+        return mlflow.MlflowClient().get_model_version_by_alias("output-length", name)
+
+
+def test_a_better_challenger_is_promoted_with_evidence_and_can_be_taken_back(versions, log):
+    done = run("--from-log", log / "text", "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["promoted"] is True
+    assert document["challenger"]["attainment"] > document["champion"]["attainment"]
+    assert document["requests"] == 700
+    now = alias(versions, "champion")
+    assert now.version == 2
+    assert now.tags["promotion"].startswith("promoted: no worse")
+    assert alias(versions, "previous").version == 1
+    with connect(versions, writing=False) as mlflow:
+        client = mlflow.MlflowClient()
+        files = {f.path for f in client.list_artifacts(now.tags["promotion_run"])}
+        assert {"decision.json", "comparison.json", "plots"} <= files
+        metrics = client.get_run(now.tags["promotion_run"]).data.metrics
+        assert metrics["challenger/attainment"] == document["challenger"]["attainment"]
+    back = run("--rollback")
+    assert "champion is version 1 again" in back.stdout
+    assert alias(versions, "champion").version == 1
+    assert alias(versions, "champion").aliases == ["champion"]
+
+
+def test_a_worse_challenger_is_refused_unless_forced(workspace, predictor_dir, bad_dir, log):
+    register(predictor_dir, workspace=workspace)
+    register(bad_dir, workspace=workspace)
+    dry = run("--from-log", log / "text", "--dry-run")
+    assert dry.exit_code == 1
+    assert "would refuse" in dry.stdout
+    refused = run("--from-log", log / "text")
+    assert refused.exit_code == 1
+    assert "worse beyond noise" in refused.stdout
+    assert alias(workspace, "champion").version == 1
+    assert alias(workspace, "challenger").tags["promotion"].startswith("refused: its SLO")
+    forced = run("--from-log", log / "text", "--force")
+    assert forced.exit_code == 0
+    assert alias(workspace, "champion").version == 2
+    assert alias(workspace, "champion").tags["promotion"].startswith("promoted by force")
+
+
+def test_logged_features_will_do_for_versions_that_read_them(versions, predictor_dir, log):
+    traffic = logged_traffic(log / "features", 500)
+    assert len(traffic.requests) == 500
+    same = resolve_predictor(predictor_dir, workspace=versions)
+    decision = compare(same, same, [traffic], load_profile("tiny-cpu"))
+    assert decision.difference == 0.0
+    assert decision.promote
+    blind = resolve_predictor("models:/output-length/1", workspace=versions)
+    with pytest.raises(InputError, match="holds no text"):
+        compare(blind, same, [traffic], load_profile("tiny-cpu"))
+
+
+def test_intervals_that_do_not_hold_speak_against_it_unless_the_champions_are_worse():
+    fine, loose = Side("a", 0.9, 0.81, 50.0), Side("b", 0.9, 0.97, 50.0)
+    assert _objections(fine, loose, 0.1) == [
+        "its 80 % intervals hold 97% of the answers, outside 70% to 90%"
+    ]
+    assert _objections(loose, fine, 0.1) == []
+    assert _objections(Side("a", 0.9, 0.5, 1.0), Side("b", 0.9, 0.6, 1.0), 0.1) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--load", "0"], "load must be above 0"),
+        (["--from-log", "nowhere"], "no such file"),
+        (["--challenger", "models:/output-length/1"], "same predictor"),
+        (["--challenger", "models:/output-length/9"], "output-length"),
+    ],
+)
+def test_bad_input_is_one_line(versions, args, says):
+    done = run(*args)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_without_a_promotion_there_is_nothing_to_roll_back(versions):
+    done = run("--rollback")
+    assert done.exit_code == 2
+    assert "nothing to roll back" in done.stderr
+
+
+def test_the_arena_serves_where_there_is_no_log(versions):
+    done = run("--workload", "paper", "--source", "synthetic", "--requests", 200, "--seeds", 1)
+    assert done.exit_code in (0, 1)
+    assert "at load 1.4, 200 requests (modeled, no engine ran)" in done.stdout
