@@ -33,6 +33,7 @@ from training.machine import describe_machine, utc_now
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48
 SATURATED_REQUESTS_PER_SLOT = 6
+IN_FLIGHT_PER_SLOT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def calibrate_server(
         on_stage("saturated throughput")
         requests = source.sample(capacity.max_num_seqs * SATURATED_REQUESTS_PER_SLOT)
         requests = requests[: len(requests) // 2] if short else requests
-        measured_rps = asyncio.run(saturate(servers, url, requests))
+        in_flight = IN_FLIGHT_PER_SLOT * capacity.max_num_seqs
+        measured_rps = asyncio.run(saturate(servers, url, requests, in_flight))
     finally:
         asyncio.run(post_configure(url, {"step_log": ""}))
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
@@ -126,11 +128,16 @@ async def drive_level(servers: BenchServers, url: str, level: int, *, rounds: in
         check(await drive_closed(url, [c.body for c in calls], concurrency=level))
 
 
-async def saturate(servers: BenchServers, url: str, requests: Sequence[WorkloadRequest]) -> float:
-    """Requests/s finished while more wait than fit, all sent at once."""
+async def saturate(
+    servers: BenchServers, url: str, requests: Sequence[WorkloadRequest], in_flight: int
+) -> float:
+    """Requests/s finished while more wait than fit.
+
+    Each answer that ends brings the next request, as taking requests in costs the server too.
+    """
     await wait_idle(url)
     calls = servers.calls(requests, salt=f"saturate-{time.time_ns()}")
-    replies = await drive_closed(url, [c.body for c in calls], concurrency=len(calls))
+    replies = await drive_closed(url, [c.body for c in calls], concurrency=in_flight)
     check(replies)
     mean_tokens = float(np.mean([r.output_tokens for r in requests]))
     first, last, tokens = (

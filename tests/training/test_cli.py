@@ -81,6 +81,7 @@ def test_train_register_predict_compare(run, workspace, tmp_path):
     plots = {path.name for path in workspace.artifacts.rglob("plots/*.png")}
     assert plots == {
         "predicted_against_true.png", "calibration.png", "error_by_class.png", "interval_width.png",
+        "importances.png",
     }  # fmt: skip
 
     done = run("predict", "--model", "models:/output-length@champion",
