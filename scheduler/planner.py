@@ -109,7 +109,6 @@ class AnnealingPolicy:
         jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
         if (calm := self._calm(problem, jobs, compared)) is not None:
             order, cost = calm
-            order = self._hastened(problem, jobs, order, claimed_s)
             order, _ = bounded(problem, jobs, order)
             self._remember(problem, order)
             return Plan(order, cost, cost, 1, time.perf_counter() - began)
