@@ -22,10 +22,12 @@ def run(workspace, monkeypatch):
     """Run a command in a fresh workspace; returns Click's result."""
 
     from predictor import fit
+    from training import decision_value as worth
 
     # fewer trees and dots than usual: what is tested here is what surrounds them
     monkeypatch.setattr("training.plots.DPI", 30)
     monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
+    monkeypatch.setattr(worth, "decision_value", partial(worth.decision_value, requests=200))
 
     def invoke(*args, **kwargs):
         return CliRunner().invoke(app, [str(arg) for arg in args], **kwargs)
