@@ -1,6 +1,6 @@
 """The server's request log: one JSON line per request that ended, which is training data later."""
 
-from data.request_log_reader import log_batches, log_to_table, read_request_log
+from data.request_log_reader import answered, log_batches, log_to_table, read_request_log
 from data.request_log_rows import FILE_PATTERN, ROW_KEYS, STATUSES
 from data.request_log_writer import RequestLogWriter
 
@@ -9,6 +9,7 @@ __all__ = [
     "ROW_KEYS",
     "STATUSES",
     "RequestLogWriter",
+    "answered",
     "log_batches",
     "log_to_table",
     "read_request_log",

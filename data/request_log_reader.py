@@ -48,7 +48,7 @@ def log_batches(folder: str | Path, rows: int = 20_000) -> Iterator[PromptTable]
     complete = (row for file in _files(path) for row in _rows_of(file) if row is not None)
     while batch := list(islice(complete, rows)):
         frame = _frame(batch)
-        if _answered(frame).any():
+        if answered(frame).any():
             yield log_to_table(frame, source_label=path.name)
 
 
@@ -61,7 +61,7 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
     `predictor` that computed them.
     Counts are the server's own (`attrs["tokenizer"] == "server"`). InputError if nothing is left.
     """
-    kept = frame[_answered(frame)]
+    kept = frame[answered(frame)]
     if kept.empty:
         raise InputError(f"none of the log's {len(frame)} rows is a finished request with tokens")
     texts = [text if isinstance(text, str) and text else None for text in kept["prompt"]]
@@ -94,7 +94,8 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
     return table
 
 
-def _answered(frame: pd.DataFrame) -> pd.Series[bool]:
+def answered(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are finished requests with tokens, cut answers included: a mask, (n,)."""
     with_tokens = (frame[["output_tokens", "prompt_tokens"]].fillna(0).astype(int) >= 1).all(axis=1)
     return frame["status"].isin(("finished", "length")) & with_tokens
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from predictor.model import LengthPredictor, Reading
 
 FORMAT_VERSION = 1
+# names of boosters with a reader beside them, and the reader's share; None: fitted
+READERS: dict[str, float | None] = {"bert": 1.0, "stack": None}
 _EMBEDDING = ("weights", "mean", "class_offsets")
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
 
@@ -50,7 +52,7 @@ def estimator_class(name: str) -> type[LengthRegressor]:
         **BASELINES,
     }
     if name not in known:
-        names = ", ".join(sorted([*known, "bert", "stack"]))
+        names = ", ".join(sorted([*known, *READERS]))
         raise InputError(f"unknown estimator {name!r}; known: {names}")
     return known[name]
 

@@ -9,10 +9,20 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
+
+
+class TextTransformer(TransformerMixin, BaseEstimator):
+    """Texts to numeric columns: what scikit-learn is told of every such transformer."""
+
+    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
 
 
 class LengthRegressor(RegressorMixin, BaseEstimator):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from scipy.special import logit
 from torch import nn
@@ -27,6 +28,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -145,6 +147,17 @@ def tokenize(
     return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
 
 
+def _batches(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, size: int
+) -> Iterator[tuple[NDArray[np.intp], BatchEncoding]]:
+    """Row numbers and padded ids, texts of about the same length together."""
+    ids = tokenize(tokenizer, texts, max_length)["input_ids"]
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt")
+
+
 class FrozenEncoder:
     """A pretrained encoder as it is: mean token states of texts."""
 
@@ -157,15 +170,9 @@ class FrozenEncoder:
 
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Floats:
         """Embeddings, (n, h), in batches of texts of about the same length."""
-        ids = tokenize(self.tokenizer, texts, self.max_length)["input_ids"]
         out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
-        order = np.argsort([len(row) for row in ids], kind="stable")
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = self.tokenizer.pad(
-                    {"input_ids": [ids[i] for i in rows]}, return_tensors="pt"
-                )
+            for rows, batch in _batches(self.tokenizer, texts, self.max_length, batch_size):
                 states = self.model(**batch).last_hidden_state
                 out[rows] = mean_state(states, batch["attention_mask"])
         return out
@@ -206,16 +213,11 @@ class BertReader:
     def native(self, prompts: Sequence[str], batch_size: int = 32) -> Floats:
         """Log-tokens on the head's own levels, (n, q)."""
         config = self.model.config
-        ids = tokenize(self.tokenizer, prompts, config.max_length)["input_ids"]
         out = np.zeros((len(prompts), len(config.levels)))
-        order = np.argsort([len(row) for row in ids], kind="stable")
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = self.tokenizer.pad(
-                    {"input_ids": [ids[i] for i in rows]}, return_tensors="pt"
-                ).to(self.model.device)
-                out[rows] = self._serving(**batch)["logits"].float().cpu()
+            for rows, batch in _batches(self.tokenizer, prompts, config.max_length, batch_size):
+                logits = self._serving(**batch.to(self.model.device))["logits"]
+                out[rows] = logits.float().cpu()
         return out
 
     def save(self, directory: Path) -> None:

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
+from predictor.base import TextTransformer
 from predictor.distribution import Floats
 from predictor.ridges import ClassRidges, own_columns
 
 
-class SentenceEmbedding(TransformerMixin, BaseEstimator):
+class SentenceEmbedding(TextTransformer):
     """Prompt texts to `components` columns and, when fitted with lengths, two ridge columns.
 
     Parameters
@@ -46,12 +46,6 @@ class SentenceEmbedding(TransformerMixin, BaseEstimator):
         self.min_class_rows = min_class_rows
         self.folds = folds
         self.random_state = random_state
-
-    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        return tags
 
     def fit(
         self,

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from predictor.base import TextTransformer
 from predictor.distribution import Floats
 from predictor.embedding import SentenceEmbedding
 from predictor.scan import encode, scan
@@ -24,7 +25,7 @@ REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
 
 
-class PromptFeatures(TransformerMixin, BaseEstimator):
+class PromptFeatures(TextTransformer):
     """Prompts to a float32 matrix: counted structure, text columns, class and prompt length.
 
     `X` is a sequence of texts or a frame with the column `prompt` and, where known, `slo_class`
@@ -50,12 +51,6 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         self.text = text
         self.blocks = blocks
         self.embedding = embedding
-
-    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        return tags
 
     def fit(
         self,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from data.errors import InputError
-from predictor.artifact import estimator_class
+from predictor.artifact import READERS, estimator_class
 from predictor.base import LengthRegressor
 from predictor.conformal import CalibratedLevels
 from predictor.distribution import DEFAULT_LEVELS, Floats
@@ -25,7 +25,6 @@ from predictor.text import HashedText
 
 Progress = Callable[[str, float], None]  # what is being done, share done
 DEFAULT_BOOSTER = "lightgbm"
-READERS: dict[str, float | None] = {"bert": 1.0, "stack": None}  # the reader's share; None: fitted
 _READER_PACKAGES = ("torch", "transformers", "accelerate")
 _NAMED_COLUMNS = 25
 _MIN_ROWS = 20

@@ -19,9 +19,8 @@ import pandas as pd
 from data.errors import InputError
 from data.splits import split_table
 from data.table import texts_sha256
-from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
-from predictor.distribution import DEFAULT_LEVELS
 from predictor.fit import censored_rows, check_contract, logged_features, make_card
+from predictor.held_out import HeldOut, calibrated
 from predictor.lgbm import LGBMLengthRegressor
 from predictor.model import LengthPredictor
 
@@ -67,12 +66,7 @@ def fit_stream(
         train = _joined(parts)
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
-    log_y = np.log(np.maximum(rows["output_tokens"].to_numpy(np.float64), 1.0))
-    levels = CalibratedLevels.fit(
-        scores_of(model.predict_log_quantiles(logged_features(rows), SCORE_GRID), log_y),
-        rows["slo_class"].tolist(),
-        DEFAULT_LEVELS,
-    )
+    levels = calibrated(model, HeldOut.of(rows, logged_features(rows)), params)
     name = "lightgbm_student"
     card = make_card(train, name, name, model, base.prompt_features)
     return LengthPredictor(base.prompt_features, model, levels, card), held_out

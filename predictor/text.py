@@ -12,10 +12,10 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import TruncatedSVD
 from sklearn.utils.validation import check_is_fitted
 
+from predictor.base import TextTransformer
 from predictor.distribution import Floats
 from predictor.ngrams import count_ngrams
 from predictor.ridges import ClassRidges, own_columns
@@ -49,7 +49,7 @@ def project(
         out /= np.sqrt(norm)
 
 
-class HashedText(TransformerMixin, BaseEstimator):
+class HashedText(TextTransformer):
     """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
 
     One ridge sees every row, the other is that of the row's class (`predictor.ridges`).
@@ -93,12 +93,6 @@ class HashedText(TransformerMixin, BaseEstimator):
         self.min_class_rows = min_class_rows
         self.folds = folds
         self.random_state = random_state
-
-    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
-        tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
-        return tags
 
     def fit(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 
 from scheduler import kernels as k
 from scheduler.compiled import njit
-from scheduler.lengths import fresh_mean, remaining_mean, strata_places
+from scheduler.lengths import cdf_at, fresh_mean, remaining_mean, strata_places
 from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
 
 # What _fill answers when it cannot go on.
@@ -127,6 +127,34 @@ def _fill(
 
 
 @njit
+def _shorten(
+    levels: FloatArray,
+    quantiles: FloatArray,
+    generated: FloatArray,
+    table: FloatArray,
+    mean: FloatArray,
+    now: float,
+    token_s: float,
+) -> None:
+    """Slot steps of requests that give up their slot at their deadline: E[min(left, till then)].
+
+    A deadline that has passed shortens nothing: who takes such a slot back is another question.
+    """
+    last = len(levels) - 1
+    for i in range(len(table)):
+        budget = (table[i, k.E2E_BY] - now) / token_s - table[i, k.CHUNKS] + 1.0
+        end = generated[i] + budget
+        if budget < 1.0 or end >= quantiles[i, last]:
+            continue
+        alive = 1.0 - cdf_at(levels, quantiles[i], generated[i]) if generated[i] > 0.0 else 1.0
+        if alive <= 1e-6:
+            continue
+        beyond = (1.0 - cdf_at(levels, quantiles[i], end)) / alive
+        expected = mean[i] - beyond * remaining_mean(levels, quantiles[i], end)
+        table[i, k.SLOT_STEPS] = table[i, k.CHUNKS] - 1.0 + max(1.0, np.ceil(expected))
+
+
+@njit
 def _prospects(
     table: FloatArray,
     engine: FloatArray,
@@ -190,13 +218,14 @@ def _table(
     return table, mean, due
 
 
-def prepare(problem: Problem, caution: float = 0.5) -> Jobs:
+def prepare(problem: Problem, caution: float = 0.5, yielding: bool = False) -> Jobs:
     """Tables and figures of a problem; ``caution`` in [0, 1] is the length level to be safe at.
 
+    With ``yielding`` a request holds its slot no longer than until its deadline (``preemption``).
     Raises ValueError on quantiles or times that are not numbers.
     """
     waiting, mean, due = _table(problem, problem.waiting, True)
-    running, _, _ = _table(problem, problem.running, False)
+    running, running_mean, _ = _table(problem, problem.running, False)
     engine = engine_numbers(problem)
     n = len(waiting)
     mean_left = float(mean.sum() / n) if n else 1.0
@@ -211,6 +240,15 @@ def prepare(problem: Problem, caution: float = 0.5) -> Jobs:
     prefill_s = problem.step_time.prefill_step_s + problem.step_time.prefill_token_s * mean_prompt
     stall_s = prefill_s * batch / mean_left
     token_s = step_s + stall_s
+    if yielding:
+        for rows, table, left in (
+            (problem.waiting, waiting, mean),
+            (problem.running, running, running_mean),
+        ):
+            _shorten(
+                problem.levels, rows.quantiles, rows.generated_tokens,
+                table, left, problem.now_s, token_s,
+            )  # fmt: skip
     latest = np.empty(n)
     chance, can_meet = np.empty(n), np.empty(n, dtype=np.bool_)
     _prospects(waiting, engine, mean, token_s, step_s, caution, latest, chance, can_meet)

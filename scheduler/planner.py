@@ -26,6 +26,7 @@ from scheduler.jobs import Jobs, prepare
 from scheduler.kernels import DILATION
 from scheduler.objective import Evaluator, Objective
 from scheduler.outlook import Outlook
+from scheduler.preemption import victims
 from scheduler.problem import FloatArray, IntArray, Plan, Problem
 from scheduler.selection import worth_order
 from scheduler.starvation import bounded
@@ -48,6 +49,7 @@ class Settings:
     spread: float = 1.0
     latency: float = 0.1
     starts: tuple[str, ...] = ("selection", "previous")
+    forlorn: float = 0.0  # chance up to which a running request may lose its slot; < 0: never
     paper_g: bool = False
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class AnnealingPolicy:
         n = len(problem.waiting)
         if n == 0:
             return Plan(np.empty(0, dtype=np.int64))
-        jobs = prepare(problem, self.settings.caution)
+        jobs = prepare(problem, self.settings.caution, yielding=self.settings.forlorn >= 0)
         self.outlook.observe(problem, jobs)
         if n == 1:
             return Plan(np.zeros(1, dtype=np.int64), elapsed_s=time.perf_counter() - began)
@@ -133,6 +135,7 @@ class AnnealingPolicy:
             proposed = np.concatenate([found.order, start[window:]])
             if (proposed_cost := evaluator.cost(proposed[:compared])) <= start_cost:
                 order, cost = proposed, proposed_cost
+        preempt = self._victims(problem, jobs, order[:compared], price)
         self._remember(problem, order)
         elapsed_s = time.perf_counter() - began
         late = self.iterations is None and found.evaluations == 1 and overdue < window - 1
@@ -143,6 +146,7 @@ class AnnealingPolicy:
             found.evaluations + len(starts),
             elapsed_s,
             f"no time to search {n} requests in {self.budget_s * 1e3:g} ms" if late else None,
+            preempt,
         )
 
     def warm_up(self) -> None:
@@ -197,6 +201,17 @@ class AnnealingPolicy:
         work_s = jobs.slot_s / problem.capacity.max_num_seqs
         moved = hasten(head, work_s, jobs.latest_s, claimed_s, problem.now_s, self.settings.haste)
         return np.concatenate([moved, order[len(head) :]])
+
+    def _victims(self, problem: Problem, jobs: Jobs, head: IntArray, price: float) -> IntArray:
+        """Running requests whose slots the head of the order uses better."""
+        if self.settings.forlorn < 0:
+            return np.empty(0, dtype=np.int64)
+        objective = self._objective(price)
+
+        def cost(jobs: Jobs, order: IntArray) -> float:
+            return Evaluator(jobs, objective, len(order)).cost(order)
+
+        return victims(problem, jobs, head, cost, price, self.settings.forlorn)
 
     def _objective(self, price: float) -> Objective:
         s = self.settings

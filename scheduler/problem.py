@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,13 @@ class RequestArrays:
 
     ``prefill_left_tokens`` counts the prompt tokens not yet computed, ``generated_tokens`` the
     answer so far, ``first_token_s`` is NaN before the first token. An absent objective is inf.
-    ``quantiles`` are those of the whole answer's length at ``Problem.levels``, non-decreasing.
+    ``queued_s`` is when the row last joined the queue: later than ``arrival_s`` for one that has
+    given up its slot. ``quantiles`` are those of the whole answer's length at
+    ``Problem.levels``, non-decreasing.
     """
 
     arrival_s: FloatArray
+    queued_s: FloatArray
     prompt_tokens: FloatArray
     prefill_left_tokens: FloatArray
     generated_tokens: FloatArray
@@ -56,10 +59,10 @@ class RequestArrays:
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
-        for field in fields(self):
-            array = getattr(self, field.name)
+        for column in fields(self):
+            array = getattr(self, column.name)
             if len(array) != n:
-                raise ValueError(f"{field.name} must have {n} rows, got {len(array)}")
+                raise ValueError(f"{column.name} must have {n} rows, got {len(array)}")
         if self.quantiles.ndim != 2:
             raise ValueError(f"quantiles must be (n, q), got {self.quantiles.ndim} dimension(s)")
 
@@ -77,7 +80,7 @@ class RequestArrays:
             "e2e_s": np.inf,
             "weight": 1.0,
         }
-        if unknown := set(columns) - set(neutral) - {"class_id", "prefill_left_tokens"}:
+        if unknown := set(columns) - set(neutral) - {"class_id", "prefill_left_tokens", "queued_s"}:
             raise ValueError(f"unknown columns {sorted(unknown)}")
         table = {
             name: np.full(n, default)
@@ -87,8 +90,10 @@ class RequestArrays:
         }
         left = columns.get("prefill_left_tokens")
         class_id = columns.get("class_id")
+        queued_s = arrival_s if columns.get("queued_s") is None else columns["queued_s"]
         return cls(
             arrival_s=np.broadcast_to(np.asarray(arrival_s, dtype=np.float64), (n,)).copy(),
+            queued_s=np.broadcast_to(np.asarray(queued_s, dtype=np.float64), (n,)).copy(),
             prefill_left_tokens=table["prompt_tokens"].copy()
             if left is None
             else np.broadcast_to(np.asarray(left, dtype=np.float64), (n,)).copy(),
@@ -135,10 +140,16 @@ class Problem:
                 raise ValueError(f"{name}.quantiles must have {q} columns, got {got}")
 
 
+def _nobody() -> IntArray:
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """An admission order: a permutation ``(n,)`` of the waiting rows, first = next to admit.
 
+    ``preempt`` names running rows that give up their slots for the head of the order and queue
+    again; ``max_running`` is how many may run until the next plan, None for as many as fit.
     ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
     ``degraded`` says why the answer is simpler than asked, or None.
     """
@@ -149,3 +160,5 @@ class Plan:
     evaluations: int = 0
     elapsed_s: float = 0.0
     degraded: str | None = None
+    preempt: IntArray = field(default_factory=_nobody)
+    max_running: int | None = None

@@ -23,8 +23,8 @@ _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later
 
 def bounded(problem: Problem, jobs: Jobs, order: IntArray) -> tuple[IntArray, int]:
     """A plan's order with the overdue first, and how many they are."""
-    arrival_s = problem.waiting.arrival_s
-    return overdue_first(order, arrival_s, problem.now_s, problem.max_wait_s, jobs.release_gap_s)
+    queued_s = problem.waiting.queued_s
+    return overdue_first(order, queued_s, problem.now_s, problem.max_wait_s, jobs.release_gap_s)
 
 
 def overdue_first(

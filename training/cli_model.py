@@ -70,8 +70,12 @@ def train(
     if len(given) > 1:
         raise InputError(f"give one of --pack, --input, --from-log; got {len(given)}")
     reader = {k: v for k, v in {"encoder": encoder, "epochs": epochs}.items() if v is not None}
-    if reader and estimator not in ("bert", "stack"):
-        raise InputError(f"--{next(iter(reader))} goes with bert or stack, not with {estimator}")
+    if reader:
+        from predictor.artifact import READERS
+
+        if estimator not in READERS:
+            names = " or ".join(READERS)
+            raise InputError(f"--{next(iter(reader))} goes with {names}, not with {estimator}")
     if stream and from_log is None:
         raise InputError("--stream reads a request log: give --from-log DIR")
     from training.pipeline import TrainConfig, print_result

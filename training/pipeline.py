@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,8 @@ def _fit_streamed(
     """The log's features piece by piece; its first piece says which predictor computed them."""
     from predictor.stream import fit_stream
 
-    first = next(log_batches(source), None)
+    batches = log_batches(source)
+    first = next(batches, None)
     if first is None:
         raise InputError(f"{source} holds no finished request")
     _, base = what_to_learn_from(first.assign(prompt=None), source, workspace)
@@ -180,15 +182,14 @@ def _fit_streamed(
 
     def counted() -> Iterator[PromptTable]:
         nonlocal read
-        for batch in log_batches(source):
+        for batch in chain([first], batches):
             read += len(batch)
             steps.step(f"read {read:,} rows")
             same = (batch["feature_contract"] == base.feature_contract).to_numpy()
             if same.any():
                 yield take_rows(batch, same).assign(prompt=None)
 
-    predictor, held_out = fit_stream(base, counted(), seed=config.seed)
-    return predictor, held_out
+    return fit_stream(base, counted(), seed=config.seed)
 
 
 def what_to_learn_from(

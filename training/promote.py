@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import InputError
-from data.request_log import read_request_log
+from data.request_log import answered, read_request_log
 from data.slo import DEFAULT_CLASS, Slo
 from data.workload import WorkloadRequest
 from predictor.distribution import LengthDistribution
@@ -126,16 +126,17 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
     Text where every request has it, else the features of the contract most of them have.
     """
     frame = read_request_log(folder)
-    frame = frame[frame["status"].isin(("finished", "length"))]
-    frame = frame[(frame["output_tokens"].fillna(0) >= 1) & (frame["prompt_tokens"].fillna(0) >= 1)]
+    frame = frame[answered(frame)]
     frame = frame.sort_values("arrival_unix_s").tail(most)
+    from predictor.fit import logged_features
+
     features = contract = None
     if len(frame) and frame["prompt"].isna().any():
         if frame["feature_contract"].isna().all():
             raise InputError(f"{folder} holds neither prompt text nor features")
         contract = str(frame["feature_contract"].mode()[0])
         frame = frame[frame["feature_contract"] == contract]
-        features = np.stack([np.asarray(row, np.float32) for row in frame["features"]])
+        features = logged_features(frame)
     if len(frame) < LEAST_REQUESTS:
         raise InputError(
             f"{folder} has {len(frame)} finished requests to replay, at least {LEAST_REQUESTS} "

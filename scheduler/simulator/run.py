@@ -66,6 +66,7 @@ class SimResult:
     plan_s: list[float]
     queue_len: list[tuple[float, int]]
     preemptions: int
+    yields: int
     steps: int
     prefilled_tokens: int
     kv_peak_tokens: int
@@ -94,10 +95,11 @@ class SimResult:
 
 
 def _rows(
-    workload: SimWorkload, index: IntArray, state: IntArray, times: FloatArray
+    workload: SimWorkload, index: IntArray, state: IntArray, times: FloatArray, queued_s: FloatArray
 ) -> RequestArrays:
     return RequestArrays(
         arrival_s=workload.arrival_s[index],
+        queued_s=queued_s[index],
         prompt_tokens=workload.prompt_tokens[index].astype(np.float64),
         prefill_left_tokens=state[index, e.LEFT].astype(np.float64),
         generated_tokens=state[index, e.GENERATED].astype(np.float64),
@@ -124,7 +126,7 @@ def simulate(
 
     "free" paces plans by the policy's nominal time and charges nothing; "measured" paces by
     the time each plan took and delays the engine by it. Until the next plan newcomers stand at
-    the back of the queue, preempted requests at its front.
+    the back of the queue, requests the engine preempted at its front.
     """
     n = len(workload)
     total = workload.prompt_tokens + workload.output_tokens
@@ -147,6 +149,9 @@ def simulate(
     gate, rate = ReplanGate(plan_share), ArrivalRate()
     plan_s: list[float] = []
     queue_len: list[tuple[float, int]] = []
+    queued_s = workload.arrival_s.copy()
+    yielded = np.zeros(n, dtype=np.bool_)  # queues because a plan took its slot
+    yields = 0
     running_count = queue_count = arrived = 0
     while arrived < n or running_count or queue_count:
         now_s = float(clock[e.NOW])
@@ -159,14 +164,15 @@ def simulate(
             arrived += 1
             gate.mark()
         if queue_count > 1 and gate.due(now_s):
-            index = queue[:queue_count].copy()
-            # a preempted request keeps its place at the front: it holds work already done
-            fixed = int((state[index, e.GENERATED] > 0).sum())
+            index = queue[:queue_count]
+            # whom the engine preempted goes before any plan: it holds work already done
+            recovers = (state[index, e.GENERATED] > 0) & ~yielded[index]
+            recovering, plannable = index[recovers], index[~recovers]
             problem = Problem(
                 now_s=now_s,
                 levels=workload.levels,
-                waiting=_rows(workload, index[fixed:], state, times),
-                running=_rows(workload, running[:running_count], state, times),
+                waiting=_rows(workload, plannable, state, times, queued_s),
+                running=_rows(workload, running[:running_count], state, times, queued_s),
                 capacity=capacity,
                 step_time=model,
                 max_wait_s=max_wait_s,
@@ -175,9 +181,18 @@ def simulate(
             began = time.perf_counter()
             plan = policy(problem)
             elapsed_s = time.perf_counter() - began
-            queue[fixed:queue_count] = index[fixed:][plan.order]
             plan_s.append(elapsed_s)
             queue_len.append((now_s, queue_count))
+            victims = running[plan.preempt]
+            kept = np.delete(running[:running_count], plan.preempt)
+            running_count, queue_count = len(kept), queue_count + len(victims)
+            running[:running_count] = kept
+            # their KV cache goes: what they have is computed again when they resume
+            state[victims, e.LEFT] = state[victims, e.PROMPT] + state[victims, e.GENERATED]
+            state[victims, e.COMPUTED] = 0
+            queued_s[victims], yielded[victims] = now_s, True
+            yields += len(victims)
+            queue[:queue_count] = np.concatenate([recovering, plannable[plan.order], victims])
             if plan_cost == "measured":
                 clock[e.NOW] += elapsed_s
                 gate.planned(now_s, elapsed_s)
@@ -197,6 +212,7 @@ def simulate(
             queue_count,
             clock,
         )
+        yielded[running[:running_count]] = False
         gate.mark()
     return SimResult(
         admitted_s=times[:, e.ADMITTED],
@@ -206,6 +222,7 @@ def simulate(
         plan_s=plan_s,
         queue_len=queue_len,
         preemptions=int(clock[e.PREEMPTIONS]),
+        yields=yields,
         steps=int(clock[e.STEPS]),
         prefilled_tokens=int(clock[e.PREFILLED]),
         kv_peak_tokens=int(clock[e.KV_PEAK]),

@@ -86,6 +86,7 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
             "running": len(scheduler.running),
             "by_class": by_class,
             "longest_wait_s": scheduler._longest_wait_s,
+            "yields": scheduler._yields,
             "max_wait_s": settings.max_wait_s,
         },
         "capacity": {

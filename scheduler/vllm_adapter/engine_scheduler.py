@@ -8,6 +8,7 @@ calls ``super()`` and adds one thing.
 | order of admission               | ``self.waiting``             | ``schedule`` peeks and pops it |
 | arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
 | when to plan                     | before ``schedule``          | the order is needed there      |
+| a slot taken back                | ``_preempt_request``         | vLLM's own way, before a step  |
 | work of a step, admissions       | after ``schedule``           | its output lists both          |
 | step duration, first tokens      | after ``update_from_output`` | a step's tokens exist there    |
 | finish, length cap, abort, error | ``_free_request``            | all ends pass it, aborts too   |
@@ -19,6 +20,7 @@ scheduling off.
 from __future__ import annotations
 
 import heapq
+import inspect
 import logging
 import time
 from collections.abc import Iterator
@@ -82,6 +84,12 @@ class LengthwiseScheduler(AsyncScheduler):
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
         self._by_age: list[tuple[float, str]] = []
+        self._deadlines: list[tuple[float, str]] = []
+        self._may_yield = self.connector is None and "drop_stale_output" in (
+            inspect.signature(self._preempt_request).parameters
+        )
+        self._slo_lost = False  # a running request lost its SLO since the last plan
+        self._yields = 0
         self._longest_wait_s = 0.0
         self._gauges_at_s = 0.0
         logger.info(
@@ -167,21 +175,58 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def _plan(self, now_s: float) -> None:
         free_slots = int(self.max_num_active_reqs) - len(self.running)
-        if free_slots <= 0:
+        self._slo_lost |= self._deadline_passed(now_s)
+        if free_slots <= 0 and not self._slo_lost:
             return
         if len(self.waiting) > 1 and self._planner.gate.due(now_s):
             ids = self._table.known(self.waiting.plannable_ids())
             if len(ids) > 1:
-                order = self._planner.order(
-                    ids, self._table.arrays(ids), self._running_arrays(), self._table.levels
+                self._slo_lost = False
+                running_ids = self._running_ids()
+                planned = self._planner.order(
+                    ids,
+                    self._table.arrays(ids),
+                    self._table.arrays(running_ids),
+                    self._table.levels,
                 )
-                if order is None:
+                if planned is None:
                     self.waiting.clear_order()
                 else:
+                    order, victims = planned
                     self.waiting.set_order(order)
+                    self._take_slots([running_ids[row] for row in victims], now_s)
+                    free_slots += len(victims)
         self._promote_overdue(now_s, free_slots)
 
-    def _running_arrays(self) -> Any:
+    def _deadline_passed(self, now_s: float) -> bool:
+        """Whether a running request has just lost its SLO: a full engine is planned only then."""
+        passed = False
+        while self._deadlines and self._deadlines[0][0] < now_s:
+            _, request_id = heapq.heappop(self._deadlines)
+            passed |= request_id in self._table and request_id not in self.waiting
+        return passed and self._may_yield
+
+    def _take_slots(self, request_ids: list[str], now_s: float) -> None:
+        """Preempt running requests for the plan's head; they queue again behind it.
+
+        What vLLM has in flight for them is dropped and sampled anew, so that nothing is answered
+        twice or out of order whenever they resume.
+        """
+        for request_id in request_ids:
+            request, tracked = self.requests.get(request_id), self._table.get(request_id)
+            if request is None or tracked is None or request.status != RequestStatus.RUNNING:
+                continue
+            self.running.remove(request)
+            self._preempt_request(request, now_s, drop_stale_output=True)
+            self.prev_step_scheduled_req_ids.discard(request_id)
+            self.waiting.demote(request_id)
+            self._table.note_yield(tracked, now_s, int(request.num_output_tokens))
+            heapq.heappush(self._by_age, (now_s, request_id))
+            self._yields += 1
+            self._metrics.yields.inc()
+
+    def _running_ids(self) -> list[str]:
+        """Ids of the tracked running requests, their progress noted."""
         ids = []
         for request in self.running:
             tracked = self._table.get(request.request_id)
@@ -192,23 +237,27 @@ class LengthwiseScheduler(AsyncScheduler):
             # A decoding request always has its newest token still to compute: not a prefill.
             self._table.note_progress(tracked, left if left > 1 else 0, generated)
             ids.append(request.request_id)
-        return self._table.arrays(ids)
+        return ids
 
     def _promote_overdue(self, now_s: float, most: int) -> None:
         """Whoever waited longer than ``max_wait_s`` goes first, oldest first, plan or no plan."""
         overdue: list[tuple[float, str]] = []
-        latest_arrival_s = now_s - self._settings.max_wait_s
-        while self._by_age and len(overdue) < most:
-            arrival_s, request_id = self._by_age[0]
-            if request_id not in self.waiting:
-                heapq.heappop(self._by_age)
-            elif arrival_s < latest_arrival_s:
-                overdue.append(heapq.heappop(self._by_age))
-            else:
-                break
+        latest_s = now_s - self._settings.max_wait_s
+        while len(overdue) < most and (oldest := self._oldest()) and oldest[0] < latest_s:
+            overdue.append(heapq.heappop(self._by_age))
         for entry in reversed(overdue):
             self.waiting.promote(entry[1])
             heapq.heappush(self._by_age, entry)
+
+    def _oldest(self) -> tuple[float, str] | None:
+        """Who has queued longest and since when; entries of those gone on the way are dropped."""
+        while self._by_age:
+            since_s, request_id = self._by_age[0]
+            tracked = self._table.get(request_id)
+            if tracked and request_id in self.waiting and since_s >= (tracked.queued_s or since_s):
+                return self._by_age[0]
+            heapq.heappop(self._by_age)
+        return None
 
     def _note_step(self, output: Any) -> None:
         now_s = time.monotonic()
@@ -220,6 +269,10 @@ class LengthwiseScheduler(AsyncScheduler):
                 self._metrics.wait.observe(wait_s)
                 self._longest_wait_s = max(self._longest_wait_s, wait_s)
                 self._without_token.add(new.req_id)
+                if tracked.slo.e2e_s is not None:
+                    deadline_s = tracked.arrival_s + tracked.slo.e2e_s
+                    heapq.heappush(self._deadlines, (deadline_s, new.req_id))
+        self.waiting.settle()
         total = int(output.total_num_scheduled_tokens)
         if total:
             self._timer.begin(self._features(output, total), now_s)
@@ -281,10 +334,8 @@ class LengthwiseScheduler(AsyncScheduler):
     def _update_gauges(self, now_s: float) -> None:
         self._gauges_at_s = now_s
         self._metrics.queued.set(len(self.waiting))
-        while self._by_age and self._by_age[0][1] not in self.waiting:
-            heapq.heappop(self._by_age)
-        oldest = now_s - self._by_age[0][0] if self._by_age else 0.0
-        self._metrics.oldest_wait.set(oldest)
+        oldest = self._oldest()
+        self._metrics.oldest_wait.set(now_s - oldest[0] if oldest else 0.0)
         for name, factor in self._intake.correction.learned().items():
             self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)
 

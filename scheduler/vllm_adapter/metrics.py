@@ -59,6 +59,9 @@ class EngineMetrics:
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )
+        self.yields = Counter(
+            "lengthwise_yields", "Running requests whose slot was given to another."
+        )
         self.queued = Gauge(
             "lengthwise_queue_length", "Requests waiting.", multiprocess_mode="livesum"
         )

@@ -84,8 +84,9 @@ class Planner:
 
     def order(
         self, ids: Sequence[str], waiting: RequestArrays, running: RequestArrays, levels: Any
-    ) -> list[str] | None:
-        """The planned order of ``ids`` (the rows of ``waiting``); None means order of arrival."""
+    ) -> tuple[list[str], list[int]] | None:
+        """The planned order of ``ids`` (the rows of ``waiting``), and the rows of ``running`` to
+        preempt for it; None means order of arrival."""
         began_s = self._clock()
         try:
             if self.fail_plans > 0:
@@ -103,10 +104,10 @@ class Planner:
                     arrival_rate_rps=self.arrivals.rps(began_s),
                 )
             )
-            order = [ids[index] for index in plan.order]
+            planned = [ids[index] for index in plan.order], plan.preempt.tolist()
         except Exception as error:  # any planner's fault must end here
             self.fall_back("planner", error)
-            order, plan = None, None
+            planned, plan = None, None
         elapsed_s = max(0.0, self._clock() - began_s)
         self.gate.planned(began_s, elapsed_s)
         self._times_s.append(elapsed_s)
@@ -117,7 +118,7 @@ class Planner:
             self._improved += plan.cost < plan.start_cost
             if plan.degraded:
                 self._degraded[plan.degraded] += 1
-        return order
+        return planned
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""

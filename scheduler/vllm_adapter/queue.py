@@ -2,9 +2,9 @@
 
 Three strands, each an ordered mapping ``request_id -> request``, drained one after the other:
 
-1. *recovery*: requests that have already computed something (preempted ones); they hold a
-   client's half-finished answer, so no plan comes before them;
-2. *planned*: the order of the last plan;
+1. *recovery*: requests that have already computed something (those vLLM preempted); they hold
+   a client's half-finished answer, so no plan comes before them;
+2. *planned*: the order of the last plan, with those that gave up their slot to it;
 3. *unplanned*: arrivals since, in order of arrival.
 
 Every operation is O(1) except ``set_order`` and ``clear_order``, which are linear. A request
@@ -47,6 +47,7 @@ class PlannedQueue(RequestQueue):
         self._unplanned: _Strand = OrderedDict()
         self._sequence: dict[str, int] = {}
         self._counter = itertools.count()
+        self._yielded: set[str] = set()
         self._pinned: str | None = None
 
     # -- the RequestQueue contract ------------------------------------------------------------
@@ -56,7 +57,7 @@ class PlannedQueue(RequestQueue):
         request_id = request.request_id
         self._discard(request_id)
         self._sequence.setdefault(request_id, next(self._counter))
-        strand = self._recovery if is_recovery(request) else self._unplanned
+        strand = self._recovery if self._recovers(request) else self._unplanned
         strand[request_id] = request
 
     def pop_request(self) -> Request:
@@ -84,7 +85,7 @@ class PlannedQueue(RequestQueue):
         self._discard(request_id)
         self._pinned = None
         self._sequence.setdefault(request_id, next(self._counter))
-        strand = self._recovery if is_recovery(request) else self._planned
+        strand = self._recovery if self._recovers(request) else self._planned
         strand[request_id] = request
         strand.move_to_end(request_id, last=False)
 
@@ -153,15 +154,32 @@ class PlannedQueue(RequestQueue):
         if request_id in self._planned:
             self._planned.move_to_end(request_id, last=False)
 
+    def demote(self, request_id: str) -> None:
+        """A plan took the slot of this request, now queued: it waits at the end of the plan."""
+        request = self._recovery.pop(request_id, None)
+        if request is not None:
+            self._yielded.add(request_id)
+            self._planned[request_id] = request
+            self._pinned = None
+
+    def settle(self) -> None:
+        """After a step: who has its slot back recovers like anyone when vLLM preempts it."""
+        if self._yielded:
+            self._yielded = {request_id for request_id in self._yielded if request_id in self}
+
     def forget(self, request_id: str) -> None:
         """Drop a finished request's arrival number."""
         self._discard(request_id)
+        self._yielded.discard(request_id)
         self._sequence.pop(request_id, None)
 
     # -- internals ----------------------------------------------------------------------------
 
     def _strands(self) -> tuple[_Strand, _Strand, _Strand]:
         return self._recovery, self._planned, self._unplanned
+
+    def _recovers(self, request: Request) -> bool:
+        return request.request_id not in self._yielded and is_recovery(request)
 
     def _strand_of(self, request_id: str) -> _Strand | None:
         for strand in self._strands():

@@ -18,6 +18,7 @@ from scheduler.problem import FloatArray, IntArray, RequestArrays
 
 _FLOAT_COLUMNS = (
     "arrival_s",
+    "queued_s",
     "prompt_tokens",
     "prefill_left_tokens",
     "generated_tokens",
@@ -55,6 +56,7 @@ class Tracked:
     feature_contract: str | None = None
     features: list[float] | None = None
     prompt: str | None = None
+    queued_s: float | None = None  # when it gave up its slot, if it did
     admitted_s: float | None = None
     first_token_s: float | None = None
     row: int = field(default=-1, compare=False)
@@ -93,6 +95,7 @@ class RequestTable:
         slo = tracked.slo
         values = {
             "arrival_s": tracked.arrival_s,
+            "queued_s": tracked.arrival_s,
             "prompt_tokens": max(1, tracked.prompt_tokens),
             "prefill_left_tokens": max(1, tracked.prompt_tokens),
             "generated_tokens": 0.0,
@@ -124,6 +127,12 @@ class RequestTable:
         """Prompt tokens still to compute, and answer tokens so far."""
         self._columns["prefill_left_tokens"][tracked.row] = prefill_left
         self._columns["generated_tokens"][tracked.row] = generated
+
+    def note_yield(self, tracked: Tracked, now_s: float, generated: int) -> None:
+        """The request gave up its slot: it queues anew, with everything to compute again."""
+        tracked.queued_s = now_s
+        self._columns["queued_s"][tracked.row] = now_s
+        self.note_progress(tracked, tracked.prompt_tokens + generated, generated)
 
     def known(self, request_ids: Sequence[str]) -> list[str]:
         """Those of the ids that are tracked, oldest arrival first."""

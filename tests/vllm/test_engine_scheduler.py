@@ -60,6 +60,26 @@ def test_nothing_is_lost_under_preemption(engine, ahead):
     assert status["plan"]["fallbacks"] == {}
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_slots_of_the_hopeless_go_to_those_that_can_be_met(engine, ahead):
+    """Four runaways of 400 tokens were to end within 300 ms; what comes later has a minute."""
+    fake = engine(policy="sa", policy_params={"calm": 0.0}, ahead=ahead)
+    for i in range(4):
+        fake.add(make_request(f"late{i}", pred_quantiles=QUANTILES, slo_e2e_ms=300), 400)
+    fake.step()
+    time.sleep(0.35)
+    for i in range(6):
+        fake.add(make_request(f"quick{i}", pred_quantiles=QUANTILES, slo_e2e_ms=800), 20)
+    fake.run()
+    status = fake.scheduler.lengthwise_status()
+    assert status["queue"]["yields"] > 0
+    assert status["plan"]["fallbacks"] == {}
+    assert set(fake.finished) == {f"late{i}" for i in range(4)} | {f"quick{i}" for i in range(6)}
+    assert {fake.tokens[f"late{i}"] for i in range(4)} == {400}
+    assert {fake.tokens[f"quick{i}"] for i in range(6)} == {20}
+    assert list(fake.finished)[-1].startswith("late")
+
+
 def test_a_raising_planner_means_arrival_order_and_a_count(engine):
     fake = engine(max_num_seqs=1)
     fake.scheduler.lengthwise_configure({"fail_plans": 1000})

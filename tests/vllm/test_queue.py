@@ -73,6 +73,23 @@ def test_recovering_requests_come_before_any_plan():
     assert drained(queue) == ["q", "p", "b", "a"]
 
 
+def test_who_gave_up_its_slot_waits_behind_the_plan():
+    queue = filled("a", "b")
+    queue.prepend_request(preempted("victim"))
+    queue.demote("victim")
+    assert queue.recovery_count == 0
+    assert queue.plannable_ids() == ["victim", "a", "b"]  # until the next plan
+    queue.set_order(["b", "a", "victim"])
+    skipped = [queue.pop_request() for _ in range(3)]
+    queue.prepend_requests(reversed(skipped))  # skipped in a step, it is no more urgent than before
+    assert [r.request_id for r in queue] == ["b", "a", "victim"]
+    assert drained(queue) == ["b", "a", "victim"]
+    queue.settle()  # it runs again; should vLLM itself preempt it now, it recovers like anyone
+    queue.add_request(fresh("c"))
+    queue.prepend_request(preempted("victim"))
+    assert drained(queue) == ["victim", "c"]
+
+
 def test_a_skipped_request_returns_to_the_front_with_its_arrival_number():
     queue = filled("a", "b", "c")
     queue.set_order(["c", "b", "a"])
