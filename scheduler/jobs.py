@@ -19,7 +19,8 @@ _FINE, _NOT_A_NUMBER = 0, 1
 class Jobs:
     """Kernel tables (see ``kernels.JOB_COLUMNS``) and per-request figures, ``(n,)`` each.
 
-    ``token_s`` is the seconds a token takes in a full batch, prefill stalls included.
+    ``token_s`` is the seconds a token takes in a batch of ``batch``, as many as may and would
+    run, prefill stalls included.
     ``latest_s`` is when a request must be admitted to meet its objectives with a length at the
     ``caution`` level, ``chance`` the probability that it meets them when admitted now,
     ``can_meet`` whether it does with its mean length; ``due_s`` is its first deadline.
@@ -33,6 +34,7 @@ class Jobs:
     due_s: FloatArray
     chance: FloatArray
     can_meet: BoolArray
+    batch: float
     token_s: float
     stall_s: float
     release_gap_s: float
@@ -261,6 +263,7 @@ def prepare(problem: Problem, caution: float = 0.5, yielding: bool = False) -> J
         due_s=due,
         chance=chance,
         can_meet=can_meet,
+        batch=batch,
         token_s=token_s,
         stall_s=stall_s,
         release_gap_s=mean_left * token_s / batch,

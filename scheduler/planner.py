@@ -2,12 +2,14 @@
 
 1. Selection (``selection``): from the queue and the arrivals expected, the requests that pay
    for their slot time, by latest start; then what else can be met; then the hopeless, shortest
-   first.
+   first. Where a TPOT objective is too tight for a full batch, for smaller ones too
+   (``concurrency``).
 2. Calm: when feasible-first by deadline is expected to meet nearly all that can be met, it is
    the plan; there is nothing to choose, and a search could only chase the model's errors.
 3. Starts: that order, the previous plan, and any rules asked for; the cheapest by the objective.
 4. Annealing (``anneal``) over the head of the order, until the budget ends.
-5. The overdue go first, whatever came out.
+5. Slots of running requests whose SLO is lost go to the head, where that pays (``preemption``).
+6. The overdue go first, whatever came out.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ import numpy as np
 
 from scheduler import heuristics
 from scheduler.anneal import anneal
+from scheduler.concurrency import binding_caps
 from scheduler.hasten import hasten
 from scheduler.jobs import Jobs, prepare
 from scheduler.kernels import DILATION
 from scheduler.objective import Evaluator, Objective
 from scheduler.outlook import Outlook
-from scheduler.preemption import victims
+from scheduler.preemption import LEAST_GAIN, victims
 from scheduler.problem import FloatArray, IntArray, Plan, Problem
 from scheduler.selection import worth_order
 from scheduler.starvation import bounded
@@ -61,6 +64,18 @@ class Settings:
 
 # Shares of the budget: after the first the search ends, the rest is for settling the plan.
 SEARCH_ENDS = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A selection at one batch size: its order, the price of slot time, and what was claimed."""
+
+    problem: Problem
+    jobs: Jobs
+    order: IntArray
+    price: float
+    claimed_s: FloatArray
+    max_running: int | None
 
 
 class AnnealingPolicy:
@@ -100,22 +115,21 @@ class AnnealingPolicy:
         n = len(problem.waiting)
         if n == 0:
             return Plan(np.empty(0, dtype=np.int64))
-        jobs = prepare(problem, self.settings.caution, yielding=self.settings.forlorn >= 0)
-        self.outlook.observe(problem, jobs)
+        draft = self._draft(problem)
         if n == 1:
             return Plan(np.zeros(1, dtype=np.int64), elapsed_s=time.perf_counter() - began)
 
         compared = min(n, self.settings.compared)
-        selected, price, claimed_s = self._selection(problem, jobs)
-        left_s = np.maximum(jobs.latest_s - problem.now_s, 1e-3)
-        jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
+        draft = self._at_best_concurrency(draft, compared)
+        problem, jobs, price = draft.problem, draft.jobs, draft.price
         if (calm := self._calm(problem, jobs, compared)) is not None:
             order, cost = calm
             order, _ = bounded(problem, jobs, order)
             self._remember(problem, order)
-            return Plan(order, cost, cost, 1, time.perf_counter() - began)
+            elapsed_s = time.perf_counter() - began
+            return Plan(order, cost, cost, 1, elapsed_s, max_running=draft.max_running)
 
-        selected = self._hastened(problem, jobs, selected, claimed_s)
+        selected = self._hastened(draft)
         evaluator = Evaluator(jobs, self._objective(price), compared)
         starts = [bounded(problem, jobs, order) for order in self._starts(problem, jobs, selected)]
         costs = [evaluator.cost(order[:compared]) for order, _ in starts]
@@ -147,6 +161,7 @@ class AnnealingPolicy:
             elapsed_s,
             f"no time to search {n} requests in {self.budget_s * 1e3:g} ms" if late else None,
             preempt,
+            draft.max_running,
         )
 
     def warm_up(self) -> None:
@@ -171,9 +186,28 @@ class AnnealingPolicy:
         cost = Evaluator(jobs, Objective(latency=0.0), compared).cost(head)
         return (order, cost) if ideal + cost <= self.settings.calm * max(ideal, 1.0) else None
 
-    def _selection(self, problem: Problem, jobs: Jobs) -> tuple[IntArray, float, FloatArray]:
+    def _at_best_concurrency(self, full: _Draft, compared: int) -> _Draft:
+        """The draft of the batch size at which the queue is worth most; see ``concurrency``."""
+
+        def cost(draft: _Draft) -> float:
+            evaluator = Evaluator(draft.jobs, Objective(latency=0.0), compared)
+            return evaluator.cost(draft.order[:compared])
+
+        best, best_cost = full, None
+        for cap in binding_caps(full.problem, full.jobs):
+            best_cost = cost(full) if best_cost is None else best_cost
+            capacity = replace(full.problem.capacity, max_num_seqs=cap)
+            smaller = self._draft(replace(full.problem, capacity=capacity), max_running=cap)
+            if (smaller_cost := cost(smaller)) < best_cost - LEAST_GAIN:
+                best, best_cost = smaller, smaller_cost
+        return best
+
+    def _draft(self, problem: Problem, max_running: int | None = None) -> _Draft:
         """The order of step 1, the price of slot time, and what arrivals claim before each."""
         s = self.settings
+        jobs = prepare(problem, s.caution, yielding=s.forlorn >= 0)
+        if max_running is None:
+            self.outlook.observe(problem, jobs)
         coming = self.outlook.expected(
             problem.now_s,
             problem.arrival_rate_rps,
@@ -189,17 +223,18 @@ class AnnealingPolicy:
             jobs.weight * jobs.chance,
             *coming,
         )
-        return order, s.price_share * price, claimed_s
+        left_s = np.maximum(jobs.latest_s - problem.now_s, 1e-3)
+        jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
+        return _Draft(problem, jobs, order, s.price_share * price, claimed_s, max_running)
 
-    def _hastened(
-        self, problem: Problem, jobs: Jobs, order: IntArray, claimed_s: FloatArray
-    ) -> IntArray:
-        """The order with shorter requests moved up among those compared."""
-        if self.settings.haste <= 0:
+    def _hastened(self, draft: _Draft) -> IntArray:
+        """The draft's order with shorter requests moved up among those compared."""
+        jobs, order, share = draft.jobs, draft.order, self.settings.haste
+        if share <= 0:
             return order
         head = order[: self.settings.compared]
-        work_s = jobs.slot_s / problem.capacity.max_num_seqs
-        moved = hasten(head, work_s, jobs.latest_s, claimed_s, problem.now_s, self.settings.haste)
+        work_s = jobs.slot_s / draft.problem.capacity.max_num_seqs
+        moved = hasten(head, work_s, jobs.latest_s, draft.claimed_s, draft.problem.now_s, share)
         return np.concatenate([moved, order[len(head) :]])
 
     def _victims(self, problem: Problem, jobs: Jobs, head: IntArray, price: float) -> IntArray:

@@ -19,6 +19,7 @@ from scheduler.problem import BoolArray, FloatArray, IntArray, Problem
 
 _OLD = 0.5  # share of the bound from which a request takes part
 _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later
+_LEAD = 4.0  # gaps between slots vary: so many ahead of the last moment
 
 
 def bounded(problem: Problem, jobs: Jobs, order: IntArray) -> tuple[IntArray, int]:
@@ -55,5 +56,5 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     place = np.arange(len(old)) * gap_s
     behind = (arrival_s[old] + max_wait_s - place)[::-1]
     latest = np.minimum.accumulate(behind)[::-1] + place
-    overdue[old] = now_s + gap_s > latest
+    overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue

@@ -183,6 +183,7 @@ def simulate(
             elapsed_s = time.perf_counter() - began
             plan_s.append(elapsed_s)
             queue_len.append((now_s, queue_count))
+            limits[0] = min(capacity.max_num_seqs, plan.max_running or capacity.max_num_seqs)
             victims = running[plan.preempt]
             kept = np.delete(running[:running_count], plan.preempt)
             running_count, queue_count = len(kept), queue_count + len(victims)

@@ -64,6 +64,8 @@ _STATUS = {
 class LengthwiseScheduler(AsyncScheduler):
     """``--scheduler-cls scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler``."""
 
+    max_num_active_reqs: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert not self.waiting, "the queue is replaced before any request arrives"
@@ -88,6 +90,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self._may_yield = self.connector is None and "drop_stale_output" in (
             inspect.signature(self._preempt_request).parameters
         )
+        self._most_active = int(self.max_num_active_reqs)
         self._slo_lost = False  # a running request lost its SLO since the last plan
         self._yields = 0
         self._longest_wait_s = 0.0
@@ -174,7 +177,7 @@ class LengthwiseScheduler(AsyncScheduler):
         )
 
     def _plan(self, now_s: float) -> None:
-        free_slots = int(self.max_num_active_reqs) - len(self.running)
+        free_slots = self.max_num_active_reqs - len(self.running)
         self._slo_lost |= self._deadline_passed(now_s)
         if free_slots <= 0 and not self._slo_lost:
             return
@@ -189,13 +192,16 @@ class LengthwiseScheduler(AsyncScheduler):
                     self._table.arrays(running_ids),
                     self._table.levels,
                 )
+                self.max_num_active_reqs = self._most_active
                 if planned is None:
                     self.waiting.clear_order()
                 else:
-                    order, victims = planned
+                    order, plan = planned
                     self.waiting.set_order(order)
-                    self._take_slots([running_ids[row] for row in victims], now_s)
-                    free_slots += len(victims)
+                    self._take_slots([running_ids[row] for row in plan.preempt], now_s)
+                    if plan.max_running is not None:
+                        self.max_num_active_reqs = min(self._most_active, plan.max_running)
+                free_slots = self.max_num_active_reqs - len(self.running)
         self._promote_overdue(now_s, free_slots)
 
     def _deadline_passed(self, now_s: float) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.policies import Policy, make_policy
-from scheduler.problem import Capacity, Problem, RequestArrays
+from scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
 from scheduler.vllm_adapter.metrics import EngineMetrics
@@ -84,9 +84,9 @@ class Planner:
 
     def order(
         self, ids: Sequence[str], waiting: RequestArrays, running: RequestArrays, levels: Any
-    ) -> tuple[list[str], list[int]] | None:
-        """The planned order of ``ids`` (the rows of ``waiting``), and the rows of ``running`` to
-        preempt for it; None means order of arrival."""
+    ) -> tuple[list[str], Plan] | None:
+        """The planned order of ``ids`` (the rows of ``waiting``) and the plan itself; None means
+        order of arrival."""
         began_s = self._clock()
         try:
             if self.fail_plans > 0:
@@ -104,7 +104,7 @@ class Planner:
                     arrival_rate_rps=self.arrivals.rps(began_s),
                 )
             )
-            planned = [ids[index] for index in plan.order], plan.preempt.tolist()
+            planned = [ids[index] for index in plan.order], plan
         except Exception as error:  # any planner's fault must end here
             self.fall_back("planner", error)
             planned, plan = None, None
