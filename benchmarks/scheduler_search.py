@@ -247,25 +247,20 @@ def main() -> None:
     if len(pool) < args.queues:
         parser.error(f"only {len(pool)} crowded moments, asked for {args.queues}")
     rng = np.random.default_rng(args.seed)
-    results: dict[tuple[str, int], list] = defaultdict(list)
-    todo = [
-        (kind, n, moment)
-        for n in args.sizes
-        for kind in KINDS_OF_QUEUE
-        for moment in pool[: args.queues]
-    ]
-    for kind, n, moment in track(todo, description="queues", console=Console(stderr=True)):
-        queue = Queue.at(moment, kind, n, rng)
-        results[kind, n].append(costs(queue, args.budgets, args.long_steps, rng))
-    for n in args.sizes:
-        queue = Queue.at(pool[0], "head", n, rng)
-        print(f"n = {n}: {pace(queue):.0f} annealing steps a millisecond here", file=sys.stderr)
     columns = ["queue", "n", "best start", "evaluations", *METHODS, "reference found"]
     print(f"| {' | '.join(columns)} |")
     print("|" + "---|" * len(columns))
-    for (kind, n), found in results.items():
-        for line in rows_of(found, rng):
-            print(f"| {kind} | {n} | {line} |")
+    for n in args.sizes:
+        results: dict[str, list[dict[tuple[str, int], float]]] = defaultdict(list)
+        todo = [(kind, moment) for kind in KINDS_OF_QUEUE for moment in pool[: args.queues]]
+        for kind, moment in track(todo, description=f"n = {n}", console=Console(stderr=True)):
+            queue = Queue.at(moment, kind, n, rng)
+            results[kind].append(costs(queue, args.budgets, args.long_steps, rng))
+        for kind, found in results.items():
+            for line in rows_of(found, rng):
+                print(f"| {kind} | {n} | {line} |", flush=True)
+        steps = pace(Queue.at(pool[0], "head", n, rng))
+        print(f"n = {n}: {steps:.0f} annealing steps a millisecond here", file=sys.stderr)
 
 
 if __name__ == "__main__":
