@@ -20,26 +20,28 @@ BLIND = ("fcfs", "priority", "edf", "bound")  # they know nothing of lengths: on
 ORDER = (*RULES, "sa-paper", "sa", "bound")
 HEAVY = 0.9  # loads from here on count in the means
 MAX_WAIT_S = 120.0
-DRAWS = 5000
+DRAWS = 2000
+LEAST_GAP = 1e-6
 
 Line = dict[str, Any]
 Setting = tuple[str, str, str, float]  # lengths, workload, arrivals, load
+Statistic = Callable[[np.ndarray], np.ndarray]
 Cells = dict[Setting, dict[str, dict[int, Line]]]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the 95 % interval (Student's t) of independent values; nan half for one."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     array = np.asarray(values, dtype=float)
     if len(array) < 2:
         return float(array.mean()), float("nan")
-    half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    half = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / np.sqrt(len(array))
     return float(array.mean()), float(half)
 
 
 def bootstrap_ratio(
-    upper: np.ndarray, lower: np.ndarray, rng: np.random.Generator, draws: int = 2000
+    upper: np.ndarray, lower: np.ndarray, rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[float, float, float]:
     """Sum of ``upper`` over sum of ``lower`` (n,), and its 95 % interval over resampled rows."""
     index = rng.integers(len(upper), size=(draws, len(upper)))
@@ -51,13 +53,15 @@ def bootstrap_ratio(
     return float(upper.sum() / lower.sum()), float(low), float(high)
 
 
-def over_seeds(statistic: Callable[[np.ndarray], float], seeds: int) -> tuple[float, float, float]:
-    """A statistic of seed numbers ``(seeds,)`` on all, and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    drawn = [statistic(rng.integers(seeds, size=seeds)) for _ in range(DRAWS)]
-    known = np.array(drawn)[~np.isnan(drawn)]
+def over_seeds(statistic: Statistic, seeds: int) -> tuple[float, float, float]:
+    """A statistic of all seeds, and its 95 % bootstrap interval over them.
+
+    ``statistic`` takes seed numbers ``(..., seeds)`` and reduces the last axis.
+    """
+    drawn = statistic(np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds)))
+    known = drawn[~np.isnan(drawn)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return statistic(np.arange(seeds)), float(low), float(high)
+    return float(statistic(np.arange(seeds))), float(low), float(high)
 
 
 def by_cell(lines: list[Line]) -> Cells:
@@ -155,7 +159,7 @@ def difference_table(cells: Cells) -> list[str]:
 
 
 class Means:
-    """Attainment of one kind of lengths as arrays: cells by seeds, for every policy.
+    """Attainment with one kind of lengths, the mean over cells: ``(seeds,)`` for every policy.
 
     Only the seeds that every cell and policy has; ``seeds`` is empty where there is none.
     """
@@ -166,31 +170,36 @@ class Means:
         sets = [set(row[p]) for row in rows for p in policies]
         self.seeds = sorted(set.intersection(*sets)) if sets else []
         self.of = {
-            p: np.array([[row[p][s]["attainment"] for s in self.seeds] for row in rows])
+            p: np.mean([[row[p][s]["attainment"] for s in self.seeds] for row in rows], axis=0)
             for p in policies
+            if self.seeds
         }
 
     def __bool__(self) -> bool:
         return bool(self.seeds) and "sa" in self.of and any(r in self.of for r in RULES)
 
-    def mean(self, policy: str, pick: np.ndarray) -> float:
-        """Mean over cells and the picked seeds."""
-        return float(self.of[policy][:, pick].mean())
+    def mean(self, policy: str, pick: np.ndarray) -> np.ndarray:
+        """Mean over the picked seeds ``(..., k)``."""
+        return self.of[policy][pick].mean(axis=-1)
 
-    def best_rule(self, pick: np.ndarray) -> str:
-        """The best single rule by mean over the cells."""
-        return max((r for r in RULES if r in self.of), key=lambda r: self.mean(r, pick))
+    def best_rule(self) -> str:
+        """The best single rule by mean over cells and seeds."""
+        return max((r for r in RULES if r in self.of), key=lambda r: float(self.of[r].mean()))
 
-    def gain(self, pick: np.ndarray) -> float:
+    def rule(self, pick: np.ndarray) -> np.ndarray:
+        """Attainment of the rule that is best on the picked seeds."""
+        return np.max([self.mean(r, pick) for r in RULES if r in self.of], axis=0)
+
+    def gain(self, pick: np.ndarray) -> np.ndarray:
         """``sa`` over the best single rule, points."""
-        return 100 * (self.mean("sa", pick) - self.mean(self.best_rule(pick), pick))
+        return 100 * (self.mean("sa", pick) - self.rule(pick))
 
-    def closed(self, pick: np.ndarray) -> float:
+    def closed(self, pick: np.ndarray) -> np.ndarray:
         """Share of the gap between the best single rule and the bound that ``sa`` closes."""
-        gap = self.mean("bound", pick) - self.mean(self.best_rule(pick), pick)
-        return self.gain(pick) / 100 / gap if gap > 1e-6 else float("nan")
+        gap = self.mean("bound", pick) - self.rule(pick)
+        return np.where(gap > LEAST_GAP, self.gain(pick) / 100 / np.maximum(gap, LEAST_GAP), np.nan)
 
-    def of_bound(self, pick: np.ndarray) -> float:
+    def of_bound(self, pick: np.ndarray) -> np.ndarray:
         """Attainment of ``sa`` as a share of the bound."""
         return self.mean("sa", pick) / self.mean("bound", pick)
 
@@ -215,7 +224,7 @@ def gap_table(cells: Cells) -> list[str]:
                 continue
             n = len(means.seeds)
             everyone = np.arange(n)
-            rule = means.best_rule(everyone)
+            rule = means.best_rule()
             rows.append(
                 [
                     lengths,
@@ -246,12 +255,13 @@ def kept_table(cells: Cells) -> list[str]:
         seeds = sorted(set.intersection(*(set(m.seeds) for m in kinds.values())))
         place = {k: [m.seeds.index(s) for s in seeds] for k, m in kinds.items()}
 
-        def of(kind: str, pick: np.ndarray, kinds=kinds, place=place) -> float:
+        def of(kind: str, pick: np.ndarray, kinds=kinds, place=place) -> np.ndarray:
             return kinds[kind].mean("sa", np.array(place[kind])[pick])
 
-        def kept(pick: np.ndarray, of=of) -> float:
+        def kept(pick: np.ndarray, of=of) -> np.ndarray:
             gain = of("oracle", pick) - of("class", pick)
-            return (of("learned", pick) - of("class", pick)) / gain if gain > 1e-6 else float("nan")
+            part = of("learned", pick) - of("class", pick)
+            return np.where(gain > LEAST_GAP, part / np.maximum(gain, LEAST_GAP), np.nan)
 
         everyone = np.arange(len(seeds))
         figures = [f"{of(k, everyone):.3f}" for k in kinds]

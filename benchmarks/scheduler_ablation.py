@@ -3,7 +3,8 @@
     python benchmarks/scheduler_ablation.py --seeds 4 --out ablation.jsonl
 
 Every variant plays the same requests as the whole planner, with a fixed number of search steps a
-plan; differences are paired by cell and seed. Finished runs in ``--out`` are not run again.
+plan. Differences are paired by cell and seed, and their intervals (Student's t) are over these
+pairs. Finished runs in ``--out`` are not run again.
 """
 
 from __future__ import annotations
@@ -115,12 +116,7 @@ def table(lines: Iterable[dict], names: Iterable[str]) -> str:
             float(np.mean([points[k] for k in shared if k[0].startswith(f"{w}/")]))
             for w in workloads
         ]
-        # cells are fixed, seeds are drawn: one mean a seed, and the interval over them
-        by_seed = [
-            float(np.mean([points[k] for k in shared if k[1] == seed]))
-            for seed in sorted({seed for _, seed in shared})
-        ]
-        gain, half = interval(by_seed)
+        gain, half = interval(list(points.values()))
         met = np.mean([rows[k]["attainment"] for k in shared])
         e2e = np.mean([rows[k]["mean_e2e_s"] for k in shared])
         difference = "" if name == WHOLE else f"{gain:+.2f} ± {half:.2f}"
