@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,21 @@ def draw(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], **style: A
     loads, middle, half = found
     style = BASE | style
     axes.plot(loads, middle, **style)
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
     axes.fill_between(
         loads, middle - half, middle + half, color=style["color"], alpha=0.18, linewidth=0
     )
+
+
+def legend(figure: Figure, axes: Any, first: Sequence[str] = ()) -> None:
+    """Above the panels, in the order of ``first``."""
+    handles, labels = axes.get_legend_handles_labels()
+    places = [*first, *(label for label in labels if label not in first)]
+    pairs = sorted(zip(labels, handles, strict=True), key=lambda pair: places.index(pair[0]))
+    figure.legend(
+        [handle for _, handle in pairs], [label for label, _ in pairs],
+        loc="outside upper center", ncols=6, columnspacing=1.4,
+    )  # fmt: skip
 
 
 def attainment(cells: Cells) -> Figure:
@@ -122,8 +135,7 @@ def attainment(cells: Cells) -> Figure:
             axes.set_ylim(0, 1.03)
     figure.supxlabel("load, multiples of capacity", fontsize=10)
     figure.supylabel("requests that met their SLO", fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, columnspacing=1.4)
+    legend(figure, grid[0][0], list(STYLES))
     return figure
 
 
@@ -164,8 +176,7 @@ def lengths(cells: Cells) -> Figure:
         axes.set_title(workload)
     grid[0].set_ylabel(f"points over {rule}, class lengths")
     figure.supxlabel("load, multiples of capacity", fontsize=10)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, columnspacing=1.4)
+    legend(figure, grid[0])
     return figure
 
 
