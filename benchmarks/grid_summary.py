@@ -337,11 +337,13 @@ def time_table(lines: list[Line]) -> list[str]:
     plan: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         spent[line["policy"]].append(line.get("cpu_s", np.nan))
-        plan[line["policy"]].append(line.get("plan_ms_p50", np.nan))
+        if "plan_ms_p50" in line:
+            plan[line["policy"]].append(line["plan_ms_p50"])
     rows = [
-        [name, len(s), f"{sum(s):.0f}", f"{np.mean(s):.2f}", f"{np.median(plan[name]):.2f}"]
+        [name, len(s), f"{sum(s):.0f}", f"{np.mean(s):.2f}",
+         f"{np.median(plan[name]):.2f}" if plan[name] else ""]
         for name, s in sorted(spent.items(), key=lambda item: -sum(item[1]))
-    ]
+    ]  # fmt: skip
     total = sum(sum(s) for s in spent.values())
     rows.append(["all", len(lines), f"{total:.0f}", f"{total / max(len(lines), 1):.2f}", ""])
     return table(["policy", "runs", "CPU s", "CPU s a run", "median plan ms"], rows)

@@ -102,9 +102,10 @@ def draw(axes: Any, found: tuple[np.ndarray, np.ndarray, np.ndarray], **style: A
     style = BASE | style
     axes.plot(loads, middle, **style)
     axes.set_xticks(loads, [f"{load:g}" for load in loads])
-    axes.fill_between(
-        loads, middle - half, middle + half, color=style["color"], alpha=0.18, linewidth=0
-    )
+    if style["color"] != FAINT:  # eleven bands would hide each other
+        axes.fill_between(
+            loads, middle - half, middle + half, color=style["color"], alpha=0.18, linewidth=0
+        )
 
 
 def legend(figure: Figure, axes: Any, first: Sequence[str] = ()) -> None:
