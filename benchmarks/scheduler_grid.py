@@ -114,6 +114,16 @@ def play(runs: list[Run]) -> list[dict[str, object]]:
     return lines
 
 
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """The finished runs; a last line that was cut off is taken out of the file."""
+    path.touch()
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 class Bar:
     """A progress bar with the time left; on no terminal a line every twentieth of the way."""
 
@@ -156,9 +166,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=[*RULES, "sa-paper", "sa"])
     args = parser.parse_args()
 
-    args.out.touch()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()]
-    version = code_version()
+    lines, version = read_lines(args.out), code_version()
     if args.again and not args.summary:
         lines = [line for line in lines if line["policy"] not in args.again]
         args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
