@@ -1,28 +1,40 @@
 """The arena in the simulator: every policy in every cell, paired, resumable.
 
-    python benchmarks/scheduler_grid.py --out grid.jsonl --seeds 5 --jobs 1
-    python benchmarks/scheduler_grid.py --out grid.jsonl --summary
+    python benchmarks/scheduler_grid.py --out grid.jsonl --jobs 2
+    python benchmarks/scheduler_grid.py --out grid.jsonl --summary > summary.md
 
-Each finished run is a line of the file; runs already there are skipped. ``sa`` searches a fixed
-number of steps a plan, so that results do not depend on the machine.
+Each finished run is a line of the file; runs already there are skipped, and ``--again sa`` plays
+a policy anew after its code changed. ``sa`` searches a fixed number of steps a plan and
+``sa-paper`` about as many, so that results do not depend on the machine; the rules plan as often
+as their cost allows, ten times as often.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
+import os
 import sys
-from collections import defaultdict
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from rich.progress import track
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.grid_summary import BLIND, RULES, summary
 from benchmarks.scheduler_cells import (
     ARRIVALS,
     LENGTHS,
@@ -31,15 +43,16 @@ from benchmarks.scheduler_cells import (
     Cell,
     build,
     measures,
+    predictor_of,
 )
+from data.arena import arena_workload
 from scheduler.bound import attainment_bound
-from scheduler.policies import make_policy
+from scheduler.policies import Policy, make_policy
 from scheduler.simulator.run import simulate
 
-HEURISTICS = ("fcfs", "priority", "sjf", "edf", "llf", "feasible-sjf", "feasible-edf", "hrrn")
-RIVALS = ("feasible-sjf", "feasible-edf")
 SEARCH_STEPS = 80
-BOUND_SEEDS = 2
+PAPER_STEPS = 2  # at each of 63 temperatures
+SOURCES = Path(__file__).parents[1] / "scheduler"
 
 Run = tuple[Cell, str]
 
@@ -48,127 +61,132 @@ def key(cell: Cell, policy: str) -> str:
     return json.dumps([*asdict(cell).values(), policy])
 
 
-def runs(args: argparse.Namespace) -> Iterator[Run]:
+def code_version() -> str:
+    """Names the code and profiles the policies and the simulator are made of."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.rglob("*.py"), *SOURCES.rglob("*.json")]):
+        if "vllm_adapter" not in path.parts:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def chunks(args: argparse.Namespace, done: set[str]) -> Iterator[list[Run]]:
+    """What is left to do, cut into the runs that share requests and arrivals, seed by seed."""
     for seed in range(args.seeds):
-        for lengths in args.lengths:
-            for workload in args.workloads:
-                for arrivals in args.arrivals:
-                    for load in args.loads:
+        for workload in args.workloads:
+            for arrivals in args.arrivals:
+                for load in args.loads:
+                    left: list[Run] = []
+                    for lengths in args.lengths:
                         cell = Cell(
                             workload, load, arrivals, lengths, seed, args.requests, args.profile
                         )
-                        for policy in args.policies:
-                            # arrival order and the classes' own know nothing of lengths
-                            if policy in ("fcfs", "priority", "edf") and lengths != args.lengths[0]:
-                                continue
-                            yield cell, policy
-                        if lengths == args.lengths[0] and seed < BOUND_SEEDS:
-                            yield cell, "bound"
+                        first = lengths == args.lengths[0]
+                        names = [n for n in (*args.policies, "bound") if first or n not in BLIND]
+                        left += [(cell, n) for n in names if key(cell, n) not in done]
+                    if left:
+                        yield left
 
 
-def play(run: Run) -> dict[str, object]:
-    cell, name = run
-    workload, profile = build(cell)
-    if name == "bound":
-        figures = {"attainment": attainment_bound(workload, profile)}
-    else:
-        settings = {"iterations": SEARCH_STEPS} if name == "sa" else {}
-        policy = make_policy(name, seed=cell.seed, **settings)
-        figures = measures(workload, simulate(workload, policy, profile))
-    return {"key": key(cell, name), **asdict(cell), "policy": name, **figures}
+def policy_of(name: str, seed: int) -> Policy:
+    """The policy with a fixed amount of search."""
+    if name == "sa":
+        return make_policy(name, seed=seed, iterations=SEARCH_STEPS)
+    if name == "sa-paper":
+        policy = make_policy(name, budget_s=None, seed=seed, steps_per_temperature=PAPER_STEPS)
+        policy.nominal_s = make_policy("sa").nominal_s  # to plan as often
+        return policy
+    return make_policy(name)
 
 
-def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean and half the 95 % interval of paired differences."""
-    from scipy.stats import t
+def play(runs: list[Run]) -> list[dict[str, object]]:
+    """A line a run."""
+    lines = []
+    for cell, name in runs:
+        workload, profile = build(cell)
+        began = time.process_time()
+        if name == "bound":
+            figures = {"attainment": attainment_bound(workload, profile)}
+        else:
+            figures = measures(workload, simulate(workload, policy_of(name, cell.seed), profile))
+        figures["cpu_s"] = time.process_time() - began
+        lines.append({"key": key(cell, name), **asdict(cell), "policy": name, **figures})
+    return lines
 
-    values = np.array(differences)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """The finished runs; a last line that was cut off is taken out of the file."""
+    path.touch()
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
-def summary(lines: list[dict]) -> str:
-    """Markdown: attainment by cell, and the paired difference of ``sa`` to the best rule."""
-    table: dict[tuple, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    blind: dict[tuple, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for line in lines:
-        setting = (line["workload"], line["arrivals"], line["load"])
-        where = blind[setting] if line["policy"] in ("fcfs", "edf", "priority", "bound") else None
-        target = table[(line["lengths"], *setting)] if where is None else where
-        target[line["policy"]][line["seed"]] = line["attainment"]
-    names = ["fcfs", "edf", "sjf", "llf", "hrrn", *RIVALS, "sa-paper", "sa"]
-    present = [n for n in names if any(n in row for row in [*table.values(), *blind.values()])]
-    out = [
-        "| lengths | workload | arrivals | load | "
-        + " | ".join(present)
-        + " | sa − best rule (95 %) | bound |",
-        "|" + "---|" * (len(present) + 6),
-    ]
-    sums: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for setting in sorted(table):
-        row = {**table[setting], **blind[setting[1:]]}
-        if "sa" not in row:
-            continue
-        seeds = sorted(set(row["sa"]).intersection(*(row[r] for r in RIVALS if r in row)))
-        mean = {n: float(np.mean(list(row[n].values()))) for n in present if n in row}
-        rules = [n for n in mean if n not in ("sa", "sa-paper")]
-        best = max(rules, key=lambda n: mean[n])
-        shared = [s for s in seeds if s in row[best]]
-        gain, half = interval([row["sa"][s] - row[best][s] for s in shared])
-        bound = float(np.mean(list(row["bound"].values()))) if "bound" in row else float("nan")
-        cells = [f"{mean[n]:.3f}" if n in mean else "" for n in present]
-        out.append(
-            f"| {' | '.join(map(str, setting))} | {' | '.join(cells)} "
-            f"| {100 * gain:+.1f} ± {100 * half:.1f} ({best}) | {bound:.3f} |"
+class Bar:
+    """A progress bar with the time left; on no terminal a line every twentieth of the way."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.began = total, 0, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn())
+        self.bars = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not self.terminal,
         )
-        if setting[3] >= 0.9:
-            for n, value in mean.items():
-                sums[setting[0]][n].append(value)
-            sums[setting[0]]["bound"].append(bound)
-    out += ["", "Means over the cells at load 0.9 and above:", ""]
-    out += ["| lengths | " + " | ".join(present) + " | bound | share of the gap closed |"]
-    out += ["|" + "---|" * (len(present) + 3)]
-    for lengths, columns in sums.items():
-        means = {n: float(np.mean(v)) for n, v in columns.items()}
-        best = max(
-            (n for n in means if n not in ("sa", "sa-paper", "bound")), key=means.__getitem__
-        )
-        closed = (means["sa"] - means[best]) / max(means["bound"] - means[best], 1e-9)
-        cells = [f"{means[n]:.3f}" if n in means else "" for n in present]
-        end = f"{means['bound']:.3f} | {closed:.2f} (over {best})"
-        out.append(f"| {lengths} | {' | '.join(cells)} | {end} |")
-    return "\n".join(out)
+        self.task = self.bars.add_task("", total=total)
+
+    def advance(self, count: int) -> None:
+        before, self.done = self.done, self.done + count
+        self.bars.advance(self.task, count)
+        if not self.terminal and 20 * self.done // self.total > 20 * before // self.total:
+            spent = time.monotonic() - self.began
+            left = spent / self.done * (self.total - self.done)
+            say = f"{self.done} of {self.total} runs, {spent:.0f} s, about {left:.0f} s to go"
+            print(say, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--summary", action="store_true", help="print the tables and stop")
+    parser.add_argument("--again", nargs="+", default=[], help="policies whose runs are redone")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--profile", default="tiny-cpu")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--arrivals", nargs="+", default=list(ARRIVALS))
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS))
-    parser.add_argument("--policies", nargs="+", default=[*HEURISTICS, "sa"])
+    parser.add_argument("--policies", nargs="+", default=[*RULES, "sa-paper", "sa"])
     args = parser.parse_args()
 
-    args.out.touch()
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()]
+    lines, version = read_lines(args.out), code_version()
+    if args.again and not args.summary:
+        lines = [line for line in lines if line["policy"] not in args.again]
+        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not args.summary:
-        done = {line["key"] for line in lines}
-        todo = [run for run in runs(args) if key(*run) not in done]
-        with multiprocessing.Pool(args.jobs) as pool, args.out.open("a") as file:
-            results = pool.imap_unordered(play, todo)
-            for line in track(results, total=len(todo), description="runs"):
-                file.write(json.dumps(line) + "\n")
+        todo = list(chunks(args, {line["key"] for line in lines}))
+        if "learned" in args.lengths:
+            for workload in args.workloads:  # trained once, before the workers need it
+                predictor_of(arena_workload(workload).default_source)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: a core each
+        bar = Bar(sum(map(len, todo)))
+        # not forked: the predictor's library holds threads that a fork would lose
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(args.jobs) as pool, args.out.open("a") as file, bar.bars:
+            for found in pool.imap_unordered(play, todo):
+                for line in found:
+                    lines.append(line | {"code": version})
+                    file.write(json.dumps(lines[-1]) + "\n")
                 file.flush()
-                lines.append(line)
-    print(summary(lines))
+                bar.advance(len(found))
+    print(summary(lines, version))
 
 
 if __name__ == "__main__":

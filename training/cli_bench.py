@@ -105,6 +105,9 @@ def simulate(
         float, typer.Option(help="Seconds after which a request goes first.")
     ] = 120.0,
     output: Annotated[Path | None, typer.Option(help="Directory for records and report.")] = None,
+    no_bound: Annotated[
+        bool, typer.Option("--no-bound", help="Leave out what no scheduler can exceed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
@@ -132,9 +135,10 @@ def simulate(
         seed=seed,
         budget_s=plan_budget_ms / 1e3,
         max_wait_s=max_wait,
+        with_bound=not no_bound,
     )
     with console.progress(quiet=as_json) as steps:
-        steps.step("simulate", len(arms) * seeds)
+        steps.step("simulate", (len(arms) + settings.with_bound) * seeds)
         outcome = run_simulation(
             chosen,
             engine,
@@ -304,6 +308,9 @@ def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
         kind = "measured" if result.provenance == "measured" else "modeled, no engine ran"
         load = "" if result.load is None else f" at load {result.load:g}"
         rows = arm_rows(result.arms)
+        if result.bound is not None:
+            bound = {"arm": "bound", "SLO met": f"{100 * result.bound:.1f} %"}
+            rows.append(dict.fromkeys(rows[0], "") | bound)
         title = f"{result.workload}{load} ({kind}; data: {result.source_label})"
         console.print_table(title, list(rows[0]), [list(row.values()) for row in rows])
         notes = [f"note: {text}" for text in warnings(result)]

@@ -51,7 +51,8 @@ class ArmResult(ClassResult):
 class BenchResult(BaseModel):
     """The last line of stdout of `bench` and `simulate`.
 
-    `source_label` is `synthetic` where the built-in corpus stood in for data; `run` says where and
+    `source_label` is `synthetic` where the built-in corpus stood in for data; `bound` is the
+    attainment that no scheduler can exceed on these requests, if computed; `run` says where and
     how (machine, versions, rates, seeds); `diagnostics` holds per arm what supports the figures
     (send lag, length mismatches, throughput under load); `against_base` paired differences.
     """
@@ -64,6 +65,7 @@ class BenchResult(BaseModel):
     predictor: str | None
     source_label: str
     arms: list[ArmResult]
+    bound: Share = Field(default=None, ge=0, le=1)
     run: dict[str, Any] = {}
     diagnostics: dict[str, dict[str, Any]] = {}
     against_base: dict[str, dict[str, Any]] = {}

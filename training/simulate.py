@@ -11,6 +11,7 @@ import numpy as np
 
 from data.errors import InputError
 from data.workload import WorkloadRequest
+from scheduler.bound import attainment_bound
 from scheduler.policies import make_policy
 from scheduler.profile import EngineProfile
 from scheduler.simulator.run import SimResult, simulate
@@ -40,6 +41,7 @@ class SimulateSettings:
     budget_s: float = 0.001
     max_wait_s: float = 120.0
     arrival_rate_rps: float | None = None
+    with_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ def run_simulation(
 ) -> SimulateOutcome:
     """Run every arm on the same requests, `seeds` times with other draws of them.
 
+    With `with_bound` the document says what no scheduler can exceed, the mean over the draws.
+
     Raises:
         InputError: a load that is not positive, `learned` without a predictor.
     """
@@ -71,6 +75,7 @@ def run_simulation(
     records: dict[str, list[RequestRecord]] = {arm.label: [] for arm in settings.arms}
     queue: dict[str, list[tuple[int, QueueSample]]] = {arm.label: [] for arm in settings.arms}
     plan_s: dict[str, list[float]] = {arm.label: [] for arm in settings.arms}
+    bounds: list[float] = []
     rate_rps = None if settings.load is None else settings.load * capacity
     for repeat in range(settings.seeds):
         seed = settings.seed + repeat
@@ -79,6 +84,9 @@ def run_simulation(
             if rate_rps is None
             else source.draw(settings.requests, rate_rps, seed)
         )
+        if settings.with_bound:
+            bounds.append(attainment_bound(to_sim(requests), profile))
+            on_step("bound")
         for arm in settings.arms:
             quantiles, levels = length_rows(requests, arm.lengths, predictor)
             policy = make_policy(arm.policy, budget_s=settings.budget_s, seed=arm_seed(arm, seed))
@@ -117,6 +125,7 @@ def run_simulation(
         predictor=predictor_label,
         source_label=source.source_label,
         arms=arms,
+        bound=min(1.0, float(np.mean(bounds))) if bounds else None,
         run={
             "stamp": utc_now(),
             "profile": profile.name,

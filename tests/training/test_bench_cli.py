@@ -38,6 +38,7 @@ def test_simulate_prints_one_document_and_nothing_else(invoke, workload_file):
     assert [arm.label for arm in document.arms] == ["fcfs:none", "edf:oracle"]
     # without --load a file keeps its own pace
     assert document.load is None
+    assert max(arm.attainment for arm in document.arms) <= document.bound <= 1
 
 
 def test_simulate_ends_with_the_document_after_the_table(invoke, workload_file, tmp_path):
@@ -48,6 +49,12 @@ def test_simulate_ends_with_the_document_after_the_table(invoke, workload_file, 
     lines = done.stdout.splitlines()
     assert json.loads(lines[-1])["load"] == 2
     assert "modeled, no engine ran" in done.stdout
+    bound = json.loads(lines[-1])["bound"]
+    assert [f"{100 * bound:.1f}"] == [
+        row.split()[1] for row in lines if row.split()[:1] == ["bound"]
+    ]
+    without = invoke("simulate", "--workload", workload_file, "--no-bound", "--json")
+    assert json.loads(without.stdout)["bound"] is None
     page = tmp_path / "out" / REPORT_FILE
     first = page.read_text(encoding="utf-8")
     page.unlink()
