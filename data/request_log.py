@@ -2,13 +2,14 @@
 
 from data.request_log_reader import log_batches, log_to_table, read_request_log
 from data.request_log_rows import FILE_PATTERN, ROW_KEYS, STATUSES
-from data.request_log_writer import RequestLogWriter
+from data.request_log_writer import RequestLogWriter, limited_writer
 
 __all__ = [
     "FILE_PATTERN",
     "ROW_KEYS",
     "STATUSES",
     "RequestLogWriter",
+    "limited_writer",
     "log_batches",
     "log_to_table",
     "read_request_log",

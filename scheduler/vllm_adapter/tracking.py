@@ -55,6 +55,8 @@ class Tracked:
     feature_contract: str | None = None
     features: list[float] | None = None
     prompt: str | None = None
+    shadow: str | None = None
+    shadow_quantiles: FloatArray | None = None
     admitted_s: float | None = None
     first_token_s: float | None = None
     row: int = field(default=-1, compare=False)

@@ -229,7 +229,7 @@ def served(monkeypatch):
     """What `serve` would have started."""
     calls = []
 
-    def serve_forever(model, settings, vllm_args, *, cache_dir):
+    def serve_forever(model, settings, vllm_args, *, cache_dir, keeper):
         calls.append((model, settings, list(vllm_args)))
         return 0
 
