@@ -34,8 +34,9 @@ def describe(spec: str) -> Description:
 
     "prompts": rows, by (rows per source, task and class), licenses, censored_share, groups,
     distinct_prompts, splits, duplicates_across_splits. "request_log": those and statuses,
-    met_share, torn_lines, predictions (`prediction_errors`). "workload", "trace": arrivals (span_s, rate_rps, gap_cv, peak_rps).
-    "servegen": clients per group. Lengths are {mean, p50, p95, max} tokens.
+    met_share, torn_lines, predictions (`prediction_errors`). "workload", "trace": arrivals (span_s,
+    rate_rps, gap_cv, peak_rps). "servegen": clients per group. Lengths are {mean, p50, p95, max}
+    tokens.
     """
     path = _file_of(spec)
     if path is not None and path.is_dir():

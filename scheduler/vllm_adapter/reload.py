@@ -35,7 +35,8 @@ LOADED, UNCHANGED, REFUSED, FAILED = "loaded", "unchanged", "refused", "failed"
 _LOAD_LIMIT_S = 300.0
 _RETRY_S = 60.0  # after the engine did not answer, which is nobody's bad file
 
-_Signature = tuple[int, int, int]
+_Signature = tuple[int, int, int]  # when the file was written, how long it is, which it is
+_NEVER = (-1, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class LiveReloader:
         self._levels = load_priors(settings.predictor_dir).levels.tolist()
         self._in_place = _parts(live_state(settings))
         self._refused: dict[str, tuple[Any, PartOutcome]] = {}
-        self._seen: _Signature | None = None
+        self._seen: _Signature | None = _NEVER
         self._absent = False
         self._retry_at_s = 0.0
         self._lock = asyncio.Lock()
