@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -21,13 +22,26 @@ from training import tracking_store
 from training.cli import app
 from training.follow import FileKeeper, Follower, followed_alias, read_policy_file
 from training.registry import register
+from training.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def registered(empty_store, predictor_dir, tmp_path_factory):
+    """A store in which version 1 is champion and version 2 shadow; registering takes a second."""
+    home = Workspace(tmp_path_factory.mktemp("registered"))
+    home.mlruns.mkdir()
+    shutil.copy(empty_store, home.database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(predictor_dir, workspace=home)
+        register(predictor_dir, alias="shadow", workspace=home)
+    return home
 
 
 @pytest.fixture
-def versions(workspace, predictor_dir):
-    """Version 1 is champion, version 2 shadow."""
-    register(predictor_dir, workspace=workspace)
-    register(predictor_dir, alias="shadow", workspace=workspace)
+def versions(workspace, registered):
+    """The workspace with a copy of that store; the artifacts stay where they are."""
+    shutil.copy(registered.database, workspace.database)
     return workspace
 
 
@@ -92,10 +106,9 @@ def test_a_store_that_is_missing_or_locked_keeps_the_file(versions, live_file, s
     assert len(said) == 2
 
 
-def test_a_version_whose_files_are_lost_keeps_the_file(versions, said):
-    import shutil
-
-    shutil.rmtree(versions.artifacts)
+def test_a_version_whose_files_are_lost_keeps_the_file(versions, registered, said, request):
+    away = registered.artifacts.rename(registered.root / "away")
+    request.addfinalizer(lambda: away.rename(registered.artifacts))
     assert Follower(versions, said.append).update(LiveState()) == LiveState()
     assert "has no predictor" in said[0]
 
