@@ -13,6 +13,7 @@ from data.catalogue import CATALOGUE
 from data.errors import InputError
 from data.lines import read_json_lines
 from data.locations import data_root, downloads_root
+from data.prediction_errors import prediction_errors
 from data.request_log import log_to_table, read_request_log
 from data.slo import OBJECTIVES
 from data.sources import load_table
@@ -23,6 +24,7 @@ from data.workload import WorkloadRequest, read_workload
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 Description = dict[str, Any]
 
@@ -32,8 +34,9 @@ def describe(spec: str) -> Description:
 
     "prompts": rows, by (rows per source, task and class), licenses, censored_share, groups,
     distinct_prompts, splits, duplicates_across_splits. "request_log": those and statuses,
-    met_share, torn_lines. "workload", "trace": arrivals (span_s, rate_rps, gap_cv, peak_rps).
-    "servegen": clients per group. Lengths are {mean, p50, p95, max} tokens.
+    met_share, torn_lines, predictions (`prediction_errors`). "workload", "trace": arrivals (span_s,
+    rate_rps, gap_cv, peak_rps). "servegen": clients per group. Lengths are {mean, p50, p95, max}
+    tokens.
     """
     path = _file_of(spec)
     if path is not None and path.is_dir():
@@ -57,9 +60,11 @@ def render(description: Description, console: Console) -> None:
 
     head = Table(title=str(description["spec"]), show_header=False)
     for key, value in description.items():
-        if key not in ("spec", "by") and value is not None:
+        if key not in ("spec", "by", "predictions") and value is not None:
             head.add_row(key.replace("_", " "), _text(value))
     console.print(head)
+    if description.get("predictions"):
+        console.print(_errors_table(description["predictions"]))
     rows = description.get("by")
     if not rows:
         return
@@ -75,6 +80,19 @@ def render(description: Description, console: Console) -> None:
         figures = [f"{row[k]['p50']:.0f}/{row[k]['p95']:.0f}/{row[k]['max']}" for k in lengths]
         body.add_row(*(_text(row[key]) for key in keys), *figures)
     console.print(body)
+
+
+def _errors_table(predictions: list[dict[str, Any]]) -> Table:
+    """Champion and shadow on the same requests, one above the other."""
+    from rich.table import Table
+
+    table = Table(title="predictions against finished answers")
+    for key in predictions[0]:
+        number = key not in ("role", "version")
+        table.add_column(key.replace("_", " "), justify="right" if number else "left")
+    for side in predictions:
+        table.add_row(*map(_text, side.values()))
+    return table
 
 
 def _of_table(table: PromptTable) -> Description:
@@ -119,6 +137,7 @@ def _of_log(folder: Path) -> Description:
     }
     if not frame["status"].isin(("finished", "length")).any():
         return outcome
+    outcome["predictions"] = prediction_errors(frame)
     return {**_of_table(log_to_table(frame, f"log:{folder.name}")), **outcome}
 
 

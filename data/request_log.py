@@ -2,7 +2,7 @@
 
 from data.request_log_reader import answered, log_batches, log_to_table, read_request_log
 from data.request_log_rows import FILE_PATTERN, ROW_KEYS, STATUSES
-from data.request_log_writer import RequestLogWriter
+from data.request_log_writer import RequestLogWriter, limited_writer
 
 __all__ = [
     "FILE_PATTERN",
@@ -10,6 +10,7 @@ __all__ = [
     "STATUSES",
     "RequestLogWriter",
     "answered",
+    "limited_writer",
     "log_batches",
     "log_to_table",
     "read_request_log",

@@ -1,4 +1,14 @@
-"""The keys of a request-log row and what each may hold."""
+"""The keys of a request-log row and what each may hold.
+
+request_id, status, met   who, how it ended, whether all its objectives held
+arrival_unix_s, slo_*     when it came and what it wanted
+*_tokens                  prompt, limit, answer; and the answer as predicted (median)
+*_s                       TTFT, TPOT, e2e and the wait in the queue, seconds
+predictor, quantiles      the version that was obeyed, and what it said
+shadow, shadow_*          the version that was not, and what it said
+policy, policy_version    what ordered the queue, with a hash of its parameters if it had any
+features, prompt          what the predictor read; text only where the server was told to keep it
+"""
 
 from __future__ import annotations
 
@@ -18,16 +28,28 @@ NUMBERS = (
     "e2e_s",
     "queue_s",
     "predicted_tokens",
+    "shadow_tokens",
 )
-TEXTS = ("slo_class", "predictor", "policy", "lengths", "feature_contract", "prompt", "tenant")
+TEXTS = (
+    "slo_class",
+    "predictor",
+    "policy",
+    "policy_version",
+    "lengths",
+    "feature_contract",
+    "prompt",
+    "tenant",
+    "shadow",
+)
+QUANTILES = ("quantiles", "shadow_quantiles")
 ROW_KEYS = (
     "request_id",
     "status",
     *NUMBERS,
     *COUNTS,
     *TEXTS,
+    *QUANTILES,
     "met",
-    "quantiles",
     "features",
 )
 STATUSES = ("finished", "length", "aborted", "shed", "failed")
@@ -64,6 +86,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *((name, _optional(_is_number), "a number or null") for name in NUMBERS),
     *((name, _optional(lambda v: isinstance(v, str)), "text or null") for name in TEXTS),
     ("met", _optional(lambda v: isinstance(v, bool)), "true, false or null"),
-    ("quantiles", _optional(lambda v: isinstance(v, dict)), "an object or null"),
+    *((name, _optional(lambda v: isinstance(v, dict)), "an object or null") for name in QUANTILES),
     ("features", _optional(_is_features), "a list of numbers or null"),
 )

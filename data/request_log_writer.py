@@ -25,13 +25,17 @@ from data.request_log_rows import FILE_PATTERN
 log = logging.getLogger("lengthwise.request_log")
 
 _CLOSE = object()
+_MOST_FILE_BYTES = 64 * 1024**2
+_FILES_PER_AGE = 10
+_FILES_PER_LOG = 8
 
 
 class RequestLogWriter:
     """Appends rows to `folder`; `write` returns at once, `dropped` counts what was lost.
 
-    A file is closed at `max_bytes`; the oldest are deleted when all together pass
-    `max_total_bytes` or a file is older than `max_age_s` (None: kept). Rows reach the disk after
+    A file is closed at `max_bytes`, or when it has been open for a tenth of `max_age_s`; with each
+    new file the oldest are deleted when all together pass `max_total_bytes` or a file is older
+    than `max_age_s` (None: kept). Rows reach the disk after
     `flush_s` or `flush_rows`, whichever is first. Files are readable by their owner only, since
     they may hold prompts.
     """
@@ -40,7 +44,7 @@ class RequestLogWriter:
         self,
         folder: str | Path,
         *,
-        max_bytes: int = 64 * 1024**2,
+        max_bytes: int = _MOST_FILE_BYTES,
         max_total_bytes: int = 4 * 1024**3,
         max_age_s: float | None = None,
         flush_s: float = 1.0,
@@ -67,6 +71,7 @@ class RequestLogWriter:
         self._file = -1
         self._path = Path()
         self._file_bytes = 0
+        self._opened_s = 0.0
         self._files_opened = 0
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
         self._thread.start()
@@ -136,7 +141,8 @@ class RequestLogWriter:
             self._drop(len(left), f"disk error: {error}")
 
     def _append(self, line: bytes) -> None:
-        if self._file >= 0 and self._file_bytes + len(line) > self._max_bytes:
+        full = self._file_bytes + len(line) > self._max_bytes
+        if self._file >= 0 and (full or self._is_stale()):
             self._close_file()
         if self._file < 0:
             self._open_file()
@@ -150,7 +156,7 @@ class RequestLogWriter:
 
     def _open_file(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        now_s = self._clock()
+        now_s = self._opened_s = self._clock()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
         name = f"requests-{stamp}.{int(now_s % 1 * 1e6):06d}-{os.getpid()}-{self._files_opened}"
         self._path = self.folder / f"{name}.jsonl"
@@ -158,6 +164,12 @@ class RequestLogWriter:
         self._file = os.open(self._path, flags, 0o600)
         self._file_bytes = 0
         self._files_opened += 1
+
+    def _is_stale(self) -> bool:
+        """Little traffic would keep one file open, and its oldest rows, for months."""
+        if self._max_age_s is None:
+            return False
+        return self._clock() - self._opened_s > self._max_age_s / _FILES_PER_AGE
 
     def _close_file(self) -> None:
         if self._file >= 0:
@@ -194,6 +206,19 @@ class RequestLogWriter:
                 self.folder,
                 reason,
             )
+
+
+def limited_writer(
+    folder: str | Path, *, max_mb: float, max_age_days: float | None = None
+) -> RequestLogWriter:
+    """A writer whose files together hold at most `max_mb` (10^6 bytes) and `max_age_days`."""
+    total_bytes = max(1, int(max_mb * 1e6))
+    return RequestLogWriter(
+        folder,
+        max_bytes=max(1, min(_MOST_FILE_BYTES, total_bytes // _FILES_PER_LOG)),
+        max_total_bytes=total_bytes,
+        max_age_s=None if max_age_days is None else max_age_days * 86_400.0,
+    )
 
 
 def _json(row: dict[str, Any]) -> str:

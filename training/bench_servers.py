@@ -80,6 +80,7 @@ class BenchServers:
     max_tokens: int
     replay: ReplayTable
     vllm_args: tuple[str, ...]
+    step_log: Path | None = None  # where `ours` logs its steps while it is told to
 
     def calls(
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
@@ -147,6 +148,7 @@ def start_servers(
         vllm_args = (*TINY_ARGS, *vllm_args)
     replay = ReplayTable.random(REPLAY_LIMIT_TOKENS)
     table = replay.write(directory / "replay.json")
+    step_log = (directory / "steps.jsonl").absolute()
     ours_settings = ServerSettings(
         predictor_dir=None if predictor is None else str(predictor.directory),
         predictor_version=None if predictor is None else predictor.label,
@@ -154,6 +156,7 @@ def start_servers(
         policy="fcfs",
         profile=None if profile is None else str(profile),
         allow_configure=True,
+        step_log=str(step_log),
         **settings,
     )
     common: dict[str, Any] = {
@@ -190,6 +193,7 @@ def start_servers(
             max_tokens=min(REPLAY_LIMIT_TOKENS, context_tokens // 2),
             replay=replay,
             vllm_args=tuple(vllm_args),
+            step_log=step_log,
         )
 
 

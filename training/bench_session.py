@@ -113,7 +113,7 @@ def measure(
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
         if request.capacity_rps is None:
-            profile = profile or calibrate(request, servers, source, directory, workspace, say)
+            profile = profile or calibrate(request, servers, source, workspace, say)
             capacity = capacity_rps(source, profile)
             settings = bench_settings(request, capacity)
             say(f"capacity of {source.name}: {capacity:.2f} requests/s ({profile.provenance})")
@@ -150,15 +150,12 @@ def calibrate(
     request: BenchRequest,
     servers: BenchServers,
     source: WorkloadSource,
-    directory: Path,
     workspace: Workspace,
     say: Callable[[str], None],
 ) -> EngineProfile:
     """A short calibration of the running server, kept in the workspace for the next time."""
     path = profile_path(workspace, request.model)
-    done = calibrate_server(
-        servers, source, directory=directory, name=path.stem, short=True, on_stage=say
-    )
+    done = calibrate_server(servers, source, name=path.stem, short=True, on_stage=say)
     write_profile(done, path)
     return done.profile
 

@@ -48,7 +48,6 @@ def calibrate_server(
     servers: BenchServers,
     source: WorkloadSource,
     *,
-    directory: Path,
     name: str,
     short: bool = False,
     on_stage: Callable[[str], None] = lambda text: None,
@@ -58,20 +57,22 @@ def calibrate_server(
     Args:
         servers: only `ours` is used; it must allow configuration.
         source: workload whose saturated throughput is measured.
-        directory: for the step log.
         name: of the profile.
         short: half the steps and requests (demo).
         on_stage: told what is going on.
 
     Raises:
-        BenchError: the server logged no steps, or the requests failed.
+        BenchError: the server was started without a step log or logged no steps, or the
+            requests failed.
     """
     url = servers.ours.url
-    step_log = directory / "steps.jsonl"
+    step_log = servers.step_log
+    if step_log is None:
+        raise BenchError("the server was started without a step log")
     step_log.unlink(missing_ok=True)
     capacity = read_capacity(asyncio.run(server_status(url)))
     asyncio.run(configure(url, Arm("fcfs", "none")))
-    asyncio.run(post_configure(url, {"step_log": str(step_log)}))
+    asyncio.run(post_configure(url, {"log_steps": True}))
     try:
         for level in concurrency_levels(capacity.max_num_seqs):
             on_stage(f"steps with {level} in flight")
@@ -82,7 +83,7 @@ def calibrate_server(
         in_flight = IN_FLIGHT_PER_SLOT * capacity.max_num_seqs
         measured_rps = asyncio.run(saturate(servers, url, requests, in_flight))
     finally:
-        asyncio.run(post_configure(url, {"step_log": ""}))
+        asyncio.run(post_configure(url, {"log_steps": False}))
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
     steps = read_step_log(step_log)[:, 1:5]
     if not len(steps):

@@ -70,9 +70,7 @@ def calibrate(
             with_stock=False,
         ) as servers,
     ):
-        done = calibrate_server(
-            servers, requests, directory=directory, name=path.stem, on_stage=say
-        )
+        done = calibrate_server(servers, requests, name=path.stem, on_stage=say)
     write_profile(done, path)
     if as_json:
         console.print_json({"profile": str(path), **done.report})

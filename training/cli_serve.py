@@ -1,8 +1,10 @@
-"""Commands about the server: ``serve`` and ``doctor``."""
+"""Commands about the server: ``serve``, ``follow`` and ``doctor``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("serve", context_settings=passing_on)(serve)
+    app.command("follow")(follow)
     app.command("doctor")(doctor)
 
 
@@ -34,6 +37,9 @@ def serve(
     policy: Annotated[
         str, typer.Option(help="Admission order, e.g. sa, feasible-edf, fcfs.")
     ] = "sa",
+    policy_file: Annotated[
+        Path | None, typer.Option(help="JSON: policy and policy_params, instead of --policy.")
+    ] = None,
     lengths: Annotated[
         str | None, typer.Option(help="learned | class | none; learned if there is a predictor.")
     ] = None,
@@ -50,6 +56,12 @@ def serve(
     request_log: Annotated[
         Path | None, typer.Option(help="Directory for one row per finished request.")
     ] = None,
+    request_log_max_mb: Annotated[
+        float, typer.Option(help="The oldest files of the log go beyond this.")
+    ] = 4096.0,
+    request_log_max_age_days: Annotated[
+        float | None, typer.Option(help="Files of the log older than this go.")
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Keep the prompts' text in the request log.")
     ] = False,
@@ -58,38 +70,82 @@ def serve(
         typer.Option("--allow-configure", help="Let POST /lengthwise/configure change policy."),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the annealing.")] = 0,
+    poll_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between looks at the registry's aliases.")
+    ] = 30.0,
 ) -> None:
     """Serve MODEL with vLLM, ordered by length and SLO.
 
     The OpenAI API, with vllm_xargs or x-slo-* headers for objectives. Options not listed here
     go to vLLM as they are: --port 8001 --max-num-seqs 64 ...
+    A predictor named by alias is followed: when the alias moves, the server takes the new version
+    over without a restart, and one with the alias 'shadow' predicts along without being obeyed.
+    SIGHUP reads the registry, --slo-table and --policy-file anew.
     """
     if model.startswith("-"):
         raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
     from scheduler.vllm_adapter.launch import serve_forever
     from scheduler.vllm_adapter.settings import make_settings
+    from training.follow import FileKeeper, Follower, followed_alias, read_policy_file
 
     workspace = Workspace.current()
     resolved = find_predictor(predictor, workspace)
+    ordering: dict[str, Any] = {"policy": check_policy(policy)}
+    if policy_file is not None:
+        ordering = read_policy_file(policy_file)
     settings = make_settings(
-        {
+        ordering
+        | {
             "predictor_dir": str(resolved.directory) if resolved else None,
             "predictor_version": resolved.label if resolved else None,
             "lengths": lengths or ("learned" if resolved else "none"),
-            "policy": check_policy(policy),
             "plan_budget_ms": plan_budget_ms,
             "max_wait_s": max_wait,
             "slo_table": read_slo_table(slo_table) if slo_table else {},
             "profile": profile,
             "request_log": str(request_log.absolute()) if request_log else None,
+            "request_log_max_mb": request_log_max_mb,
+            "request_log_max_age_days": request_log_max_age_days,
             "log_prompts": log_prompts,
             "allow_configure": allow_configure,
             "seed": seed,
         }
     )
     label = resolved.label if resolved else "no predictor"
-    console.stderr().print(f"{model} with {label}, policy {policy}, lengths {settings.lengths}")
-    raise typer.Exit(serve_forever(model, settings, ctx.args, cache_dir=workspace.cache))
+    say = partial(console.stderr().print, markup=False)
+    say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
+    alias = followed_alias(predictor)
+    readers: list[Callable[[], dict[str, Any]]] = []
+    if slo_table is not None:
+        readers.append(lambda: {"slo_table": read_slo_table(slo_table)})
+    if policy_file is not None:
+        readers.append(lambda: read_policy_file(policy_file))
+    keeper = FileKeeper(
+        Follower(workspace, say, alias) if alias else None, say, tuple(readers), poll_s
+    )
+    raise typer.Exit(
+        serve_forever(model, settings, ctx.args, cache_dir=workspace.cache, keeper=keeper)
+    )
+
+
+def follow(
+    live: Annotated[Path, typer.Option(help="The live file of a running server.")],
+    poll_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between looks at the registry.")
+    ] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+) -> None:
+    """Keep a server's live file in step with the registry.
+
+    For a server that `lengthwise serve` did not start: its settings name the same live_file. The
+    aliases champion and shadow of output-length become its predictor and its shadow.
+    """
+    from training.follow import Follower
+    from training.follow import follow as keep_following
+
+    say = partial(console.stderr().print, markup=False)
+    follower = Follower(Workspace.current(), say)
+    keep_following(live, follower, poll_s=poll_s, once=once, say=say)
 
 
 def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:

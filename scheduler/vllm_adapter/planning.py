@@ -6,10 +6,14 @@ counted, and serving goes on.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,26 @@ class InjectedPlannerError(RuntimeError):
     """Raised on purpose, to try the fallback (``fail_plans`` of the configure call)."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedPolicy:
+    """A policy that is compiled and checked, and the version that the request log will show."""
+
+    policy: Policy
+    version: str
+
+
+def policy_version(params: Mapping[str, Any]) -> str:
+    """The package's version, and a hash of the parameters where some are given."""
+    try:
+        version = metadata.version("lengthwise")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    if not params:
+        return version
+    text = json.dumps(dict(params), sort_keys=True, default=repr)
+    return f"{version}+{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
 class Planner:
     """Calls the policy when due and keeps its statistics."""
 
@@ -51,12 +75,23 @@ class Planner:
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fail_plans = 0
-        self.policy = self._make(settings.policy)
+        self.use(self.make(settings.policy))
         self.reset_stats()
 
-    def set_policy(self, name: str) -> None:
-        """Switch to another policy; ValueError for an unknown name."""
-        self.policy = self._make(name)
+    def make(self, name: str, params: Mapping[str, Any] | None = None) -> PreparedPolicy:
+        """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
+        settings = self._settings
+        if params is None:
+            params = settings.policy_params if name == settings.policy else {}
+        policy = make_policy(
+            name, budget_s=settings.plan_budget_ms / 1e3, seed=settings.seed, **params
+        )
+        policy.warm_up()
+        return PreparedPolicy(policy, policy_version(params))
+
+    def use(self, prepared: PreparedPolicy) -> None:
+        """Plan by this policy from now on."""
+        self.policy, self.policy_version = prepared.policy, prepared.version
         self.gate.mark()
 
     def reset_stats(self) -> None:
@@ -134,12 +169,3 @@ class Planner:
             p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])
             figures |= {"ms_p50": float(p50), "ms_p99": float(p99)}
         return figures
-
-    def _make(self, name: str) -> Policy:
-        settings = self._settings
-        params = settings.policy_params if name == settings.policy else {}
-        policy = make_policy(
-            name, budget_s=settings.plan_budget_ms / 1e3, seed=settings.seed, **params
-        )
-        policy.warm_up()
-        return policy

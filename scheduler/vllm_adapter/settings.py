@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.errors import InputError
+from data.errors import InputError, shown
 from data.slo import SloTable
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
@@ -30,7 +30,9 @@ class ServerSettings(BaseModel):
     """One server's settings; a JSON file on disk. Unknown keys and bad values raise InputError.
 
     ``plan_share`` is the largest share of wall time that planning may take; ``log_features`` and
-    ``log_prompts`` say what of the input goes to the request log.
+    ``log_prompts`` say what of the input goes to the request log, ``request_log_max_mb`` and
+    ``request_log_max_age_days`` how much of it is kept. ``log_steps`` writes ``step_log`` from the
+    start. ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,13 +49,19 @@ class ServerSettings(BaseModel):
     profile: str | None = None
     refit_steps: int = Field(default=2000, ge=0)
     request_log: str | None = None
+    request_log_max_mb: float = Field(default=4096.0, gt=0, le=1e9)
+    request_log_max_age_days: float | None = Field(default=None, gt=0, le=36_500)
     log_prompts: bool = False
     log_features: bool = True
     replay_table: str | None = None
     step_log: str | None = None
+    log_steps: bool = False
+    live_file: str | None = None
+    live_poll_s: float = Field(default=5.0, gt=0, le=3600)
     allow_configure: bool = False
     seed: int = Field(default=0, ge=0)
     predict_timeout_ms: float = Field(default=1000.0, gt=0)
+    shadow_timeout_ms: float = Field(default=20.0, gt=0)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
 
     @property
@@ -74,13 +82,18 @@ def make_settings(values: Mapping[str, Any]) -> ServerSettings:
     try:
         settings = ServerSettings.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"server setting {key or '?'}: {first['msg']}, got {first['input']!r}"
-        ) from error
+        raise InputError(f"server setting {first_fault(error)}") from error
     SloTable.from_dict(settings.slo_table)
+    if settings.log_steps and settings.step_log is None:
+        raise InputError("server setting log_steps: needs step_log, the file to write to")
     return settings
+
+
+def first_fault(error: ValidationError) -> str:
+    """One line for the first thing pydantic found: key, rule, value."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key or '?'}: {first['msg']}, got {shown(first['input'])}"
 
 
 def read_settings(path: Path | str) -> ServerSettings:

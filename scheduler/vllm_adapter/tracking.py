@@ -57,6 +57,8 @@ class Tracked:
     features: list[float] | None = None
     prompt: str | None = None
     queued_s: float | None = None  # when it gave up its slot, if it did
+    shadow: str | None = None
+    shadow_quantiles: FloatArray | None = None
     admitted_s: float | None = None
     first_token_s: float | None = None
     row: int = field(default=-1, compare=False)

@@ -75,8 +75,24 @@ def test_a_request_log(tmp_path):
     assert figures["statuses"] == {"finished": 1, "shed": 1}
     assert (figures["met_share"], figures["torn_lines"], figures["rows"]) == (0.5, 1, 1)
     assert "request_log" in shown(figures)
+    assert figures["predictions"] == []
     path.write_text(json.dumps(rows[1]) + "\n")
     assert describe(str(tmp_path))["logged_rows"] == 1
+
+
+def test_a_log_shows_champion_and_shadow_side_by_side(tmp_path):
+    one = dict.fromkeys(ROW_KEYS) | {
+        "request_id": "a", "status": "finished", "arrival_unix_s": 1.0, "prompt_tokens": 3,
+        "output_tokens": 40, "prompt": "q", "predictor": "m/1", "predicted_tokens": 20.0,
+        "quantiles": {"0.1": 5.0, "0.9": 30.0}, "shadow": "m/2", "shadow_tokens": 40.0,
+        "shadow_quantiles": {"0.1": 30.0, "0.9": 50.0},
+    }  # fmt: skip
+    (tmp_path / "requests-x.jsonl").write_text(json.dumps(one) + "\n")
+    figures = describe(str(tmp_path))
+    text = shown(figures)
+    assert [side["coverage_80"] for side in figures["predictions"]] == [0.0, 1.0]
+    assert "m/1" in text
+    assert "m/2" in text
 
 
 def test_traces_by_path_and_by_name(tmp_path, monkeypatch):

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.request_log import ROW_KEYS, RequestLogWriter, log_to_table, read_request_log
+from data.request_log import (
+    ROW_KEYS,
+    RequestLogWriter,
+    limited_writer,
+    log_to_table,
+    read_request_log,
+)
 from data.sources import load_table
 
 
@@ -28,6 +34,10 @@ def row(number=0, **changes):
         "ttft_s": 0.1,
         "met": True,
         "quantiles": {"0.5": 12.0},
+        "shadow": "m/2",
+        "shadow_tokens": 9.0,
+        "shadow_quantiles": {"0.5": 9.0},
+        "policy_version": "0.1.0",
         "features": [1.0, 2.0],
         "feature_contract": "v1",
         "prompt": f"question {number}",
@@ -107,6 +117,27 @@ def test_files_past_their_age_go_and_other_files_stay(tmp_path):
     assert not old.exists()
     assert (tmp_path / "notes.txt").exists()
     assert read_request_log(tmp_path)["request_id"].tolist() == ["r2"]
+
+
+def test_a_file_open_for_long_is_closed_so_that_its_rows_can_age(tmp_path):
+    now = [1e9]
+    writer = RequestLogWriter(tmp_path, max_age_s=1000, flush_rows=1, clock=lambda: now[0])
+    for i in range(4):
+        writer.write(row(i))
+        wait_for(lambda i=i: writer.written == i + 1)
+        now[0] += 60
+    writer.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_limits_in_the_operators_units(tmp_path):
+    writer = limited_writer(tmp_path, max_mb=0.02, max_age_days=1.0)
+    for i in range(300):
+        writer.write(row(i))
+    writer.close()
+    files = list(tmp_path.iterdir())
+    assert len(files) > 1
+    assert 10_000 < sum(file.stat().st_size for file in files) <= 20_000
 
 
 def test_disk_errors_are_counted_reported_once_and_never_raised(tmp_path, caplog):

@@ -29,6 +29,7 @@ class Stub:
     running: int = 0
     refuse: str = ""
     steps: list[list[float]] = field(default_factory=list)
+    step_log: Path | None = None
     capacity: dict[str, int] = field(default_factory=dict)
     plan: dict[str, float] = field(default_factory=lambda: {"ms_p50": 0.4, "ms_p99": 0.9})
     url: str = ""
@@ -102,8 +103,9 @@ class Stub:
         if self.refuse and body.get("policy") == self.refuse:
             return web.json_response({"error": "not now"}, status=400)
         self.configured.append(body)
-        if log := body.get("step_log"):
-            Path(log).write_text("".join(json.dumps(row) + "\n" for row in self.steps))
+        if body.get("log_steps"):
+            assert self.step_log is not None
+            self.step_log.write_text("".join(json.dumps(row) + "\n" for row in self.steps))
         return web.json_response({})
 
 

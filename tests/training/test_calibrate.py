@@ -44,21 +44,19 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def servers():
+def servers(tmp_path):
     replay = ReplayTable.random(128, seed=1)
     lengths = {int(i): row + 1 for row, ids in enumerate(replay.ids) for i in ids}
     capacity = {"max_num_seqs": 8, "kv_tokens": 4096, "max_num_batched_tokens": 512}
     stub = Stub(ttft_s=0.01, itl_s=0.001, lengths=lengths, capacity=capacity, slots=8)
-    stub.steps = logged_steps()
+    stub.steps, stub.step_log = logged_steps(), tmp_path / "steps.jsonl"
     with running(stub) as ours:
-        yield BenchServers(ours, None, "stub", 128, replay, ())
+        yield BenchServers(ours, None, "stub", 128, replay, (), stub.step_log)
 
 
 def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tmp_path):
     said = []
-    done = calibrate_server(
-        servers, source, directory=tmp_path, name="stub", short=True, on_stage=said.append
-    )
+    done = calibrate_server(servers, source, name="stub", short=True, on_stage=said.append)
     fitted = done.profile.step_time
     assert fitted.base_s == pytest.approx(TRUE.base_s, rel=0.1)
     assert fitted.decode_seq_s == pytest.approx(TRUE.decode_seq_s, rel=0.1)
@@ -69,7 +67,7 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
     assert len(said) == len(concurrency_levels(8)) + 1
     # fcfs for the measurement, and the step log is switched off at the end
     assert servers.ours.configured[0]["policy"] == "fcfs"
-    assert servers.ours.configured[-1] == {"step_log": ""}
+    assert servers.ours.configured[-1] == {"log_steps": False}
     assert all(len(row) == 2 for row in calibration_rows(done))
 
     path = tmp_path / "profiles" / "stub.json"
@@ -84,10 +82,10 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
 def test_a_server_that_logs_nothing_or_fails_is_an_error(servers, source, tmp_path):
     servers.ours.steps = []
     with pytest.raises(BenchError, match="logged no steps"):
-        calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
+        calibrate_server(servers, source, name="stub", short=True)
     servers.ours.fail_ids = dict.fromkeys(servers.ours.lengths, "400")
     with pytest.raises(BenchError, match="calibration requests failed: HTTP 400"):
-        calibrate_server(servers, source, directory=tmp_path, name="stub", short=True)
+        calibrate_server(servers, source, name="stub", short=True)
 
 
 def test_levels_end_at_the_engines_limit():

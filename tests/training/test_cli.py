@@ -224,13 +224,18 @@ def test_data_describe(run, refuses):
     assert "no public set" in refuses("data", "fetch", "nothing")
 
 
+class Calls(list):
+    keeper = None
+
+
 @pytest.fixture
 def served(monkeypatch):
-    """What `serve` would have started."""
-    calls = []
+    """What `serve` would have started, and the keeper of its live file."""
+    calls = Calls()
 
-    def serve_forever(model, settings, vllm_args, *, cache_dir):
+    def serve_forever(model, settings, vllm_args, *, cache_dir, keeper):
         calls.append((model, settings, list(vllm_args)))
+        calls.keeper = keeper
         return 0
 
     monkeypatch.setattr("scheduler.vllm_adapter.launch.serve_forever", serve_forever)
@@ -244,6 +249,7 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
     done = run(
         "serve", "tiny", "--port", "8001", "--policy", "feasible-edf", "--slo-table", table,
         "--request-log", tmp_path / "log", "--max-num-seqs=16", "--max-wait", "30",
+        "--request-log-max-mb", "50", "--request-log-max-age-days", "7",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     ((model, settings, vllm_args),) = served
@@ -254,6 +260,39 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
     assert settings.max_wait_s == 30
     assert settings.slo_table == {"chat": {"ttft_ms": 500, "weight": 2}}
     assert settings.request_log == str(tmp_path / "log")
+    assert (settings.request_log_max_mb, settings.request_log_max_age_days) == (50, 7)
+
+
+def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(
+    run, served, predictor_dir, tmp_path
+):
+    from scheduler.vllm_adapter.live import LiveState, live_state, read_live, write_live
+
+    run("register", predictor_dir)
+    table, policy, live = (tmp_path / name for name in ("slo.json", "policy.json", "live.json"))
+    table.write_text('{"chat": {"ttft_ms": 500}}')
+    policy.write_text('{"policy": "sa", "policy_params": {"calm": 0.1}}')
+    options = ("--slo-table", table, "--policy-file", policy)
+    assert run("serve", "tiny", *options).exit_code == 0
+    settings = served[0][1]
+    assert (settings.policy, settings.policy_params) == ("sa", {"calm": 0.1})
+    write_live(live, live_state(settings))
+    table.write_text('{"chat": {"ttft_ms": 900}}')
+    policy.write_text('{"policy": "edf"}')
+    run("register", predictor_dir, "--alias", "champion")
+    served.keeper.keep(live, reread=False)
+    followed = read_live(live)
+    assert followed.predictor.version == "models:/output-length/2"
+    assert followed.policy == "sa"
+    served.keeper.keep(live, reread=True)
+    followed = read_live(live)
+    assert (followed.policy, followed.policy_params) == ("edf", {})
+    assert followed.slo_table == {"chat": {"ttft_ms": 900}}
+
+    assert run("serve", "tiny", "--predictor", predictor_dir).exit_code == 0
+    write_live(live, LiveState())
+    served.keeper.keep(live, reread=True)
+    assert read_live(live) == LiveState()
 
 
 def test_serve_without_a_predictor(run, served):

@@ -41,17 +41,20 @@ def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class LiveServer:
     """A running lengthwise server and the files it was given."""
 
-    def __init__(self, url: str, log_dir: Path, replay_table: Path, server_log: Path) -> None:
+    def __init__(self, url: str, root: Path) -> None:
         self.url = url
-        self.log_dir = log_dir
-        self.replay_table = replay_table
-        self.server_log = server_log
+        self.log_dir = root / "log"
+        self.replay_table = root / "replay.json"
+        self.server_log = root / "server.log"
+        self.step_log = root / "steps.jsonl"
+        self.live_file = root / "live.json"
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Iterator[LiveServer]:
     """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
     from scheduler.vllm_adapter.launch import launch_server
+    from scheduler.vllm_adapter.live import live_state, write_live
     from scheduler.vllm_adapter.settings import ServerSettings
 
     root = tmp_path_factory.mktemp("server")
@@ -65,7 +68,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         log_prompts=True,
         replay_table=str(table),
         allow_configure=True,
+        step_log=str(root / "steps.jsonl"),
+        live_file=str(root / "live.json"),
+        live_poll_s=0.2,
     )
+    write_live(root / "live.json", live_state(settings))
     with launch_server(
         "tiny",
         settings,
@@ -77,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         cache_dir=tmp_path_factory.mktemp("cache"),
     ) as handle:  # fmt: skip
         handle.wait_ready(240)
-        yield LiveServer(handle.url, root / "log", table, root / "server.log")
+        yield LiveServer(handle.url, root)
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ def servers(server):
     own = {str(i): row + 1 for row, ids in enumerate(replay.ids.tolist()) for i in ids}
     others = json.loads(server.replay_table.read_text())
     write_replay_table(server.replay_table, others | own)
-    return BenchServers(server, None, "tiny", 512, replay, ())
+    return BenchServers(server, None, "tiny", 512, replay, (), server.step_log)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_arms_run_on_the_engine_and_lose_nothing(servers, source):
 
 
 def test_calibration_fits_the_engine(servers, source, tmp_path):
-    done = calibrate_server(servers, source, directory=tmp_path, name="live", short=True)
+    done = calibrate_server(servers, source, name="live", short=True)
     write_profile(done, tmp_path / "live.json")
     profile = load_profile(tmp_path / "live.json")
     assert profile.capacity.max_num_seqs == 8

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from engineless import FakeEngine, make_request
+from prometheus_client import REGISTRY
 
 from data.request_log import read_request_log
 
@@ -267,3 +268,102 @@ def test_a_fault_in_anything_we_add_is_counted_and_serving_goes_on(engine, part,
     assert set(fake.tokens.values()) == {3}
     assert sum(fake.scheduler.lengthwise_status()["plan"]["fallbacks"].values()) > 0
     assert len(fake.scheduler.waiting) == 0
+
+
+def test_a_shadows_prediction_is_logged_and_not_obeyed(engine, tmp_path):
+    fake = engine(max_num_seqs=1, request_log=str(tmp_path))
+    for name, factor, shadow in (("long", 50, 1), ("middle", 5, 5), ("short", 1, 50)):
+        extra = {"lw_shadow": scaled(shadow), "lw_shadow_version": "v2"}
+        fake.add(make_request(name, pred_quantiles=scaled(factor), pred_version="v1", **extra))
+    fake.add(make_request("odd", pred_quantiles=scaled(90), lw_shadow=[3], lw_shadow_version="v2"))
+    before = shadow_ratios()
+    fake.run()
+    assert fake.admitted == ["short", "middle", "long", "odd"]
+    assert shadow_ratios() == before + 3
+    fake.scheduler.shutdown()
+    rows = read_request_log(tmp_path).set_index("request_id")
+    assert rows.loc["short"][["predictor", "shadow"]].tolist() == ["v1", "v2"]
+    assert rows.loc["short"][["predicted_tokens", "shadow_tokens"]].tolist() == [20.0, 1000.0]
+    assert rows.loc["short"]["shadow_quantiles"]["0.99"] == 2500.0
+    assert rows.loc["odd"][["shadow", "shadow_quantiles"]].tolist() == [None, None]
+
+
+def shadow_ratios():
+    name = "lengthwise_predicted_over_actual_count"
+    return REGISTRY.get_sample_value(name, {"source": "shadow"}) or 0.0
+
+
+def test_a_reload_changes_the_slo_table_and_knows_the_old_classes_for_a_while(engine):
+    fake = engine(slo_table={"chat": {"ttft_ms": 500.0}})
+    answer = fake.scheduler.lengthwise_configure(
+        {"slo_table": {"vip": {"ttft_ms": 100.0, "weight": 3.0}}}
+    )
+    assert "error" not in answer
+    for name in ("vip", "chat", "nobody"):
+        fake.add(make_request(name, slo_class=name, pred_quantiles=QUANTILES))
+    table = fake.scheduler._table
+    assert (table.get("vip").slo.ttft_s, table.get("vip").weight) == (0.1, 3.0)
+    assert (table.get("chat").slo.ttft_s, table.get("chat").weight) == (0.5, 1.0)
+    assert table.get("nobody").slo.is_best_effort
+    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"] == {"slo": 1}
+
+
+def test_a_new_predictor_is_not_taught_by_answers_the_old_one_predicted(engine, predictor_dir):
+    fake = engine(max_num_seqs=8)
+    for i in range(60):
+        request = make_request(
+            f"r{i}", pred_quantiles=QUANTILES, pred_version="v1", slo_class="chat"
+        )
+        fake.add(request, output_tokens=80)
+        if i == 30:
+            fake.run()
+            assert fake.scheduler.lengthwise_status()["length_correction"]["chat"] > 2
+    change = {"predictor_dir": str(predictor_dir), "predictor_version": "v2"}
+    assert "error" not in fake.scheduler.lengthwise_configure(change)
+    fake.run()
+    assert fake.scheduler.lengthwise_status()["length_correction"] == {}
+    fake.add(make_request("new", pred_quantiles=QUANTILES, pred_version="v2", slo_class="chat"))
+    fake.run()
+    assert set(fake.scheduler.lengthwise_status()["length_correction"]) == {"chat"}
+
+
+def test_policy_parameters_reload_and_show_in_the_version(engine, tmp_path):
+    fake = engine(request_log=str(tmp_path))
+    plain = fake.scheduler.lengthwise_status()["policy_version"]
+    change = {"policy": "sa", "policy_params": {"iterations": 50}, "fail_plans": 7}
+    fake.scheduler.lengthwise_configure(change)
+    status = fake.scheduler.lengthwise_status()
+    assert status["policy"] == "sa"
+    assert status["policy_version"].startswith(f"{plain}+")
+    fake.scheduler.lengthwise_configure({"slo_table": {}})
+    assert fake.scheduler._planner.fail_plans == 7
+    for params in ({"warp": 9}, {"calm": "very"}):
+        answer = fake.scheduler.lengthwise_configure({"policy": "sa", "policy_params": params})
+        assert answer["error"]
+    fake.add(make_request("r", pred_quantiles=QUANTILES))
+    fake.run()
+    fake.scheduler.shutdown()
+    row = read_request_log(tmp_path).iloc[0]
+    assert (row["policy"], row["policy_version"]) == ("sa", status["policy_version"])
+
+
+def test_steps_are_logged_to_the_servers_own_file_and_only_when_told(engine, tmp_path):
+    log = tmp_path / "steps.jsonl"
+    fake = engine(step_log=str(log))
+    fake.add(make_request("a"), output_tokens=3)
+    fake.run()
+    assert not log.exists()
+    fake.scheduler.lengthwise_configure({"log_steps": True})
+    fake.add(make_request("b"), output_tokens=3)
+    fake.run()
+    fake.scheduler.lengthwise_configure({"log_steps": False})
+    assert len(log.read_text().splitlines()) == 3
+    assert "step_log" in engine().scheduler.lengthwise_configure({"log_steps": True})["error"]
+
+
+def test_the_request_logs_limits_reach_the_writer(engine, tmp_path):
+    settings = {"request_log_max_mb": 0.008, "request_log_max_age_days": 2.0}
+    fake = engine(request_log=str(tmp_path), **settings)
+    log = fake.scheduler._outcomes._log
+    assert (log._max_total_bytes, log._max_bytes, log._max_age_s) == (8000, 1000, 172_800)
+    log.close()

@@ -259,7 +259,7 @@ def test_a_predictor_that_turns_slow_leaves_the_event_loop():
     client = Client(predictor, inline=True, predict_timeout_ms=5000)
     predictor.stall_s = 0.15
     assert "pred_quantiles" in client.xargs({"prompt": "hi"})
-    assert not client.service._inline
+    assert not client.service.champion.inline
     assert "pred_quantiles" in client.xargs({"prompt": "hi"})  # from the thread now
 
 

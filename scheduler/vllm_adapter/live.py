@@ -1,0 +1,111 @@
+"""The live file: what a running server should serve, written by whoever manages it.
+
+    {"predictor": {"directory": ..., "version": ...} | null,   null: as it is
+     "shadow":    {"directory": ..., "version": ...} | null,   null: none
+     "policy": "sa" | null, "policy_params": {},               null: as it is
+     "slo_table": {"chat": {"ttft_ms": 500, "weight": 2}} | null}
+
+Only who may write files on the server's machine chooses what is loaded; no request does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import InputError
+from data.slo import SloTable
+from scheduler.policies import make_policy
+from scheduler.vllm_adapter.settings import ServerSettings, first_fault
+
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+class LivePredictor(BaseModel):
+    """A predictor's directory and what to call it (None: what its card says)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: str = Field(min_length=1)
+    version: str | None = None
+
+
+class LiveState(BaseModel):
+    """The live file's content."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    predictor: LivePredictor | None = None
+    shadow: LivePredictor | None = None
+    policy: str | None = None
+    policy_params: dict[str, Any] = Field(default_factory=dict)
+    slo_table: dict[str, dict[str, float]] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> LiveState:
+        if self.policy is not None:
+            make_policy(self.policy, **self.policy_params)
+        elif self.policy_params:
+            raise ValueError("policy_params need a policy")
+        if self.slo_table is not None:
+            SloTable.from_dict(self.slo_table)
+        return self
+
+
+def make_live(values: Any, where: str) -> LiveState:
+    """A checked state; InputError says where, which key, and the rule."""
+    try:
+        return LiveState.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {first_fault(error)}") from error
+
+
+def live_state(settings: ServerSettings) -> LiveState:
+    """What a server with these settings serves at its start."""
+    predictor = None
+    if settings.predictor_dir is not None:
+        predictor = LivePredictor(
+            directory=settings.predictor_dir, version=settings.predictor_version
+        )
+    return LiveState(
+        predictor=predictor,
+        policy=settings.policy,
+        policy_params=settings.policy_params,
+        slo_table=settings.slo_table,
+    )
+
+
+def read_live(path: Path | str) -> LiveState:
+    """The file's content; InputError when it is missing, unreadable or breaks a rule."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read live file {str(path)!r}: {error}") from error
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"live file {str(path)!r} must not exceed {_MOST_BYTES} bytes")
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"live file {str(path)!r} is not JSON: {error}") from error
+    return make_live(values, f"live file {str(path)!r}")
+
+
+def write_live(path: Path | str, state: LiveState) -> None:
+    """Put the state in the file at once: a reader sees the old content or the new, never half."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(state.model_dump_json(indent=1))
+        Path(name).chmod(0o644)  # the server may run as another user
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
