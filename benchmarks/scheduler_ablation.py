@@ -45,6 +45,7 @@ PARTS: dict[str, dict[str, object]] = {
     "no calm": {"calm": 0.0},
     "no price of slot time": {"price_share": 0.0},
     "no caution (mean length)": {"caution": 0.5},
+    "no slot taken back": {"forlorn": -1.0},
     "no spread of start times": {"spread": 0.0},
     "no latency in the cost": {"latency": 0.0},
     "the paper's G as the cost": {"paper_g": True},
