@@ -32,6 +32,7 @@ from data.request_log import RequestLogWriter
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
+from scheduler.vllm_adapter.capabilities import check_supported
 from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
@@ -63,6 +64,7 @@ class LengthwiseScheduler(AsyncScheduler):
     """``--scheduler-cls scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        check_supported()
         super().__init__(*args, **kwargs)
         assert not self.waiting, "the queue is replaced before any request arrives"
         self.waiting: PlannedQueue = PlannedQueue()
@@ -157,16 +159,20 @@ class LengthwiseScheduler(AsyncScheduler):
         except Exception as error:
             self._planner.fall_back(where, error)
 
+    def _slots(self) -> int:
+        """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
+        return int(getattr(self, "max_num_active_reqs", self.max_num_running_reqs))
+
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)
         return Capacity(
-            max_num_seqs=int(self.max_num_active_reqs),
+            max_num_seqs=self._slots(),
             kv_tokens=blocks * int(self.block_size),
             max_num_batched_tokens=int(self.max_num_scheduled_tokens),
         )
 
     def _plan(self, now_s: float) -> None:
-        free_slots = int(self.max_num_active_reqs) - len(self.running)
+        free_slots = self._slots() - len(self.running)
         if free_slots <= 0:
             return
         if len(self.waiting) > 1 and self._planner.gate.due(now_s):
