@@ -25,11 +25,11 @@ from xml.etree import ElementTree
 
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scheduler.vllm_adapter.capabilities import SUPPORTED_RANGE, vllm_version
 
+ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
 # What a release imports under another name than the pinned environment has it.
 EXTRA = {"<0.31": ("openai-harmony==0.0.8",)}
@@ -45,9 +45,7 @@ def main() -> None:
     if given.start_here:
         print(json.dumps(start_here()))
         return
-    rows = [
-        row_of(release, start=not given.no_start) for release in given.releases or releases()
-    ]
+    rows = [row_of(release, start=not given.no_start) for release in given.releases or releases()]
     columns = ["release", *CONTRACT, "start", "completions"]
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
@@ -80,6 +78,7 @@ def row_of(release: str, *, start: bool) -> dict[str, object]:
             print(f"{release}: a server", file=sys.stderr)
             started = real_start(python, place)
             row |= started | {"ok": row["ok"] and started["ok"]}
+        print(f"{release}: {row}", file=sys.stderr)
         return row
     finally:
         shutil.rmtree(place, ignore_errors=True)

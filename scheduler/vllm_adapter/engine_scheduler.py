@@ -161,7 +161,8 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def _slots(self) -> int:
         """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
-        return int(getattr(self, "max_num_active_reqs", self.max_num_running_reqs))
+        limit = getattr(self, "max_num_active_reqs", None)
+        return int(self.max_num_running_reqs if limit is None else limit)
 
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)

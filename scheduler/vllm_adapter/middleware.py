@@ -109,19 +109,16 @@ class LengthwiseMiddleware:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()  # not a list of chunks: a client may send a byte at a time
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientGoneError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
+            body += message.get("body", b"")
+            if len(body) > limit:
                 raise _BodyTooLargeError
-            chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return bytes(body)
 
     # -- status and configure -----------------------------------------------------------------
 
@@ -151,7 +148,7 @@ class LengthwiseMiddleware:
         raw = await self._read(scope, receive)
         try:
             body = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the body must be JSON: {error}") from error
         request = parse_configure(body)
         loaded = None
