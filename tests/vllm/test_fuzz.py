@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import time
 from bisect import bisect_left
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import schemathesis
+from engineless import FakeEngine, make_request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -28,8 +31,10 @@ from predictor.scan import HEAD_CHARS, TAIL_CHARS, encode
 from scheduler.vllm_adapter import middleware
 from scheduler.vllm_adapter.body import encode_body, parse_body
 from scheduler.vllm_adapter.intake import Intake
+from scheduler.vllm_adapter.middleware import STATUS_PATH
 from scheduler.vllm_adapter.prediction import Prediction
 from scheduler.vllm_adapter.priors import generic_priors
+from scheduler.vllm_adapter.settings import LOGGER_NAME
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "operations" / "openapi.yaml"
 SLOS = SloTable.from_dict(TABLE)
@@ -247,6 +252,82 @@ def test_long_headers_are_refused_in_short():
         assert len(answer.json()["error"]["message"]) < 250
     answer = Client().post(COMPLETIONS, {"prompt": "hi"}, {"x-slo-e2e-ms": "9" * 60_000})
     assert answer.status_code == 400
+
+
+# -- prompts stay where they belong -------------------------------------------------------------
+
+MARKER = "zanzibar-marmalade-7731"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompts_reach_the_request_log_only_when_asked_for(tiny_dir, tmp_path, caplog, asked):
+    """From the client's body to the log's files, through the real scheduler; faults on the way."""
+    predictor = WordPredictor()
+    caplog.set_level(logging.DEBUG)
+    ours = logging.getLogger(LOGGER_NAME)
+    ours.addHandler(caplog.handler)
+    try:
+        client = Client(predictor, request_log=str(tmp_path), log_prompts=asked, slo_table={})
+        engine = FakeEngine(tiny_dir, {"request_log": str(tmp_path)}, max_num_seqs=2)
+        for i in range(3):
+            predictor.error = RuntimeError("broken") if i == 1 else None
+            body = {"prompt": f"{MARKER} {i}", "vllm_xargs": {"slo_e2e_ms": 5000}}
+            engine.add(make_request(f"r{i}", **client.xargs(body)))
+        refused = client.post(COMPLETIONS, {"prompt": MARKER, "vllm_xargs": {"slo_e2e_ms": -1}})
+        engine.run()
+        status = engine.scheduler.lengthwise_status()
+        engine.scheduler.shutdown()
+    finally:
+        ours.removeHandler(caplog.handler)
+    logs = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert logs.count(b'"request_id"') == 3
+    assert logs.count(MARKER.encode()) == (3 if asked else 0)
+    assert refused.status_code == 400
+    assert MARKER not in refused.text + caplog.text + json.dumps(status) + exposition()
+
+
+def exposition() -> str:
+    """What this process would show at /metrics."""
+    from prometheus_client import generate_latest
+
+    return generate_latest().decode()
+
+
+@pytest.mark.vllm
+def test_a_real_server_shows_a_prompt_nowhere_but_in_the_log_that_was_asked_for(server):
+    body = {"model": "tiny", "prompt": f"{MARKER} {MARKER}", "max_tokens": 4}
+    xargs = {"vllm_xargs": {"slo_e2e_ms": 60_000}}
+    assert httpx.post(server.url + COMPLETIONS, json=body | xargs, timeout=60).status_code == 200
+    bad = body | {"vllm_xargs": {"slo_e2e_ms": -1}, "temperature": "hot"}
+    refusal = httpx.post(server.url + COMPLETIONS, json=bad, timeout=60)
+    assert refusal.status_code == 400
+    shown = [httpx.get(server.url + path, timeout=60).text for path in ("/metrics", STATUS_PATH)]
+    assert MARKER not in "".join([refusal.text, *shown])
+    assert MARKER not in server.server_log.read_text(errors="replace")
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gzip.compress(b'{"model": "tiny", "prompt": "hi"}'),
+        '{"model": "tiny", "prompt": "hí"}'.encode("latin-1"),
+        b'{"model": "tiny", "prompt": "hi", "temperature": NaN}',
+        b'{"model": "tiny", "prompt": "hi", "max_tokens": 1' + b"0" * 400 + b"}",
+        b'{"model": "tiny", "prompt": "hi", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"model": "tiny", "messages": 5, "prompt": {"a": 1}}',
+        b'{"model": "tiny", "prompt": "' + b"word " * 1_500_000 + b'"}',
+    ],
+)
+def test_a_real_server_answers_what_is_malformed_with_a_400(server, raw):
+    began_s = time.monotonic()
+    answer = httpx.post(
+        server.url + COMPLETIONS, content=raw, timeout=60,
+        headers={"content-type": "application/json"},
+    )  # fmt: skip
+    assert 400 <= answer.status_code < 500, answer.text[:300]
+    assert time.monotonic() - began_s < 20
+    assert httpx.get(server.url + "/health", timeout=5).status_code == 200
 
 
 # -- the endpoints as docs/operations/openapi.yaml describes them ------------------------------
