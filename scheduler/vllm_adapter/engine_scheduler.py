@@ -34,6 +34,7 @@ from data.request_log import limited_writer
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
+from scheduler.vllm_adapter.capabilities import check_supported
 from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
@@ -64,9 +65,8 @@ _STATUS = {
 class LengthwiseScheduler(AsyncScheduler):
     """``--scheduler-cls scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler``."""
 
-    max_num_active_reqs: int
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        check_supported()
         super().__init__(*args, **kwargs)
         assert not self.waiting, "the queue is replaced before any request arrives"
         self.waiting: PlannedQueue = PlannedQueue()
@@ -96,7 +96,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self._may_yield = self.connector is None and "drop_stale_output" in (
             inspect.signature(self._preempt_request).parameters
         )
-        self._most_active = int(self.max_num_active_reqs)
+        self._most_running = self._slots()
         self._slo_lost = False  # a running request lost its SLO since the last plan
         self._yields = 0
         self._longest_wait_s = 0.0
@@ -174,16 +174,27 @@ class LengthwiseScheduler(AsyncScheduler):
         except Exception as error:
             self._planner.fall_back(where, error)
 
+    def _slots(self) -> int:
+        """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
+        limit = getattr(self, "max_num_active_reqs", None)
+        return int(self.max_num_running_reqs if limit is None else limit)
+
+    def _limit_running(self, most: int | None) -> None:
+        """Let at most so many run from now on (None: as many as vLLM would), where vLLM can."""
+        if hasattr(self, "max_num_active_reqs"):
+            limit = self._most_running if most is None else min(self._most_running, most)
+            self.max_num_active_reqs: int = limit
+
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)
         return Capacity(
-            max_num_seqs=int(self.max_num_active_reqs),
+            max_num_seqs=self._slots(),
             kv_tokens=blocks * int(self.block_size),
             max_num_batched_tokens=int(self.max_num_scheduled_tokens),
         )
 
     def _plan(self, now_s: float) -> None:
-        free_slots = self.max_num_active_reqs - len(self.running)
+        free_slots = self._slots() - len(self.running)
         self._slo_lost |= self._deadline_passed(now_s)
         if free_slots <= 0 and not self._slo_lost:
             return
@@ -198,16 +209,15 @@ class LengthwiseScheduler(AsyncScheduler):
                     self._table.arrays(running_ids),
                     self._table.levels,
                 )
-                self.max_num_active_reqs = self._most_active
+                self._limit_running(None)
                 if planned is None:
                     self.waiting.clear_order()
                 else:
                     order, plan = planned
                     self.waiting.set_order(order)
                     self._take_slots([running_ids[row] for row in plan.preempt], now_s)
-                    if plan.max_running is not None:
-                        self.max_num_active_reqs = min(self._most_active, plan.max_running)
-                free_slots = self.max_num_active_reqs - len(self.running)
+                    self._limit_running(plan.max_running)
+                free_slots = self._slots() - len(self.running)
         self._promote_overdue(now_s, free_slots)
 
     def _deadline_passed(self, now_s: float) -> bool:

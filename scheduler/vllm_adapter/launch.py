@@ -26,6 +26,7 @@ import scheduler
 from data.errors import InputError
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
+from scheduler.vllm_adapter.capabilities import check_supported
 from scheduler.vllm_adapter.live import live_state, write_live
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.settings import REPLAY_VARIABLE, SETTINGS_VARIABLE, ServerSettings
@@ -251,9 +252,10 @@ def server_command(
 def check_startable(settings: ServerSettings) -> None:
     """Find out in a second what a server would only find out after loading its model.
 
-    Raises InputError (or the scheduler core's ValueError) for a predictor directory without a
-    card, an unknown profile or an unknown policy.
+    Raises InputError (or the scheduler core's ValueError) for a vLLM outside the supported range,
+    a predictor directory without a card, an unknown profile or an unknown policy.
     """
+    check_supported()
     load_priors(settings.predictor_dir)
     if settings.profile is not None:
         load_profile(settings.profile)

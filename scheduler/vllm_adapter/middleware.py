@@ -128,19 +128,16 @@ class LengthwiseMiddleware:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()  # not a list of chunks: a client may send a byte at a time
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientGoneError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
+            body += message.get("body", b"")
+            if len(body) > limit:
                 raise _BodyTooLargeError
-            chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return bytes(body)
 
     # -- status and configure -----------------------------------------------------------------
 

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import torch  # noqa: E402
+from pickle_guard import no_unpickling  # noqa: E402
 
 from data.errors import InputError  # noqa: E402
 from predictor.bert import (  # noqa: E402
@@ -125,6 +126,21 @@ def test_an_artifact_carries_its_reader(fitted: LengthPredictor, tmp_path: Path)
     weights = tmp_path / "reader" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="not a fine-tuned encoder"):
+        LengthPredictor.load(tmp_path)
+
+
+def test_a_reader_loads_without_unpickling_and_from_safetensors_only(
+    fitted: LengthPredictor, tmp_path: Path
+) -> None:
+    fitted.save(tmp_path)
+    with no_unpickling():
+        LengthPredictor.load(tmp_path).predict(["write an essay about bees"])
+        BertReader.load(tmp_path / "reader", int8=True).native(["call the tool"])
+    weights = tmp_path / "reader" / "model.safetensors"
+    assert fitted.reading is not None
+    torch.save(fitted.reading.reader.model.state_dict(), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with no_unpickling(), pytest.raises(InputError, match="not a fine-tuned encoder"):
         LengthPredictor.load(tmp_path)
 
 

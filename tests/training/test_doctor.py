@@ -1,11 +1,17 @@
 import json
+import shutil
 import socket
+import sqlite3
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from scheduler.vllm_adapter import capabilities
-from training import doctor
+from training import doctor, doctor_places, tracking_store
 from training.cli import app
 from training.registry import register
 
@@ -13,13 +19,17 @@ from training.registry import register
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
     """Stands in for importing vLLM, which its own tests do; set what it finds."""
-    found = [capabilities.Check("vllm", True, "0.32.0 (tested)")]
+    monkeypatch.delenv(capabilities.OVERRIDE_VARIABLE, raising=False)
+    found = [capabilities.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
     monkeypatch.setattr(capabilities, "probe", lambda: found)
     return found
 
 
-def checks(workspace, model="tiny", port=0):
-    return {c.name: c for c in doctor.run_checks(workspace=workspace, model=model, port=port)}
+def checks(workspace, model="tiny", port=0, log_dir=None):
+    found = doctor.run_checks(workspace=workspace, model=model, port=port, log_dir=log_dir)
+    for check in found:
+        assert bool(check.advice) == (check.status != "ok"), check
+    return {c.name: c for c in found}
 
 
 def test_a_ready_machine_has_nothing_to_mend(workspace, predictor_dir, tmp_path, monkeypatch):
@@ -27,9 +37,9 @@ def test_a_ready_machine_has_nothing_to_mend(workspace, predictor_dir, tmp_path,
     (tmp_path / "packs" / "gpt35.jsonl.gz").touch()
     monkeypatch.setenv("LENGTHWISE_DATA", str(tmp_path))
     register(predictor_dir, workspace=workspace)
-    found = checks(workspace)
+    found = checks(workspace, log_dir=tmp_path / "log")
     assert {c.status for c in found.values()} == {"ok"}, found
-    assert not any(c.advice for c in found.values())
+    assert {"installation", "numba cache", "metrics dir", "request log", "port"} <= set(found)
     assert "models:/output-length/1, trained on synthetic" in found["predictor"].detail
 
 
@@ -46,7 +56,20 @@ def test_a_lost_hook_fails(workspace, engine):
     engine.append(capabilities.Check("scheduler hooks", False, "missing: add_request"))
     found = checks(workspace)
     assert found["scheduler hooks"].status == "fail"
-    assert "0.32" in found["scheduler hooks"].advice
+    assert ">=0.28,<0.33" in found["scheduler hooks"].advice
+
+
+def test_a_vllm_outside_the_range_fails_unless_the_operator_says_so(workspace, engine, monkeypatch):
+    engine[0] = capabilities.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
+    monkeypatch.setattr(capabilities, "vllm_version", lambda: "0.40.0")
+    found = checks(workspace)["vllm"]
+    assert found.status == "fail"
+    assert "0.40.0 is outside the supported range >=0.28,<0.33" in found.detail
+    assert capabilities.OVERRIDE_VARIABLE in found.advice
+    monkeypatch.setenv(capabilities.OVERRIDE_VARIABLE, "1")
+    assert checks(workspace)["vllm"].status == "warn"
+    monkeypatch.setattr(capabilities, "vllm_version", lambda: None)
+    assert "pip install" in checks(workspace)["vllm"].advice
 
 
 def test_a_dead_store_fails(workspace):
@@ -54,6 +77,43 @@ def test_a_dead_store_fails(workspace):
     found = checks(workspace)
     assert found["tracking store"].status == "fail"
     assert found["tracking store"].advice == "move the file away"
+
+
+def test_a_locked_store_fails_and_one_that_can_be_read_is_a_warning(workspace, monkeypatch):
+    monkeypatch.setattr(tracking_store, "LOCK_TIMEOUT_S", 0.05)
+    other = sqlite3.connect(workspace.database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    locked = checks(workspace)["tracking store"]
+    assert locked.status == "fail"
+    assert "locked" in locked.detail
+    assert "close the program" in locked.advice
+    other.execute("ROLLBACK")
+    other.execute("BEGIN IMMEDIATE")
+    readable = checks(workspace)["tracking store"]
+    assert readable.status == "warn"
+    assert "serving works" in readable.detail
+    other.close()
+
+
+def test_a_broken_champion_fails(workspace, predictor_dir, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(predictor_dir, broken)
+    register(broken, workspace=workspace)
+    for card in workspace.root.rglob("card.json"):
+        card.write_text("{half")
+    found = checks(workspace)["predictor"]
+    assert found.status == "fail"
+    assert "not JSON" in found.detail
+    assert "promote --rollback" in found.advice
+
+
+def test_a_champion_that_predicts_nonsense_fails(workspace, predictor_dir, monkeypatch):
+    from predictor.model import LengthPredictor
+
+    nonsense = SimpleNamespace(quantiles=np.full((1, 12), np.nan))
+    monkeypatch.setattr(LengthPredictor, "predict", lambda *args: nonsense)
+    register(predictor_dir, workspace=workspace)
+    assert "no distribution" in checks(workspace)["predictor"].detail
 
 
 def test_old_and_missing_packages_are_named(workspace, monkeypatch):
@@ -65,15 +125,39 @@ def test_old_and_missing_packages_are_named(workspace, monkeypatch):
     assert "mlflow is missing" in detail
 
 
-def test_models(workspace, tmp_path):
-    assert checks(workspace, model=str(tmp_path))["model"].detail.endswith(
-        "lacks config.json and a tokenizer"
-    )
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_text("{}")
-    assert checks(workspace, model=str(tmp_path))["model"].status == "ok"
+def test_models_and_tokenizers(workspace, tmp_path):
+    assert checks(workspace, model=str(tmp_path))["model"].status == "fail"
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    found = checks(workspace, model=str(tmp_path))
+    assert (found["model"].status, found["tokenizer"].status) == ("warn", "fail")
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    found = checks(workspace, model=str(tmp_path))
+    assert (found["model"].status, found["tokenizer"].status) == ("ok", "fail")
+    Tokenizer(WordLevel({"?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    assert "1 tokens" in checks(workspace, model=str(tmp_path))["tokenizer"].detail
     assert checks(workspace, model="org/model")["model"].status == "warn"
     assert checks(workspace, model="no such model")["model"].status == "fail"
+
+
+def test_places_a_server_cannot_write_to(workspace, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "file" / "metrics"))
+    found = checks(workspace, log_dir=tmp_path / "file")
+    assert found["metrics dir"].status == found["request log"].status == "fail"
+    assert "file: Not a directory" in found["request log"].detail
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    (tmp_path / "counter_1.db").touch()
+    assert "earlier server" in checks(workspace)["metrics dir"].detail
+    monkeypatch.setattr(doctor_places, "LOW_BYTES", 1 << 60)
+    assert checks(workspace, log_dir=tmp_path)["request log"].status == "warn"
+
+
+def test_without_a_place_for_compiled_code_each_start_compiles(monkeypatch):
+    monkeypatch.setattr(doctor_places, "why_not_writable", lambda place: "read-only file system")
+    found = doctor_places.numba_cache()
+    assert found.status == "warn"
+    assert "NUMBA_CACHE_DIR" in found.advice
 
 
 def test_a_taken_port_is_told(workspace):

@@ -1,0 +1,385 @@
+"""Anything a client can send: refused with a reason or passed on, never another exception."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import time
+from bisect import bisect_left
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+from engineless import FakeEngine, make_request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
+from starlette.responses import JSONResponse
+from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
+
+from data.errors import InputError
+from data.slo import SloTable, parse_slo
+from predictor.features import PromptFeatures
+from predictor.scan import HEAD_CHARS, TAIL_CHARS, encode
+from scheduler.vllm_adapter import middleware
+from scheduler.vllm_adapter.body import encode_body, parse_body
+from scheduler.vllm_adapter.intake import Intake
+from scheduler.vllm_adapter.middleware import STATUS_PATH
+from scheduler.vllm_adapter.prediction import Prediction
+from scheduler.vllm_adapter.priors import generic_priors
+from scheduler.vllm_adapter.settings import LOGGER_NAME
+
+OPENAPI = Path(__file__).parents[2] / "docs" / "operations" / "openapi.yaml"
+SLOS = SloTable.from_dict(TABLE)
+PREDICTION = Prediction([float(10 * i) for i in range(1, 13)], "v1")
+quick = settings(
+    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+# Text with lone surrogates, as JSON escapes can say; numbers with NaN, infinities, huge integers.
+texts = st.text(st.characters(codec=None), max_size=12)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), texts
+)  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+keys = st.one_of(
+    st.sampled_from(
+        ["slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "slo_class", "osl", "tenant", "pred_quantiles",
+         "pred_version", "lw_prompt", "lw_features", "lw_contract", "replay_id"]
+    ), texts,
+)  # fmt: skip
+xargs = st.one_of(values, st.dictionaries(keys, values, max_size=4))
+messages = st.lists(
+    st.one_of(
+        values,
+        st.fixed_dictionaries(
+            {"role": values, "content": values}, optional={"tool_calls": values}
+        ),
+    ),
+    max_size=3,
+)  # fmt: skip
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.one_of(values, texts, st.lists(texts, max_size=3)),
+        "messages": st.one_of(values, messages),
+        "tools": values,
+        "max_tokens": values,
+        "vllm_xargs": xargs,
+    },
+)
+names = st.sampled_from(["x-slo-ttft-ms", "X-SLO-E2E-MS", "x-llm-d-slo-tpot-ms", "x-slo-class"])
+headers = st.dictionaries(names, st.text(max_size=8), max_size=2)
+
+
+def parsed(raw: bytes, given_headers: dict[str, str] | None = None) -> Any:
+    """The parsed body, or the refusal, which must be one line."""
+    refusal = None
+    try:
+        return parse_body(raw, given_headers or {}, SLOS)
+    except InputError as error:
+        refusal = error
+    assert str(refusal)
+    assert "\n" not in str(refusal)
+    return refusal
+
+
+@quick
+@given(bodies, headers)
+def test_any_object_is_refused_or_becomes_a_body_that_is_read_the_same_again(body, given_headers):
+    first = parsed(json.dumps(body).encode(), given_headers)
+    if isinstance(first, InputError):
+        return
+    written = encode_body(first, PREDICTION, log_prompts=True)
+    sent = json.loads(written)
+    assert {key: shown(sent[key]) for key in body if key != "vllm_xargs"} == {
+        key: shown(value) for key, value in body.items() if key != "vllm_xargs"
+    }
+    quantiles = sent["vllm_xargs"]["pred_quantiles"]
+    assert len(quantiles) == 12
+    assert all(1 <= value <= 120 for value in quantiles)
+    sent["vllm_xargs"]["lw_prompt"] = "kept by no client"
+    again = parsed(json.dumps(sent).encode())
+    assert again.slo == first.slo
+    assert again.prompts == first.prompts
+    assert encode_body(again, PREDICTION, log_prompts=True) == written
+
+
+def shown(value: Any) -> str:
+    """Equal for equal JSON, NaN too."""
+    return json.dumps(value)
+
+
+@quick
+@given(st.binary(max_size=60))
+def test_any_bytes_are_refused_or_left_to_vllm(raw):
+    assert not parsed(raw)
+
+
+@quick
+@given(values, st.one_of(st.none(), headers))
+def test_any_arguments_give_an_slo_or_an_input_error(arguments, given_headers):
+    for table in (SLOS, SloTable({})):
+        try:
+            slo = parse_slo(arguments, given_headers, table)
+        except InputError:
+            continue
+        assert parse_slo(slo.to_xargs(), {}, SloTable({})).slo_class == slo.slo_class
+
+
+@quick
+@given(st.one_of(values, st.dictionaries(keys, values, max_size=4)))
+def test_any_arguments_can_arrive_in_the_engine(extra):
+    causes = []
+    intake = Intake(SLOS, generic_priors(), "learned", lambda cause, detail: causes.append(cause))
+    request = SimpleNamespace(
+        request_id="r", sampling_params=SimpleNamespace(extra_args=extra), arrival_time=0.0,
+        num_prompt_tokens=3, max_tokens=50,
+    )  # fmt: skip
+    tracked = intake.track(request, 1.0, 1.0)
+    assert (tracked.quantiles >= 1).all()
+    assert (tracked.quantiles <= 50).all()
+    assert tracked.length_source == "learned" or causes
+
+
+NESTED = [
+    b'{"prompt":"x","y":%s}',
+    b'{"prompt":"x","vllm_xargs":{"slo_ttft_ms":%s}}',
+    b'{"messages":[{"role":%s,"content":"x"},{"role":"user","content":"x"}]}',
+    b'{"messages":[{"role":"user","tool_calls":%s}]}',
+    b'{"messages":[{"role":"user","content":"x"}],"tools":[%s]}',
+]
+
+
+@pytest.mark.parametrize("form", NESTED)
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_no_depth_of_nesting_gets_past_the_refusal(form, opening, closing):
+    """Around Python's limit reading may succeed and showing or writing, some frames on, fail."""
+
+    def outcome(depth):
+        try:
+            found = parse_body(form % (opening * depth + b"1" + closing * depth), {}, SLOS)
+            encode_body(found, None, log_prompts=False)
+        except InputError as error:
+            return "nested too deeply" in str(error)
+        return False
+
+    refused = bisect_left(range(1_000), True, key=outcome)
+    assert 500 < refused < 1_000
+    assert all(outcome(depth) for depth in [*range(refused, refused + 12), 100_000])
+
+
+def test_of_two_equal_keys_vllm_gets_the_one_that_was_checked():
+    raw = b'{"prompt": "a", "vllm_xargs": {"slo_e2e_ms": 5, "slo_e2e_ms": 7}, "prompt": "b"}'
+    found = parsed(raw)
+    assert (found.prompts, found.slo.e2e_s) == (["b"], 0.007)
+    assert encode_body(found, None, log_prompts=False).count(b"slo_e2e_ms") == 1
+
+
+def test_what_is_predicted_and_logged_of_a_huge_prompt_is_bounded():
+    middle = "middle " * 1_000_000
+    raw = json.dumps({"prompt": "head " * 4_800 + middle + "tail\ud800 "}).encode()
+    found = parsed(raw)
+    (text,) = found.prompts
+    assert len(text) == HEAD_CHARS + 1 + TAIL_CHARS
+    assert text.endswith("tail? ")
+    assert (encode(text) == encode(json.loads(raw)["prompt"])).all()
+    many = parsed(json.dumps({"prompt": ["word"] * 1_000_000}).encode())
+    assert len(many.prompts) == 64
+    written = encode_body(found, None, log_prompts=True)
+    assert len(written) < len(raw) + 40_000
+    assert json.loads(written)["prompt"] == json.loads(raw)["prompt"]
+
+
+def test_features_of_eight_megabytes_take_no_longer_than_of_the_bound():
+    features = PromptFeatures(blocks=("structure", "request")).fit(["a b", "c d e"], [3.0, 5.0])
+    huge = "7,123 {[(¿é 漢 " * 600_000
+    features.transform([huge[:40_000]])
+    began_s = time.process_time()
+    assert np.isfinite(features.transform([huge])).any()
+    assert time.process_time() - began_s < 0.25  # a fiftieth of that on a quiet machine
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gzip.compress(b'{"prompt": "hi"}'),
+        '{"prompt": "hí"}'.encode("latin-1"),
+        b'{"prompt": "hi"',
+        b"1" * 5000,
+    ],
+)
+def test_what_is_no_json_reaches_vllm_as_it_came(raw):
+    answer = Client().call("POST", COMPLETIONS, content=raw, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 400
+    assert answer.json() == {"raw": repr(raw)}
+
+
+def test_an_endless_body_is_cut_off_at_the_limit():
+    """Chunked, a byte at a time, no end: refused after so many bytes, whatever is still to come."""
+    client, sent, asked = Client(max_body_bytes=5_000), [], 0
+
+    async def receive():
+        nonlocal asked
+        asked += 1
+        return {"type": "http.request", "body": b"[", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT,
+             "headers": [(b"transfer-encoding", b"chunked")], "app": client.app}  # fmt: skip
+    asyncio.run(client.asgi(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert asked == 5_001
+
+
+def test_long_headers_are_refused_in_short():
+    for value in ("9" * 60_000, "x" * 60_000, "\x00"):
+        answer = Client().post(COMPLETIONS, {"prompt": "hi"}, {"x-slo-class": value})
+        assert answer.status_code == 400
+        assert len(answer.json()["error"]["message"]) < 250
+    answer = Client().post(COMPLETIONS, {"prompt": "hi"}, {"x-slo-e2e-ms": "9" * 60_000})
+    assert answer.status_code == 400
+
+
+# -- prompts stay where they belong -------------------------------------------------------------
+
+MARKER = "zanzibar-marmalade-7731"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompts_reach_the_request_log_only_when_asked_for(tiny_dir, tmp_path, caplog, asked):
+    """From the client's body to the log's files, through the real scheduler; faults on the way."""
+    predictor = WordPredictor()
+    caplog.set_level(logging.DEBUG)
+    ours = logging.getLogger(LOGGER_NAME)
+    ours.addHandler(caplog.handler)
+    try:
+        client = Client(predictor, request_log=str(tmp_path), log_prompts=asked, slo_table={})
+        engine = FakeEngine(tiny_dir, {"request_log": str(tmp_path)}, max_num_seqs=2)
+        for i in range(3):
+            predictor.error = RuntimeError("broken") if i == 1 else None
+            body = {"prompt": f"{MARKER} {i}", "vllm_xargs": {"slo_e2e_ms": 5000}}
+            engine.add(make_request(f"r{i}", **client.xargs(body)))
+        refused = client.post(COMPLETIONS, {"prompt": MARKER, "vllm_xargs": {"slo_e2e_ms": -1}})
+        engine.run()
+        status = engine.scheduler.lengthwise_status()
+        engine.scheduler.shutdown()
+    finally:
+        ours.removeHandler(caplog.handler)
+    logs = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert logs.count(b'"request_id"') == 3
+    assert logs.count(MARKER.encode()) == (3 if asked else 0)
+    assert refused.status_code == 400
+    assert MARKER not in refused.text + caplog.text + json.dumps(status) + exposition()
+
+
+def exposition() -> str:
+    """What this process would show at /metrics."""
+    from prometheus_client import generate_latest
+
+    return generate_latest().decode()
+
+
+@pytest.mark.vllm
+def test_a_real_server_shows_a_prompt_nowhere_but_in_the_log_that_was_asked_for(server):
+    body = {"model": "tiny", "prompt": f"{MARKER} {MARKER}", "max_tokens": 4}
+    xargs = {"vllm_xargs": {"slo_e2e_ms": 60_000}}
+    assert httpx.post(server.url + COMPLETIONS, json=body | xargs, timeout=60).status_code == 200
+    bad = body | {"vllm_xargs": {"slo_e2e_ms": -1}, "temperature": "hot"}
+    refusal = httpx.post(server.url + COMPLETIONS, json=bad, timeout=60)
+    assert refusal.status_code == 400
+    shown = [httpx.get(server.url + path, timeout=60).text for path in ("/metrics", STATUS_PATH)]
+    assert MARKER not in "".join([refusal.text, *shown])
+    assert MARKER not in server.server_log.read_text(errors="replace")
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gzip.compress(b'{"model": "tiny", "prompt": "hi"}'),
+        '{"model": "tiny", "prompt": "hí"}'.encode("latin-1"),
+        b'{"model": "tiny", "prompt": "hi", "temperature": NaN}',
+        b'{"model": "tiny", "prompt": "hi", "max_tokens": 1' + b"0" * 400 + b"}",
+        b'{"model": "tiny", "prompt": "hi", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+        b'{"model": "tiny", "messages": 5, "prompt": {"a": 1}}',
+        b'{"model": "tiny", "prompt": "' + b"word " * 1_500_000 + b'"}',
+    ],
+)
+def test_a_real_server_answers_what_is_malformed_with_a_400(server, raw):
+    began_s = time.monotonic()
+    answer = httpx.post(
+        server.url + COMPLETIONS, content=raw, timeout=60,
+        headers={"content-type": "application/json"},
+    )  # fmt: skip
+    assert 400 <= answer.status_code < 500, answer.text[:300]
+    assert time.monotonic() - began_s < 20
+    assert httpx.get(server.url + "/health", timeout=5).status_code == 200
+
+
+# -- the endpoints as docs/operations/openapi.yaml describes them ------------------------------
+
+
+class StubServer(Client):
+    """vLLM's answers to what it is given: an object, or 400 for what is no completion request."""
+
+    def __init__(self) -> None:
+        super().__init__(WordPredictor(), allow_configure=True, slo_table={})
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        scope["app"] = self.app
+        await self.asgi(scope, receive, send)
+
+    def _with_app(self, app):
+        async def inner(scope, receive, send):
+            raw = (await receive()).get("body", b"")
+            try:
+                good = isinstance(json.loads(raw), dict)
+            except ValueError:
+                good = False
+            status, body = (200, {"id": "cmpl"}) if good else (400, REFUSED)
+            await JSONResponse(body, status)(scope, receive, send)
+
+        return inner
+
+
+REFUSED = {"error": {"message": "no JSON object", "type": "BadRequestError", "code": 400}}
+SCHEMA = schemathesis.openapi.from_path(OPENAPI)
+SCHEMA.app = StubServer()
+OURS = [("POST", "/lengthwise/configure")]
+ROUTES = [*OURS, ("POST", COMPLETIONS), ("POST", CHAT)]
+POSITIVE = [("GET", "/lengthwise/status"), *ROUTES]
+if hasattr(middleware, "RELOAD_PATH"):
+    POSITIVE.append(("POST", "/lengthwise/reload"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [(*route, GenerationMode.POSITIVE) for route in POSITIVE]
+    + [(*route, GenerationMode.NEGATIVE) for route in ROUTES],
+)
+def test_the_endpoints_answer_as_described(method, path, mode):
+    # what else stands in a completion's body is vLLM's to refuse, which the stub does not
+    unchecked = [] if (method, path) in OURS else [negative_data_rejection]
+
+    @settings(quick, max_examples=20)
+    @given(SCHEMA[path][method].as_strategy(generation_mode=mode))
+    def check(case):
+        case.call_and_validate(excluded_checks=unchecked)
+
+    check()
