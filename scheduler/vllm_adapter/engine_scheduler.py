@@ -32,7 +32,8 @@ from data.request_log import RequestLogWriter
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
-from scheduler.vllm_adapter.intake import Intake
+from scheduler.vllm_adapter.drift_watch import DriftWatch
+from scheduler.vllm_adapter.intake import Intake, from_predictor
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
 from scheduler.vllm_adapter.planning import Planner
@@ -45,7 +46,7 @@ from scheduler.vllm_adapter.settings import (
     settings_from_additional_config,
 )
 from scheduler.vllm_adapter.step_timer import StepTimer
-from scheduler.vllm_adapter.tracking import RequestTable
+from scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -77,7 +78,11 @@ class LengthwiseScheduler(AsyncScheduler):
         self._predictor_dir = settings.predictor_dir
         log = RequestLogWriter(settings.request_log) if settings.request_log else None
         self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
+        self._drift = DriftWatch(priors.levels, metrics)
         self._metrics = metrics
+        metrics.plan_budget.set(settings.plan_budget_ms / 1e3)
+        metrics.max_wait.set(settings.max_wait_s)
+        metrics.build.labels(*control.versions().values()).set(1)
         self._timer = StepTimer(log_path=settings.step_log)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
@@ -247,7 +252,9 @@ class LengthwiseScheduler(AsyncScheduler):
                 self._planner.step_time = model
         if self._without_token:
             self._note_first_tokens(now_s)
-        if now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
+        # An engine that comes to rest takes no further step that would correct its gauges.
+        resting = not self.running and not self.waiting
+        if resting or now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
             self._update_gauges(now_s)
 
     def _note_end(self, request: Request) -> None:
@@ -267,6 +274,13 @@ class LengthwiseScheduler(AsyncScheduler):
         if status in ("finished", "length"):
             self._intake.note_length(tracked, output_tokens, cut=status == "length")
         self._planner.gate.mark()
+        if status in ("finished", "length") and output_tokens > 0:
+            with self._advice("drift"):
+                self._note_drift(tracked, output_tokens, cut=status == "length")
+
+    def _note_drift(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
+        if from_predictor(tracked.length_source, tracked.predictor):
+            self._drift.note(tracked, output_tokens, cut, time.time())
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
@@ -285,6 +299,9 @@ class LengthwiseScheduler(AsyncScheduler):
             heapq.heappop(self._by_age)
         oldest = now_s - self._by_age[0][0] if self._by_age else 0.0
         self._metrics.oldest_wait.set(oldest)
+        self._metrics.longest_wait.set(max(oldest, self._longest_wait_s))
+        self._outcomes.count_dropped()
+        self._drift.update_gauges()
         for name, factor in self._intake.correction.learned().items():
             self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)
 

@@ -6,6 +6,7 @@ shows the engine's numbers too. ``prometheus_client`` reads that variable when i
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -13,11 +14,14 @@ from prometheus_client import Counter, Gauge, Histogram
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _PLAN_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
 _PREDICT_SECONDS = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
+_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _RATIO = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 # Class names come from clients when the SLO table is empty; each is a time series.
 _MOST_CLASSES = 32
 _OTHER_CLASS = "other"
+# Reasons of degraded plans are a policy's own words, numbers taken out.
+_MOST_REASONS = 8
 
 
 class EngineMetrics:
@@ -25,6 +29,7 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self._classes: set[str] = set()
+        self._reasons: set[str] = set()
         self.requests = Counter(
             "lengthwise_requests",
             "Requests that ended, by class and outcome.",
@@ -35,6 +40,12 @@ class EngineMetrics:
         )
         self.missed = Counter(
             "lengthwise_slo_missed", "Objectives missed, by class.", ["slo_class", "objective"]
+        )
+        self.requests_attained = Counter(
+            "lengthwise_requests_attained", "Requests that met all objectives.", ["slo_class"]
+        )
+        self.requests_missed = Counter(
+            "lengthwise_requests_missed", "Requests that missed an objective.", ["slo_class"]
         )
         self.ttft = Histogram(
             "lengthwise_ttft_seconds", "Arrival to first token.", ["slo_class"], buckets=_SECONDS
@@ -49,13 +60,69 @@ class EngineMetrics:
             ["source"],
             buckets=_RATIO,
         )
+        self.predicted_tokens = Histogram(
+            "lengthwise_predicted_tokens",
+            "Predicted median length of finished requests, tokens, cut at max_tokens.",
+            ["slo_class"],
+            buckets=_TOKENS,
+        )
+        self.output_tokens = Histogram(
+            "lengthwise_output_tokens",
+            "Actual length of the same requests, tokens.",
+            ["slo_class"],
+            buckets=_TOKENS,
+        )
+        self.length_error = Histogram(
+            "lengthwise_length_error_tokens",
+            "Distance of the predicted median from the actual length, tokens.",
+            ["source"],
+            buckets=_TOKENS,
+        )
         self.length_factor = Gauge(
             "lengthwise_length_correction",
             "Factor on learned lengths, from finished requests.",
             ["slo_class"],
             multiprocess_mode="livemax",
         )
+        self.coverage = Gauge(
+            "lengthwise_interval_coverage",
+            "Share of the last answers inside their predicted 80 % interval.",
+            ["slo_class"],
+            multiprocess_mode="livemin",
+        )
+        self.drift_ratio = Gauge(
+            "lengthwise_actual_over_predicted",
+            "Median actual over predicted length of the last answers, before correction.",
+            ["slo_class"],
+            multiprocess_mode="livemostrecent",
+        )
+        self.drift_alarm = Gauge(
+            "lengthwise_drift_alarm",
+            "1 while the predictor's lengths (change, level) or intervals (coverage) are off.",
+            ["slo_class", "cause"],
+            multiprocess_mode="livemax",
+        )
+        self.drift_alarms = Counter(
+            "lengthwise_drift_alarms", "Drift alarms raised.", ["slo_class", "cause"]
+        )
         self.plan = Histogram("lengthwise_plan_seconds", "Time of a plan.", buckets=_PLAN_SECONDS)
+        self.plan_budget = Gauge(
+            "lengthwise_plan_budget_seconds",
+            "The configured budget of a plan.",
+            multiprocess_mode="livemax",
+        )
+        self.degraded = Counter(
+            "lengthwise_plans_degraded", "Plans simpler than asked for, by reason.", ["reason"]
+        )
+        self.compared = Counter(
+            "lengthwise_compared_weight",
+            "Class weights of the requests in plans that were compared with arrival order.",
+        )
+        self.expected_attained = Counter(
+            "lengthwise_expected_attained_weight",
+            "Of those, what each order was expected to attain.",
+            ["order"],
+        )
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )
@@ -67,6 +134,25 @@ class EngineMetrics:
             "Longest wait among those waiting now.",
             multiprocess_mode="livemax",
         )
+        self.longest_wait = Gauge(
+            "lengthwise_longest_wait_seconds",
+            "Longest wait for admission since start or reset.",
+            multiprocess_mode="livemax",
+        )
+        self.max_wait = Gauge(
+            "lengthwise_max_wait_seconds",
+            "The configured wait after which a request goes first.",
+            multiprocess_mode="livemax",
+        )
+        self.log_rows_dropped = Counter(
+            "lengthwise_log_rows_dropped", "Rows that the request log lost."
+        )
+        self.build = Gauge(
+            "lengthwise_build_info",
+            "1; the labels are the versions of this package and of vLLM.",
+            ["version", "vllm"],
+            multiprocess_mode="livemax",
+        )
 
     def class_label(self, slo_class: str) -> str:
         """The class as a label, or ``other`` beyond the first 32 classes seen."""
@@ -76,6 +162,14 @@ class EngineMetrics:
             return _OTHER_CLASS
         self._classes.add(slo_class)
         return slo_class
+
+    def reason_label(self, reason: str) -> str:
+        """The reason of a degraded plan without its numbers; ``other`` beyond the first 8."""
+        label = re.sub(r"\d[\d.]*", "N", reason)[:80]
+        if label not in self._reasons and len(self._reasons) >= _MOST_REASONS:
+            return _OTHER_CLASS
+        self._reasons.add(label)
+        return label
 
 
 class ApiMetrics:
@@ -93,6 +187,20 @@ class ApiMetrics:
         self.rejected = Counter(
             "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
         )
+        self._predictor = Gauge(
+            "lengthwise_predictor_info",
+            "1 for the predictor version in use, 0 for those before it.",
+            ["version"],
+            multiprocess_mode="livemax",
+        )
+        self._version: str | None = None
+
+    def set_predictor(self, version: str | None) -> None:
+        """Say which predictor version predicts from now on."""
+        if self._version is not None:
+            self._predictor.labels(self._version).set(0)
+        self._version = version or "none"
+        self._predictor.labels(self._version).set(1)
 
 
 @lru_cache(maxsize=1)

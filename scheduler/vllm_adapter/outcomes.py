@@ -59,6 +59,7 @@ class OutcomeRecorder:
         self._median = int(np.argmin(np.abs(levels - 0.5)))
         self._metrics = metrics
         self._log = log
+        self._counted_dropped = 0
         self.tallies: Counter[tuple[str, str]] = Counter()
 
     def reset(self) -> None:
@@ -72,6 +73,8 @@ class OutcomeRecorder:
         self.tallies[slo_class, outcome.status] += 1
         if met is not None:
             self.tallies[slo_class, "met" if met else "missed"] += 1
+            whole = self._metrics.requests_attained if met else self._metrics.requests_missed
+            whole.labels(slo_class).inc()
         self._count(tracked, outcome, slo_class)
         if self._log is not None:
             self._log.write(self._row(tracked, outcome, met, policy, lengths))
@@ -88,6 +91,12 @@ class OutcomeRecorder:
         """Log rows lost to a full queue or a failing disk."""
         return 0 if self._log is None else self._log.dropped
 
+    def count_dropped(self) -> None:
+        """Bring the metric of lost rows up to date."""
+        lost = self.dropped_rows
+        self._metrics.log_rows_dropped.inc(lost - self._counted_dropped)
+        self._counted_dropped = lost
+
     def close(self) -> None:
         """Write what is queued and close the log."""
         if self._log is not None:
@@ -103,8 +112,11 @@ class OutcomeRecorder:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
         if outcome.output_tokens > 0:
             expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
-            ratio = expected / outcome.output_tokens
-            metrics.length_ratio.labels(tracked.length_source).observe(ratio)
+            actual = outcome.output_tokens
+            metrics.length_ratio.labels(tracked.length_source).observe(expected / actual)
+            metrics.length_error.labels(tracked.length_source).observe(abs(expected - actual))
+            metrics.predicted_tokens.labels(slo_class).observe(expected)
+            metrics.output_tokens.labels(slo_class).observe(actual)
         slo = tracked.slo
         for objective, limit, measured in (
             ("ttft", slo.ttft_s, outcome.ttft_s),

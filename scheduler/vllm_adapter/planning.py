@@ -10,13 +10,16 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
-from scheduler.policies import Policy, make_policy
-from scheduler.problem import Capacity, Problem, RequestArrays
+from scheduler.jobs import prepare
+from scheduler.objective import Evaluator, Objective
+from scheduler.policies import Policy, make_policy, warm_up_problem
+from scheduler.problem import Capacity, IntArray, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
 from scheduler.vllm_adapter.metrics import EngineMetrics
@@ -26,6 +29,8 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _KEPT_TIMES = 8192
 _LOG_EVERY = 1000
+_COMPARE_EVERY = 20  # plans
+_COMPARED = 512  # requests at the head
 
 
 class InjectedPlannerError(RuntimeError):
@@ -52,6 +57,7 @@ class Planner:
         self.arrivals = ArrivalRate()
         self.fail_plans = 0
         self.policy = self._make(settings.policy)
+        against_arrival_order(warm_up_problem(), np.arange(3))  # compile it before serving
         self.reset_stats()
 
     def set_policy(self, name: str) -> None:
@@ -66,6 +72,8 @@ class Planner:
         self._evaluations = 0
         self._improved = 0
         self._degraded: Counter[str] = Counter()
+        self._compared_plans = 0
+        self._compared = {"weight": 0.0, "plan": 0.0, "arrival": 0.0}
         self.fallbacks: Counter[str] = Counter()
 
     def note_arrival(self, now_s: float) -> None:
@@ -91,18 +99,17 @@ class Planner:
             if self.fail_plans > 0:
                 self.fail_plans -= 1
                 raise InjectedPlannerError("injected")
-            plan = self.policy(
-                Problem(
-                    now_s=began_s,
-                    levels=levels,
-                    waiting=waiting,
-                    running=running,
-                    capacity=self.capacity,
-                    step_time=self.step_time,
-                    max_wait_s=self._settings.max_wait_s,
-                    arrival_rate_rps=self.arrivals.rps(began_s),
-                )
+            problem = Problem(
+                now_s=began_s,
+                levels=levels,
+                waiting=waiting,
+                running=running,
+                capacity=self.capacity,
+                step_time=self.step_time,
+                max_wait_s=self._settings.max_wait_s,
+                arrival_rate_rps=self.arrivals.rps(began_s),
             )
+            plan = self.policy(problem)
             order = [ids[index] for index in plan.order]
         except Exception as error:  # any planner's fault must end here
             self.fall_back("planner", error)
@@ -116,7 +123,11 @@ class Planner:
             self._evaluations += plan.evaluations
             self._improved += plan.cost < plan.start_cost
             if plan.degraded:
-                self._degraded[plan.degraded] += 1
+                reason = self._metrics.reason_label(plan.degraded)
+                self._degraded[reason] += 1
+                self._metrics.degraded.labels(reason).inc()
+            if self._plans % _COMPARE_EVERY == 1:
+                self._compare(problem, plan.order)
         return order
 
     def status(self) -> dict[str, Any]:
@@ -128,11 +139,26 @@ class Planner:
             "degraded": dict(self._degraded),
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
+            "compared": {"plans": self._compared_plans} | self._compared,
         }
         if self._times_s:
             p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])
             figures |= {"ms_p50": float(p50), "ms_p99": float(p99)}
         return figures
+
+    def _compare(self, problem: Problem, order: IntArray) -> None:
+        """Count what the plan and arrival order are expected to attain."""
+        try:
+            attained, weight = against_arrival_order(problem, order)
+        except Exception as error:  # a figure for the dashboard must not cost a plan
+            self.fall_back("comparison", error)
+            return
+        self._compared_plans += 1
+        self._compared["weight"] += weight
+        self._metrics.compared.inc(weight)
+        for name, value in attained.items():
+            self._compared[name] += value
+            self._metrics.expected_attained.labels(name).inc(value)
 
     def _make(self, name: str) -> Policy:
         settings = self._settings
@@ -142,3 +168,22 @@ class Planner:
         )
         policy.warm_up()
         return policy
+
+
+def against_arrival_order(problem: Problem, order: IntArray) -> tuple[dict[str, float], float]:
+    """Class weight that the heads of ``plan`` and ``arrival`` order should attain, and of how much.
+
+    One evaluator judges both. Only the rows of either head are prepared: a long queue would cost
+    milliseconds.
+    """
+    length = min(len(order), _COMPARED)
+    arrival = np.argsort(problem.waiting.arrival_s, kind="stable")
+    heads = {"plan": order[:length], "arrival": arrival[:length]}
+    rows = np.union1d(heads["plan"], heads["arrival"])
+    jobs = prepare(replace(problem, waiting=problem.waiting.take(rows)))
+    evaluator = Evaluator(jobs, Objective(latency=0.0), length)
+    attained = {
+        name: max(0.0, -evaluator.cost(np.searchsorted(rows, head)))
+        for name, head in heads.items()
+    }
+    return attained, float(np.sort(jobs.weight)[-length:].sum())
