@@ -58,6 +58,7 @@ class Stream:
         self.monitor = DriftMonitor(settings)
         self.rng = np.random.default_rng(seed)
         self.seen = 0
+        self.update_s = 0.0
 
     def feed(self, count: int, factor: float = 1.0, stop: bool = False) -> list[Any]:
         """Events of so many requests; with ``stop``, up to the first alarm."""
@@ -66,9 +67,10 @@ class Stream:
         for row in self.rng.integers(len(a.tokens), size=count):
             self.seen += 1
             tokens = max(1.0, round(a.tokens[row] * factor))
-            events += self.monitor.update(
-                a.quantiles[row].tolist(), tokens, a.slo_class[row], self.seen, cut=a.cut[row]
-            )
+            said, cut = a.quantiles[row].tolist(), bool(a.cut[row])
+            began_s = time.thread_time()
+            events += self.monitor.update(said, tokens, a.slo_class[row], self.seen, cut=cut)
+            self.update_s += time.thread_time() - began_s
             if stop and any(event.raised for event in events):
                 break
         return events
@@ -77,12 +79,13 @@ class Stream:
 def false_alarms(answers: Answers, settings: DriftSettings, streams: int) -> dict[str, float]:
     """Alarms raised per 10,000 requests, by cause."""
     raised: Counter[str] = Counter()
-    began = time.perf_counter()
+    update_s = 0.0
     for seed in range(streams):
-        events = Stream(answers, settings, seed).feed(CALM)
-        raised.update(event.alarm.cause for event in events if event.raised)
-    per_request_us = (time.perf_counter() - began) / (streams * CALM) * 1e6
-    return {cause: raised[cause] / streams for cause in CAUSES} | {"us": per_request_us}
+        stream = Stream(answers, settings, seed)
+        raised.update(event.alarm.cause for event in stream.feed(CALM) if event.raised)
+        update_s += stream.update_s
+    figures = {cause: raised[cause] / streams for cause in CAUSES}
+    return figures | {"update_us": update_s / (streams * CALM) * 1e6}
 
 
 def delays(
@@ -120,7 +123,7 @@ def main() -> None:
         answers = answers_of(pack, options.seeds[0], options.jobs)
         calm = false_alarms(answers, settings, options.streams)
         false_rows.append(
-            [pack, *(f"{calm[cause]:.2f}" for cause in CAUSES), f"{calm['us']:.0f}"]
+            [pack, *(f"{calm[cause]:.2f}" for cause in CAUSES), f"{calm['update_us']:.0f}"]
         )
         result[pack] = {"false_per_10000": calm, "delays": []}
         for factor in FACTORS:
@@ -130,8 +133,12 @@ def main() -> None:
             first = ", ".join(f"{name} {n}" for name, n in sorted(late["first"].items()))
             shown = ["-" if late[k] is None else f"{late[k]:.0f}" for k in ("median", "p90")]
             delay_rows.append([pack, f"{factor:g}", f"{late['found']:.0%}", *shown, first])
-    print_table(["pack", *(f"{c}, per 10,000" for c in CAUSES), "microseconds a request"], false_rows)
-    print_table(["pack", "lengths times", "found", "median delay", "p90 delay", "first alarm"], delay_rows)
+    print_table(
+        ["pack", *(f"{c}, per 10,000" for c in CAUSES), "CPU microseconds a request"], false_rows
+    )
+    print_table(
+        ["pack", "lengths times", "found", "median delay", "p90 delay", "first alarm"], delay_rows
+    )
     finish("drift", result)
 
 

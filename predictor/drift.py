@@ -3,7 +3,8 @@
 Both see what the predictor itself said, before the online correction (``online``) mends it.
 
 1. *Length*, r = log(actual / predicted median). ADWIN (Bifet and Gavalda, SDM 2007; river) finds
-   a change in its mean; a level test finds a median that was wrong from the start.
+   a change in its mean. A level test finds what was wrong from the start: a median beyond a
+   threshold, when an exact sign test says that it is no accident.
 2. *Coverage* of the 80 % interval: an exact binomial test over the last requests against the
    nominal level and a tolerance, as no class of a new predictor has its level exactly.
 
@@ -16,7 +17,7 @@ lie beyond every threshold.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ ALL_CLASSES = "*"
 
 _ROOM = 2.0  # max_tokens over the predicted median from which a length can be judged
 _FARTHEST = math.log(8.0)  # log-ratios beyond it count as it: one runaway is no change
+_NEWEST = 50  # answers that show where lengths went once a change is found
 _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one watched
 
 
@@ -43,7 +45,7 @@ class DriftSettings:
     """Thresholds; the defaults are what ``benchmarks/drift.py`` chose.
 
     ``level`` and ``change`` are log-ratios, ``window`` and ``least_rows`` finished requests,
-    ``alpha`` the two-sided error of one binomial test, ``clear_alpha`` that at which its alarm
+    ``alpha`` the two-sided error of one exact test, ``clear_alpha`` that at which a coverage alarm
     ends, ``delta`` ADWIN's confidence.
     """
 
@@ -51,10 +53,10 @@ class DriftSettings:
     least_rows: int = 100
     level: float = math.log(1.25)
     change: float = math.log(1.15)
-    delta: float = 1e-4
+    delta: float = 1e-3
     nominal: float = 0.8
     tolerance: float = 0.05
-    alpha: float = 1e-5
+    alpha: float = 1e-4
     clear_alpha: float = 0.05
 
     def __post_init__(self) -> None:
@@ -65,7 +67,9 @@ class DriftSettings:
         if not (self.level > 0 and self.change > 0):
             raise ValueError(f"level and change must be positive, got {self.level}, {self.change}")
         if not 0 < self.nominal - self.tolerance <= self.nominal + self.tolerance < 1:
-            raise ValueError(f"nominal +- tolerance leaves (0, 1): {self.nominal}, {self.tolerance}")
+            raise ValueError(
+                f"nominal +- tolerance leaves (0, 1): {self.nominal}, {self.tolerance}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,31 +217,29 @@ class _Stream:
             "coverage": coverage,
         }
 
-    def _add_ratio(self, ratio: float) -> float | None:
-        """The new mean when ADWIN finds a change; rows from before it say nothing of now."""
+    def _add_ratio(self, ratio: float) -> bool:
+        """Whether ADWIN finds a change; then only the newest rows are kept as those of now."""
         self._adwin.update(ratio)
-        changed = None
-        if self._adwin.drift_detected:
-            changed = self._adwin.estimation
-            self._ratios.clear()
-            self._ranked.clear()
+        changed = bool(self._adwin.drift_detected)
+        if changed:
+            self._ratios = deque(list(self._ratios)[-_NEWEST + 1 :])
+            self._ranked = sorted(self._ratios)
         self._ratios.append(ratio)
         insort(self._ranked, ratio)
         if len(self._ratios) > self.settings.window:
             del self._ranked[bisect_left(self._ranked, self._ratios.popleft())]
         return changed
 
-    def _judge_length(
-        self, changed: float | None, now_unix_s: float, events: list[DriftEvent]
-    ) -> None:
-        s = self.settings
-        if changed is not None and abs(changed) > s.change:
-            self._raise("change", math.exp(changed), now_unix_s, events)
-        if len(self._ranked) < s.least_rows:
+    def _judge_length(self, changed: bool, now_unix_s: float, events: list[DriftEvent]) -> None:
+        s, rows, median = self.settings, len(self._ranked), self._median()
+        if changed and abs(median) > s.change:
+            self._raise("change", math.exp(median), now_unix_s, events)
+        if rows < s.least_rows:
             return
-        median = self._median()
         if abs(median) > s.level:
-            self._raise("level", math.exp(median), now_unix_s, events)
+            least, most = binomial_limits(rows, 0.5, 0.0, s.alpha)
+            if not least <= rows - bisect_right(self._ranked, 0.0) <= most:
+                self._raise("level", math.exp(median), now_unix_s, events)
         elif abs(median) < s.level / 2:
             self._end("level", math.exp(median), events)
             self._end("change", math.exp(median), events)
@@ -280,9 +282,7 @@ class _Stream:
 
 
 @lru_cache(maxsize=4096)
-def binomial_limits(
-    rows: int, nominal: float, tolerance: float, alpha: float
-) -> tuple[int, int]:
+def binomial_limits(rows: int, nominal: float, tolerance: float, alpha: float) -> tuple[int, int]:
     """Least and most hits of ``rows`` that an exact two-sided test does not reject.
 
     The hypothesis is a share within ``tolerance`` of ``nominal``: each tail, at the nearer end of

@@ -183,7 +183,6 @@ def against_arrival_order(problem: Problem, order: IntArray) -> tuple[dict[str, 
     jobs = prepare(replace(problem, waiting=problem.waiting.take(rows)))
     evaluator = Evaluator(jobs, Objective(latency=0.0), length)
     attained = {
-        name: max(0.0, -evaluator.cost(np.searchsorted(rows, head)))
-        for name, head in heads.items()
+        name: max(0.0, -evaluator.cost(np.searchsorted(rows, head))) for name, head in heads.items()
     }
     return attained, float(np.sort(jobs.weight)[-length:].sum())
