@@ -187,20 +187,6 @@ class ApiMetrics:
         self.rejected = Counter(
             "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
         )
-        self._predictor = Gauge(
-            "lengthwise_predictor_info",
-            "1 for the predictor version in use, 0 for those before it.",
-            ["version"],
-            multiprocess_mode="livemax",
-        )
-        self._version: str | None = None
-
-    def set_predictor(self, version: str | None) -> None:
-        """Say which predictor version predicts from now on."""
-        if self._version is not None:
-            self._predictor.labels(self._version).set(0)
-        self._version = version or "none"
-        self._predictor.labels(self._version).set(1)
 
 
 @lru_cache(maxsize=1)

@@ -76,7 +76,6 @@ class PredictionService:
         self._inline = inline
         self._call_began_s: float | None = None
         self._failures = 0
-        metrics.set_predictor(self.version)
 
     @property
     def levels(self) -> int:
@@ -100,7 +99,6 @@ class PredictionService:
     def replace(self, predictor: LengthPredictor, version: str | None, inline: bool) -> None:
         """Predict with another predictor from now on."""
         self.predictor, self.version, self._inline = predictor, version, inline
-        self._metrics.set_predictor(version)
 
     def close(self) -> None:
         """Stop the worker thread."""

@@ -163,7 +163,7 @@ def test_lengths_that_cannot_be_are_refused(predicted, tokens):
     [{"least_rows": 0}, {"least_rows": 300}, {"level": 0.0}, {"tolerance": 0.3}],
 )
 def test_settings_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError, match="least_rows|level|nominal"):
+    with pytest.raises(ValueError, match=r"least_rows|level|nominal"):
         DriftSettings(**wrong)
 
 
