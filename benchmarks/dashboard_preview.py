@@ -192,7 +192,7 @@ def _draw_panel(axes: Any, panel: dict[str, Any], lines: list[Any]) -> None:
     if panel["type"] == "state-timeline":
         for level, (label, times, values) in enumerate(lines):
             colours = [COLOURS[5] if v >= 1 else COLOURS[2] for v in values]
-            axes.scatter(times, [level] * len(times), c=colours, marker="s", s=18, linewidths=0)
+            axes.scatter(times, [level] * len(times), c=colours, marker="s", s=70, linewidths=0)
             axes.annotate(label, (times[0], level + 0.2), fontsize=7)
         axes.set(ylim=(-0.6, len(lines)), yticks=[])
         return

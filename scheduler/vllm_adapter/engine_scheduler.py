@@ -109,6 +109,7 @@ class LengthwiseScheduler(AsyncScheduler):
             now_s = time.monotonic()
             tracked = self._intake.track(request, now_s, time.time())
             self._table.add(tracked)
+            self._metrics.class_label(tracked.slo.slo_class)
             heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
             self._planner.note_arrival(now_s)
 

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from predictor.drift import ALL_CLASSES, CAUSES
+
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _PLAN_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
 _PREDICT_SECONDS = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
@@ -153,15 +155,34 @@ class EngineMetrics:
             ["version", "vllm"],
             multiprocess_mode="livemax",
         )
+        self._start_drift(ALL_CLASSES)
 
     def class_label(self, slo_class: str) -> str:
-        """The class as a label, or ``other`` beyond the first 32 classes seen."""
-        if slo_class in self._classes:
-            return slo_class
-        if len(self._classes) >= _MOST_CLASSES:
-            return _OTHER_CLASS
-        self._classes.add(slo_class)
-        return slo_class
+        """The class as a label, or ``other`` beyond the first 32 classes seen.
+
+        Called when a request arrives, so that the class's counters stand at 0 before any outcome.
+        """
+        label = slo_class
+        if label not in self._classes and len(self._classes) >= _MOST_CLASSES:
+            label = _OTHER_CLASS
+        if label not in self._classes:
+            self._classes.add(label)
+            self._start_series(label)
+        return label
+
+    def _start_series(self, slo_class: str) -> None:
+        """Counters of a class from 0: what a series starts with is no increase to Prometheus."""
+        for whole in (self.requests_attained, self.requests_missed):
+            whole.labels(slo_class)
+        for objective in ("ttft", "tpot", "e2e"):
+            self.attained.labels(slo_class, objective)
+            self.missed.labels(slo_class, objective)
+        self._start_drift(slo_class)
+
+    def _start_drift(self, slo_class: str) -> None:
+        for cause in CAUSES:
+            self.drift_alarms.labels(slo_class, cause)
+            self.drift_alarm.labels(slo_class, cause)
 
     def reason_label(self, reason: str) -> str:
         """The reason of a degraded plan without its numbers; ``other`` beyond the first 8."""
