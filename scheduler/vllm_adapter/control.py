@@ -133,8 +133,8 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         scheduler._planner.reset_stats()
         scheduler._outcomes.reset()
         scheduler._intake.correction = OnlineCorrection()
-        scheduler._drift.reset()
         scheduler._longest_wait_s = 0.0
+        scheduler._drift.reset()
     return {"policy": scheduler._planner.policy.name, "lengths": scheduler._intake.lengths}
 
 

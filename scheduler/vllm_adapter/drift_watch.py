@@ -12,6 +12,7 @@ import numpy as np
 
 from predictor.drift import DriftEvent, DriftMonitor
 from scheduler.problem import FloatArray
+from scheduler.vllm_adapter.intake import CLIENT_LENGTH
 from scheduler.vllm_adapter.metrics import EngineMetrics
 from scheduler.vllm_adapter.settings import LOGGER_NAME
 from scheduler.vllm_adapter.tracking import Tracked
@@ -34,7 +35,9 @@ class DriftWatch:
         self._told: set[str] = set()
 
     def note(self, tracked: Tracked, output_tokens: int, cut: bool, now_unix_s: float) -> None:
-        """Learn from a finished request whose length was the predictor's."""
+        """Learn from a finished request, if its length was the predictor's."""
+        if tracked.length_source != "learned" or tracked.predictor == CLIENT_LENGTH:
+            return
         events = self._monitor.update(
             self._three(tracked.predicted),
             output_tokens,

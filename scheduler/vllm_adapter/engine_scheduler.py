@@ -33,7 +33,7 @@ from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
 from scheduler.vllm_adapter.drift_watch import DriftWatch
-from scheduler.vllm_adapter.intake import Intake, from_predictor
+from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
 from scheduler.vllm_adapter.planning import Planner
@@ -46,7 +46,7 @@ from scheduler.vllm_adapter.settings import (
     settings_from_additional_config,
 )
 from scheduler.vllm_adapter.step_timer import StepTimer
-from scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from scheduler.vllm_adapter.tracking import RequestTable
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -78,17 +78,17 @@ class LengthwiseScheduler(AsyncScheduler):
         self._predictor_dir = settings.predictor_dir
         log = RequestLogWriter(settings.request_log) if settings.request_log else None
         self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
-        self._drift = DriftWatch(priors.levels, metrics)
         self._metrics = metrics
-        metrics.plan_budget.set(settings.plan_budget_ms / 1e3)
-        metrics.max_wait.set(settings.max_wait_s)
-        metrics.build.labels(*control.versions().values()).set(1)
         self._timer = StepTimer(log_path=settings.step_log)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
         self._by_age: list[tuple[float, str]] = []
         self._longest_wait_s = 0.0
         self._gauges_at_s = 0.0
+        self._drift = DriftWatch(priors.levels, metrics)
+        metrics.show_server(
+            settings.plan_budget_ms / 1e3, settings.max_wait_s, *control.versions().values()
+        )
         logger.info(
             "lengthwise schedules: policy %s, lengths %s, predictor %s, step time %s",
             settings.policy,
@@ -277,11 +277,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self._planner.gate.mark()
         if status in ("finished", "length") and output_tokens > 0:
             with self._advice("drift"):
-                self._note_drift(tracked, output_tokens, cut=status == "length")
-
-    def _note_drift(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
-        if from_predictor(tracked.length_source, tracked.predictor):
-            self._drift.note(tracked, output_tokens, cut, time.time())
+                self._drift.note(tracked, output_tokens, status == "length", time.time())
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):

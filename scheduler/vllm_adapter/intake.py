@@ -44,7 +44,7 @@ class Intake:
 
     def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
         """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
-        if from_predictor(tracked.length_source, tracked.predictor) and output_tokens > 0:
+        if _corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
             quantiles = np.interp((0.1, 0.5, 0.9), self.priors.levels, tracked.predicted)
             self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
 
@@ -58,7 +58,7 @@ class Intake:
         predicted, source = self._quantiles(extra, slo.slo_class)
         quantiles = predicted
         version = _text(extra.get("pred_version"))
-        if from_predictor(source, version):
+        if _corrigible(source, version):
             quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
         transit_s = unix_s - float(request.arrival_time)
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
@@ -104,7 +104,7 @@ class Intake:
         return self.priors.prior(slo_class), "prior"
 
 
-def from_predictor(source: str, version: str | None) -> bool:
+def _corrigible(source: str, version: str | None) -> bool:
     """Whether a length came from the predictor: a client's own ``osl`` is not for us to mend."""
     return source == "learned" and version != CLIENT_LENGTH
 

@@ -157,6 +157,14 @@ class EngineMetrics:
         )
         self._start_drift(ALL_CLASSES)
 
+    def show_server(
+        self, plan_budget_s: float, max_wait_s: float, version: str | None, vllm: str | None
+    ) -> None:
+        """Say what does not change while serving."""
+        self.plan_budget.set(plan_budget_s)
+        self.max_wait.set(max_wait_s)
+        self.build.labels(version or "unknown", vllm or "unknown").set(1)
+
     def class_label(self, slo_class: str) -> str:
         """The class as a label, or ``other`` beyond the first 32 classes seen.
 

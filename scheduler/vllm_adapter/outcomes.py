@@ -112,11 +112,12 @@ class OutcomeRecorder:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
         if outcome.output_tokens > 0:
             expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
-            actual = outcome.output_tokens
-            metrics.length_ratio.labels(tracked.length_source).observe(expected / actual)
-            metrics.length_error.labels(tracked.length_source).observe(abs(expected - actual))
+            error = abs(expected - outcome.output_tokens)
+            metrics.length_error.labels(tracked.length_source).observe(error)
             metrics.predicted_tokens.labels(slo_class).observe(expected)
-            metrics.output_tokens.labels(slo_class).observe(actual)
+            metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
+            ratio = expected / outcome.output_tokens
+            metrics.length_ratio.labels(tracked.length_source).observe(ratio)
         slo = tracked.slo
         for objective, limit, measured in (
             ("ttft", slo.ttft_s, outcome.ttft_s),

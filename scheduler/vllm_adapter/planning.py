@@ -10,18 +10,16 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
-from scheduler.jobs import prepare
-from scheduler.objective import Evaluator, Objective
-from scheduler.policies import Policy, make_policy, warm_up_problem
+from scheduler.policies import Policy, make_policy
 from scheduler.problem import Capacity, IntArray, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
+from scheduler.vllm_adapter.comparison import PlanComparison
 from scheduler.vllm_adapter.metrics import EngineMetrics
 from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
@@ -29,8 +27,6 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _KEPT_TIMES = 8192
 _LOG_EVERY = 1000
-_COMPARE_EVERY = 20  # plans
-_COMPARED = 512  # requests at the head
 
 
 class InjectedPlannerError(RuntimeError):
@@ -58,7 +54,10 @@ class Planner:
         self.fail_plans = 0
         self.policy = self._make(settings.policy)
         self.reset_stats()
-        self._compare(warm_up_problem(), np.arange(3), counted=False)  # compile it
+        try:
+            self._comparison.warm_up()
+        except Exception as error:
+            self.fall_back("comparison", error)
 
     def set_policy(self, name: str) -> None:
         """Switch to another policy; ValueError for an unknown name."""
@@ -72,9 +71,8 @@ class Planner:
         self._evaluations = 0
         self._improved = 0
         self._degraded: Counter[str] = Counter()
-        self._compared_plans = 0
-        self._compared = {"weight": 0.0, "plan": 0.0, "arrival": 0.0}
         self.fallbacks: Counter[str] = Counter()
+        self._comparison = PlanComparison(self._metrics)
 
     def note_arrival(self, now_s: float) -> None:
         """A request arrived."""
@@ -126,9 +124,14 @@ class Planner:
                 reason = self._metrics.reason_label(plan.degraded)
                 self._degraded[reason] += 1
                 self._metrics.degraded.labels(reason).inc()
-            if self._plans % _COMPARE_EVERY == 1:
-                self._compare(problem, plan.order)
+            self._compare(problem, plan.order)
         return order
+
+    def _compare(self, problem: Problem, order: IntArray) -> None:
+        try:
+            self._comparison.note(problem, order)
+        except Exception as error:  # a figure for the dashboard must not cost a plan
+            self.fall_back("comparison", error)
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""
@@ -139,28 +142,12 @@ class Planner:
             "degraded": dict(self._degraded),
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
-            "compared": {"plans": self._compared_plans} | self._compared,
+            "compared": self._comparison.status(),
         }
         if self._times_s:
             p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])
             figures |= {"ms_p50": float(p50), "ms_p99": float(p99)}
         return figures
-
-    def _compare(self, problem: Problem, order: IntArray, counted: bool = True) -> None:
-        """Count what the plan and arrival order are expected to attain."""
-        try:
-            attained, weight = against_arrival_order(problem, order)
-        except Exception as error:  # a figure for the dashboard must not cost a plan
-            self.fall_back("comparison", error)
-            return
-        if not counted:
-            return
-        self._compared_plans += 1
-        self._compared["weight"] += weight
-        self._metrics.compared.inc(weight)
-        for name, value in attained.items():
-            self._compared[name] += value
-            self._metrics.expected_attained.labels(name).inc(value)
 
     def _make(self, name: str) -> Policy:
         settings = self._settings
@@ -170,21 +157,3 @@ class Planner:
         )
         policy.warm_up()
         return policy
-
-
-def against_arrival_order(problem: Problem, order: IntArray) -> tuple[dict[str, float], float]:
-    """Class weight that the heads of ``plan`` and ``arrival`` order should attain, and of how much.
-
-    One evaluator judges both. Only the rows of either head are prepared: a long queue would cost
-    milliseconds.
-    """
-    length = min(len(order), _COMPARED)
-    arrival = np.argsort(problem.waiting.arrival_s, kind="stable")
-    heads = {"plan": order[:length], "arrival": arrival[:length]}
-    rows = np.union1d(heads["plan"], heads["arrival"])
-    jobs = prepare(replace(problem, waiting=problem.waiting.take(rows)))
-    evaluator = Evaluator(jobs, Objective(latency=0.0), length)
-    attained = {
-        name: max(0.0, -evaluator.cost(np.searchsorted(rows, head))) for name, head in heads.items()
-    }
-    return attained, float(np.sort(jobs.weight)[-length:].sum())

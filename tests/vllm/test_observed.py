@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
 from scheduler.policies import warm_up_problem
+from scheduler.vllm_adapter.comparison import against_arrival_order
 from scheduler.vllm_adapter.drift_watch import DriftWatch
 from scheduler.vllm_adapter.metrics import engine_metrics
-from scheduler.vllm_adapter.planning import against_arrival_order
 from scheduler.vllm_adapter.priors import DEFAULT_LEVELS
 from scheduler.vllm_adapter.settings import LOGGER_NAME
 
@@ -93,7 +94,8 @@ def test_whole_requests_and_their_lengths_are_counted_by_class(engine):
     fake = engine()
     met = {"slo_class": "whole", "slo_e2e_ms": 60_000}
     serve(fake, 3, tokens=11, name="a", **met)
-    serve(fake, 2, tokens=11, name="b", **met, slo_ttft_ms=1e-3)  # one of two objectives is missed
+    late = {"slo_ttft_ms": 1000, "arrival_time": time.time() - 5}  # one of two objectives
+    serve(fake, 2, tokens=11, name="b", **met, **late)
     serve(fake, 4, tokens=11, name="c", slo_class="whole")  # best effort
     counted = [sample(name, slo_class="whole") - before[name] for name in names]
     assert counted == [3, 2, 99, 63, 9]
@@ -151,8 +153,8 @@ def test_a_comparison_that_fails_is_counted_and_the_plan_served(engine, monkeypa
     def broken(*args):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("scheduler.vllm_adapter.planning.prepare", broken)
     fake = engine()
+    monkeypatch.setattr("scheduler.vllm_adapter.comparison.prepare", broken)
     serve(fake, 40, tokens=3)
     assert len(fake.finished) == 40
     plan = fake.scheduler.lengthwise_status()["plan"]
