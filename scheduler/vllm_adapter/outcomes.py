@@ -59,6 +59,7 @@ class OutcomeRecorder:
         self._median = int(np.argmin(np.abs(levels - 0.5)))
         self._metrics = metrics
         self._log = log
+        self._counted_dropped = 0
         self.tallies: Counter[tuple[str, str]] = Counter()
 
     def reset(self) -> None:
@@ -79,6 +80,8 @@ class OutcomeRecorder:
         self.tallies[slo_class, outcome.status] += 1
         if met is not None:
             self.tallies[slo_class, "met" if met else "missed"] += 1
+            whole = self._metrics.requests_attained if met else self._metrics.requests_missed
+            whole.labels(slo_class).inc()
         self._count(tracked, outcome, slo_class)
         if self._log is not None:
             row = self._row(tracked, outcome, met, policy, lengths)
@@ -96,6 +99,12 @@ class OutcomeRecorder:
         """Log rows lost to a full queue or a failing disk."""
         return 0 if self._log is None else self._log.dropped
 
+    def count_dropped(self) -> None:
+        """Bring the metric of lost rows up to date."""
+        lost = self.dropped_rows
+        self._metrics.log_rows_dropped.inc(lost - self._counted_dropped)
+        self._counted_dropped = lost
+
     def close(self) -> None:
         """Write what is queued and close the log."""
         if self._log is not None:
@@ -111,6 +120,10 @@ class OutcomeRecorder:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
         if outcome.output_tokens > 0:
             expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
+            error = abs(expected - outcome.output_tokens)
+            metrics.length_error.labels(tracked.length_source).observe(error)
+            metrics.predicted_tokens.labels(slo_class).observe(expected)
+            metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
             ratio = expected / outcome.output_tokens
             metrics.length_ratio.labels(tracked.length_source).observe(ratio)
             if tracked.shadow_quantiles is not None:

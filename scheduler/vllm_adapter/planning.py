@@ -20,9 +20,10 @@ import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.policies import Policy, make_policy
-from scheduler.problem import Capacity, Plan, Problem, RequestArrays
+from scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
+from scheduler.vllm_adapter.comparison import PlanComparison
 from scheduler.vllm_adapter.metrics import EngineMetrics
 from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
@@ -77,6 +78,10 @@ class Planner:
         self.fail_plans = 0
         self.use(self.make(settings.policy))
         self.reset_stats()
+        try:
+            self._comparison.warm_up()
+        except Exception as error:
+            self.fall_back("comparison", error)
 
     def make(self, name: str, params: Mapping[str, Any] | None = None) -> PreparedPolicy:
         """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
@@ -102,6 +107,7 @@ class Planner:
         self._improved = 0
         self._degraded: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
+        self._comparison = PlanComparison(self._metrics)
 
     def note_arrival(self, now_s: float) -> None:
         """A request arrived."""
@@ -127,18 +133,17 @@ class Planner:
             if self.fail_plans > 0:
                 self.fail_plans -= 1
                 raise InjectedPlannerError("injected")
-            plan = self.policy(
-                Problem(
-                    now_s=began_s,
-                    levels=levels,
-                    waiting=waiting,
-                    running=running,
-                    capacity=self.capacity,
-                    step_time=self.step_time,
-                    max_wait_s=self._settings.max_wait_s,
-                    arrival_rate_rps=self.arrivals.rps(began_s),
-                )
+            problem = Problem(
+                now_s=began_s,
+                levels=levels,
+                waiting=waiting,
+                running=running,
+                capacity=self.capacity,
+                step_time=self.step_time,
+                max_wait_s=self._settings.max_wait_s,
+                arrival_rate_rps=self.arrivals.rps(began_s),
             )
+            plan = self.policy(problem)
             planned = [ids[index] for index in plan.order], plan
         except Exception as error:  # any planner's fault must end here
             self.fall_back("planner", error)
@@ -152,8 +157,17 @@ class Planner:
             self._evaluations += plan.evaluations
             self._improved += plan.cost < plan.start_cost
             if plan.degraded:
-                self._degraded[plan.degraded] += 1
+                reason = self._metrics.reason_label(plan.degraded)
+                self._degraded[reason] += 1
+                self._metrics.degraded.labels(reason).inc()
+            self._compare(problem, plan.order)
         return planned
+
+    def _compare(self, problem: Problem, order: IntArray) -> None:
+        try:
+            self._comparison.note(problem, order)
+        except Exception as error:  # a figure for the dashboard must not cost a plan
+            self.fall_back("comparison", error)
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""
@@ -164,6 +178,7 @@ class Planner:
             "degraded": dict(self._degraded),
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
+            "compared": self._comparison.status(),
         }
         if self._times_s:
             p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])
