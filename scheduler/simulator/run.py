@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
+from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from scheduler.problem import BoolArray, FloatArray, IntArray, Plan, Problem, RequestArrays
 from scheduler.profile import EngineProfile
 from scheduler.replan import ReplanGate
 from scheduler.simulator import engine as e
@@ -35,13 +36,14 @@ class SimWorkload:
     class_id: IntArray
     quantiles: FloatArray
     levels: FloatArray
+    tenant_id: IntArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
         for field in fields(self):
-            if field.name != "levels" and len(getattr(self, field.name)) != n:
-                rows = len(getattr(self, field.name))
-                raise ValueError(f"{field.name} must have {n} rows, got {rows}")
+            column = getattr(self, field.name)
+            if field.name != "levels" and column is not None and len(column) != n:
+                raise ValueError(f"{field.name} must have {n} rows, got {len(column)}")
         if self.quantiles.shape[1] != len(self.levels):
             raise ValueError(
                 f"quantiles must have {len(self.levels)} columns, got {self.quantiles.shape[1]}"
@@ -111,6 +113,17 @@ def _rows(
     )
 
 
+def _fair_plan(
+    policy: Policy,
+    problem: Problem,
+    fairness: TenantFairness,
+    waiting_tenant: IntArray,
+    running_tenant: IntArray,
+) -> Plan:
+    plan = policy(fairness.adjust(problem, waiting_tenant, running_tenant))
+    return replace(plan, order=fairness.settle(problem, waiting_tenant, plan.order))
+
+
 def simulate(
     workload: SimWorkload,
     policy: Policy,
@@ -119,6 +132,7 @@ def simulate(
     max_wait_s: float = 120.0,
     plan_cost: PlanCost = "free",
     plan_share: float = 0.01,
+    fairness: TenantFairness | None = None,
 ) -> SimResult:
     """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
 
@@ -173,7 +187,16 @@ def simulate(
                 arrival_rate_rps=rate.rps(now_s),
             )
             began = time.perf_counter()
-            plan = policy(problem)
+            if fairness is not None and workload.tenant_id is not None:
+                plan = _fair_plan(
+                    policy,
+                    problem,
+                    fairness,
+                    workload.tenant_id[index[fixed:]],
+                    workload.tenant_id[running[:running_count]],
+                )
+            else:
+                plan = policy(problem)
             elapsed_s = time.perf_counter() - began
             queue[fixed:queue_count] = index[fixed:][plan.order]
             plan_s.append(elapsed_s)
@@ -218,8 +241,6 @@ def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
 
     The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
     """
-    from dataclasses import replace
-
     from scheduler.policies import make_policy
 
     n = len(workload)
