@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from scheduler.admission import Action, AdmissionControl
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy
@@ -59,7 +60,10 @@ class SimWorkload:
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters."""
+    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters.
+
+    A request that was shed has NaN times and has met nothing.
+    """
 
     admitted_s: FloatArray
     first_token_s: FloatArray
@@ -72,6 +76,7 @@ class SimResult:
     prefilled_tokens: int
     kv_peak_tokens: int
     end_s: float
+    actions: tuple[Action, ...] = ()  # of admission control, where it was on
 
     def ttft_s(self, workload: SimWorkload) -> FloatArray:
         """Arrival to first token."""
@@ -113,6 +118,16 @@ def _rows(
     )
 
 
+def _own_objectives(workload: SimWorkload) -> SimWorkload:
+    """The workload with objectives that may be taken from it: what the policy is told."""
+    return replace(
+        workload,
+        ttft_s=workload.ttft_s.copy(),
+        tpot_s=workload.tpot_s.copy(),
+        e2e_s=workload.e2e_s.copy(),
+    )
+
+
 def _fair_plan(
     policy: Policy,
     problem: Problem,
@@ -133,14 +148,19 @@ def simulate(
     plan_cost: PlanCost = "free",
     plan_share: float = 0.01,
     fairness: TenantFairness | None = None,
+    admission: AdmissionControl | None = None,
+    admission_policy: Policy | None = None,
 ) -> SimResult:
     """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
 
     "free" paces plans by the policy's nominal time and charges nothing; "measured" paces by
     the time each plan took and delays the engine by it. Until the next plan newcomers stand at
-    the back of the queue, preempted requests at its front.
+    the back of the queue, preempted requests at its front. ``admission`` judges newcomers by
+    the orders of ``admission_policy``, another instance of the policy, since policies remember.
     """
     n = len(workload)
+    known = workload if admission is None else _own_objectives(workload)
+    actions: list[Action] = []
     total = workload.prompt_tokens + workload.output_tokens
     if n and total.max() > profile.capacity.kv_tokens:
         raise ValueError(
@@ -162,6 +182,19 @@ def simulate(
     plan_s: list[float] = []
     queue_len: list[tuple[float, int]] = []
     running_count = queue_count = arrived = 0
+
+    def picture(now_s: float, waiting: IntArray) -> Problem:
+        return Problem(
+            now_s=now_s,
+            levels=workload.levels,
+            waiting=_rows(known, waiting, state, times),
+            running=_rows(known, running[:running_count], state, times),
+            capacity=capacity,
+            step_time=model,
+            max_wait_s=max_wait_s,
+            arrival_rate_rps=rate.rps(now_s),
+        )
+
     while arrived < n or running_count or queue_count:
         now_s = float(clock[e.NOW])
         if not running_count and not queue_count:
@@ -170,22 +203,26 @@ def simulate(
             queue[queue_count] = arrived
             queue_count += 1
             rate.add(float(workload.arrival_s[arrived]))
+            if admission is not None and admission_policy is not None:
+                fixed = int((state[queue[:queue_count], e.GENERATED] > 0).sum())
+                verdict = admission.decide(
+                    picture(now_s, queue[fixed:queue_count]),
+                    lambda problem: admission_policy(problem).order,
+                    int(workload.class_id[arrived]),
+                )
+                actions.append(verdict.action)
+                if verdict.action == "shed":
+                    queue_count -= 1
+                elif verdict.action == "downgrade":
+                    for limits_s in (known.ttft_s, known.tpot_s, known.e2e_s):
+                        limits_s[arrived] = np.inf
             arrived += 1
             gate.mark()
         if queue_count > 1 and gate.due(now_s):
             index = queue[:queue_count].copy()
             # a preempted request keeps its place at the front: it holds work already done
             fixed = int((state[index, e.GENERATED] > 0).sum())
-            problem = Problem(
-                now_s=now_s,
-                levels=workload.levels,
-                waiting=_rows(workload, index[fixed:], state, times),
-                running=_rows(workload, running[:running_count], state, times),
-                capacity=capacity,
-                step_time=model,
-                max_wait_s=max_wait_s,
-                arrival_rate_rps=rate.rps(now_s),
-            )
+            problem = picture(now_s, index[fixed:])
             began = time.perf_counter()
             if fairness is not None and workload.tenant_id is not None:
                 plan = _fair_plan(
@@ -233,6 +270,7 @@ def simulate(
         prefilled_tokens=int(clock[e.PREFILLED]),
         kv_peak_tokens=int(clock[e.KV_PEAK]),
         end_s=float(clock[e.NOW]),
+        actions=tuple(actions),
     )
 
 
