@@ -47,8 +47,7 @@ def merged(parts: list[SimWorkload]) -> SimWorkload:
     """Several tenants' workloads as one; a part's number is its tenant id."""
     order = np.argsort(np.concatenate([part.arrival_s for part in parts]), kind="stable")
     columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])[order]
-        for name in PER_REQUEST
+        name: np.concatenate([getattr(part, name) for part in parts])[order] for name in PER_REQUEST
     }
     tenant = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
     return SimWorkload(**columns, levels=parts[0].levels, tenant_id=tenant)
@@ -69,8 +68,7 @@ def play(job: tuple[argparse.Namespace, float, int, str]) -> dict[str, object]:
     _, profile = build(Cell(args.workload, 1.0, args.arrivals, args.lengths, seed, 1, args.profile))
     name = arm.split()[0]
     policy = make_policy(name, seed=seed, **({"iterations": SEARCH_STEPS} if name == "sa" else {}))
-    opts = {"fair": {}, "fair2": {"severity": 2.0}, "fair4": {"severity": 4.0}, "vtc": {"mode": "vtc"}, "both": {"mode": "both"}, "nobound": {"mode": "nobound"}, "h60": {"horizon_s": 60.0}}
-    fairness = TenantFairness(**opts[arm.split()[1]]) if " " in arm else None
+    fairness = TenantFairness() if arm.endswith("fair") else None
     result = simulate(workload, policy, profile, fairness=fairness)
     met, e2e_s = result.met(workload), result.e2e_s(workload)
     tenant = workload.tenant_id
@@ -100,7 +98,7 @@ def summary(lines: list[dict]) -> str:
     ]
     for flood in sorted({line["flood"] for line in lines}):
         base = {x["seed"]: x["victim"] for x in lines if (x["flood"], x["arm"]) == (flood, "fcfs")}
-        for arm in dict.fromkeys(x['arm'] for x in lines):
+        for arm in ARMS:
             rows = [x for x in lines if (x["flood"], x["arm"]) == (flood, arm)]
             if not rows:
                 continue

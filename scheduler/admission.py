@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
@@ -142,7 +142,9 @@ class AdmissionControl:
 def is_best_effort(problem: Problem) -> bool:
     """Whether the last waiting row has no objective."""
     rows = problem.waiting
-    return bool(np.isinf(rows.ttft_s[-1]) and np.isinf(rows.tpot_s[-1]) and np.isinf(rows.e2e_s[-1]))
+    return bool(
+        np.isinf(rows.ttft_s[-1]) and np.isinf(rows.tpot_s[-1]) and np.isinf(rows.e2e_s[-1])
+    )
 
 
 def chance_in(jobs: Jobs, order: IntArray) -> float:
@@ -152,9 +154,7 @@ def chance_in(jobs: Jobs, order: IntArray) -> float:
     admitted_s, first_token_s, _, step_s = done[row]
     wait_s = admitted_s - jobs.engine[k.NOW]
     numbers = Objective().numbers(jobs)
-    return float(
-        k.meet_probability(numbers, jobs.waiting[row], wait_s, first_token_s, step_s)
-    )
+    return float(k.meet_probability(numbers, jobs.waiting[row], wait_s, first_token_s, step_s))
 
 
 def drain_s(jobs: Jobs) -> float:
@@ -164,4 +164,4 @@ def drain_s(jobs: Jobs) -> float:
         return 1.0
     _, done = k.rollout(jobs.engine, jobs.running, jobs.waiting, order)
     last_s = float(np.nanmax(done[:, 0])) - float(jobs.engine[k.NOW])
-    return cast(float, min(max(last_s, 1.0), _LONGEST_RETRY_S))
+    return min(max(last_s, 1.0), _LONGEST_RETRY_S)
