@@ -19,7 +19,16 @@ NUMBERS = (
     "queue_s",
     "predicted_tokens",
 )
-TEXTS = ("slo_class", "predictor", "policy", "lengths", "feature_contract", "prompt", "tenant")
+TEXTS = (
+    "slo_class",
+    "predictor",
+    "policy",
+    "lengths",
+    "feature_contract",
+    "prompt",
+    "tenant",
+    "admission",
+)
 ROW_KEYS = (
     "request_id",
     "status",

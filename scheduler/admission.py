@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class AdmissionRule:
     mode: Mode = "off"
     threshold: float = 0.05
     max_share: float = 0.3
-    per_class: Mapping[Hashable, float] = field(default_factory=dict)
+    per_class: Mapping[Any, float] = field(default_factory=dict)
     window: int = 200
 
     def __post_init__(self) -> None:
@@ -125,18 +125,25 @@ class AdmissionControl:
     def _judge(self, problem: Problem, plan: Callable[[Problem], IntArray]) -> Verdict:
         jobs = prepare(problem)
         newcomer = len(jobs) - 1
-        order = np.array([newcomer], dtype=np.int64)
-        chance = chance_in(jobs, order)
-        if chance >= self.rule.threshold and newcomer > 0:
-            # it could be met if it went first: what does the plan say?
+        chance = float(jobs.chance[newcomer])
+        if chance >= self.rule.threshold:  # admitted now it could be met: what does the plan say?
             order = plan(problem)
             place = int(np.flatnonzero(order == newcomer)[0])
-            chance = chance_in(jobs, order[: place + 1])
+            chance = min(chance, chance_in(jobs, order[: place + 1]))
         if chance >= self.rule.threshold:
             return Verdict("admit", chance)
         if self.rule.mode == "downgrade":
             return Verdict("downgrade", chance)
         return Verdict("shed", chance, drain_s(jobs))
+
+
+def warm_up() -> None:
+    """Compile what a verdict needs, so that no request waits for it."""
+    from scheduler.policies import warm_up_problem
+
+    jobs = prepare(warm_up_problem())
+    chance_in(jobs, np.arange(len(jobs), dtype=np.int64))
+    drain_s(jobs)
 
 
 def is_best_effort(problem: Problem) -> bool:

@@ -124,7 +124,8 @@ class TenantFairness:
         k = 1 + max(int(waiting_tenant.max(initial=0)), int(running_tenant.max(initial=0)))
         waiting_s = slot_seconds(problem, problem.waiting)
         running_s = slot_seconds(problem, problem.running)
-        wanted_s = np.bincount(waiting_tenant, waiting_s, minlength=k)
+        wanted_s = np.zeros(k)
+        wanted_s += np.bincount(waiting_tenant, waiting_s, minlength=k)
         wanted_s += np.bincount(running_tenant, running_s, minlength=k)
         active = wanted_s > 0
         self._serve(problem.now_s, active, np.bincount(running_tenant, minlength=k))

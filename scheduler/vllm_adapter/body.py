@@ -15,6 +15,7 @@ from data.errors import InputError, shown
 from data.slo import Slo, SloTable, parse_slo
 from predictor.prompt_text import text_of_request
 from scheduler.vllm_adapter.prediction import Prediction
+from scheduler.vllm_adapter.tenants import parse_tenant
 
 OSL_LIMIT = 10_000_000
 _SERVER_ONLY_PREFIXES = ("pred_", "lw_")
@@ -35,7 +36,8 @@ class ParsedBody:
 def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
     """The body understood; None when it is not a JSON object (vLLM then says so itself).
 
-    Raises InputError for a malformed SLO, hint or ``vllm_xargs``, and for an empty prompt.
+    ``headers`` have lower-case names. Raises InputError for a malformed SLO, hint, tenant or
+    ``vllm_xargs``, and for an empty prompt.
     """
     try:
         body = json.loads(raw)
@@ -56,6 +58,8 @@ def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> Parse
         raise InputError(f"{prompt_field} must not be empty, got {shown(body[prompt_field])}")
     slo = parse_slo(xargs, headers, table)
     kept = {key: value for key, value in xargs.items() if not key.startswith(_SERVER_ONLY_PREFIXES)}
+    if (tenant := parse_tenant(kept, headers)) is not None:
+        kept["tenant"] = tenant
     osl = _osl(kept.pop("osl", None))
     return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body))
 

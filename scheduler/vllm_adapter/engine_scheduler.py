@@ -32,10 +32,11 @@ from data.request_log import RequestLogWriter
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
+from scheduler.vllm_adapter.admission import EngineAdmission
 from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
-from scheduler.vllm_adapter.planning import Planner
+from scheduler.vllm_adapter.planning import Planner, Tenants
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.queue import PlannedQueue
 from scheduler.vllm_adapter.refit import StepTimeRefit
@@ -45,7 +46,8 @@ from scheduler.vllm_adapter.settings import (
     settings_from_additional_config,
 )
 from scheduler.vllm_adapter.step_timer import StepTimer
-from scheduler.vllm_adapter.tracking import RequestTable
+from scheduler.vllm_adapter.tenants import TenantIds
+from scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -73,11 +75,12 @@ class LengthwiseScheduler(AsyncScheduler):
         profile = load_profile(settings.profile or _DEFAULT_PROFILE)
         self._planner = Planner(settings, self._capacity(), profile.step_time, metrics)
         self._intake = Intake(settings.slos, priors, settings.lengths, self._planner.fall_back)
-        self._table = RequestTable(priors.levels)
+        self._table = RequestTable(priors.levels, TenantIds(settings.tenant_weights))
         self._predictor_dir = settings.predictor_dir
         log = RequestLogWriter(settings.request_log) if settings.request_log else None
         self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self._metrics = metrics
+        self._admission = EngineAdmission(self) if settings.admission.mode != "off" else None
         self._timer = StepTimer(log_path=settings.step_log)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
@@ -147,6 +150,10 @@ class LengthwiseScheduler(AsyncScheduler):
         """Apply a checked ``POST /lengthwise/configure``."""
         return control.engine_configure(self, request)
 
+    def lengthwise_admit(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on a request that the API process holds back (``admission.py``)."""
+        return {"action": "admit"} if self._admission is None else self._admission.answer(question)
+
     # -- internals ----------------------------------------------------------------------------
 
     @contextmanager
@@ -173,13 +180,28 @@ class LengthwiseScheduler(AsyncScheduler):
             ids = self._table.known(self.waiting.plannable_ids())
             if len(ids) > 1:
                 order = self._planner.order(
-                    ids, self._table.arrays(ids), self._running_arrays(), self._table.levels
+                    ids,
+                    self._table.arrays(ids),
+                    self._running_arrays(),
+                    self._table.levels,
+                    self._tenants(ids),
                 )
                 if order is None:
                     self.waiting.clear_order()
                 else:
                     self.waiting.set_order(order)
-        self._promote_overdue(now_s, free_slots)
+        if not self._planner.keeps_bound:
+            self._promote_overdue(now_s, free_slots)
+
+    def _tenants(self, waiting_ids: list[str]) -> Tenants | None:
+        """Whose rows a problem's are; None for one tenant alone, or when fairness is off."""
+        table = self._table
+        if not self._settings.fair_tenants or len(table.tenants) < 2:
+            return None
+        running = [r.request_id for r in self.running if r.request_id in table]
+        return Tenants(
+            table.tenant_ids(waiting_ids), table.tenant_ids(running), table.tenants.weights()
+        )
 
     def _running_arrays(self) -> Any:
         ids = []
@@ -263,10 +285,13 @@ class LengthwiseScheduler(AsyncScheduler):
             tracked.first_token_s = now_s
         status = _STATUS.get(request.status, "failed")
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
-        self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
+        self._record(tracked, outcome)
         if status in ("finished", "length"):
             self._intake.note_length(tracked, output_tokens, cut=status == "length")
         self._planner.gate.mark()
+
+    def _record(self, tracked: Tracked, outcome: Outcome) -> None:
+        self._outcomes.record(tracked, outcome, self._planner.policy.name, self._intake.lengths)
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
@@ -285,6 +310,7 @@ class LengthwiseScheduler(AsyncScheduler):
             heapq.heappop(self._by_age)
         oldest = now_s - self._by_age[0][0] if self._by_age else 0.0
         self._metrics.oldest_wait.set(oldest)
+        self._outcomes.tenants.update_gauge(now_s)
         for name, factor in self._intake.correction.learned().items():
             self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)
 

@@ -67,6 +67,23 @@ class EngineMetrics:
             "Longest wait among those waiting now.",
             multiprocess_mode="livemax",
         )
+        self.tenant_attained = Counter(
+            "lengthwise_tenant_attained", "Requests that met their SLO, by tenant.", ["tenant"]
+        )
+        self.tenant_missed = Counter(
+            "lengthwise_tenant_missed", "Requests that missed their SLO, by tenant.", ["tenant"]
+        )
+        self.jain = Gauge(
+            "lengthwise_jain_index",
+            "Jain's index over tenants, of recent attainment and of recent slot-seconds.",
+            ["of"],
+            multiprocess_mode="livemin",
+        )
+        self.shed = Counter(
+            "lengthwise_shed",
+            "Requests that admission control turned away or downgraded, by class.",
+            ["slo_class", "action"],
+        )
 
     def class_label(self, slo_class: str) -> str:
         """The class as a label, or ``other`` beyond the first 32 classes seen."""
@@ -92,6 +109,11 @@ class ApiMetrics:
         )
         self.rejected = Counter(
             "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
+        )
+        self.admission_unanswered = Counter(
+            "lengthwise_admission_unanswered",
+            "Requests admitted because the engine gave no verdict, by cause.",
+            ["cause"],
         )
 
 

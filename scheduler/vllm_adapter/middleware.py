@@ -11,11 +11,14 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from data.errors import InputError
+from scheduler.vllm_adapter.admission import AdmissionDesk, Answer, downgraded
 from scheduler.vllm_adapter.body import encode_body, parse_body
 from scheduler.vllm_adapter.control import CONFIGURE_METHOD, STATUS_METHOD, parse_configure
 from scheduler.vllm_adapter.metrics import api_metrics
@@ -60,6 +63,9 @@ class LengthwiseMiddleware:
         self._table = self.settings.slos
         self._metrics = api_metrics()
         self.service = service or load_service(self.settings, self._metrics)
+        self.admission: AdmissionDesk | None = None
+        if self.settings.admission.mode != "off":
+            self.admission = AdmissionDesk(self.settings.admission, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
@@ -102,10 +108,29 @@ class LengthwiseMiddleware:
             prediction = await self.service.predict(
                 parsed.prompts, parsed.slo.slo_class, parsed.osl
             )
+            # whom vLLM will turn away for its key need not cost the engine a verdict
+            if self.admission is not None and _authorized(scope):
+                answer = await self.admission.ask(_engine_of(scope), parsed, prediction)
+                if answer.action == "shed":
+                    await self._shed(send, answer)
+                    return
+                if answer.action == "downgrade":
+                    parsed = replace(parsed, xargs=downgraded(parsed.xargs))
             log_prompts = self.settings.log_prompts and self.settings.request_log is not None
             raw = encode_body(parsed, prediction, log_prompts)
         replaced = _with_length(scope, len(raw))
         await self.app(replaced, _replay(raw, receive), send)
+
+    async def _shed(self, send: Send, answer: Answer) -> None:
+        self._metrics.rejected.labels("503").inc()
+        error = {
+            "message": "the request cannot meet its SLO now",
+            "type": "service_unavailable",
+            "param": None,
+            "code": 503,
+        }
+        after = math.ceil(max(1.0, answer.retry_after_s or 1.0))
+        await _send_json(send, 503, {"error": error}, [(b"retry-after", str(after).encode())])
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
@@ -185,6 +210,12 @@ class LengthwiseMiddleware:
         await _send_json(send, status, {"error": error})
 
 
+def _engine_of(scope: Scope) -> Any:
+    """The client of the engine core, or None before there is one."""
+    client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+    return getattr(client, "engine_core", None)
+
+
 def _with_length(scope: Scope, length: int) -> Scope:
     """A copy of the scope that states the new body's length."""
     dropped = (b"content-length", b"transfer-encoding")
@@ -221,7 +252,12 @@ def _authorized(scope: Scope) -> bool:
     )
 
 
-async def _send_json(send: Send, status: int, document: dict[str, Any]) -> None:
+async def _send_json(
+    send: Send,
+    status: int,
+    document: dict[str, Any],
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
     body = json.dumps(document).encode()
     await send(
         {
@@ -230,6 +266,7 @@ async def _send_json(send: Send, status: int, document: dict[str, Any]) -> None:
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
+                *headers,
             ],
         }
     )

@@ -12,6 +12,7 @@ import numpy as np
 from data.request_log import RequestLogWriter
 from scheduler.problem import FloatArray
 from scheduler.vllm_adapter.metrics import EngineMetrics
+from scheduler.vllm_adapter.tenants import TenantTallies
 from scheduler.vllm_adapter.tracking import Tracked
 
 
@@ -60,10 +61,12 @@ class OutcomeRecorder:
         self._metrics = metrics
         self._log = log
         self.tallies: Counter[tuple[str, str]] = Counter()
+        self.tenants = TenantTallies(metrics)
 
     def reset(self) -> None:
         """Start the tallies afresh."""
         self.tallies.clear()
+        self.tenants.reset()
 
     def record(self, tracked: Tracked, outcome: Outcome, policy: str, lengths: str) -> None:
         """Count the outcome and write its row."""
@@ -73,6 +76,8 @@ class OutcomeRecorder:
         if met is not None:
             self.tallies[slo_class, "met" if met else "missed"] += 1
         self._count(tracked, outcome, slo_class)
+        served_s = 0.0 if outcome.queue_s is None else outcome.e2e_s - outcome.queue_s
+        self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
         if self._log is not None:
             self._log.write(self._row(tracked, outcome, met, policy, lengths))
 
@@ -148,6 +153,7 @@ class OutcomeRecorder:
             "features": tracked.features,
             "prompt": tracked.prompt,
             "tenant": tracked.tenant,
+            "admission": tracked.admission,
         }
 
 
