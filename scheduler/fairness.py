@@ -95,7 +95,7 @@ class TenantFairness:
     may be given to another tenant. ``weight`` is that of each id, 1 beyond its end.
     """
 
-    def __init__(self, horizon_s: float = 30.0, severity: float = 2.0) -> None:
+    def __init__(self, horizon_s: float = 10.0, severity: float = 2.0) -> None:
         if horizon_s <= 0 or severity <= 0:
             raise ValueError(
                 f"horizon_s and severity must be positive, got {horizon_s} and {severity}"
