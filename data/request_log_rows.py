@@ -40,6 +40,7 @@ TEXTS = (
     "prompt",
     "tenant",
     "shadow",
+    "admission",
 )
 QUANTILES = ("quantiles", "shadow_quantiles")
 ROW_KEYS = (

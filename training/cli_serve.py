@@ -69,6 +69,21 @@ def serve(
         bool,
         typer.Option("--allow-configure", help="Let POST /lengthwise/configure change policy."),
     ] = False,
+    admission: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of requests that cannot meet their SLO: off | shed (503 with "
+            "Retry-After) | downgrade (best effort); or a JSON file with mode, threshold, "
+            "max_share, per_class, window, timeout_ms."
+        ),
+    ] = "off",
+    fair_tenants: Annotated[
+        bool,
+        typer.Option(help="Share fairly between tenants (x-tenant header or xargs tenant)."),
+    ] = True,
+    tenant_weights: Annotated[
+        Path | None, typer.Option(help="JSON: tenant to its weight; 1 for the others.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the annealing.")] = 0,
     poll_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds between looks at the registry's aliases.")
@@ -108,6 +123,11 @@ def serve(
             "request_log_max_age_days": request_log_max_age_days,
             "log_prompts": log_prompts,
             "allow_configure": allow_configure,
+            "admission": read_admission(admission),
+            "fair_tenants": fair_tenants,
+            "tenant_weights": read_object(tenant_weights, "tenant weights")
+            if tenant_weights
+            else {},
             "seed": seed,
         }
     )
@@ -175,14 +195,31 @@ def read_slo_table(path: Path) -> dict[str, Any]:
     """The SLO table of a JSON file; InputError if it is missing, no JSON, or breaks a rule."""
     from data.slo import SloTable
 
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read SLO table {path}: {error}") from error
-    if not isinstance(table, dict):
-        raise InputError(f"SLO table {path} must hold an object from class to objectives")
+    table = read_object(path, "SLO table")
     SloTable.from_dict(table)
     return table
+
+
+def read_admission(mode_or_file: str) -> dict[str, Any]:
+    """The settings of admission control: a mode alone, or a JSON file's object."""
+    if mode_or_file in ("off", "shed", "downgrade"):
+        return {"mode": mode_or_file}
+    if not Path(mode_or_file).is_file():
+        raise InputError(
+            f"--admission must be off, shed, downgrade or a JSON file, got {mode_or_file!r}"
+        )
+    return read_object(Path(mode_or_file), "admission settings")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file; InputError when there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {what} {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{what} {path} must hold an object, got {type(document).__name__}")
+    return document
 
 
 def doctor(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 
+from scheduler.admission import Action, AdmissionControl
 from scheduler.arrival_rate import ArrivalRate
+from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from scheduler.problem import BoolArray, FloatArray, IntArray, Plan, Problem, RequestArrays
 from scheduler.profile import EngineProfile
 from scheduler.replan import ReplanGate
 from scheduler.simulator import engine as e
@@ -35,13 +37,14 @@ class SimWorkload:
     class_id: IntArray
     quantiles: FloatArray
     levels: FloatArray
+    tenant_id: IntArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
         for field in fields(self):
-            if field.name != "levels" and len(getattr(self, field.name)) != n:
-                rows = len(getattr(self, field.name))
-                raise ValueError(f"{field.name} must have {n} rows, got {rows}")
+            column = getattr(self, field.name)
+            if field.name != "levels" and column is not None and len(column) != n:
+                raise ValueError(f"{field.name} must have {n} rows, got {len(column)}")
         if self.quantiles.shape[1] != len(self.levels):
             raise ValueError(
                 f"quantiles must have {len(self.levels)} columns, got {self.quantiles.shape[1]}"
@@ -57,7 +60,10 @@ class SimWorkload:
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters."""
+    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters.
+
+    A request that was shed has NaN times and has met nothing.
+    """
 
     admitted_s: FloatArray
     first_token_s: FloatArray
@@ -71,6 +77,7 @@ class SimResult:
     prefilled_tokens: int
     kv_peak_tokens: int
     end_s: float
+    actions: tuple[Action, ...] = ()  # of admission control, where it was on
 
     def ttft_s(self, workload: SimWorkload) -> FloatArray:
         """Arrival to first token."""
@@ -113,6 +120,27 @@ def _rows(
     )
 
 
+def _own_objectives(workload: SimWorkload) -> SimWorkload:
+    """The workload with objectives that may be taken from it: what the policy is told."""
+    return replace(
+        workload,
+        ttft_s=workload.ttft_s.copy(),
+        tpot_s=workload.tpot_s.copy(),
+        e2e_s=workload.e2e_s.copy(),
+    )
+
+
+def _fair_plan(
+    policy: Policy,
+    problem: Problem,
+    fairness: TenantFairness,
+    waiting_tenant: IntArray,
+    running_tenant: IntArray,
+) -> Plan:
+    plan = policy(fairness.adjust(problem, waiting_tenant, running_tenant))
+    return replace(plan, order=fairness.settle(problem, waiting_tenant, plan.order))
+
+
 def simulate(
     workload: SimWorkload,
     policy: Policy,
@@ -121,14 +149,21 @@ def simulate(
     max_wait_s: float = 120.0,
     plan_cost: PlanCost = "free",
     plan_share: float = 0.01,
+    fairness: TenantFairness | None = None,
+    admission: AdmissionControl | None = None,
+    admission_policy: Policy | None = None,
 ) -> SimResult:
     """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
 
     "free" paces plans by the policy's nominal time and charges nothing; "measured" paces by
     the time each plan took and delays the engine by it. Until the next plan newcomers stand at
-    the back of the queue, requests the engine preempted at its front.
+    the back of the queue, requests the engine preempted at its front. ``admission`` judges
+    newcomers by the orders of ``admission_policy``, another instance of the policy, since
+    policies remember.
     """
     n = len(workload)
+    known = workload if admission is None else _own_objectives(workload)
+    actions: list[Action] = []
     total = workload.prompt_tokens + workload.output_tokens
     if n and total.max() > profile.capacity.kv_tokens:
         raise ValueError(
@@ -153,6 +188,19 @@ def simulate(
     yielded = np.zeros(n, dtype=np.bool_)  # queues because a plan took its slot
     yields = 0
     running_count = queue_count = arrived = 0
+
+    def picture(now_s: float, waiting: IntArray) -> Problem:
+        return Problem(
+            now_s=now_s,
+            levels=workload.levels,
+            waiting=_rows(known, waiting, state, times, queued_s),
+            running=_rows(known, running[:running_count], state, times, queued_s),
+            capacity=capacity,
+            step_time=model,
+            max_wait_s=max_wait_s,
+            arrival_rate_rps=rate.rps(now_s),
+        )
+
     while arrived < n or running_count or queue_count:
         now_s = float(clock[e.NOW])
         if not running_count and not queue_count:
@@ -161,6 +209,19 @@ def simulate(
             queue[queue_count] = arrived
             queue_count += 1
             rate.add(float(workload.arrival_s[arrived]))
+            if admission is not None and admission_policy is not None:
+                fixed = int((state[queue[:queue_count], e.GENERATED] > 0).sum())
+                verdict = admission.decide(
+                    picture(now_s, queue[fixed:queue_count]),
+                    lambda problem: admission_policy(problem).order,
+                    int(workload.class_id[arrived]),
+                )
+                actions.append(verdict.action)
+                if verdict.action == "shed":
+                    queue_count -= 1
+                elif verdict.action == "downgrade":
+                    for limits_s in (known.ttft_s, known.tpot_s, known.e2e_s):
+                        limits_s[arrived] = np.inf
             arrived += 1
             gate.mark()
         if queue_count > 1 and gate.due(now_s):
@@ -168,18 +229,18 @@ def simulate(
             # whom the engine preempted goes before any plan: it holds work already done
             recovers = (state[index, e.GENERATED] > 0) & ~yielded[index]
             recovering, plannable = index[recovers], index[~recovers]
-            problem = Problem(
-                now_s=now_s,
-                levels=workload.levels,
-                waiting=_rows(workload, plannable, state, times, queued_s),
-                running=_rows(workload, running[:running_count], state, times, queued_s),
-                capacity=capacity,
-                step_time=model,
-                max_wait_s=max_wait_s,
-                arrival_rate_rps=rate.rps(now_s),
-            )
+            problem = picture(now_s, plannable)
             began = time.perf_counter()
-            plan = policy(problem)
+            if fairness is not None and workload.tenant_id is not None:
+                plan = _fair_plan(
+                    policy,
+                    problem,
+                    fairness,
+                    workload.tenant_id[plannable],
+                    workload.tenant_id[running[:running_count]],
+                )
+            else:
+                plan = policy(problem)
             elapsed_s = time.perf_counter() - began
             plan_s.append(elapsed_s)
             queue_len.append((now_s, queue_count))
@@ -228,6 +289,7 @@ def simulate(
         prefilled_tokens=int(clock[e.PREFILLED]),
         kv_peak_tokens=int(clock[e.KV_PEAK]),
         end_s=float(clock[e.NOW]),
+        actions=tuple(actions),
     )
 
 
@@ -236,8 +298,6 @@ def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
 
     The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
     """
-    from dataclasses import replace
-
     from scheduler.policies import make_policy
 
     n = len(workload)

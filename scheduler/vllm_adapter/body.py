@@ -18,6 +18,7 @@ from data.slo import Slo, SloTable, parse_slo
 from predictor.prompt_text import text_of_request
 from predictor.scan import shortened
 from scheduler.vllm_adapter.batching import Prediction
+from scheduler.vllm_adapter.tenants import parse_tenant
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 64  # so many of a request's prompts speak for its length
@@ -39,8 +40,8 @@ class ParsedBody:
 def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
     """The body understood; None when it is not a JSON object (vLLM then says so itself).
 
-    Raises InputError for a malformed SLO, hint or ``vllm_xargs``, for an empty prompt, and for
-    nesting beyond Python's depth.
+    ``headers`` have lower-case names. Raises InputError for a malformed SLO, hint, tenant or
+    ``vllm_xargs``, for an empty prompt, and for nesting beyond Python's depth.
     """
     with _refusing_depth():
         return _parsed(raw, headers, table)
@@ -66,6 +67,8 @@ def _parsed(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBo
         raise InputError(f"{prompt_field} must not be empty, got {shown(body[prompt_field])}")
     slo = parse_slo(xargs, headers, table)
     kept = {key: value for key, value in xargs.items() if not key.startswith(_SERVER_ONLY_PREFIXES)}
+    if (tenant := parse_tenant(kept, headers)) is not None:
+        kept["tenant"] = tenant
     osl = _osl(kept.pop("osl", None))
     return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body))
 

@@ -1,4 +1,4 @@
-"""Looking into and switching a running engine: the two utility calls behind ``/lengthwise/``.
+"""Looking into and switching a running engine: the utility calls behind ``/lengthwise/``.
 
 vLLM's client calls a method of ``EngineCore`` by name; ``attach`` puts ours there when the
 scheduler module is imported, which happens inside the engine process. Arguments and results are
@@ -7,6 +7,7 @@ plain values, as msgpack needs.
 
 from __future__ import annotations
 
+import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.errors import InputError
 from data.slo import SloTable
 from predictor.online import OnlineCorrection
+from scheduler.vllm_adapter.admission import ADMIT_METHOD
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.settings import Lengths, first_fault
 
@@ -66,7 +68,7 @@ def parse_request(kind: type[_Request], body: Any) -> _Request:
 
 
 def attach() -> None:
-    """Give ``EngineCore`` the two utility methods; idempotent."""
+    """Give ``EngineCore`` the utility methods; idempotent."""
     from vllm.v1.engine.core import EngineCore
 
     def status(core: Any) -> dict[str, Any]:
@@ -75,7 +77,11 @@ def attach() -> None:
     def configure(core: Any, request: dict[str, Any]) -> dict[str, Any]:
         return core.scheduler.lengthwise_configure(request)
 
+    def admit(core: Any, question: dict[str, Any]) -> dict[str, Any]:
+        return core.scheduler.lengthwise_admit(question)
+
     setattr(EngineCore, STATUS_METHOD, status)
+    setattr(EngineCore, ADMIT_METHOD, admit)
     setattr(EngineCore, CONFIGURE_METHOD, configure)
 
 
@@ -112,6 +118,11 @@ def engine_status(scheduler: LengthwiseScheduler) -> dict[str, Any]:
         "step_time": planner.step_time.to_dict()
         | {"steps": scheduler._timer.steps, "refits": scheduler._refit.adopted},
         "outcomes": scheduler._outcomes.by_class(),
+        "tenants": scheduler._outcomes.tenants.status(time.monotonic())
+        | {"active": len(scheduler._table.tenants), "fair": settings.fair_tenants},
+        "admission": {"mode": "off"}
+        if scheduler._admission is None
+        else scheduler._admission.status(),
         "length_correction": scheduler._intake.correction.learned(),
         "drift": scheduler._drift.status(),
         "request_log_dropped": scheduler._outcomes.dropped_rows,

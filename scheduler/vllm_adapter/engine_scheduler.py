@@ -34,12 +34,13 @@ from data.request_log import limited_writer
 from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
+from scheduler.vllm_adapter.admission import EngineAdmission
 from scheduler.vllm_adapter.capabilities import check_supported
 from scheduler.vllm_adapter.drift_watch import DriftWatch
 from scheduler.vllm_adapter.intake import Intake
 from scheduler.vllm_adapter.metrics import engine_metrics
 from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
-from scheduler.vllm_adapter.planning import Planner
+from scheduler.vllm_adapter.planning import Planner, Tenants
 from scheduler.vllm_adapter.priors import load_priors
 from scheduler.vllm_adapter.queue import PlannedQueue
 from scheduler.vllm_adapter.refit import StepTimeRefit
@@ -49,7 +50,8 @@ from scheduler.vllm_adapter.settings import (
     settings_from_additional_config,
 )
 from scheduler.vllm_adapter.step_timer import StepTimer
-from scheduler.vllm_adapter.tracking import RequestTable
+from scheduler.vllm_adapter.tenants import TenantIds
+from scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -78,7 +80,7 @@ class LengthwiseScheduler(AsyncScheduler):
         profile = load_profile(settings.profile or _DEFAULT_PROFILE)
         self._planner = Planner(settings, self._capacity(), profile.step_time, metrics)
         self._intake = Intake(settings.slos, priors, settings.lengths, self._planner.fall_back)
-        self._table = RequestTable(priors.levels)
+        self._table = RequestTable(priors.levels, TenantIds(settings.tenant_weights))
         self._predictor_dir = settings.predictor_dir
         log = None
         if settings.request_log is not None:
@@ -89,6 +91,7 @@ class LengthwiseScheduler(AsyncScheduler):
             )
         self._outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self._metrics = metrics
+        self._admission = EngineAdmission(self) if settings.admission.mode != "off" else None
         self._timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
@@ -170,6 +173,10 @@ class LengthwiseScheduler(AsyncScheduler):
         """Apply a checked ``POST /lengthwise/configure``."""
         return control.engine_configure(self, request)
 
+    def lengthwise_admit(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The verdict on a request that the API process holds back (``admission.py``)."""
+        return {"action": "admit"} if self._admission is None else self._admission.answer(question)
+
     # -- internals ----------------------------------------------------------------------------
 
     @contextmanager
@@ -214,6 +221,7 @@ class LengthwiseScheduler(AsyncScheduler):
                     self._table.arrays(ids),
                     self._table.arrays(running_ids),
                     self._table.levels,
+                    self._tenants(ids, running_ids),
                 )
                 self._limit_running(None)
                 if planned is None:
@@ -224,7 +232,17 @@ class LengthwiseScheduler(AsyncScheduler):
                     self._take_slots([running_ids[row] for row in plan.preempt], now_s)
                     self._limit_running(plan.max_running)
                 free_slots = self._slots() - len(self.running)
-        self._promote_overdue(now_s, free_slots)
+        if not self._planner.keeps_bound:
+            self._promote_overdue(now_s, free_slots)
+
+    def _tenants(self, waiting_ids: list[str], running_ids: list[str]) -> Tenants | None:
+        """Whose rows a problem's are; None for one tenant alone, or when fairness is off."""
+        table = self._table
+        if not self._settings.fair_tenants or len(table.tenants) < 2:
+            return None
+        return Tenants(
+            table.tenant_ids(waiting_ids), table.tenant_ids(running_ids), table.tenants.weights()
+        )
 
     def _deadline_passed(self, now_s: float) -> bool:
         """Whether a running request has just lost its SLO: a full engine is planned only then."""
@@ -346,6 +364,15 @@ class LengthwiseScheduler(AsyncScheduler):
             tracked.first_token_s = now_s
         status = _STATUS.get(request.status, "failed")
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
+        self._record(tracked, outcome)
+        if status in ("finished", "length"):
+            self._intake.note_length(tracked, output_tokens, cut=status == "length")
+        self._planner.gate.mark()
+        if status in ("finished", "length") and output_tokens > 0:
+            with self._advice("drift"):
+                self._drift.note(tracked, output_tokens, status == "length", time.time())
+
+    def _record(self, tracked: Tracked, outcome: Outcome) -> None:
         self._outcomes.record(
             tracked,
             outcome,
@@ -353,12 +380,6 @@ class LengthwiseScheduler(AsyncScheduler):
             self._intake.lengths,
             self._planner.policy_version,
         )
-        if status in ("finished", "length"):
-            self._intake.note_length(tracked, output_tokens, cut=status == "length")
-        self._planner.gate.mark()
-        if status in ("finished", "length") and output_tokens > 0:
-            with self._advice("drift"):
-                self._drift.note(tracked, output_tokens, status == "length", time.time())
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
@@ -378,6 +399,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self._metrics.oldest_wait.set(oldest_s)
         self._metrics.longest_wait.set(max(oldest_s, self._longest_wait_s))
         self._outcomes.count_dropped()
+        self._outcomes.tenants.update_gauge(now_s)
         self._drift.update_gauges()
         for name, factor in self._intake.correction.learned().items():
             self._metrics.length_factor.labels(self._metrics.class_label(name)).set(factor)

@@ -18,10 +18,12 @@ from data.slo import Slo, SloTable, parse_slo
 from predictor.online import OnlineCorrection
 from scheduler.problem import FloatArray
 from scheduler.vllm_adapter.priors import LengthPriors, check_quantiles, clip_to_max_tokens
+from scheduler.vllm_adapter.tenants import is_tenant
 from scheduler.vllm_adapter.tracking import Tracked
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0
+DOWNGRADED = "downgraded"  # what admission control made of a request's objectives
 CLIENT_LENGTH = "osl"  # the version of a length that the client gave
 
 ON_FALLBACK = Callable[[str, object], None]
@@ -67,6 +69,9 @@ class Intake:
         if not isinstance(extra, Mapping):
             extra = {}
         slo = self._slo(extra)
+        admission = _text(extra.get("lw_admission"))
+        if admission == DOWNGRADED:
+            slo = Slo(slo_class=slo.slo_class)
         predicted, source = self._quantiles(extra, slo.slo_class)
         quantiles = predicted
         version = _text(extra.get("pred_version"))
@@ -89,7 +94,8 @@ class Intake:
             predicted=predicted,
             length_source=source,
             predictor=version,
-            tenant=_text(extra.get("tenant")),
+            tenant=extra["tenant"] if is_tenant(extra.get("tenant")) else None,
+            admission=admission,
             feature_contract=_text(extra.get("lw_contract")),
             features=features if isinstance(features, list) else None,
             prompt=_text(extra.get("lw_prompt")),

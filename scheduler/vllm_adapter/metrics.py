@@ -158,6 +158,23 @@ class EngineMetrics:
             ["version", "vllm"],
             multiprocess_mode="livemax",
         )
+        self.tenant_attained = Counter(
+            "lengthwise_tenant_attained", "Requests that met their SLO, by tenant.", ["tenant"]
+        )
+        self.tenant_missed = Counter(
+            "lengthwise_tenant_missed", "Requests that missed their SLO, by tenant.", ["tenant"]
+        )
+        self.jain = Gauge(
+            "lengthwise_jain_index",
+            "Jain's index over tenants, of recent attainment and of recent slot-seconds.",
+            ["of"],
+            multiprocess_mode="livemin",
+        )
+        self.shed = Counter(
+            "lengthwise_shed",
+            "Requests that admission control turned away or downgraded, by class.",
+            ["slo_class", "action"],
+        )
         self._start_drift(ALL_CLASSES)
 
     def show_server(
@@ -234,6 +251,11 @@ class ApiMetrics:
             "1 for the versions loaded now.",
             ["role", "version"],
             multiprocess_mode="livemax",
+        )
+        self.admission_unanswered = Counter(
+            "lengthwise_admission_unanswered",
+            "Requests admitted because the engine gave no verdict, by cause.",
+            ["cause"],
         )
 
     def show_version(self, role: str, version: str | None, before: str | None) -> None:

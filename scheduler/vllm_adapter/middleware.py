@@ -12,13 +12,15 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from data.errors import InputError
 from data.slo import SloTable
+from scheduler.vllm_adapter.admission import AdmissionDesk, Answer, downgraded
 from scheduler.vllm_adapter.body import encode_body, parse_body
 from scheduler.vllm_adapter.control import (
     CONFIGURE_METHOD,
@@ -75,6 +77,9 @@ class LengthwiseMiddleware:
             self.reloader = LiveReloader(
                 self.settings, self.service, self._metrics, self._use_table
             )
+        self.admission: AdmissionDesk | None = None
+        if self.settings.admission.mode != "off":
+            self.admission = AdmissionDesk(self.settings.admission, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
@@ -121,10 +126,29 @@ class LengthwiseMiddleware:
             prediction, shadow = await self.service.predict_both(
                 parsed.prompts, parsed.slo.slo_class, parsed.osl
             )
+            # whom vLLM will turn away for its key need not cost the engine a verdict
+            if self.admission is not None and _authorized(scope):
+                answer = await self.admission.ask(_engine_of(scope), parsed, prediction)
+                if answer.action == "shed":
+                    await self._shed(send, answer)
+                    return
+                if answer.action == "downgrade":
+                    parsed = replace(parsed, xargs=downgraded(parsed.xargs))
             log_prompts = self.settings.log_prompts and self.settings.request_log is not None
             raw = encode_body(parsed, prediction, log_prompts, shadow)
         replaced = _with_length(scope, len(raw))
         await self.app(replaced, _replay(raw, receive), send)
+
+    async def _shed(self, send: Send, answer: Answer) -> None:
+        self._metrics.rejected.labels("503").inc()
+        error = {
+            "message": "the request cannot meet its SLO now",
+            "type": "service_unavailable",
+            "param": None,
+            "code": 503,
+        }
+        after = math.ceil(max(1.0, answer.retry_after_s or 1.0))
+        await _send_json(send, 503, {"error": error}, [(b"retry-after", str(after).encode())])
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
@@ -250,6 +274,12 @@ def _shown(outcomes: Outcomes) -> dict[str, Any]:
     return {name: asdict(part) for name, part in outcomes.items()}
 
 
+def _engine_of(scope: Scope) -> Any:
+    """The client of the engine core, or None before there is one."""
+    client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+    return getattr(client, "engine_core", None)
+
+
 def _with_length(scope: Scope, length: int) -> Scope:
     """A copy of the scope that states the new body's length."""
     dropped = (b"content-length", b"transfer-encoding")
@@ -286,7 +316,12 @@ def _authorized(scope: Scope) -> bool:
     )
 
 
-async def _send_json(send: Send, status: int, document: dict[str, Any]) -> None:
+async def _send_json(
+    send: Send,
+    status: int,
+    document: dict[str, Any],
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
     body = json.dumps(document).encode()
     await send(
         {
@@ -295,6 +330,7 @@ async def _send_json(send: Send, status: int, document: dict[str, Any]) -> None:
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
+                *headers,
             ],
         }
     )

@@ -12,6 +12,7 @@ import numpy as np
 from data.request_log import RequestLogWriter
 from scheduler.problem import FloatArray
 from scheduler.vllm_adapter.metrics import EngineMetrics
+from scheduler.vllm_adapter.tenants import TenantTallies
 from scheduler.vllm_adapter.tracking import Tracked
 
 
@@ -61,10 +62,12 @@ class OutcomeRecorder:
         self._log = log
         self._counted_dropped = 0
         self.tallies: Counter[tuple[str, str]] = Counter()
+        self.tenants = TenantTallies(metrics)
 
     def reset(self) -> None:
         """Start the tallies afresh."""
         self.tallies.clear()
+        self.tenants.reset()
 
     def record(
         self,
@@ -83,6 +86,8 @@ class OutcomeRecorder:
             whole = self._metrics.requests_attained if met else self._metrics.requests_missed
             whole.labels(slo_class).inc()
         self._count(tracked, outcome, slo_class)
+        served_s = 0.0 if outcome.queue_s is None else outcome.e2e_s - outcome.queue_s
+        self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
         if self._log is not None:
             row = self._row(tracked, outcome, met, policy, lengths)
             self._log.write(row | {"policy_version": policy_version} | self._shadow(tracked))
@@ -183,6 +188,7 @@ class OutcomeRecorder:
             "features": tracked.features,
             "prompt": tracked.prompt,
             "tenant": tracked.tenant,
+            "admission": tracked.admission,
         }
 
 

@@ -12,15 +12,16 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from scheduler.arrival_rate import ArrivalRate
+from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy, make_policy
-from scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
+from scheduler.problem import Capacity, FloatArray, IntArray, Plan, Problem, RequestArrays
 from scheduler.replan import ReplanGate
 from scheduler.step_time import StepTimeModel
 from scheduler.vllm_adapter.comparison import PlanComparison
@@ -31,6 +32,15 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _KEPT_TIMES = 8192
 _LOG_EVERY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """Tenant ids of the waiting ``(n,)`` and running rows ``(r,)``; weights by id, or None."""
+
+    waiting: IntArray
+    running: IntArray
+    weight: FloatArray | None
 
 
 class InjectedPlannerError(RuntimeError):
@@ -76,6 +86,8 @@ class Planner:
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fail_plans = 0
+        self.fairness = TenantFairness()
+        self.keeps_bound = False  # whether the last plan shares the bound on waiting by tenant
         self.use(self.make(settings.policy))
         self.reset_stats()
         try:
@@ -124,26 +136,25 @@ class Planner:
             )
 
     def order(
-        self, ids: Sequence[str], waiting: RequestArrays, running: RequestArrays, levels: Any
+        self,
+        ids: Sequence[str],
+        waiting: RequestArrays,
+        running: RequestArrays,
+        levels: Any,
+        tenants: Tenants | None = None,
     ) -> tuple[list[str], Plan] | None:
         """The planned order of ``ids`` (the rows of ``waiting``) and the plan itself; None means
-        order of arrival."""
+        order of arrival. ``tenants`` is given when there are several, and to be treated fairly.
+        """
         began_s = self._clock()
+        self.keeps_bound = False
         try:
             if self.fail_plans > 0:
                 self.fail_plans -= 1
                 raise InjectedPlannerError("injected")
-            problem = Problem(
-                now_s=began_s,
-                levels=levels,
-                waiting=waiting,
-                running=running,
-                capacity=self.capacity,
-                step_time=self.step_time,
-                max_wait_s=self._settings.max_wait_s,
-                arrival_rate_rps=self.arrivals.rps(began_s),
-            )
-            plan = self.policy(problem)
+            problem = self.problem(waiting, running, levels, began_s)
+            plan = self.plan(self.policy, problem, tenants)
+            self.keeps_bound = tenants is not None
             planned = [ids[index] for index in plan.order], plan
         except Exception as error:  # any planner's fault must end here
             self.fall_back("planner", error)
@@ -168,6 +179,29 @@ class Planner:
             self._comparison.note(problem, order)
         except Exception as error:  # a figure for the dashboard must not cost a plan
             self.fall_back("comparison", error)
+
+    def problem(
+        self, waiting: RequestArrays, running: RequestArrays, levels: Any, now_s: float
+    ) -> Problem:
+        """The picture as a policy is asked."""
+        return Problem(
+            now_s=now_s,
+            levels=levels,
+            waiting=waiting,
+            running=running,
+            capacity=self.capacity,
+            step_time=self.step_time,
+            max_wait_s=self._settings.max_wait_s,
+            arrival_rate_rps=self.arrivals.rps(now_s),
+        )
+
+    def plan(self, policy: Policy, problem: Problem, tenants: Tenants | None) -> Plan:
+        """The policy's plan, made fair to the tenants unless arrival order was asked for."""
+        if tenants is None or policy.name == "fcfs":
+            return policy(problem)
+        fair = self.fairness.adjust(problem, tenants.waiting, tenants.running, tenants.weight)
+        plan = policy(fair)
+        return replace(plan, order=self.fairness.settle(problem, tenants.waiting, plan.order))
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""

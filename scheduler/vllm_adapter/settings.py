@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,13 +26,30 @@ LOGGER_NAME = "vllm.lengthwise"
 Lengths = Literal["learned", "class", "oracle", "none"]
 
 
+class AdmissionSettings(BaseModel):
+    """Admission control: ``scheduler.admission.AdmissionRule``, and how long a verdict may take.
+
+    A request whose verdict takes longer than ``timeout_ms`` is admitted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["off", "shed", "downgrade"] = "off"
+    threshold: float = Field(default=0.05, ge=0, le=1)
+    max_share: float = Field(default=0.3, ge=0, le=1)
+    per_class: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    window: int = Field(default=200, ge=1, le=1_000_000)
+    timeout_ms: float = Field(default=80.0, gt=0, le=10_000)
+
+
 class ServerSettings(BaseModel):
     """One server's settings; a JSON file on disk. Unknown keys and bad values raise InputError.
 
     ``plan_share`` is the largest share of wall time that planning may take; ``log_features`` and
     ``log_prompts`` say what of the input goes to the request log, ``request_log_max_mb`` and
     ``request_log_max_age_days`` how much of it is kept. ``log_steps`` writes ``step_log`` from the
-    start. ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``.
+    start. ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
+    an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +80,9 @@ class ServerSettings(BaseModel):
     predict_timeout_ms: float = Field(default=1000.0, gt=0)
     shadow_timeout_ms: float = Field(default=20.0, gt=0)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
+    fair_tenants: bool = True
+    tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
+    admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
 
     @property
     def slos(self) -> SloTable:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from data.slo import Slo
 from scheduler.problem import FloatArray, IntArray, RequestArrays
+from scheduler.vllm_adapter.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
     "arrival_s",
@@ -53,6 +54,7 @@ class Tracked:
     length_source: str
     predictor: str | None = None
     tenant: str | None = None
+    admission: str | None = None
     feature_contract: str | None = None
     features: list[float] | None = None
     prompt: str | None = None
@@ -67,8 +69,9 @@ class Tracked:
 class RequestTable:
     """Rows of the tracked requests, by id; grows by doubling."""
 
-    def __init__(self, levels: FloatArray) -> None:
+    def __init__(self, levels: FloatArray, tenants: TenantIds | None = None) -> None:
         self.levels = levels
+        self.tenants = tenants if tenants is not None else TenantIds()
         self._tracked: dict[str, Tracked] = {}
         self._class_ids: dict[str, int] = {}
         self._free: list[int] = []
@@ -76,6 +79,7 @@ class RequestTable:
             name: np.zeros(0, dtype=np.float64) for name in _FLOAT_COLUMNS
         }
         self._class_id: IntArray = np.zeros(0, dtype=np.int64)
+        self._tenant_id: IntArray = np.zeros(0, dtype=np.int64)
         self._quantiles: FloatArray = np.zeros((0, len(levels)), dtype=np.float64)
 
     def __len__(self) -> int:
@@ -110,6 +114,7 @@ class RequestTable:
         for name, value in values.items():
             self._columns[name][row] = value
         self._class_id[row] = self._class_ids.setdefault(slo.slo_class, len(self._class_ids))
+        self._tenant_id[row] = self.tenants.acquire(tracked.tenant)
         self._quantiles[row] = tracked.quantiles
         self._tracked[tracked.request_id] = tracked
 
@@ -118,6 +123,7 @@ class RequestTable:
         tracked = self._tracked.pop(request_id, None)
         if tracked is not None:
             self._free.append(tracked.row)
+            self.tenants.release(tracked.tenant)
         return tracked
 
     def note_first_token(self, tracked: Tracked, now_s: float) -> None:
@@ -144,15 +150,22 @@ class RequestTable:
 
     def arrays(self, request_ids: Sequence[str]) -> RequestArrays:
         """The rows of tracked requests, in the given order, as copies."""
-        rows = np.fromiter(
-            (self._tracked[request_id].row for request_id in request_ids),
-            dtype=np.int64,
-            count=len(request_ids),
-        )
+        rows = self._rows(request_ids)
         return RequestArrays(
             **{name: column[rows] for name, column in self._columns.items()},
             class_id=self._class_id[rows],
             quantiles=self._quantiles[rows],
+        )
+
+    def tenant_ids(self, request_ids: Sequence[str]) -> IntArray:
+        """The tenants' numbers of tracked requests, in the given order."""
+        return self._tenant_id[self._rows(request_ids)]
+
+    def _rows(self, request_ids: Sequence[str]) -> IntArray:
+        return np.fromiter(
+            (self._tracked[request_id].row for request_id in request_ids),
+            dtype=np.int64,
+            count=len(request_ids),
         )
 
     def _grow(self) -> None:
@@ -160,6 +173,7 @@ class RequestTable:
         size = max(_FIRST_ROWS, 2 * old)
         self._columns = {name: _longer(column, size) for name, column in self._columns.items()}
         self._class_id = _longer(self._class_id, size)
+        self._tenant_id = _longer(self._tenant_id, size)
         self._quantiles = _longer(self._quantiles, size)
         self._free.extend(range(size - 1, old - 1, -1))
 

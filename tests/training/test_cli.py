@@ -301,12 +301,27 @@ def test_serve_without_a_predictor(run, served):
     assert (settings.predictor_dir, settings.lengths) == (None, "none")
 
 
+def test_serve_hands_admission_and_tenants_over(run, served, tmp_path):
+    rule, weights = tmp_path / "rule.json", tmp_path / "weights.json"
+    rule.write_text(json.dumps({"mode": "downgrade", "per_class": {"chat": 0.1}}))
+    weights.write_text(json.dumps({"gold": 4}))
+    tiny = ("serve", "tiny", "--predictor", "none")
+    assert run(*tiny, "--admission", rule, "--tenant-weights", weights).exit_code == 0
+    assert run(*tiny, "--admission", "shed", "--no-fair-tenants").exit_code == 0
+    (_, first, _), (_, second, _) = served
+    assert first.admission.mode == "downgrade"
+    assert first.admission.per_class == {"chat": 0.1}
+    assert (first.fair_tenants, first.tenant_weights) == (True, {"gold": 4})
+    assert (second.admission.mode, second.fair_tenants) == ("shed", False)
+
+
 def test_serve_refuses_what_the_server_would(refuses, served, tmp_path):
     def refused(*options):
         return refuses("serve", "tiny", "--predictor", "none", *options)
 
     assert "known: fcfs" in refused("--policy", "best")
     assert "lengths" in refused("--lengths", "guessed")
+    assert "off, shed, downgrade" in refused("--admission", "drop")
     assert "MODEL comes before" in refuses("serve", "--port", "80", "tiny")
     table = tmp_path / "slo.json"
     assert "cannot read SLO table" in refused("--slo-table", table)

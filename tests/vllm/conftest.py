@@ -17,6 +17,14 @@ REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
     "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
     "code": {"e2e_ms": 60000.0, "weight": 2.0},
+    "gated": {},
+}
+# Only the class of the test of admission is ever turned away.
+ADMISSION = {
+    "mode": "shed",
+    "max_share": 1.0,
+    "per_class": {"chat": 0.0, "code": 0.0, "default": 0.0},
+    "timeout_ms": 5000.0,
 }
 
 
@@ -55,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
     """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
     from scheduler.vllm_adapter.launch import launch_server
     from scheduler.vllm_adapter.live import live_state, write_live
-    from scheduler.vllm_adapter.settings import ServerSettings
+    from scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
 
     root = tmp_path_factory.mktemp("server")
     table = root / "replay.json"
@@ -64,6 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         predictor_dir=str(predictor_dir),
         predictor_version="test/1",
         slo_table=SLO_TABLE,
+        admission=AdmissionSettings.model_validate(ADMISSION),
         request_log=str(root / "log"),
         log_prompts=True,
         replay_table=str(table),

@@ -210,6 +210,38 @@ def test_several_answers_and_prompts_a_request(server):
     assert np.isnan(logged(server, ids.json()["id"])["predicted_tokens"])
 
 
+def test_who_cannot_meet_its_slo_is_turned_away_and_the_others_are_served(server):
+    """No engine has a first token after 5 ms here; the others have no hurry."""
+
+    def gated(e2e_ms, tenant):
+        return completion(18, xargs={"slo_class": "gated", "slo_e2e_ms": e2e_ms, "tenant": tenant})
+
+    hurried = [(COMPLETIONS, gated(5, "rush")) for _ in range(6)]
+    patient = [(COMPLETIONS, gated(110_000, "calm")) for _ in range(12)]
+    calls = [*patient[:6], *hurried, *patient[6:]]
+    answers = together(server, calls)
+    assert [answer.status_code for answer in answers] == [200] * 6 + [503] * 6 + [200] * 6
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[6:12])
+    assert {usage(answer) for answer in answers[:6] + answers[12:]} == {forced(18)}
+    document = status(server)
+    assert document["outcomes"]["gated"] == {"finished": 12, "met": 12, "missed": 6, "shed": 6}
+    assert document["admission"]["shed"] >= 6
+    assert document["tenants"]["by_tenant"]["rush"]["missed"] == 6
+    assert document["tenants"]["by_tenant"]["calm"]["attained"] == 12
+    text = httpx.get(f"{server.url}/metrics", timeout=LIMIT_S).text
+    assert 'lengthwise_shed_total{action="shed",slo_class="gated"}' in text
+    assert 'lengthwise_tenant_missed_total{tenant="rush"} 6.0' in text
+    deadline = time.monotonic() + 10.0
+    while True:  # the log is flushed once a second
+        rows = read_request_log(server.log_dir)
+        shed = rows[(rows["status"] == "shed") & (rows["tenant"] == "rush")]
+        if len(shed) == 6 or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    assert len(shed) == 6
+    assert set(shed["slo_e2e_ms"]) == {5}
+
+
 def test_status_and_metrics_show_what_happened(server):
     calls = [
         (COMPLETIONS, completion(i, xargs={"slo_class": "chat"}, prompt=f"R {i}."))

@@ -1,0 +1,217 @@
+"""Admission control around vLLM: the API process asks, the engine process answers from its plan.
+
+A request must be refused before vLLM takes it in, and that happens in the API process; but queue,
+running requests and plan live in the engine. So the middleware sends the engine a short question
+by utility call and waits for the verdict, at most ``timeout_ms``. The engine answers between two
+steps; where it is late or fails, the request is admitted and ``lengthwise_admission_unanswered``
+counts why. A question whose time has passed is not decided, so that what was admitted unheard is
+not also logged as shed. With several engines (data parallel) the first is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scheduler.admission import AdmissionControl, AdmissionRule, warm_up
+from scheduler.policies import Policy, make_policy
+from scheduler.problem import IntArray, Problem
+from scheduler.vllm_adapter.batching import Prediction
+from scheduler.vllm_adapter.body import ParsedBody, clipped
+from scheduler.vllm_adapter.intake import DOWNGRADED
+from scheduler.vllm_adapter.metrics import ApiMetrics
+from scheduler.vllm_adapter.outcomes import Outcome
+from scheduler.vllm_adapter.planning import Tenants
+from scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
+
+if TYPE_CHECKING:
+    from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+
+logger = logging.getLogger(LOGGER_NAME)
+
+ADMIT_METHOD = "lengthwise_admit"
+
+_GRACE = 1.25  # a verdict made in time may still be on its way
+_CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
+
+
+def admission_rule(settings: AdmissionSettings) -> AdmissionRule:
+    """The core's rule of a server's settings."""
+    return AdmissionRule(
+        settings.mode,
+        settings.threshold,
+        settings.max_share,
+        dict(settings.per_class),
+        settings.window,
+    )
+
+
+# -- the API process --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The engine's verdict; ``retry_after_s`` where the request is to be shed."""
+
+    action: str = "admit"
+    retry_after_s: float | None = None
+
+
+class AdmissionDesk:
+    """Asks the engine about each request that has an objective."""
+
+    def __init__(self, settings: AdmissionSettings, metrics: ApiMetrics) -> None:
+        self._timeout_s = settings.timeout_ms / 1e3
+        self._metrics = metrics
+        self._failures = 0
+
+    async def ask(self, core: Any, parsed: ParsedBody, prediction: Prediction | None) -> Answer:
+        """The verdict on a request; to admit when there is none in time."""
+        if parsed.slo.is_best_effort:
+            return Answer()
+        question = make_question(parsed, prediction, time.time() + self._timeout_s)
+        try:
+            call = core.call_utility_async(ADMIT_METHOD, question)
+            verdict = dict(await asyncio.wait_for(call, _GRACE * self._timeout_s))
+            return Answer(str(verdict["action"]), verdict.get("retry_after_s"))
+        except TimeoutError:
+            cause = "timeout"
+        except Exception as error:  # whatever is wrong with the engine is not the client's fault
+            cause = "error"
+            self._failures += 1
+            if self._failures % 1000 == 1:
+                logger.warning("no verdict on admission (%d): %r", self._failures, error)
+        self._metrics.admission_unanswered.labels(cause).inc()
+        return Answer()
+
+
+def make_question(
+    parsed: ParsedBody, prediction: Prediction | None, deadline_unix_s: float
+) -> dict[str, Any]:
+    """What the engine must know of a request that has not come yet; plain values."""
+    xargs: dict[str, Any] = dict(parsed.slo.to_xargs())
+    if "tenant" in parsed.xargs:
+        xargs["tenant"] = parsed.xargs["tenant"]
+    if prediction is not None:
+        xargs["pred_quantiles"] = clipped(prediction.quantiles, parsed.max_tokens)
+        if prediction.version:
+            xargs["pred_version"] = prediction.version
+    characters = sum(map(len, parsed.prompts))
+    return {
+        "xargs": xargs,
+        "prompt_tokens": 1 + characters // _CHARS_PER_TOKEN,
+        "max_tokens": parsed.max_tokens,
+        "deadline_unix_s": deadline_unix_s,
+    }
+
+
+# -- the engine process -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Params:
+    extra_args: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A request that has not come yet, as far as ``Intake.track`` looks at one."""
+
+    request_id: str
+    arrival_time: float
+    num_prompt_tokens: int
+    max_tokens: int
+    sampling_params: _Params
+
+
+@dataclass(slots=True)
+class EngineAdmission:
+    """Answers from the scheduler's own picture; keeps the caps."""
+
+    scheduler: LengthwiseScheduler
+    control: AdmissionControl = field(init=False)
+    acted: Counter[str] = field(default_factory=Counter)
+    late: int = 0
+    _judge: Policy | None = None
+    _asked: int = 0
+
+    def __post_init__(self) -> None:
+        warm_up()
+        self.control = AdmissionControl(admission_rule(self.scheduler._settings.admission))
+
+    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The verdict; a row in the request log and a count when it is not to admit."""
+        scheduler, unix_s, now_s = self.scheduler, time.time(), time.monotonic()
+        if unix_s > float(question["deadline_unix_s"]):
+            self.late += 1
+            return {"action": "admit"}
+        prompt_tokens = int(question["prompt_tokens"])
+        longest = max(1, int(scheduler.max_model_len) - prompt_tokens)
+        self._asked += 1
+        candidate = _Candidate(
+            request_id=f"admission-{self._asked}-{unix_s:.6f}",
+            arrival_time=unix_s,
+            num_prompt_tokens=prompt_tokens,
+            max_tokens=min(int(question["max_tokens"] or longest), longest),
+            sampling_params=_Params(question["xargs"]),
+        )
+        tracked = scheduler._intake.track(candidate, now_s, unix_s)
+        tracked.admission = "shed"
+        table, planner = scheduler._table, scheduler._planner
+        table.add(tracked)
+        try:
+            ids = [*table.known(scheduler.waiting.plannable_ids()), tracked.request_id]
+            running_ids = scheduler._running_ids()
+            problem = planner.problem(
+                table.arrays(ids), table.arrays(running_ids), table.levels, now_s
+            )
+            tenants = scheduler._tenants(ids, running_ids)
+            verdict = self.control.decide(
+                problem, lambda asked: self._order(asked, tenants), tracked.slo.slo_class
+            )
+        finally:
+            table.remove(tracked.request_id)
+        if verdict.action == "admit":
+            return {"action": "admit"}
+        slo_class = scheduler._metrics.class_label(tracked.slo.slo_class)
+        scheduler._metrics.shed.labels(slo_class, verdict.action).inc()
+        self.acted[verdict.action] += 1
+        if verdict.action == "shed":
+            outcome = Outcome.of(tracked, "shed", 0, now_s)
+            scheduler._record(tracked, outcome)
+        return {"action": verdict.action, "retry_after_s": verdict.retry_after_s}
+
+    def status(self) -> dict[str, Any]:
+        """Plain values for ``GET /lengthwise/status``."""
+        return {
+            "mode": self.control.rule.mode,
+            "asked": self._asked,
+            "shed": self.acted["shed"],
+            "downgraded": self.acted["downgrade"],
+            "late": self.late,
+            "recent_share": self.control.total.acted_share,
+        }
+
+    def _order(self, problem: Problem, tenants: Tenants | None) -> IntArray:
+        """The order by another instance of the policy in charge, which remembers its own."""
+        planner, settings = self.scheduler._planner, self.scheduler._settings
+        name = planner.policy.name
+        if self._judge is None or self._judge.name != name:
+            params = dict(settings.policy_params) if name == settings.policy else {}
+            if name == "sa":
+                params["iterations"] = 1  # where the newcomer stands is the selection's to say
+            self._judge = make_policy(name, seed=settings.seed, **params)
+        order = planner.plan(self._judge, problem, tenants).order
+        return np.asarray(order, dtype=np.int64)
+
+
+def downgraded(xargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a request that is served without promises; the engine drops its SLO."""
+    return {**xargs, "lw_admission": DOWNGRADED}

@@ -1,0 +1,124 @@
+"""Tenants in the adapter: names, numbers, tallies, and fair plans in the scheduler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engineless import FakeEngine, make_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import InputError
+from data.request_log import read_request_log
+from scheduler.vllm_adapter.metrics import engine_metrics
+from scheduler.vllm_adapter.tenants import (
+    MOST_TENANTS,
+    OTHER,
+    TenantIds,
+    TenantTallies,
+    parse_tenant,
+)
+
+QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
+
+
+@pytest.mark.parametrize("name", ["a", "A-9_.:-", "x" * 64, "-", "0"])
+def test_a_tenant_comes_from_the_header_or_the_body(name):
+    assert parse_tenant({"tenant": name}, {}) == name
+    assert parse_tenant({}, {"x-tenant": name}) == name
+
+
+def test_the_header_wins_because_a_gateway_sets_it():
+    assert parse_tenant({"tenant": "forged"}, {"x-tenant": "true"}) == "true"
+    assert parse_tenant({}, {}) is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a b", "é", "a\n", 7, 1.5, ["a"], "a/b"])
+def test_a_bad_name_is_refused(name):
+    with pytest.raises(InputError, match="tenant must be 1-64"):
+        parse_tenant({"tenant": name}, {})
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["a", "b", None])), max_size=60))
+def test_numbers_are_as_many_as_tenants_at_once(steps):
+    ids, alive = TenantIds({"a": 2.0}), {"a": [], "b": [], None: []}
+    most = 0
+    for arrives, name in steps:
+        if arrives:
+            alive[name].append(ids.acquire(name))
+        elif alive[name]:
+            alive[name].pop()
+            ids.release(name)
+        present = [set(numbers) for numbers in alive.values() if numbers]
+        most = max(most, len(present))
+        assert len(ids) == len(present)
+        assert all(len(numbers) == 1 for numbers in present)
+        assert len(set().union(*present)) == len(present)
+        assert len(ids.weights()) <= most
+        if alive["a"]:
+            assert ids.weights()[alive["a"][0]] == 2.0
+
+
+def test_tallies_are_bounded_and_know_who_got_what():
+    tallies = TenantTallies(engine_metrics())
+    for i in range(MOST_TENANTS + 5):
+        tallies.note(f"t{i}", i % 2 == 0, 1.0, 0.0)
+    tallies.note("t0", None, 1.0, 0.0)
+    by_tenant = tallies.status(0.0)["by_tenant"]
+    assert len(by_tenant) == MOST_TENANTS + 1
+    assert by_tenant["t0"] == {"attained": 1, "missed": 0, "served_s": 2.0}
+    assert by_tenant[OTHER]["attained"] + by_tenant[OTHER]["missed"] == 5
+    tallies.reset()
+    assert tallies.status(0.0) == {
+        "jain_index": {"attainment": 1.0, "served": 1.0},
+        "by_tenant": {},
+    }
+
+
+def test_the_index_is_of_recent_outcomes():
+    tallies = TenantTallies(engine_metrics())
+    for _ in range(9):
+        tallies.note("a", True, 1.0, 0.0)
+        tallies.note("b", False, 1.0, 0.0)
+    assert tallies.jain(0.0) == pytest.approx({"attainment": 0.5, "served": 1.0})
+    for _ in range(9):
+        tallies.note("b", True, 1.0, 3000.0)
+    assert tallies.jain(3000.0)["attainment"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_flood_of_one_tenant_leaves_the_other_its_turn(tiny_dir, tmp_path, fair):
+    """The victim's answer is longer than the flooder's, so by worth alone it would go last."""
+    settings = {
+        "policy": "sa", "plan_share": 1.0, "refit_steps": 0, "fair_tenants": fair,
+        "request_log": str(tmp_path),
+    }  # fmt: skip
+    fake = FakeEngine(tiny_dir, settings, max_num_seqs=1)
+    quantiles = [20 * q for q in QUANTILES]
+    for i in range(40):
+        fake.add(make_request(f"f{i}", pred_quantiles=quantiles, slo_e2e_ms=9000, tenant="flood"))
+    fake.step()
+    longer = [1.5 * q for q in quantiles]
+    fake.add(make_request("v", pred_quantiles=longer, slo_e2e_ms=9000, tenant="victim"))
+    fake.run()
+    assert len(fake.finished) == 41
+    place = fake.admitted.index("v")
+    assert place < 5 if fair else place > 20
+    status = fake.scheduler.lengthwise_status()
+    assert status["plan"]["fallbacks"] == {}
+    tenants = status["tenants"]
+    assert (tenants["fair"], tenants["active"]) == (fair, 0)
+    assert tenants["by_tenant"]["victim"]["attained"] == 1
+    assert 0 < tenants["jain_index"]["served"] < 0.6
+    fake.scheduler.shutdown()
+    assert set(read_request_log(tmp_path)["tenant"]) == {"flood", "victim"}
+
+
+def test_weights_favour_a_tenant(tiny_dir):
+    settings = {"tenant_weights": {"gold": 4.0}}
+    scheduler = FakeEngine(tiny_dir, settings).scheduler
+    for name in ("gold", "iron"):
+        scheduler.add_request(make_request(name, pred_quantiles=QUANTILES, tenant=name))
+    tenants = scheduler._tenants(["gold", "iron"])
+    assert tenants.weight[tenants.waiting].tolist() == [4.0, 1.0]
+    assert len(np.unique(tenants.waiting)) == 2
