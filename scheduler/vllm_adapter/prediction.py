@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import InputError
+from scheduler.problem import FloatArray
 from scheduler.vllm_adapter.intake import CLIENT_LENGTH
 from scheduler.vllm_adapter.metrics import ApiMetrics
 from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 if TYPE_CHECKING:
+    from predictor.distribution import LengthDistribution
     from predictor.model import LengthPredictor
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -195,10 +197,11 @@ class PredictionService:
         prompts = [one.prompt for one in batch]
         classes = [one.slo_class for one in batch]
         if self._settings.request_log is None or not self._settings.log_features:
-            quantiles = np.asarray(predictor.predict(prompts, classes).quantiles)
+            quantiles = _checked(predictor, predictor.predict(prompts, classes), len(batch))
             return [Prediction(row, version) for row in quantiles.tolist()]
         rows = predictor.features(prompts, classes)
-        quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
+        found = predictor.predict(prompts, classes, rows=rows)
+        quantiles = _checked(predictor, found, len(batch))
         contract = predictor.feature_contract
         return [
             Prediction(row, version, logged, contract)
@@ -206,6 +209,17 @@ class PredictionService:
                 quantiles.tolist(), np.nan_to_num(rows, nan=0.0).round(6).tolist(), strict=True
             )
         ]
+
+
+def _checked(predictor: LengthPredictor, found: LengthDistribution, n: int) -> FloatArray:
+    """The quantiles ``(n, q)``, all finite: anything else is a failed prediction, and counted."""
+    quantiles = np.asarray(found.quantiles, dtype=np.float64)
+    wanted = (n, len(predictor.levels))
+    if quantiles.shape != wanted:
+        raise ValueError(f"the predictor gave {quantiles.shape} quantiles, not {wanted}")
+    if not np.isfinite(quantiles).all():
+        raise ValueError("the predictor gave quantiles that are not finite")
+    return quantiles
 
 
 def load_service(settings: ServerSettings, metrics: ApiMetrics) -> PredictionService:
@@ -226,11 +240,10 @@ def load_predictor(directory: str) -> tuple[LengthPredictor, bool]:
     from predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(directory)
-    quantiles = np.asarray(predictor.predict(["warm up"], [None]).quantiles)
-    if quantiles.shape != (1, len(predictor.levels)):
-        raise InputError(
-            f"{directory}: predicts {quantiles.shape}, not (1, {len(predictor.levels)})"
-        )
+    try:
+        _checked(predictor, predictor.predict(["warm up"], [None]), 1)
+    except ValueError as error:
+        raise InputError(f"{directory}: {error}") from error
     times_s = []
     for _ in range(3):
         began_s = time.perf_counter()
