@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import InputError
 from predictor.online import OnlineCorrection
@@ -28,7 +28,7 @@ class ConfigureRequest(BaseModel):
     """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
 
     ``predictor_dir`` (with its label ``predictor_version``) switches to another predictor of the
-    same levels without a restart; ``fail_plans`` makes the next plans raise, to try the fallback.
+    same levels without a restart.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +39,6 @@ class ConfigureRequest(BaseModel):
     predictor_version: str | None = None
     step_log: str | None = None
     reset_stats: bool = False
-    fail_plans: int = Field(default=0, ge=0, le=1_000_000)
 
 
 def parse_configure(body: Any) -> ConfigureRequest:
@@ -127,7 +126,6 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         scheduler._predictor_dir = request.predictor_dir
     if request.lengths is not None:
         scheduler._intake.lengths = request.lengths
-    scheduler._planner.fail_plans = request.fail_plans
     if request.reset_stats:
         scheduler._planner.reset_stats()
         scheduler._outcomes.reset()

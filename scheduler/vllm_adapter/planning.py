@@ -28,10 +28,6 @@ _KEPT_TIMES = 8192
 _LOG_EVERY = 1000
 
 
-class InjectedPlannerError(RuntimeError):
-    """Raised on purpose, to try the fallback (``fail_plans`` of the configure call)."""
-
-
 class Planner:
     """Calls the policy when due and keeps its statistics."""
 
@@ -50,7 +46,6 @@ class Planner:
         self.step_time = step_time
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
-        self.fail_plans = 0
         self.policy = self._make(settings.policy)
         self.reset_stats()
 
@@ -88,9 +83,6 @@ class Planner:
         """The planned order of ``ids`` (the rows of ``waiting``); None means order of arrival."""
         began_s = self._clock()
         try:
-            if self.fail_plans > 0:
-                self.fail_plans -= 1
-                raise InjectedPlannerError("injected")
             plan = self.policy(
                 Problem(
                     now_s=began_s,

@@ -386,7 +386,7 @@ def test_configure_switches_both_processes():
 
 
 @pytest.mark.parametrize(
-    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"fail_plans": -1}, {"reset_stats": "x"}]
+    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"}]
 )
 def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     client = Client(WordPredictor(), allow_configure=True)
