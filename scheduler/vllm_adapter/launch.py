@@ -23,6 +23,7 @@ from typing import Any
 
 import scheduler
 from data.errors import InputError
+from data.slo import SloTable
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter.priors import load_priors
@@ -211,9 +212,10 @@ def server_command(
 def check_startable(settings: ServerSettings) -> None:
     """Find out in a second what a server would only find out after loading its model.
 
-    Raises InputError (or the scheduler core's ValueError) for a predictor directory without a
-    card, an unknown profile or an unknown policy.
+    Raises InputError (or the scheduler core's ValueError) for a malformed SLO table, a predictor
+    directory without a card, an unknown profile or an unknown policy.
     """
+    SloTable.from_dict(settings.slo_table)
     load_priors(settings.predictor_dir)
     if settings.profile is not None:
         load_profile(settings.profile)
