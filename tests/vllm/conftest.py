@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,25 @@ from data.splits import split_table
 from data.synthetic import synthetic_table
 from scheduler.vllm_adapter.tiny import build_tiny_model
 
+# as the server has it, whose processes run sitecustomize.py from there
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+from injected_faults import Faults  # noqa: E402
+
 REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
     "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
     "code": {"e2e_ms": 60000.0, "weight": 2.0},
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `chaos` run only where `-m` names them, whatever else it says."""
+    if "chaos" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +56,11 @@ def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class LiveServer:
     """A running lengthwise server and the files it was given."""
 
-    def __init__(self, url: str, log_dir: Path, replay_table: Path, server_log: Path) -> None:
+    def __init__(
+        self, url: str, log_dir: Path, replay_table: Path, server_log: Path, faults: Faults
+    ) -> None:
         self.url = url
+        self.faults = faults
         self.log_dir = log_dir
         self.replay_table = replay_table
         self.server_log = server_log
@@ -57,6 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
     root = tmp_path_factory.mktemp("server")
     table = root / "replay.json"
     table.write_text(json.dumps(REPLAYED))
+    faults = Faults(root / "faults.json")
     settings = ServerSettings(
         predictor_dir=str(predictor_dir),
         predictor_version="test/1",
@@ -75,9 +94,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
          "--num-gpu-blocks-override", "64", "--max-model-len", "1536"],
         log_path=root / "server.log",
         cache_dir=tmp_path_factory.mktemp("cache"),
+        env=faults.environment(),
     ) as handle:  # fmt: skip
         handle.wait_ready(240)
-        yield LiveServer(handle.url, root / "log", table, root / "server.log")
+        yield LiveServer(handle.url, root / "log", table, root / "server.log", faults)
 
 
 def free_port() -> int:
