@@ -16,7 +16,7 @@ from scheduler.vllm_adapter.tiny import build_tiny_model
 
 # as the server has it, whose processes run sitecustomize.py from there
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
-from injected_faults import Faults  # noqa: E402
+from injected_faults import Faults
 
 REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {

@@ -79,7 +79,10 @@ def ask(
     leaves_after: int | None = None,
     **xargs: Any,
 ) -> Asked:
-    """A streaming completion whose answer the replay table knows."""
+    """A streaming completion whose answer the replay table knows.
+
+    ``replay_id`` None: the answer is as long as ``max_tokens`` says.
+    """
     body = {
         "model": model,
         "request_id": own_id,
@@ -88,8 +91,12 @@ def ask(
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "vllm_xargs": {"replay_id": replay_id, **xargs},
+        "vllm_xargs": xargs,
     }
+    if replay_id is None:
+        body["ignore_eos"] = True
+    else:
+        body["vllm_xargs"] = {"replay_id": replay_id, **xargs}
     return Asked(own_id, json.dumps(body).encode(), output_tokens, leaves_after)
 
 
@@ -105,7 +112,7 @@ async def drive(
         async def one(request: Asked) -> Reply | None:
             async with gate:
                 if request.leaves_after is not None:
-                    await _leave(session, url, request, timeout_s)
+                    await leave(session, url, request, timeout_s)
                     return None
                 return await complete(
                     session, url, request.body, start=began_s, timeout_s=timeout_s
@@ -128,9 +135,7 @@ async def drive(
     )
 
 
-async def _leave(
-    session: aiohttp.ClientSession, url: str, request: Asked, timeout_s: float
-) -> None:
+async def leave(session: aiohttp.ClientSession, url: str, request: Asked, timeout_s: float) -> None:
     """Hang up after some pieces of the answer, or before the first."""
     headers = {"Content-Type": "application/json"}
     try:
@@ -161,10 +166,16 @@ def own_id(engine_id: str) -> str:
     return found["own"] if found else engine_id
 
 
-def wait_for_rows(log_dir: Path | str, wanted: Iterable[str], patience_s: float = 15.0) -> Counter:
-    """The log's rows once every wanted id has one, or when patience ends."""
+def wait_for_rows(
+    log_dir: Path | str, wanted: Iterable[str], patience_s: float = 15.0, each: int = 1
+) -> Counter[str]:
+    """The log's rows of the wanted ids once all have ``each``, or when patience ends."""
     names = set(wanted)
-    return wait_for(lambda: _of(names, logged(log_dir)), lambda rows: rows.keys() == names, patience_s)
+    return wait_for(
+        lambda: _of(names, logged(log_dir)),
+        lambda rows: all(rows[name] >= each for name in names),
+        patience_s,
+    )
 
 
 def _of(names: set[str], rows: Counter[str]) -> Counter[str]:
