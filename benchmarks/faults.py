@@ -112,6 +112,7 @@ class Pair:
         name = fault.replace(" ", "-").replace(",", "")
         accounts: dict[str, Account] = {}
         asked = change(self.requests(f"{name}-ours"))
+        ids: list[str] = []
         counted = rows = None
         for arm in ("stock", "ours") if turn % 2 else ("ours", "stock"):
             if arm == "stock":
@@ -123,7 +124,8 @@ class Pair:
                 counted = self._count(tells) - before
             if self.log_dir is not None:
                 patience_s = 15.0 if rows_each else 1.5
-                ids = [one.own_id for one in asked]
+                # who hangs up at once may never have reached the engine
+                ids = [one.own_id for one in asked if one.leaves_after != 0]
                 rows = wait_for_rows(self.log_dir, ids, patience_s, rows_each or 1)
         ours, stock = accounts["ours"], accounts["stock"]
         ratio = ours.tokens_per_s / stock.tokens_per_s if stock.output_tokens else None
@@ -132,7 +134,7 @@ class Pair:
             most = rows_each or 1
             twice = sum(count > most for count in rows.values())
             if rows_each is not None:
-                missing = [one.own_id for one in asked if rows[one.own_id] < most]
+                missing = [name for name in ids if rows[name] < most]
                 if missing:
                     note(f"{fault}: {len(missing)} without a row, first {missing[0]}")
         for who, account in accounts.items():

@@ -61,8 +61,10 @@ def all_once(server, account, asked):
     assert account.errors == {}
     assert account.wrong_lengths == {}
     assert account.answered + account.left == len(asked)
-    rows = wait_for_rows(server.log_dir, [request.own_id for request in asked])
-    assert rows == {request.own_id: 1 for request in asked}
+    # who hangs up at once may never have reached the engine
+    reached = {request.own_id for request in asked if request.leaves_after != 0}
+    assert wait_for_rows(server.log_dir, reached) == dict.fromkeys(reached, 1)
+    assert max(logged(server.log_dir).values()) == 1
 
 
 def status(server):
