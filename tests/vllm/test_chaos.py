@@ -446,7 +446,8 @@ def test_twenty_thousand_queued(well):
     assert max(deepest) > posts * each / 2
     names = [request.own_id for request in asked]
     assert wait_for_rows(well.log_dir, names, 60, each) == dict.fromkeys(names, each)
-    assert status(well)["plan"]["fallbacks"] == {}
+    # a flood may outrun the predictor, never the planner
+    assert set(status(well)["plan"]["fallbacks"]) <= {"no-prediction"}
     assert status(well)["tracked"] == 0
 
 
