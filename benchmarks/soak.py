@@ -83,7 +83,7 @@ class Tally:
     tokens: int = 0
     held_s: float = 0.0
     reloads: int = 0
-    reload_errors: list[str] = field(default_factory=list)
+    control_errors: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -225,9 +225,12 @@ class Soak:
 
     async def _sample(self, session: aiohttp.ClientSession) -> None:
         for turn in itertools.count(1):
-            self.samples.append(await self._look(session))
-            last = self.samples[-1]
-            if turn % 6 == 0:
+            try:
+                self.samples.append(await self._look(session))
+            except (aiohttp.ClientError, KeyError) as error:  # the status said no
+                self.tally.control_errors.append(f"status: {error!r}")
+            last = self.samples[-1] if self.samples else None
+            if last is not None and turn % 6 == 0:
                 note(
                     f"{last.at_s:6.0f} s  {last.done:6d} done, {last.waiting} waiting, "
                     f"API {last.api_mb:.0f} MB, engine {last.engine_mb:.0f} MB, "
@@ -274,9 +277,12 @@ class Soak:
                     "policy": policy,
                 }
                 call = session.post(f"{self.url}/lengthwise/configure", json=body)
-            async with call as answer:
-                if answer.status != 200:
-                    self.tally.reload_errors.append((await answer.text())[:200])
+            try:
+                async with call as answer:
+                    if answer.status != 200:
+                        self.tally.control_errors.append((await answer.text())[:200])
+            except aiohttp.ClientError as error:
+                self.tally.control_errors.append(repr(error))
             self.tally.reloads += 1
 
 
@@ -420,7 +426,7 @@ def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
     longest_s = max(s.longest_wait_s for s in run.samples)
     middle = run.samples[int(len(run.samples) * WARM_UP_SHARE)]
     criteria = {
-        "no error": not tally.errors and not tally.reload_errors,
+        "no error": not tally.errors and not tally.control_errors,
         "no answer cut or doubled": not tally.wrong_lengths and not twice,
         "every answer has its row": not unlogged and not last.dropped_rows,
         "bounded wait held": longest_s <= MAX_WAIT_S + WAIT_SLACK_S,
@@ -444,7 +450,10 @@ def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
             ["errors", f"{tally.errors.total()} {dict(tally.errors.most_common(2)) or ''}"],
             ["cut or wrong length", tally.wrong_lengths],
             ["rows in the log, twice, missing", f"{rows.total():,}, {twice}, {unlogged}"],
-            ["reloads under load, failed", f"{tally.reloads}, {len(tally.reload_errors)}"],
+            [
+                "reloads under load; these or status calls that failed",
+                f"{tally.reloads}, {len(tally.control_errors)}",
+            ],
             ["longest wait (bound)", f"{longest_s:.1f} s ({MAX_WAIT_S:g} s)"],
             ["most waiting", max(s.waiting for s in run.samples)],
             ["arrivals held back by the client", f"{tally.held_s:.1f} s"],
