@@ -49,6 +49,7 @@ from request_accounts import (  # noqa: E402
 )
 from small_disk import full, small_disk  # noqa: E402
 
+START_TIMEOUT_S = 600.0
 SLOTS = 32
 LONGEST_TOKENS = 300
 QUEUED_POSTS, PROMPTS_A_POST = 1000, 20
@@ -161,12 +162,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=12.0, help="of load, a fault and server")
     parser.add_argument("--only", nargs="*", choices=["injected", "bare", "small"], default=None)
+    parser.add_argument("--eager", action="store_true", help="compile nothing: a quick try")
     options = parser.parse_args()
     began_s = time.monotonic()
     rows: list[Row] = []
     parts = {"injected": injected_faults, "bare": without_middleware, "small": small_memory}
     with leaving_on_sigterm(), tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        bench = Bench(Path(scratch), options.seconds)
+        eager = ("--enforce-eager",) if options.eager else ()
+        bench = Bench(Path(scratch), options.seconds, eager)
         for name, part in parts.items():
             if options.only is None or name in options.only:
                 note(f"-- {name} ({time.monotonic() - began_s:.0f} s)")
@@ -194,11 +197,12 @@ def main() -> int:
 class Bench:
     """Files, the predictor and the requests that all parts share."""
 
-    def __init__(self, scratch: Path, seconds: float) -> None:
+    def __init__(self, scratch: Path, seconds: float, eager: Sequence[str]) -> None:
         from predictor.fit import fit_predictor
 
         self.scratch = scratch
         self.seconds = seconds
+        self.eager = eager
         self.cache = Path.cwd() / ".lengthwise"
         table = synthetic_table(2000, seed=11)
         parts = split_table(table)
@@ -254,7 +258,7 @@ class Bench:
             "tiny",
             settings,
             free_port(),
-            [*SERVER_ARGS, *args],
+            [*SERVER_ARGS, *self.eager, *args],
             log_path=self.scratch / f"{name}.log",
             replay_table=self.replay,
             cache_dir=self.cache,
@@ -269,7 +273,7 @@ def running(*servers: ServerHandle) -> Iterator[None]:
         for server in servers:
             stack.enter_context(server)
         for server in servers:
-            server.wait_ready()
+            server.wait_ready(START_TIMEOUT_S)
         yield
 
 

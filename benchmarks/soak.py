@@ -39,8 +39,10 @@ from training.bench_servers import free_port, leaving_on_sigterm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm" / "faults"))
 from request_accounts import Asked, ask, drive, leave, logged, metric_in
 
+START_TIMEOUT_S = 600.0
 WORKLOAD = "mixed"
 SLOTS = 32
+SERVER_ARGS = ("--max-num-seqs", "32", "--stream-interval", "16", "--max-model-len", "2048")
 MAX_WAIT_S = 60.0
 WAIT_SLACK_S = 5.0  # a step and the rest of the running answers stand between due and admitted
 CALM, BURST = 0.75, 2.0  # multiples of the capacity
@@ -376,6 +378,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--mean-tokens", type=float, default=24.0, help="of the scaled answers")
+    parser.add_argument("--eager", action="store_true", help="compile nothing: a quick try")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/soak_memory.png"))
     options = parser.parse_args()
@@ -401,12 +404,12 @@ def main() -> int:
             "tiny",
             settings,
             free_port(),
-            ["--max-num-seqs", str(SLOTS), "--stream-interval", "16", "--max-model-len", "2048"],
+            [*SERVER_ARGS, *(["--enforce-eager"] if options.eager else [])],
             log_path=root / "server.log",
             replay_table=traffic.replay_table(root / "replay.json"),
             cache_dir=Path.cwd() / ".lengthwise",
         ) as server:
-            server.wait_ready()
+            server.wait_ready(START_TIMEOUT_S)
             rate = capacity(server.url, traffic)
             note(f"capacity {rate:.1f} requests/s")
             run = Soak(server, traffic, known, live_file, rate)
@@ -450,10 +453,8 @@ def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
             ["errors", f"{tally.errors.total()} {dict(tally.errors.most_common(2)) or ''}"],
             ["cut or wrong length", tally.wrong_lengths],
             ["rows in the log, twice, missing", f"{rows.total():,}, {twice}, {unlogged}"],
-            [
-                "reloads under load; these or status calls that failed",
-                f"{tally.reloads}, {len(tally.control_errors)}",
-            ],
+            ["reloads under load", tally.reloads],
+            ["of them and of status calls, failed", len(tally.control_errors)],
             ["longest wait (bound)", f"{longest_s:.1f} s ({MAX_WAIT_S:g} s)"],
             ["most waiting", max(s.waiting for s in run.samples)],
             ["arrivals held back by the client", f"{tally.held_s:.1f} s"],
