@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import InputError
 from data.slo import SloTable
@@ -30,8 +30,7 @@ CONFIGURE_METHOD = "lengthwise_configure"
 class ConfigureRequest(BaseModel):
     """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
 
-    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it;
-    ``fail_plans`` makes the next plans raise, to try the fallback.
+    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,7 +39,6 @@ class ConfigureRequest(BaseModel):
     lengths: Lengths | None = None
     log_steps: bool | None = None
     reset_stats: bool = False
-    fail_plans: int = Field(default=0, ge=0, le=1_000_000)
 
 
 class EngineRequest(ConfigureRequest):
@@ -162,8 +160,6 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         planner.use(policy)
     if request.lengths is not None:
         intake.lengths = request.lengths
-    if "fail_plans" in request.model_fields_set:  # a reload leaves a running experiment alone
-        planner.fail_plans = request.fail_plans
     if request.reset_stats:
         planner.reset_stats()
         scheduler._outcomes.reset()

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import scheduler
 from data.errors import InputError
+from data.slo import SloTable
 from scheduler.policies import make_policy
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter.capabilities import check_supported
@@ -253,9 +254,11 @@ def check_startable(settings: ServerSettings) -> None:
     """Find out in a second what a server would only find out after loading its model.
 
     Raises InputError (or the scheduler core's ValueError) for a vLLM outside the supported range,
-    a predictor directory without a card, an unknown profile or an unknown policy.
+    a malformed SLO table, a predictor directory without a card, an unknown profile or an unknown
+    policy.
     """
     check_supported()
+    SloTable.from_dict(settings.slo_table)
     load_priors(settings.predictor_dir)
     if settings.profile is not None:
         load_profile(settings.profile)

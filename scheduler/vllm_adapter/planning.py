@@ -43,10 +43,6 @@ class Tenants:
     weight: FloatArray | None
 
 
-class InjectedPlannerError(RuntimeError):
-    """Raised on purpose, to try the fallback (``fail_plans`` of the configure call)."""
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedPolicy:
     """A policy that is compiled and checked, and the version that the request log will show."""
@@ -85,7 +81,6 @@ class Planner:
         self.step_time = step_time
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
-        self.fail_plans = 0
         self.fairness = TenantFairness()
         self.keeps_bound = False  # whether the last plan shares the bound on waiting by tenant
         self.use(self.make(settings.policy))
@@ -149,9 +144,6 @@ class Planner:
         began_s = self._clock()
         self.keeps_bound = False
         try:
-            if self.fail_plans > 0:
-                self.fail_plans -= 1
-                raise InjectedPlannerError("injected")
             problem = self.problem(waiting, running, levels, began_s)
             plan = self.plan(self.policy, problem, tenants)
             self.keeps_bound = tenants is not None

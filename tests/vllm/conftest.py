@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 from data.splits import split_table
 from data.synthetic import synthetic_table
 from scheduler.vllm_adapter.tiny import build_tiny_model
+
+# as the server has it, whose processes run sitecustomize.py from there
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+from injected_faults import Faults
 
 REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
@@ -26,6 +31,16 @@ ADMISSION = {
     "per_class": {"chat": 0.0, "code": 0.0, "default": 0.0},
     "timeout_ms": 5000.0,
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `chaos` run only where `-m` names them, whatever else it says."""
+    if "chaos" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +64,9 @@ def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class LiveServer:
     """A running lengthwise server and the files it was given."""
 
-    def __init__(self, url: str, root: Path) -> None:
+    def __init__(self, url: str, root: Path, faults: Faults) -> None:
         self.url = url
+        self.faults = faults
         self.log_dir = root / "log"
         self.replay_table = root / "replay.json"
         self.server_log = root / "server.log"
@@ -68,6 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
     root = tmp_path_factory.mktemp("server")
     table = root / "replay.json"
     table.write_text(json.dumps(REPLAYED))
+    faults = Faults(root / "faults.json")
     settings = ServerSettings(
         predictor_dir=str(predictor_dir),
         predictor_version="test/1",
@@ -91,9 +108,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
          "--num-gpu-blocks-override", "64", "--max-model-len", "1536"],
         log_path=root / "server.log",
         cache_dir=tmp_path_factory.mktemp("cache"),
+        env=faults.environment(),
     ) as handle:  # fmt: skip
         handle.wait_ready(240)
-        yield LiveServer(handle.url, root)
+        yield LiveServer(handle.url, root, faults)
 
 
 def free_port() -> int:

@@ -176,15 +176,6 @@ def test_a_client_that_leaves_is_logged_as_aborted(server):
     assert status(server)["tracked"] == 0
 
 
-def test_a_failing_planner_loses_nothing(server):
-    configure(server, fail_plans=1_000_000)
-    calls = [(COMPLETIONS, completion(i, prompt=f"Request {i}.")) for i in range(24)]
-    lengths = [usage(answer) for answer in together(server, calls)]
-    assert lengths == [forced(i) for i in range(24)]
-    plan = status(server)["plan"]
-    assert plan["fallbacks"]["planner"] == plan["count"] > 0
-
-
 def test_preemption_loses_nothing(server):
     """Eight answers of 500 tokens want 4,000 tokens of a cache of 2,048."""
     calls = [(COMPLETIONS, completion("long", prompt=f"Story {i}.")) for i in range(10)]

@@ -231,6 +231,26 @@ def test_a_raising_predictor_lets_the_request_through(inline):
     assert "pred_quantiles" in client.xargs({"prompt": "hi"})
 
 
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda q: q * np.nan, lambda q: q[:, :-1], lambda q: q[:-1], lambda q: q[0]],
+    ids=["nan", "levels", "rows", "flat"],
+)
+def test_what_is_no_distribution_is_a_failed_prediction(spoil, features, inline):
+    predictor = WordPredictor()
+    genuine = predictor.predict
+    predictor.predict = lambda *a, **k: SimpleNamespace(quantiles=spoil(genuine(*a, **k).quantiles))
+    client = Client(predictor, inline, request_log="log" if features else None)
+    failed = api_metrics().predictions.labels("failed")
+    before = failed._value.get()
+    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
+    assert failed._value.get() == before + 1
+    predictor.predict = genuine
+    assert "pred_quantiles" in client.xargs({"prompt": "hi"})
+
+
 def test_a_stuck_predictor_delays_one_request_at_most():
     predictor = WordPredictor()
     predictor.stall_s = 0.6
@@ -366,7 +386,7 @@ def test_configure_switches_both_processes():
 
 
 @pytest.mark.parametrize(
-    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"fail_plans": -1}, {"reset_stats": "x"}]
+    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"}]
 )
 def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     client = Client(WordPredictor(), allow_configure=True)

@@ -85,11 +85,12 @@ def test_both_arms_give_the_compiler_the_same_configuration(tmp_path):
         ({"policy": "magic"}, "magic"),
         ({"profile": "no-such-engine"}, "no-such-engine"),
         ({"policy_params": {"warp": 9}}, "warp"),
+        ({"slo_table": {"chat": {"tftt_ms": 1.0}}}, "tftt_ms"),
     ],
 )
 def test_what_cannot_start_is_known_before_the_model_is_loaded(values, named):
     with pytest.raises(ValueError, match=named):
-        server_command("m", make_settings(values))
+        server_command("m", ServerSettings(**values))
 
 
 def test_a_model_directory_must_exist():
