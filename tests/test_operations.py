@@ -27,6 +27,7 @@ NOT_SHOWN: set[str] = set()
 
 # Registered by the code of admission control, fairness and reloading.
 ELSEWHERE = {
+    "lengthwise_admission_unanswered_total": ["cause"],
     "lengthwise_jain_index": ["of"],
     "lengthwise_predictor_info": ["role", "version"],
     "lengthwise_reloads_total": ["what", "outcome"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -248,8 +250,19 @@ def test_status_and_metrics_show_what_happened(server):
     assert document["plan"]["ms_p50"] < 100
     assert document["capacity"]["kv_tokens"] == 64 * 32
     text = httpx.get(f"{server.url}/metrics", timeout=LIMIT_S).text
-    for name in ("requests_total", "slo_attained_total", "plan_seconds", "predictions_total"):
+    for name in ("requests_total", "slo_attained_total", "plan_seconds", "predictions_total",
+                 "requests_attained_total", "drift_alarm", "build_info"):  # fmt: skip
         assert f"lengthwise_{name}" in text
+    assert document["drift"]["predictor"] == "test/1"
+    assert document["drift"]["by_class"]["chat"]["rows"] >= 20
+
+
+def test_vllm_has_the_metrics_that_the_dashboard_asks_it_for(server):
+    dashboard = Path(__file__).parents[2] / "docs/operations/dashboard.json"
+    asked = set(re.findall(r"vllm:\w+", dashboard.read_text()))
+    text = httpx.get(f"{server.url}/metrics", timeout=LIMIT_S).text
+    assert asked
+    assert asked <= set(re.findall(r"^vllm:\w+", text, re.MULTILINE))
 
 
 def test_the_server_log_has_no_traceback(server):
