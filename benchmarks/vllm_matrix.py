@@ -163,7 +163,7 @@ def start_here() -> dict[str, object]:
             log_path=place / "server.log",
             cache_dir=place,
         ) as server:
-            server.wait_ready(300)
+            server.wait_ready(900)
             ready_s = time.monotonic() - began_s
 
             def ask(replay_id: str) -> int:
@@ -171,7 +171,7 @@ def start_here() -> dict[str, object]:
                     "model": "tiny", "prompt": "Name three rivers.", "max_tokens": 200,
                     "vllm_xargs": {"replay_id": replay_id, "slo_e2e_ms": 60_000},
                 }  # fmt: skip
-                answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+                answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=600)
                 return int(answer.raise_for_status().json()["usage"]["completion_tokens"])
 
             with ThreadPoolExecutor(len(lengths)) as pool:

@@ -119,6 +119,6 @@ def test_weights_favour_a_tenant(tiny_dir):
     scheduler = FakeEngine(tiny_dir, settings).scheduler
     for name in ("gold", "iron"):
         scheduler.add_request(make_request(name, pred_quantiles=QUANTILES, tenant=name))
-    tenants = scheduler._tenants(["gold", "iron"])
+    tenants = scheduler._tenants(["gold", "iron"], [])
     assert tenants.weight[tenants.waiting].tolist() == [4.0, 1.0]
     assert len(np.unique(tenants.waiting)) == 2
