@@ -42,7 +42,12 @@ from request_accounts import Asked, ask, drive, leave, logged, metric_in
 START_TIMEOUT_S = 600.0
 WORKLOAD = "mixed"
 SLOTS = 32
-SERVER_ARGS = ("--max-num-seqs", "32", "--stream-interval", "16", "--max-model-len", "2048")
+# A cache of 65,536 tokens: one of the usual size would be touched page by page for many minutes,
+# which looks like a leak.
+SERVER_ARGS = (
+    "--max-num-seqs", "32", "--stream-interval", "16", "--max-model-len", "2048",
+    "--block-size", "32", "--num-gpu-blocks-override", "2048",
+)  # fmt: skip
 MAX_WAIT_S = 60.0
 WAIT_SLACK_S = 5.0  # a step and the rest of the running answers stand between due and admitted
 CALM, BURST = 0.75, 2.0  # multiples of the capacity
