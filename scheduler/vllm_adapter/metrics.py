@@ -156,6 +156,8 @@ class EngineMetrics:
             multiprocess_mode="livemax",
         )
         self._start_drift(ALL_CLASSES)
+        for order in ("plan", "arrival"):
+            self.expected_attained.labels(order)
 
     def show_server(
         self, plan_budget_s: float, max_wait_s: float, version: str | None, vllm: str | None
