@@ -190,11 +190,10 @@ def _draw_panel(axes: Any, panel: dict[str, Any], lines: list[Any]) -> None:
         axes.axis("off")
         return
     if panel["type"] == "state-timeline":
-        for level, (label, times, values) in enumerate(lines):
+        for level, (_, times, values) in enumerate(lines):
             colours = [COLOURS[5] if v >= 1 else COLOURS[2] for v in values]
             axes.scatter(times, [level] * len(times), c=colours, marker="s", s=70, linewidths=0)
-            axes.annotate(label, (times[0], level + 0.2), fontsize=7)
-        axes.set(ylim=(-0.6, len(lines)), yticks=[])
+        axes.set_yticks(range(len(lines)), [label for label, _, _ in lines], fontsize=5)
         return
     for index, (label, times, values) in enumerate(lines):
         scale = 100 if percent else 1

@@ -176,6 +176,8 @@ class EngineMetrics:
             ["slo_class", "action"],
         )
         self._start_drift(ALL_CLASSES)
+        for order in ("plan", "arrival"):
+            self.expected_attained.labels(order)
 
     def show_server(
         self, plan_budget_s: float, max_wait_s: float, version: str | None, vllm: str | None
