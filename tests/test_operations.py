@@ -25,18 +25,6 @@ ENGINE_NAMES = {
 
 NOT_SHOWN: set[str] = set()
 
-# Registered by the code of admission control, fairness and reloading.
-ELSEWHERE = {
-    "lengthwise_admission_unanswered_total": ["cause"],
-    "lengthwise_jain_index": ["of"],
-    "lengthwise_predictor_info": ["role", "version"],
-    "lengthwise_reloads_total": ["what", "outcome"],
-    "lengthwise_shadow_predictions_total": ["outcome"],
-    "lengthwise_shed_total": ["slo_class", "action"],
-    "lengthwise_tenant_attained_total": ["tenant"],
-    "lengthwise_tenant_missed_total": ["tenant"],
-}
-
 # In a process of its own: a metric can be registered only once in one.
 LIST_NAMES = """
 import json
@@ -63,7 +51,7 @@ def registered():
         [sys.executable, "-c", LIST_NAMES], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    return ELSEWHERE | json.loads(done.stdout)
+    return json.loads(done.stdout)
 
 
 def panels():
