@@ -342,7 +342,7 @@ def test_reload_and_status_ask_for_vllms_key_where_there_is_one(served, method, 
     [
         {"predictor_dir": "/etc"},
         {"predictor_version": "v"},
-        {"step_log": "/tmp/x"},
+        {"step_log": "/etc/x"},
         {"slo_table": {}},
         {"policy_params": {}},
     ],
