@@ -88,10 +88,10 @@ def _errors_table(predictions: list[dict[str, Any]]) -> Table:
 
     table = Table(title="predictions against finished answers")
     for key in predictions[0]:
-        number = key not in ("role", "version")
+        number = key not in ("role", "version", "beside")
         table.add_column(key.replace("_", " "), justify="right" if number else "left")
     for side in predictions:
-        table.add_row(*map(_text, side.values()))
+        table.add_row(*("-" if value is None else _text(value) for value in side.values()))
     return table
 
 

@@ -132,7 +132,7 @@ def serve(
         }
     )
     label = resolved.label if resolved else "no predictor"
-    say = partial(console.stderr().print, markup=False)
+    say = partial(console.stderr().print, markup=False, soft_wrap=True)
     say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
     alias = followed_alias(predictor)
     readers: list[Callable[[], dict[str, Any]]] = []
@@ -163,7 +163,7 @@ def follow(
     from training.follow import Follower
     from training.follow import follow as keep_following
 
-    say = partial(console.stderr().print, markup=False)
+    say = partial(console.stderr().print, markup=False, soft_wrap=True)
     follower = Follower(Workspace.current(), say)
     keep_following(live, follower, poll_s=poll_s, once=once, say=say)
 

@@ -252,7 +252,9 @@ class LengthwiseMiddleware:
         """Call a utility method of the engine process; None when it is missing or fails."""
         try:
             core = scope["app"].state.engine_client.engine_core
-            return dict(await asyncio.wait_for(core.call_utility_async(method, *args), 30.0))
+            # not wait_for, which in 3.11 may swallow the cancellation that ends the server
+            async with asyncio.timeout(30.0):
+                return dict(await core.call_utility_async(method, *args))
         except Exception as error:  # an engine fault must not become a traceback at the client
             logger.warning("%s: %r", method, error)
             return None

@@ -187,9 +187,9 @@ class LiveReloader:
             self._on_table(table)
 
     async def _load(self, wanted: LivePredictor, timeout_ms: float) -> ServedPredictor:
-        loading = asyncio.to_thread(load_checked, wanted, self._levels, timeout_ms / 1e3)
         try:
-            return await asyncio.wait_for(loading, _LOAD_LIMIT_S)
+            async with asyncio.timeout(_LOAD_LIMIT_S):
+                return await asyncio.to_thread(load_checked, wanted, self._levels, timeout_ms / 1e3)
         except TimeoutError as error:
             raise InputError(f"{wanted.directory}: not loaded after {_LOAD_LIMIT_S:g} s") from error
 

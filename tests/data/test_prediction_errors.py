@@ -39,6 +39,7 @@ def test_champion_and_shadow_are_judged_on_the_same_answers():
         row(0, 1.0, shadow=1.0),
     )
     assert (alone["role"], alone["version"], alone["rows"]) == ("champion", "m/1", 1)
+    assert [side["beside"] for side in (alone, champion, shadow)] == [None, "m/2", "m/1"]
     assert alone["median_abs_log_ratio"] == pytest.approx(math.log(2))
     assert (champion["version"], champion["rows"]) == ("m/1", 2)
     assert champion["median_abs_log_ratio"] == pytest.approx(math.log(8) / 2)

@@ -267,6 +267,25 @@ def test_the_watch_begins_with_the_first_call_and_goes_on(tmp_path, predictor_di
     asyncio.run(scenario())
 
 
+def test_the_watch_ends_even_where_the_engine_answers_at_that_moment(served):
+    """asyncio.run waits for what it cancels: a watch that went on would hang the server's end."""
+    served.write(policy="edf")
+    reloader = served.asgi.reloader
+
+    async def answer(method, request):
+        reloader._task.cancel()
+        return {"policy": "edf", "lengths": "learned"}
+
+    async def scenario():
+        served.core.call_utility_async = answer
+        reloader.start(served.asgi._engine_of({"app": served.app}))
+        _, pending = await asyncio.wait([reloader._task], timeout=0.5)
+        reloader._task.cancel()
+        return pending
+
+    assert asyncio.run(scenario()) == set()
+
+
 def test_a_request_in_flight_is_answered_by_the_predictor_it_asked():
     old, new = WordPredictor(), WordPredictor()
     old.stall_s = 0.1
@@ -323,7 +342,7 @@ def test_reload_and_status_ask_for_vllms_key_where_there_is_one(served, method, 
     [
         {"predictor_dir": "/etc"},
         {"predictor_version": "v"},
-        {"step_log": "/tmp/x"},
+        {"step_log": "/etc/x"},
         {"slo_table": {}},
         {"policy_params": {}},
     ],
