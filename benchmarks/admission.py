@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def summary(lines: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="keep each run as a line of this file")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.devnull), help="keep each run as a line of this file"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
@@ -105,15 +108,16 @@ def main() -> None:
     settings = [("off", 0.0), *((mode, share) for mode in args.modes for share in args.shares)]
     jobs = [
         (Cell(workload, load, "poisson", "learned", seed, args.requests), *setting, args.threshold)
+        for seed in range(args.seeds)
         for workload in args.workloads
         for load in args.loads
-        for seed in range(args.seeds)
         for setting in settings
     ]
-    with multiprocessing.Pool(args.jobs) as pool:
-        lines = list(track(pool.imap(play, jobs), total=len(jobs), description="runs"))
-    if args.out:
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = []
+    with multiprocessing.Pool(args.jobs) as pool, args.out.open("w") as file:
+        for line in track(pool.imap(play, jobs), total=len(jobs), description="runs"):
+            lines.append(line)
+            print(json.dumps(line), file=file, flush=True)
     print(summary(lines))
     print(json.dumps({"provenance": "modeled", "threshold": args.threshold, "runs": lines}))
 

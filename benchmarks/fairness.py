@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,9 @@ def summary(lines: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="keep each run as a line of this file")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.devnull), help="keep each run as a line of this file"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=150.0, help="how long both send")
     parser.add_argument("--victim", type=float, default=0.2, help="share of the capacity")
@@ -138,11 +141,12 @@ def main() -> None:
         for flood in args.floods
         for arm in args.arms
     ]
-    with multiprocessing.Pool(args.jobs) as pool:
+    lines = []
+    with multiprocessing.Pool(args.jobs) as pool, args.out.open("w") as file:
         results = pool.imap(play, jobs)
-        lines = list(track(results, total=len(jobs), description="runs"))
-    if args.out:
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for line in track(results, total=len(jobs), description="runs"):
+            lines.append(line)
+            print(json.dumps(line), file=file, flush=True)
     print(summary(lines))
     print(json.dumps({"provenance": "modeled", "workload": args.workload, "runs": lines}))
 

@@ -106,6 +106,7 @@ class TenantFairness:
         self.tenants = 0
         self._weight: FloatArray = np.ones(0)
         self._work_s: FloatArray = np.zeros(0)
+        self._wanted_s: FloatArray = np.zeros(0)
         self._served_s: FloatArray = np.zeros(0)
         self._seen_s = np.inf
 
@@ -127,6 +128,7 @@ class TenantFairness:
         wanted_s = np.zeros(k)
         wanted_s += np.bincount(waiting_tenant, waiting_s, minlength=k)
         wanted_s += np.bincount(running_tenant, running_s, minlength=k)
+        self._wanted_s = wanted_s
         active = wanted_s > 0
         self._serve(problem.now_s, active, np.bincount(running_tenant, minlength=k))
         self._work_s = waiting_s
@@ -161,17 +163,22 @@ class TenantFairness:
         strands: dict[int, list[int]] = {}
         for row in bounded:
             strands.setdefault(int(waiting_tenant[row]), []).append(int(row))
-        had = [(float(self._served_s[t] / self._weight[t]), t) for t in strands]
+        # who had as little, as on an engine of few slots, is told apart by what it wants
+        share = 1.0 / self._weight
+        had = [
+            (float(self._served_s[t] * share[t]), float(self._wanted_s[t] * share[t]), t)
+            for t in strands
+        ]
         heapq.heapify(had)
         taken: list[int] = []
         places = dict.fromkeys(strands, 0)
         while had and len(taken) < _TURNS * slots:
-            served, t = heapq.heappop(had)
+            served, wanted, t = heapq.heappop(had)
             row = strands[t][places[t]]
             places[t] += 1
             taken.append(row)
             if places[t] < len(strands[t]):
-                heapq.heappush(had, (served + float(self._work_s[row] / self._weight[t]), t))
+                heapq.heappush(had, (served + float(self._work_s[row] * share[t]), wanted, t))
         head = np.array(taken, dtype=np.int64)
         rest = np.ones(len(order), dtype=np.bool_)
         rest[head] = False

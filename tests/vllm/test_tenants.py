@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from engineless import FakeEngine, make_request
@@ -86,6 +88,12 @@ def test_the_index_is_of_recent_outcomes():
     assert tallies.jain(3000.0)["attainment"] == pytest.approx(1.0, abs=0.01)
 
 
+def planning_at_every_step(fake):
+    """A plan is not held back by how long the last one took, so a busy machine changes nothing."""
+    fake.scheduler._planner.gate.planned = lambda now_s, elapsed_s: None
+    return fake
+
+
 @pytest.mark.parametrize("fair", [True, False])
 def test_a_flood_of_one_tenant_leaves_the_other_its_turn(tiny_dir, tmp_path, fair):
     """The victim's answer is longer than the flooder's, so by worth alone it would go last."""
@@ -93,7 +101,7 @@ def test_a_flood_of_one_tenant_leaves_the_other_its_turn(tiny_dir, tmp_path, fai
         "policy": "sa", "plan_share": 1.0, "refit_steps": 0, "fair_tenants": fair,
         "request_log": str(tmp_path),
     }  # fmt: skip
-    fake = FakeEngine(tiny_dir, settings, max_num_seqs=1)
+    fake = planning_at_every_step(FakeEngine(tiny_dir, settings, max_num_seqs=1))
     quantiles = [20 * q for q in QUANTILES]
     for i in range(40):
         fake.add(make_request(f"f{i}", pred_quantiles=quantiles, slo_e2e_ms=9000, tenant="flood"))
@@ -112,6 +120,29 @@ def test_a_flood_of_one_tenant_leaves_the_other_its_turn(tiny_dir, tmp_path, fai
     assert 0 < tenants["jain_index"]["served"] < 0.6
     fake.scheduler.shutdown()
     assert set(read_request_log(tmp_path)["tenant"]) == {"flood", "victim"}
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_overdue_requests_of_a_flood_leave_turns_to_the_other_tenant(tiny_dir, fair):
+    settings = {
+        "policy": "feasible-edf", "plan_share": 1.0, "refit_steps": 0, "max_wait_s": 30.0,
+        "fair_tenants": fair,
+    }  # fmt: skip
+    fake = planning_at_every_step(FakeEngine(tiny_dir, settings, max_num_seqs=1))
+    now = time.time()
+    for i in range(12):
+        late = make_request(
+            f"f{i}", arrival_time=now - 50 + i, pred_quantiles=QUANTILES, tenant="f"
+        )
+        fake.add(late)
+    fake.step()
+    fake.add(make_request("v", pred_quantiles=QUANTILES, slo_e2e_ms=60_000, tenant="v"))
+    fake.run()
+    overdue = [name for name in fake.admitted if name != "v"]
+    assert overdue == [f"f{i}" for i in range(12)]
+    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"] == {}
+    place = fake.admitted.index("v")
+    assert place < 4 if fair else place == 12
 
 
 def test_weights_favour_a_tenant(tiny_dir):
