@@ -8,6 +8,7 @@ appends, so a log can be read while it grows; a torn line can only be the last o
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import math
@@ -133,6 +134,7 @@ class RequestLogWriter:
                 del left[0]
         except OSError as error:
             self._close_file()  # a half-written line stays the last of its file
+            self._remove_if_empty()
             self._drop(len(left), f"disk error: {error}")
 
     def _append(self, line: bytes) -> None:
@@ -163,6 +165,12 @@ class RequestLogWriter:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _remove_if_empty(self) -> None:
+        """A full disk would gain an empty file with every batch that it cannot take."""
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
 
     def _prune(self) -> None:
         files = sorted(self.folder.glob(FILE_PATTERN))
