@@ -59,9 +59,11 @@ def promote(
     """
     from training import promote as promotion
     from training.promotion_record import roll_back
-    from training.registry import resolve_predictor
+    from training.registry import check_writable, resolve_predictor
 
     workspace = Workspace.current()
+    if not dry_run:
+        check_writable(workspace)  # now, not after minutes of replaying
     if rollback:
         now, before = roll_back(workspace=workspace)
         if as_json:

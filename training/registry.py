@@ -111,6 +111,8 @@ def connect(workspace: Workspace, *, writing: bool) -> Iterator[ModuleType]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    # it logs a traceback of what it then raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     import mlflow
     import requests
     from mlflow.exceptions import MlflowException

@@ -102,6 +102,9 @@ def _check_sqlite(uri: str, path: Path, *, writing: bool) -> None:
         try:
             connection.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if writing:
+                # the lock alone is given where no journal can be made: undone by the rollback
+                connection.execute("CREATE TABLE lengthwise_probe (x)")
             connection.rollback()
         finally:
             connection.close()
