@@ -157,7 +157,8 @@ def serve_forever(
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
     Host and port are vLLM's own arguments (``--port 8000``). SIGINT and SIGTERM are forwarded;
-    a second one kills.
+    a second one kills. A server that ends unasked has failed: the code is then never 0 (vLLM
+    returns 0 when its engine died), so that a supervisor starts it again.
     """
     scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
     table = settings.replay_table if settings is not None else None
@@ -182,7 +183,7 @@ def serve_forever(
         for number, handler in previous.items():
             signal.signal(number, handler)
         handle.terminate()
-    return 0 if signals_seen else code
+    return 0 if signals_seen else code or 1
 
 
 def server_command(
