@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,25 @@ from data.splits import split_table
 from data.synthetic import synthetic_table
 from scheduler.vllm_adapter.tiny import build_tiny_model
 
+# as the server has it, whose processes run sitecustomize.py from there
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+from injected_faults import Faults
+
 REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
     "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
     "code": {"e2e_ms": 60000.0, "weight": 2.0},
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `chaos` run only where `-m` names them, whatever else it says."""
+    if "chaos" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +58,7 @@ class LiveServer:
 
     def __init__(self, url: str, log_dir: Path, replay_table: Path, server_log: Path) -> None:
         self.url = url
+        self.faults = Faults(server_log.parent / "faults.json")
         self.log_dir = log_dir
         self.replay_table = replay_table
         self.server_log = server_log
@@ -75,6 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
          "--num-gpu-blocks-override", "64", "--max-model-len", "1536"],
         log_path=root / "server.log",
         cache_dir=tmp_path_factory.mktemp("cache"),
+        env=Faults(root / "faults.json").environment(),
     ) as handle:  # fmt: skip
         handle.wait_ready(240)
         yield LiveServer(handle.url, root / "log", table, root / "server.log")
