@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(VENV)/bin/pip --disable-pip-version-check
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint format setup clean
+.PHONY: demo test test-fast chaos soak lint format setup clean
 
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
 	$(VENV)/bin/lengthwise demo
@@ -16,6 +16,13 @@ test: $(READY)            ## the whole suite, real vLLM included: the engine's t
 
 test-fast: $(READY)       ## everything that needs no engine
 	$(PY) -m pytest -m "not vllm"
+
+chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM
+	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/test_chaos.py
+	$(PY) benchmarks/faults.py
+
+soak: $(READY)            ## half an hour or 50,000 requests, watched for leaks and losses
+	$(PY) benchmarks/soak.py --minutes 30 --requests 50000
 
 lint: $(READY)            ## ruff (lint, format) and mypy --strict on data/ and scheduler/
 	$(VENV)/bin/ruff check .
