@@ -171,7 +171,9 @@ def serve_forever(
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
     Host and port are vLLM's own arguments (``--port 8000``). SIGINT and SIGTERM are forwarded;
-    a second one kills. With a ``keeper`` the server follows a live file that is kept here.
+    a second one kills. With a ``keeper`` the server follows a live file that is kept here. A
+    server that ends unasked has failed: the code is then never 0 (vLLM returns 0 when its engine
+    died), so that a supervisor starts it again.
     """
     scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
     live_file = scratch / "live.json"
@@ -209,7 +211,7 @@ def serve_forever(
         for number, handler in previous.items():
             signal.signal(number, handler)
         handle.terminate()
-    return 0 if signals_seen else code
+    return 0 if signals_seen else code or 1
 
 
 def _keep(

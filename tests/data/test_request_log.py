@@ -166,6 +166,19 @@ def test_writing_goes_on_when_the_disk_is_back(tmp_path):
     assert read_request_log(blocked)["request_id"].tolist() == ["r2"]
 
 
+def test_a_full_disk_leaves_no_empty_files(tmp_path, monkeypatch):
+    def full(fd, content):
+        raise OSError(28, "No space left on device")
+
+    writer = RequestLogWriter(tmp_path, flush_s=0.01)
+    monkeypatch.setattr("data.request_log_writer.os.write", full)
+    for i in range(3):
+        writer.write(row(i))
+        wait_for(lambda done=i + 1: writer.dropped == done)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_torn_write_is_left_behind_in_its_own_file(tmp_path, monkeypatch):
     real_write = os.write
     calls = []

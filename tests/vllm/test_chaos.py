@@ -19,12 +19,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
-from conftest import REPLAYED, LiveServer, free_port
-from injected_faults import Faults
+from conftest import REPLAYED, free_port
 from request_accounts import Account, ask, drive, logged, metric, wait_for, wait_for_rows
 from small_disk import full, small_disk
 from typer.testing import CliRunner
@@ -207,11 +207,13 @@ def bare(tmp_path_factory):
             env={SETTINGS_VARIABLE: str(settings.write(root / "settings.json"))},
         ) as handle:
             handle.wait_ready(240)
-            server = LiveServer(
-                handle.url, root / "disk" / "log", table, root / "server.log", Faults(root / "-")
+            yield SimpleNamespace(
+                url=handle.url,
+                log_dir=root / "disk" / "log",
+                server_log=root / "server.log",
+                handle=handle,
+                small=mounted,
             )
-            server.handle, server.small = handle, mounted
-            yield server
 
 
 def test_without_middleware_the_scheduler_still_serves(bare):

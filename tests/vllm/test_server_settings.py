@@ -12,7 +12,12 @@ import pytest
 
 from data.errors import InputError
 from scheduler.vllm_adapter import launch
-from scheduler.vllm_adapter.launch import ServerStartError, launch_server, server_command
+from scheduler.vllm_adapter.launch import (
+    ServerStartError,
+    launch_server,
+    serve_forever,
+    server_command,
+)
 from scheduler.vllm_adapter.launch import server_environment as environment
 from scheduler.vllm_adapter.settings import (
     REPLAY_VARIABLE,
@@ -134,6 +139,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path, stand_in):
     with server as handle, pytest.raises(ServerStartError, match=r"exit code 3:\nno such model"):
         handle.wait_ready(60)
     assert not handle._scratch.exists()
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, 1), (3, 3)])
+def test_a_server_that_ends_unasked_has_failed(stand_in, code, told):
+    stand_in(f"raise SystemExit({code})")
+    assert serve_forever("m", None) == told
 
 
 def test_a_server_that_is_never_ready_times_out(tmp_path, stand_in):
