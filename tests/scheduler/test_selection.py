@@ -16,7 +16,7 @@ from scheduler.policies import make_policy
 from scheduler.profile import load_profile
 from scheduler.selection import select, worth_order
 from scheduler.simulator.run import simulate
-from scheduler.starvation import _MARGIN, find_overdue, overdue_first
+from scheduler.starvation import _LEAD, _MARGIN, find_overdue, overdue_first
 
 NOTHING = np.empty(0)
 
@@ -101,14 +101,21 @@ def test_the_overdue_lead_by_age():
 
 
 def test_old_requests_go_while_there_is_time_for_all_of_them():
-    """Four of them, a slot each second: the last may start at 10 s, so the first goes by 7 s."""
+    """Four of them, a slot each second: the last may start at 20 s, so the first goes by 17 s,
+    and four slots ahead of that it is time."""
     arrival_s = np.zeros(4)
     gap_s = 1.0 / _MARGIN
-    assert not find_overdue(arrival_s, 5.9, 10.0, gap_s).any()
-    assert find_overdue(arrival_s, 6.5, 10.0, gap_s).tolist() == [True, False, False, False]
-    assert find_overdue(arrival_s, 9.5, 10.0, gap_s).all()
-    young = np.array([0.0, *np.full(100, 4.0)])
-    assert find_overdue(young, 8.0, 10.0, gap_s).tolist() == [False] * 101
+    lead_s = _LEAD * gap_s * _MARGIN
+    assert not find_overdue(arrival_s, 16.9 - lead_s, 20.0, gap_s).any()
+    assert find_overdue(arrival_s, 17.5 - lead_s, 20.0, gap_s).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert find_overdue(arrival_s, 20.5 - lead_s, 20.0, gap_s).all()
+    young = np.array([0.0, *np.full(100, 8.0)])
+    assert find_overdue(young, 15.0, 20.0, gap_s).tolist() == [False] * 101
 
 
 orders = st.lists(
