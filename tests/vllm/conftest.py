@@ -110,7 +110,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         cache_dir=tmp_path_factory.mktemp("cache"),
         env=faults.environment(),
     ) as handle:  # fmt: skip
-        handle.wait_ready(240)
+        handle.wait_ready(480)
         yield LiveServer(handle.url, root, faults)
 
 
