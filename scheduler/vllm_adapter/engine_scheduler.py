@@ -19,7 +19,6 @@ scheduling off.
 
 from __future__ import annotations
 
-import heapq
 import inspect
 import logging
 import time
@@ -35,6 +34,7 @@ from scheduler.problem import Capacity
 from scheduler.profile import load_profile
 from scheduler.vllm_adapter import control
 from scheduler.vllm_adapter.admission import EngineAdmission
+from scheduler.vllm_adapter.ages import QueueAges, RunningDeadlines
 from scheduler.vllm_adapter.capabilities import check_supported
 from scheduler.vllm_adapter.drift_watch import DriftWatch
 from scheduler.vllm_adapter.intake import Intake
@@ -95,8 +95,8 @@ class LengthwiseScheduler(AsyncScheduler):
         self._timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self._refit = StepTimeRefit(settings.refit_steps)
         self._without_token: set[str] = set()
-        self._by_age: list[tuple[float, str]] = []
-        self._deadlines: list[tuple[float, str]] = []
+        self._ages = QueueAges(self._table, self.waiting)
+        self._deadlines = RunningDeadlines(self._table, self.waiting)
         self._may_yield = self.connector is None and "drop_stale_output" in (
             inspect.signature(self._preempt_request).parameters
         )
@@ -130,7 +130,7 @@ class LengthwiseScheduler(AsyncScheduler):
             tracked = self._intake.track(request, now_s, time.time())
             self._table.add(tracked)
             self._metrics.class_label(tracked.slo.slo_class)
-            heapq.heappush(self._by_age, (tracked.arrival_s, tracked.request_id))
+            self._ages.add(tracked.request_id, tracked.arrival_s)
             self._planner.note_arrival(now_s)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +208,7 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def _plan(self, now_s: float) -> None:
         free_slots = self._slots() - len(self.running)
-        self._slo_lost |= self._deadline_passed(now_s)
+        self._slo_lost |= self._deadlines.passed(now_s) and self._may_yield
         if free_slots <= 0 and not self._slo_lost:
             return
         if len(self.waiting) > 1 and self._planner.gate.due(now_s):
@@ -229,11 +229,12 @@ class LengthwiseScheduler(AsyncScheduler):
                 else:
                     order, plan = planned
                     self.waiting.set_order(order)
-                    self._take_slots([running_ids[row] for row in plan.preempt], now_s)
+                    if self._may_yield:
+                        self._take_slots([running_ids[row] for row in plan.preempt], now_s)
                     self._limit_running(plan.max_running)
                 free_slots = self._slots() - len(self.running)
         if not self._planner.keeps_bound:
-            self._promote_overdue(now_s, free_slots)
+            self._ages.promote_overdue(now_s - self._settings.max_wait_s, free_slots)
 
     def _tenants(self, waiting_ids: list[str], running_ids: list[str]) -> Tenants | None:
         """Whose rows a problem's are; None for one tenant alone, or when fairness is off."""
@@ -243,14 +244,6 @@ class LengthwiseScheduler(AsyncScheduler):
         return Tenants(
             table.tenant_ids(waiting_ids), table.tenant_ids(running_ids), table.tenants.weights()
         )
-
-    def _deadline_passed(self, now_s: float) -> bool:
-        """Whether a running request has just lost its SLO: a full engine is planned only then."""
-        passed = False
-        while self._deadlines and self._deadlines[0][0] < now_s:
-            _, request_id = heapq.heappop(self._deadlines)
-            passed |= request_id in self._table and request_id not in self.waiting
-        return passed and self._may_yield
 
     def _take_slots(self, request_ids: list[str], now_s: float) -> None:
         """Preempt running requests for the plan's head; they queue again behind it.
@@ -267,7 +260,7 @@ class LengthwiseScheduler(AsyncScheduler):
             self.prev_step_scheduled_req_ids.discard(request_id)
             self.waiting.demote(request_id)
             self._table.note_yield(tracked, now_s, int(request.num_output_tokens))
-            heapq.heappush(self._by_age, (now_s, request_id))
+            self._ages.add(request_id, now_s)
             self._yields += 1
             self._metrics.yields.inc()
 
@@ -285,26 +278,6 @@ class LengthwiseScheduler(AsyncScheduler):
             ids.append(request.request_id)
         return ids
 
-    def _promote_overdue(self, now_s: float, most: int) -> None:
-        """Whoever waited longer than ``max_wait_s`` goes first, oldest first, plan or no plan."""
-        overdue: list[tuple[float, str]] = []
-        latest_s = now_s - self._settings.max_wait_s
-        while len(overdue) < most and (oldest := self._oldest()) and oldest[0] < latest_s:
-            overdue.append(heapq.heappop(self._by_age))
-        for entry in reversed(overdue):
-            self.waiting.promote(entry[1])
-            heapq.heappush(self._by_age, entry)
-
-    def _oldest(self) -> tuple[float, str] | None:
-        """Who has queued longest and since when; entries of those gone on the way are dropped."""
-        while self._by_age:
-            since_s, request_id = self._by_age[0]
-            tracked = self._table.get(request_id)
-            if tracked and request_id in self.waiting and since_s >= (tracked.queued_s or since_s):
-                return self._by_age[0]
-            heapq.heappop(self._by_age)
-        return None
-
     def _note_step(self, output: Any) -> None:
         now_s = time.monotonic()
         for new in output.scheduled_new_reqs:
@@ -315,9 +288,7 @@ class LengthwiseScheduler(AsyncScheduler):
                 self._metrics.wait.observe(wait_s)
                 self._longest_wait_s = max(self._longest_wait_s, wait_s)
                 self._without_token.add(new.req_id)
-                if tracked.slo.e2e_s is not None:
-                    deadline_s = tracked.arrival_s + tracked.slo.e2e_s
-                    heapq.heappush(self._deadlines, (deadline_s, new.req_id))
+                self._deadlines.add(tracked)
         self.waiting.settle()
         total = int(output.total_num_scheduled_tokens)
         if total:
@@ -394,8 +365,8 @@ class LengthwiseScheduler(AsyncScheduler):
     def _update_gauges(self, now_s: float) -> None:
         self._gauges_at_s = now_s
         self._metrics.queued.set(len(self.waiting))
-        since_s = self._oldest()
-        oldest_s = now_s - since_s[0] if since_s else 0.0
+        oldest = self._ages.oldest()
+        oldest_s = now_s - oldest[0] if oldest else 0.0
         self._metrics.oldest_wait.set(oldest_s)
         self._metrics.longest_wait.set(max(oldest_s, self._longest_wait_s))
         self._outcomes.count_dropped()

@@ -81,6 +81,20 @@ def test_slots_of_the_hopeless_go_to_those_that_can_be_met(engine, ahead):
     assert list(fake.finished)[-1].startswith("late")
 
 
+def test_where_vllm_cannot_drop_what_is_in_flight_no_slot_is_taken(engine):
+    fake = engine(policy="sa", policy_params={"calm": 0.0})
+    fake.scheduler._may_yield = False
+    for i in range(4):
+        fake.add(make_request(f"late{i}", pred_quantiles=scaled(40), slo_e2e_ms=50), 60)
+    fake.step()
+    time.sleep(0.06)
+    for i in range(6):
+        fake.add(make_request(f"quick{i}", pred_quantiles=QUANTILES, slo_e2e_ms=3000), 20)
+    fake.run()
+    assert fake.scheduler.lengthwise_status()["queue"]["yields"] == 0
+    assert len(fake.finished) == 10
+
+
 class Unreasonable:
     name = "unreasonable"
 
