@@ -63,7 +63,7 @@ class Settings:
 
 
 # Shares of the budget: after the first the search ends, the rest is for settling the plan.
-SEARCH_ENDS = 0.85
+SEARCH_ENDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
