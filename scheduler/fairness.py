@@ -23,11 +23,12 @@ of everybody's attainment where nobody floods.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from scheduler.problem import BoolArray, FloatArray, IntArray, Plan, Problem, RequestArrays
 from scheduler.starvation import overdue_first
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort
@@ -109,6 +110,18 @@ class TenantFairness:
         self._wanted_s: FloatArray = np.zeros(0)
         self._served_s: FloatArray = np.zeros(0)
         self._seen_s = np.inf
+
+    def plan(
+        self,
+        policy: Callable[[Problem], Plan],
+        problem: Problem,
+        waiting_tenant: IntArray,
+        running_tenant: IntArray,
+        weight: FloatArray | None = None,
+    ) -> Plan:
+        """The policy's plan of the adjusted problem, settled."""
+        plan = policy(self.adjust(problem, waiting_tenant, running_tenant, weight))
+        return replace(plan, order=self.settle(problem, waiting_tenant, plan.order))
 
     def adjust(
         self,

@@ -64,7 +64,7 @@ def running_chance(
 
 @njit
 def _survival(levels: FloatArray, row: FloatArray, generated: float, more: float) -> float:
-    """P(length > generated + more | length > generated); 0 for a row past all it allows."""
+    """P(length > generated + more | length > generated); 0.5 for a row past all it allows."""
     alive = 1.0 - cdf_at(levels, row, generated) if generated > 0.0 else 1.0
     if alive <= 1e-6:
         return 0.5  # it has outlived its prediction: anything may come

@@ -12,7 +12,7 @@ from scheduler.admission import Action, AdmissionControl
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Plan, Problem, RequestArrays
+from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
 from scheduler.profile import EngineProfile
 from scheduler.replan import ReplanGate
 from scheduler.simulator import engine as e
@@ -130,17 +130,6 @@ def _own_objectives(workload: SimWorkload) -> SimWorkload:
     )
 
 
-def _fair_plan(
-    policy: Policy,
-    problem: Problem,
-    fairness: TenantFairness,
-    waiting_tenant: IntArray,
-    running_tenant: IntArray,
-) -> Plan:
-    plan = policy(fairness.adjust(problem, waiting_tenant, running_tenant))
-    return replace(plan, order=fairness.settle(problem, waiting_tenant, plan.order))
-
-
 def simulate(
     workload: SimWorkload,
     policy: Policy,
@@ -189,6 +178,12 @@ def simulate(
     yields = 0
     running_count = queue_count = arrived = 0
 
+    def split_queue() -> tuple[IntArray, IntArray]:
+        """Whom the engine preempted, before any plan as it holds work done; and the others."""
+        index = queue[:queue_count]
+        recovers = (state[index, e.GENERATED] > 0) & ~yielded[index]
+        return index[recovers], index[~recovers]
+
     def picture(now_s: float, waiting: IntArray) -> Problem:
         return Problem(
             now_s=now_s,
@@ -210,9 +205,8 @@ def simulate(
             queue_count += 1
             rate.add(float(workload.arrival_s[arrived]))
             if admission is not None and admission_policy is not None:
-                fixed = int((state[queue[:queue_count], e.GENERATED] > 0).sum())
                 verdict = admission.decide(
-                    picture(now_s, queue[fixed:queue_count]),
+                    picture(now_s, split_queue()[1]),
                     lambda problem: admission_policy(problem).order,
                     int(workload.class_id[arrived]),
                 )
@@ -225,17 +219,13 @@ def simulate(
             arrived += 1
             gate.mark()
         if queue_count > 1 and gate.due(now_s):
-            index = queue[:queue_count]
-            # whom the engine preempted goes before any plan: it holds work already done
-            recovers = (state[index, e.GENERATED] > 0) & ~yielded[index]
-            recovering, plannable = index[recovers], index[~recovers]
+            recovering, plannable = split_queue()
             problem = picture(now_s, plannable)
             began = time.perf_counter()
             if fairness is not None and workload.tenant_id is not None:
-                plan = _fair_plan(
+                plan = fairness.plan(
                     policy,
                     problem,
-                    fairness,
                     workload.tenant_id[plannable],
                     workload.tenant_id[running[:running_count]],
                 )

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -191,9 +191,7 @@ class Planner:
         """The policy's plan, made fair to the tenants unless arrival order was asked for."""
         if tenants is None or policy.name == "fcfs":
             return policy(problem)
-        fair = self.fairness.adjust(problem, tenants.waiting, tenants.running, tenants.weight)
-        plan = policy(fair)
-        return replace(plan, order=self.fairness.settle(problem, tenants.waiting, plan.order))
+        return self.fairness.plan(policy, problem, tenants.waiting, tenants.running, tenants.weight)
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""
