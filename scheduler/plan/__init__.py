@@ -1,0 +1,1 @@
+"""How a plan is made: the engine played forward, what a plan is worth, and the search."""

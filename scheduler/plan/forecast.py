@@ -1,0 +1,95 @@
+"""The arrivals to come: recent requests stand for the next ones, at their expected times."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+
+from scheduler.problem import FloatArray, Problem, RequestArrays
+
+RING = 256
+STRIDE = 97  # spreads a few stand-ins over the whole ring
+PERSISTENCE_S = 5.0  # how long a rate above the usual one is trusted to last
+
+
+class ArrivalForecast:
+    """A ring of recent requests and their rate.
+
+    Each request is taken once, when it is first seen waiting. A clock that steps back only means
+    that newcomers are recognised late.
+    """
+
+    def __init__(self, size: int = RING) -> None:
+        self.size = size
+        self._ring: RequestArrays | None = None
+        self._count = 0
+        self._seen_until_s = -np.inf
+        self._first_s = np.inf
+
+    def observe(self, problem: Problem) -> None:
+        """Take in the requests that arrived since the last call."""
+        arrival_s = problem.waiting.arrival_s
+        self._seen_until_s = min(self._seen_until_s, problem.now_s)
+        new = np.flatnonzero(arrival_s > self._seen_until_s)
+        if not len(new):
+            return
+        new = new[np.argsort(arrival_s[new], kind="stable")]
+        fresh = problem.waiting.take(new)
+        self._first_s = min(self._first_s, float(fresh.arrival_s[0]))
+        self._seen_until_s = float(fresh.arrival_s[-1])
+        self._count += len(new)
+        if self._ring is None or self._ring.quantiles.shape[1] != fresh.quantiles.shape[1]:
+            self._ring = fresh
+        else:
+            self._ring = concatenated(self._ring, fresh)
+        if len(self._ring) > self.size:
+            self._ring = self._ring.take(np.arange(len(self._ring) - self.size, len(self._ring)))
+
+    def mean_slack(self, problem: Problem) -> float:
+        """Mean time between arrival and the end of the objectives of recent requests."""
+        if self._ring is None:
+            return 10.0
+        ring = self._ring
+        ends = np.minimum(ring.ttft_s, ring.e2e_s)
+        ends = ends[np.isfinite(ends)]
+        return float(ends.mean()) if len(ends) else 10.0
+
+    def expected(self, problem: Problem, horizon_s: float, most: int) -> RequestArrays:
+        """At most ``most`` stand-ins within ``horizon_s``, sorted by arrival, prompts uncomputed.
+
+        The rate falls from ``problem.arrival_rate_rps`` to the mean of all that was seen, by 1/e
+        in PERSISTENCE_S. Empty when nothing is known.
+        """
+        now_s, rate = problem.now_s, problem.arrival_rate_rps
+        if self._ring is None or rate <= 0 or horizon_s <= 0 or most < 1:
+            return RequestArrays.empty(problem.waiting.quantiles.shape[1])
+        seen_s = max(now_s - self._first_s, 1e-3)
+        usual = min(rate, self._count / seen_s) if seen_s > 1.0 else rate
+        at_s = arrival_times(usual, rate, horizon_s, most)
+        rows = self._ring.take((np.arange(len(at_s)) * STRIDE + self._count) % len(self._ring))
+        return replace(
+            rows,
+            arrival_s=now_s + at_s,
+            queued_s=now_s + at_s,
+            prefill_left_tokens=rows.prompt_tokens.copy(),
+            generated_tokens=np.zeros(len(rows)),
+            first_token_s=np.full(len(rows), np.nan),
+        )
+
+
+def arrival_times(usual: float, rate: float, horizon_s: float, most: int) -> FloatArray:
+    """When the expected count ∫usual + (rate - usual)·exp(-t / PERSISTENCE_S) passes n + 1/2."""
+    grid = np.linspace(0.0, horizon_s, 256)
+    mass = usual * grid + (rate - usual) * PERSISTENCE_S * (1.0 - np.exp(-grid / PERSISTENCE_S))
+    count = min(most, int(mass[-1] + 0.5))
+    return np.interp(np.arange(count) + 0.5, mass, grid)
+
+
+def concatenated(first: RequestArrays, second: RequestArrays) -> RequestArrays:
+    """The rows of both, in that order."""
+    columns = {
+        f.name: np.concatenate([getattr(first, f.name), getattr(second, f.name)])
+        for f in fields(first)
+    }
+    return RequestArrays(**columns)

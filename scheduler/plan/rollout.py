@@ -1,0 +1,346 @@
+"""The engine played forward under a plan, compiled: every first token, finish and preemption.
+
+vLLM's step loop in numbers, as ``simulator.engine`` plays it, but from event to event:
+
+    running requests decode a token each; prompts that are not yet computed take chunks of what
+    the token budget leaves, oldest first; then the queue's head is admitted while there are
+    slots, KV memory and budget, and blocks the line where there is not; when the KV cache is
+    full the last running request is preempted and queues again at the front.
+
+Steps in which nothing but decoding happens are taken many at a time, with the time of an
+arithmetic series. Expected arrivals stand in the order with everybody else and may be admitted
+from their arrival on. The plain twin is ``tests/scheduler/naive.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scheduler.compiled import njit
+from scheduler.plan.heap import pop, push
+from scheduler.problem import FloatArray, IntArray
+
+WAITING, PREFILLING, DECODING, DONE, FRONT, TAIL = range(6)
+ROW_BITS = 22
+ROW_MASK = (1 << ROW_BITS) - 1
+MOST_EVENTS = 50_000
+LEAST_PREFILL = 16.0  # tokens a step that a running prefill gets under any limit
+
+
+class Engine(NamedTuple):
+    """Step-time coefficients in seconds, limits, and output tokens a decode step yields."""
+
+    base_s: float
+    prefill_step_s: float
+    prefill_token_s: float
+    decode_seq_s: float
+    context_token_s: float
+    slots: float
+    kv_tokens: float
+    batched_tokens: float
+    tokens_per_step: float
+
+
+class Rows(NamedTuple):
+    """Requests, ``(k,)`` each: those running, those waiting, then the expected arrivals by time.
+
+    ``left`` is prompt tokens not computed, ``target`` the tokens computed when prefill ends,
+    ``need`` the output tokens to come, ``latest_s`` the last admission that may still meet the
+    objectives, ``strata (k, s)`` equally likely values of what is to come.
+    """
+
+    arrival_s: FloatArray
+    left: FloatArray
+    target: FloatArray
+    need: FloatArray
+    generated: FloatArray
+    first_s: FloatArray
+    ttft_by_s: FloatArray
+    tpot_s: FloatArray
+    e2e_by_s: FloatArray
+    weight: FloatArray
+    latest_s: FloatArray
+    strata: FloatArray
+
+
+class Work(NamedTuple):
+    """Scratch of a rollout and what it found: ``first_s`` and ``finish_s``, inf if not reached."""
+
+    first_s: FloatArray
+    finish_s: FloatArray
+    left: FloatArray
+    target: FloatArray
+    need: FloatArray
+    held: FloatArray
+    began: IntArray
+    ends: IntArray
+    phase: IntArray
+    place: IntArray
+    where: IntArray
+    heap: IntArray
+    stack: IntArray
+    filling: IntArray
+    front: IntArray
+    missed: IntArray
+    tail: IntArray
+    end: FloatArray  # END_COLUMNS of the last rollout
+
+
+END_S, END_STEPS, END_RUNNING, END_NEXT, END_FRONT, END_MISSED, END_TAIL, PREEMPTED, RECOMPUTED = (
+    range(9)
+)
+
+
+def work_for(k: int) -> Work:
+    """Scratch for rollouts of up to ``k`` rows."""
+    f, i = (lambda: np.zeros(k)), (lambda size=k: np.zeros(size, dtype=np.int64))
+    return Work(
+        f(), f(), f(), f(), f(), f(), i(), i(), i(), i(), i(),
+        i(4 * k + 8), i(4 * k + 8), i(k + 1), i(k + 1), i(k + 1), i(k + 1), np.zeros(9),
+    )  # fmt: skip
+
+
+@njit(inline="always")
+def _decode_s(engine: Engine, steps: float, active: float, context: float) -> float:
+    """Seconds of ``steps`` steps of ``active`` decodes that start with ``context`` tokens."""
+    one = engine.base_s + engine.decode_seq_s * active + engine.context_token_s * context
+    growth = engine.context_token_s * active * engine.tokens_per_step
+    return steps * one + growth * steps * (steps - 1.0) / 2.0
+
+
+@njit(nogil=True)
+def rollout(
+    engine: Engine,
+    rows: Rows,
+    running: int,
+    expected: int,
+    order: IntArray,
+    given_up: IntArray,
+    max_running: float,
+    max_prefill: float,
+    skip_late: bool,
+    begin_s: float,
+    until_s: float,
+    w: Work,
+) -> None:
+    """Play from ``begin_s`` to ``until_s``; the outcome is in ``w``.
+
+    ``running`` rows come first, rows from ``expected`` on arrive later; ``order`` holds all
+    others once. ``given_up (running,)`` marks those who lose their slots now. ``skip_late``
+    sends who can no longer meet anything to the end of the line when its turn comes.
+    """
+    k = len(rows.need)
+    speed, budget_tokens = engine.tokens_per_step, engine.batched_tokens
+    slots = min(engine.slots, max_running)
+    for i in range(k):
+        w.left[i], w.target[i], w.need[i] = rows.left[i], rows.target[i], rows.need[i]
+        w.first_s[i], w.finish_s[i], w.phase[i] = rows.first_s[i], np.inf, WAITING
+    for p in range(len(order)):
+        w.place[order[p]] = p
+    t, step, used, context = begin_s, 0, 0.0, 0.0
+    active, alive, top, heap, filling = 0, 0, 0, 0, 0
+    front, missed, tail, taken, ahead, arrived = 0, 0, 0, 0, 0, expected
+    preemptions, recomputed = 0, 0.0
+    for i in range(running):
+        if given_up[i]:
+            w.left[i] = w.target[i]
+            recomputed += w.target[i]
+            w.phase[i] = TAIL
+            w.tail[tail] = i
+            tail += 1
+            continue
+        w.stack[top], w.where[i] = i, top
+        top += 1
+        alive += 1
+        if w.left[i] > 0.0:
+            w.phase[i] = PREFILLING
+            w.filling[filling] = i
+            filling += 1
+            used += w.target[i] - w.left[i]
+        else:
+            w.phase[i] = DECODING
+            w.held[i], w.began[i] = w.target[i] - 1.0, 0
+            w.ends[i] = int(np.ceil(w.need[i] / speed))
+            push(w.heap, heap, (w.ends[i] << ROW_BITS) | i)
+            heap += 1
+            active += 1
+            used += w.held[i]
+            context += w.held[i]
+    events = 0
+    while t < until_s and events < MOST_EVENTS:
+        events += 1
+        while arrived < k and rows.arrival_s[arrived] <= t:
+            if w.place[arrived] < ahead:
+                push(w.missed, missed, w.place[arrived])
+                missed += 1
+            arrived += 1
+        if alive == 0 and front == 0 and missed == 0 and tail == taken:
+            while ahead < len(order) and order[ahead] >= arrived:
+                ahead += 1
+            if ahead == len(order):
+                if arrived == k:
+                    break
+                t = rows.arrival_s[arrived]
+                continue
+        # memory for one more token of everyone who decodes
+        preempted = False
+        while used + active * speed > engine.kv_tokens and alive > 1:
+            top -= 1
+            i = w.stack[top]
+            if w.where[i] != top or (w.phase[i] != DECODING and w.phase[i] != PREFILLING):
+                continue
+            if w.phase[i] == DECODING:
+                done = speed * (step - w.began[i])
+                used -= w.held[i] + done
+                context -= w.held[i] + done
+                active -= 1
+                w.target[i] += done
+                w.need[i] = max(1.0, w.need[i] - done)
+            else:
+                used -= w.target[i] - w.left[i]
+                filling -= 1
+            recomputed += w.target[i] - w.left[i]
+            w.left[i] = w.target[i]
+            w.phase[i] = FRONT
+            w.front[front] = i
+            front += 1
+            alive -= 1
+            preemptions += 1
+            preempted = True
+        # prefill of who runs, then of who is admitted
+        budget = min(budget_tokens - active * speed, max(max_prefill, LEAST_PREFILL))
+        prefill = 0.0
+        for q in range(filling):
+            i = w.filling[q]
+            chunk = min(w.left[i], budget, max(engine.kv_tokens - used - active * speed, 1.0))
+            if chunk <= 0.0:
+                break
+            w.left[i] -= chunk
+            used += chunk
+            prefill += chunk
+            budget -= chunk
+        blocked = preempted or alive >= slots
+        while not preempted and alive < slots and budget > 0.0:
+            while ahead < len(order) and (order[ahead] >= arrived):
+                ahead += 1
+            source = -1
+            if front > 0:
+                i, source = w.front[front - 1], 0
+            elif missed > 0:
+                i, source = order[w.missed[0]], 1
+            elif ahead < len(order):
+                i, source = order[ahead], 2
+            elif taken < tail:
+                i, source = w.tail[taken], 3
+            else:
+                break
+            if skip_late and (source == 1 or source == 2) and rows.latest_s[i] < t:
+                w.phase[i] = TAIL
+                w.tail[tail] = i
+                tail += 1
+            elif used + w.left[i] > engine.kv_tokens and alive > 0:
+                blocked = True
+                break
+            else:
+                chunk = min(w.left[i], budget)
+                w.left[i] -= chunk
+                used += chunk
+                prefill += chunk
+                budget -= chunk
+                w.phase[i] = PREFILLING
+                w.filling[filling] = i
+                filling += 1
+                if top == len(w.stack):
+                    kept = 0
+                    for q in range(top):
+                        j = w.stack[q]
+                        if w.where[j] == q and (w.phase[j] == DECODING or w.phase[j] == PREFILLING):
+                            w.stack[kept], w.where[j] = j, kept
+                            kept += 1
+                    top = kept
+                w.stack[top], w.where[i] = i, top
+                top += 1
+                alive += 1
+            if source == 0:
+                front -= 1
+            elif source == 1:
+                pop(w.missed, missed)
+                missed -= 1
+            elif source == 2:
+                ahead += 1
+            else:
+                taken += 1
+        steps = 1
+        if prefill == 0.0 and filling == 0 and active > 0:
+            while heap > 0:  # entries of the preempted are stale
+                i = w.heap[0] & ROW_MASK
+                if w.phase[i] == DECODING and w.ends[i] == w.heap[0] >> ROW_BITS:
+                    break
+                pop(w.heap, heap)
+                heap -= 1
+            steps = (w.heap[0] >> ROW_BITS) - step
+            growth = active * speed
+            steps = min(steps, max(1, int((engine.kv_tokens - used) // growth)))
+            soonest = until_s
+            if not blocked and arrived < k:
+                soonest = min(soonest, rows.arrival_s[arrived])
+            one = _decode_s(engine, 1.0, active, context)
+            steps = max(1, min(steps, int(np.ceil((soonest - t) / one))))
+        t += _decode_s(engine, steps, active, context)
+        if prefill > 0.0:
+            t += engine.prefill_step_s + engine.prefill_token_s * prefill
+        step += steps
+        used += steps * active * speed
+        context += steps * active * speed
+        while heap > 0 and (w.heap[0] >> ROW_BITS) <= step:
+            key = pop(w.heap, heap)
+            heap -= 1
+            i = key & ROW_MASK
+            if w.phase[i] != DECODING or w.ends[i] != key >> ROW_BITS:
+                continue
+            held = w.held[i] + speed * (step - w.began[i])
+            used -= held
+            context -= held
+            active -= 1
+            alive -= 1
+            w.phase[i], w.finish_s[i] = DONE, t
+        kept = 0
+        for q in range(filling):
+            i = w.filling[q]
+            if w.left[i] > 0.0:
+                w.filling[kept] = i
+                kept += 1
+                continue
+            if np.isnan(w.first_s[i]):
+                w.first_s[i] = t
+            w.need[i] -= 1.0
+            if w.need[i] <= 0.0:
+                used -= w.target[i]
+                alive -= 1
+                w.phase[i], w.finish_s[i] = DONE, t
+                continue
+            w.target[i] += 1.0
+            w.held[i], w.began[i] = w.target[i] - 1.0, step
+            w.ends[i] = step + int(np.ceil(w.need[i] / speed))
+            w.phase[i] = DECODING
+            if heap == len(w.heap):
+                live = 0
+                for q2 in range(heap):
+                    j = w.heap[q2] & ROW_MASK
+                    if w.phase[j] == DECODING and w.ends[j] == w.heap[q2] >> ROW_BITS:
+                        push(w.heap, live, w.heap[q2])
+                        live += 1
+                heap = live
+            push(w.heap, heap, (w.ends[i] << ROW_BITS) | i)
+            heap += 1
+            active += 1
+            context += w.held[i]
+        filling = kept
+    for i in range(k):
+        if w.phase[i] == DECODING:
+            w.need[i] = max(0.0, w.need[i] - speed * (step - w.began[i]))
+    w.end[END_S], w.end[END_STEPS], w.end[END_RUNNING], w.end[END_NEXT] = t, step, alive, ahead
+    w.end[END_FRONT], w.end[END_MISSED], w.end[END_TAIL] = front, missed, taken
+    w.end[PREEMPTED], w.end[RECOMPUTED] = preemptions, recomputed
