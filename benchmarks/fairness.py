@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scheduler_cells import Cell, build, capacity_rps
 from benchmarks.scheduler_grid import SEARCH_STEPS, interval
-from scheduler.fairness import TenantFairness, jain_index
-from scheduler.policies import make_policy
-from scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.fairness import TenantFairness, jain_index
+from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.simulator.run import SimWorkload, simulate
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.arena import arena_workload, build_workload
-from data.sources import load_table
-from data.splits import split_table
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from scheduler.profile import EngineProfile, load_profile
-from scheduler.simulator.run import SimResult, SimWorkload, saturated_rps
+from lengthwise.data.arena import arena_workload, build_workload
+from lengthwise.data.sources import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.simulator.run import SimResult, SimWorkload, saturated_rps
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 NORMAL = np.array([statistics.NormalDist().inv_cdf(p) for p in LEVELS])

@@ -31,18 +31,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.grid_summary import bootstrap_ratio
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
-from scheduler.anneal import LONGEST_BLOCK, UNIFORMS, anneal
-from scheduler.exact import LONGEST, best_order
-from scheduler.heuristics import RULES
-from scheduler.jobs import Jobs, prepare
-from scheduler.kernels import DILATION
-from scheduler.moves import BLOCK, KINDS, apply_move
-from scheduler.objective import Evaluator, Objective
-from scheduler.planner import AnnealingPolicy, Settings
-from scheduler.problem import FloatArray, IntArray, Plan, Problem
-from scheduler.sa_paper import PaperSettings, search
-from scheduler.selection import worth_order
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.anneal import LONGEST_BLOCK, UNIFORMS, anneal
+from lengthwise.scheduler.exact import LONGEST, best_order
+from lengthwise.scheduler.heuristics import RULES
+from lengthwise.scheduler.jobs import Jobs, prepare
+from lengthwise.scheduler.kernels import DILATION
+from lengthwise.scheduler.moves import BLOCK, KINDS, apply_move
+from lengthwise.scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.planner import AnnealingPolicy, Settings
+from lengthwise.scheduler.problem import FloatArray, IntArray, Plan, Problem
+from lengthwise.scheduler.sa_paper import PaperSettings, search
+from lengthwise.scheduler.selection import worth_order
+from lengthwise.scheduler.simulator.run import simulate
 
 KINDS_OF_QUEUE = ("head", "drawn")
 METHODS = ("annealing", "descent", "from arrival order", "random orders", "sa-paper")

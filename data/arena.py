@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data.arrivals import FloatArray, gamma_arrivals, poisson_arrivals, trace_arrivals
-from data.errors import InputError
-from data.locations import pack_path
-from data.slo import Slo, SloTable
-from data.splits import SPLITS, split_of
-from data.table import PromptTable, take_rows
-from data.workload import WorkloadRequest
+from lengthwise.data.arrivals import FloatArray, gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.errors import InputError
+from lengthwise.data.locations import pack_path
+from lengthwise.data.slo import Slo, SloTable
+from lengthwise.data.splits import SPLITS, split_of
+from lengthwise.data.table import PromptTable, take_rows
+from lengthwise.data.workload import WorkloadRequest
 
 ARRIVALS = ("poisson", "azure", "gamma")
 _GAMMA_CV = 3.0
@@ -167,7 +167,7 @@ def _arrival_times(kind: str, n: int, rate_rps: float, rng: np.random.Generator)
     if kind == "gamma":
         return gamma_arrivals(n, rate_rps, rng, cv=_GAMMA_CV)
     if kind == "azure":
-        from data.traces import azure_times
+        from lengthwise.data.traces import azure_times
 
         return trace_arrivals(n, rate_rps, azure_times(), rng)
     raise InputError(f"arrivals must be one of {', '.join(ARRIVALS)}, got {kind!r}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError, shown
+from lengthwise.data.errors import InputError, shown
 
 FloatArray = NDArray[np.float64]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from data.catalogue import CATALOGUE, PublicSet
-from data.errors import InputError
-from data.locations import downloads_root
-from data.table import file_sha256
+from lengthwise.data.catalogue import CATALOGUE, PublicSet
+from lengthwise.data.errors import InputError
+from lengthwise.data.locations import downloads_root
+from lengthwise.data.table import file_sha256
 
 if TYPE_CHECKING:
     import requests

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.errors import InputError, shown
-from data.lines import read_json_lines
-from data.table import COLUMNS, PromptTable, file_sha256, make_table
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.lines import read_json_lines
+from lengthwise.data.table import COLUMNS, PromptTable, file_sha256, make_table
 
 PACK_TOKENIZER = "tekken"
 _ANSWER_GIVEN = re.compile(r"answer is:?\s*\(?[A-J]\)?|\n\n\Z")

@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.errors import InputError, shown
-from data.packs import read_pack
-from data.sharegpt import Turn, conversation_rows, is_conversation, turns_of
-from data.slo import DEFAULT_CLASS, check_class_name
-from data.table import COLUMNS, PromptTable, file_sha256, make_table, prompt_group, prompt_id
-from data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
-from data.workload import check_tokens
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.packs import read_pack
+from lengthwise.data.sharegpt import Turn, conversation_rows, is_conversation, turns_of
+from lengthwise.data.slo import DEFAULT_CLASS, check_class_name
+from lengthwise.data.table import (
+    COLUMNS,
+    PromptTable,
+    file_sha256,
+    make_table,
+    prompt_group,
+    prompt_id,
+)
+from lengthwise.data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
+from lengthwise.data.workload import check_tokens
 
 ALIASES = {
     "prompt": ("prompt", "instruction", "question", "query", "input", "text"),

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from data.errors import InputError
-from data.lines import parse_object, read_lines
-from data.request_log_rows import FILE_PATTERN, NUMBERS, ROW_KEYS, check_row
-from data.slo import DEFAULT_CLASS
-from data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
+from lengthwise.data.errors import InputError
+from lengthwise.data.lines import parse_object, read_lines
+from lengthwise.data.request_log_rows import FILE_PATTERN, NUMBERS, ROW_KEYS, check_row
+from lengthwise.data.slo import DEFAULT_CLASS
+from lengthwise.data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
 
 
 def read_request_log(folder: str | Path) -> pd.DataFrame:

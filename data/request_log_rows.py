@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from data.errors import InputError, shown
+from lengthwise.data.errors import InputError, shown
 
 COUNTS = ("prompt_tokens", "max_tokens", "output_tokens")
 NUMBERS = (

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from data.request_log_rows import FILE_PATTERN
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log_rows import FILE_PATTERN
 
 log = logging.getLogger("lengthwise.request_log")
 

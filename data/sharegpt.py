@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.errors import InputError, shown
-from data.lines import open_text, read_json_lines
-from data.table import prompt_group
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.lines import open_text, read_json_lines
+from lengthwise.data.table import prompt_group
 
 _CHUNK = 1 << 20
 # an id stem shared by more rows is a set's prefix, not one conversation in parts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.catalogue import CATALOGUE
-from data.errors import InputError
-from data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
-from data.packs import read_pack
-from data.table import PromptTable, sample_rows, validate
-from data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
+from lengthwise.data.catalogue import CATALOGUE
+from lengthwise.data.errors import InputError
+from lengthwise.data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
+from lengthwise.data.packs import read_pack
+from lengthwise.data.table import PromptTable, sample_rows, validate
+from lengthwise.data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
 
 SYNTHETIC = "synthetic"
 PREFERRED_PACK = "gpt35"
@@ -63,7 +63,7 @@ def recounted(table: PromptTable, tokenizer: str) -> PromptTable:
 
 def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
     if spec == SYNTHETIC:
-        from data.synthetic import synthetic_table
+        from lengthwise.data.synthetic import synthetic_table
 
         return synthetic_table()
     if pack := pack_path(spec):
@@ -72,11 +72,11 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
         return _load_fetched(spec, limit, tokenizer)
     path = Path(spec)
     if path.is_dir():
-        from data.request_log import log_to_table, read_request_log
+        from lengthwise.data.request_log import log_to_table, read_request_log
 
         return log_to_table(read_request_log(path), source_label=f"log:{path.name}")
     if path.is_file():
-        from data.readers import read_file
+        from lengthwise.data.readers import read_file
 
         return read_file(path, limit=limit, tokenizer=tokenizer)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
@@ -87,8 +87,8 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
 
 
 def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
-    from data.fetch import fetched_file
-    from data.readers import read_file
+    from lengthwise.data.fetch import fetched_file
+    from lengthwise.data.readers import read_file
 
     entry = CATALOGUE[name]
     if entry.kind != "prompts":

@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import lru_cache
 from random import Random
 
-from data.errors import InputError
-from data.synthetic_templates import TASKS, Draft
-from data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
-from data.tokens import DEFAULT_TOKENIZER, count_tokens
+from lengthwise.data.errors import InputError
+from lengthwise.data.synthetic_templates import TASKS, Draft
+from lengthwise.data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
+from lengthwise.data.tokens import DEFAULT_TOKENIZER, count_tokens
 
 DEFAULT_ROWS = 6000
 CAP_TOKENS = 4096

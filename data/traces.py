@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data.errors import InputError, shown
-from data.lines import read_json_lines
-from data.locations import data_root, downloads_root, trace_path
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.lines import read_json_lines
+from lengthwise.data.locations import data_root, downloads_root, trace_path
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -167,7 +167,7 @@ def reader_name(path: str | Path) -> str | None:
 
 
 def _azure_file(name: str) -> Path:
-    from data.fetch import fetched_file
+    from lengthwise.data.fetch import fetched_file
 
     fetched = fetched_file(name, downloads_root())
     root = data_root()

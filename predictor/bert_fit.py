@@ -16,8 +16,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from predictor.bert import MAX_LENGTH, PACKAGED, BertLengthModel, BertReader, encoder_path, tokenize
-from predictor.distribution import DEFAULT_LEVELS
+from lengthwise.predictor.bert import (
+    MAX_LENGTH,
+    PACKAGED,
+    BertLengthModel,
+    BertReader,
+    encoder_path,
+    tokenize,
+)
+from lengthwise.predictor.distribution import DEFAULT_LEVELS
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]

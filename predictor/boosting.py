@@ -9,7 +9,7 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError
+from lengthwise.data.errors import InputError
 
 _MIN_COLUMNS = 8
 _FEW_ROWS = 100

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
-from predictor.distribution import Floats
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.distribution import Floats
 
 _TAILS = np.array([0.001, 0.002, 0.005])
 SCORE_GRID = np.concatenate((_TAILS, np.arange(1, 100) / 100, 1.0 - _TAILS[::-1]))

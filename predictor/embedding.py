@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
-from predictor.base import TextTransformer
-from predictor.distribution import Floats
-from predictor.ridges import ClassRidges, own_columns
+from lengthwise.predictor.base import TextTransformer
+from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.ridges import ClassRidges, own_columns
 
 
 class SentenceEmbedding(TextTransformer):
@@ -110,7 +110,9 @@ class SentenceEmbedding(TextTransformer):
         return np.array(names + (ridges if self.weights_.shape[1] > len(names) else []))
 
     def _embed(self, texts: Sequence[str]) -> Floats:
-        from predictor.bert import frozen_encoder  # torch: only where the block is asked for
+        from lengthwise.predictor.bert import (
+            frozen_encoder,  # torch: only where the block is asked for
+        )
 
         rows = frozen_encoder(self.encoder).embed(list(texts)).astype(np.float64)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from predictor import metrics
-from predictor.baselines import BASELINES
-from predictor.distribution import Floats, LengthDistribution
-from predictor.features import PromptFeatures
-from predictor.fit import logged_features
-from predictor.lgbm_rank import LGBMRankRegressor
-from predictor.model import LengthPredictor
+from lengthwise.predictor import metrics
+from lengthwise.predictor.baselines import BASELINES
+from lengthwise.predictor.distribution import Floats, LengthDistribution
+from lengthwise.predictor.features import PromptFeatures
+from lengthwise.predictor.fit import logged_features
+from lengthwise.predictor.lgbm_rank import LGBMRankRegressor
+from lengthwise.predictor.model import LengthPredictor
 
 MIN_CLASS_ROWS = 20
 RANKED = "lambdarank"  # the one baseline that reads the prompt

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
-from predictor.base import TextTransformer
-from predictor.distribution import Floats
-from predictor.embedding import SentenceEmbedding
-from predictor.scan import encode, scan
-from predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
-from predictor.text import HashedText
+from lengthwise.predictor.base import TextTransformer
+from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.embedding import SentenceEmbedding
+from lengthwise.predictor.scan import encode, scan
+from lengthwise.predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
+from lengthwise.predictor.text import HashedText
 
 BLOCKS = ("structure", "text", "embedding", "request")
 DEFAULT_BLOCKS = ("structure", "text", "request")

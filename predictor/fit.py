@@ -12,16 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from data.errors import InputError
-from predictor.artifact import READERS, estimator_class
-from predictor.base import LengthRegressor
-from predictor.conformal import CalibratedLevels
-from predictor.distribution import DEFAULT_LEVELS, Floats
-from predictor.embedding import SentenceEmbedding
-from predictor.features import DEFAULT_BLOCKS, PromptFeatures
-from predictor.held_out import HeldOut, calibrated, weigh
-from predictor.model import ANY_CLASS, LengthPredictor
-from predictor.text import HashedText
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.artifact import READERS, estimator_class
+from lengthwise.predictor.base import LengthRegressor
+from lengthwise.predictor.conformal import CalibratedLevels
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.embedding import SentenceEmbedding
+from lengthwise.predictor.features import DEFAULT_BLOCKS, PromptFeatures
+from lengthwise.predictor.held_out import HeldOut, calibrated, weigh
+from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
+from lengthwise.predictor.text import HashedText
 
 Progress = Callable[[str, float], None]  # what is being done, share done
 DEFAULT_BOOSTER = "lightgbm"
@@ -71,7 +71,9 @@ def fit_predictor(
     model.fit(rows, y, censored=censored_rows(train))
     reader = None
     if estimator in READERS:
-        from predictor.bert_fit import fit_reader  # torch and transformers: only where asked for
+        from lengthwise.predictor.bert_fit import (
+            fit_reader,  # torch and transformers: only where asked for
+        )
 
         reader = fit_reader(
             train["prompt"].tolist(),

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from predictor.base import LengthRegressor
-from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
-from predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
-from predictor.lgbm_blend import LGBMBlendRegressor
-from predictor.metrics import pinball
-from predictor.model import LengthPredictor, Reading, TextReader
+from lengthwise.predictor.base import LengthRegressor
+from lengthwise.predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
+from lengthwise.predictor.lgbm_blend import LGBMBlendRegressor
+from lengthwise.predictor.metrics import pinball
+from lengthwise.predictor.model import LengthPredictor, Reading, TextReader
 
 _SHARES = tuple(float(share) for share in np.linspace(0.0, 1.0, 11))
 

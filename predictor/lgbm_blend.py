@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.base import LengthRegressor
-from predictor.distribution import Floats
-from predictor.lgbm import LGBMLengthRegressor
-from predictor.lgbm_hazard import LGBMHazardRegressor
+from lengthwise.predictor.base import LengthRegressor
+from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.lgbm import LGBMLengthRegressor
+from lengthwise.predictor.lgbm_hazard import LGBMHazardRegressor
 
 _PARTS = ("student", "hazard")
 
@@ -33,7 +33,7 @@ class LGBMBlendRegressor(LengthRegressor):
     bins : int
         Of the hazard.
     hazard_share : float
-        Weight of the hazard in the mean; `predictor.fit` chooses it on held-out rows.
+        Weight of the hazard in the mean; `lengthwise.predictor.fit` chooses it on held-out rows.
     random_state : int
     n_jobs : int
         Threads for training; prediction uses one.

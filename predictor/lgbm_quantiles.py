@@ -9,10 +9,10 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.base import LengthRegressor
-from predictor.boosting import booster_parameters, check_rows, load_booster
-from predictor.distribution import DEFAULT_LEVELS, Floats
-from predictor.trees import FlatTrees
+from lengthwise.predictor.base import LengthRegressor
+from lengthwise.predictor.boosting import booster_parameters, check_rows, load_booster
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.trees import FlatTrees
 
 GRID = DEFAULT_LEVELS
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
 
-from predictor.distribution import Floats, LengthDistribution
+from lengthwise.predictor.distribution import Floats, LengthDistribution
 
 CRPS_LEVELS = np.arange(0.005, 1.0, 0.01)
 

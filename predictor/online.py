@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from predictor.distribution import Floats, LengthDistribution
+from lengthwise.predictor.distribution import Floats, LengthDistribution
 
 MOST_CLASSES = 64  # names come from clients; later ones follow the figures over all classes
 _LEAST_FOR_SPREAD = 20

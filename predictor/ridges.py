@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import Ridge
 
-from predictor.distribution import Floats
+from lengthwise.predictor.distribution import Floats
 
 Matrix = sp.csr_matrix | Floats
 

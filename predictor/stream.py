@@ -16,13 +16,13 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 
-from data.errors import InputError
-from data.splits import split_table
-from data.table import texts_sha256
-from predictor.fit import censored_rows, check_contract, logged_features, make_card
-from predictor.held_out import HeldOut, calibrated
-from predictor.lgbm import LGBMLengthRegressor
-from predictor.model import LengthPredictor
+from lengthwise.data.errors import InputError
+from lengthwise.data.splits import split_table
+from lengthwise.data.table import texts_sha256
+from lengthwise.predictor.fit import censored_rows, check_contract, logged_features, make_card
+from lengthwise.predictor.held_out import HeldOut, calibrated
+from lengthwise.predictor.lgbm import LGBMLengthRegressor
+from lengthwise.predictor.model import LengthPredictor
 
 HELD_OUT_ROWS = 20_000
 _LIST_ROWS = 65_536

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.utils.validation import check_is_fitted
 
-from predictor.base import TextTransformer
-from predictor.distribution import Floats
-from predictor.ngrams import count_ngrams
-from predictor.ridges import ClassRidges, own_columns
-from predictor.scan import encode, scan
+from lengthwise.predictor.base import TextTransformer
+from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.ngrams import count_ngrams
+from lengthwise.predictor.ridges import ClassRidges, own_columns
+from lengthwise.predictor.scan import encode, scan
 
 
 @njit(cache=True)
@@ -52,7 +52,7 @@ def project(
 class HashedText(TextTransformer):
     """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
 
-    One ridge sees every row, the other is that of the row's class (`predictor.ridges`).
+    One ridge sees every row, the other is that of the row's class (`lengthwise.predictor.ridges`).
 
     Parameters
     ----------

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scheduler import kernels as k
-from scheduler.jobs import Jobs, prepare
-from scheduler.objective import Objective
-from scheduler.problem import IntArray, Problem
+from lengthwise.scheduler import kernels as k
+from lengthwise.scheduler.jobs import Jobs, prepare
+from lengthwise.scheduler.objective import Objective
+from lengthwise.scheduler.problem import IntArray, Problem
 
 Mode = Literal["off", "shed", "downgrade"]
 Action = Literal["admit", "shed", "downgrade"]
@@ -139,7 +139,7 @@ class AdmissionControl:
 
 def warm_up() -> None:
     """Compile what a verdict needs, so that no request waits for it."""
-    from scheduler.policies import warm_up_problem
+    from lengthwise.scheduler.policies import warm_up_problem
 
     jobs = prepare(warm_up_problem())
     chance_in(jobs, np.arange(len(jobs), dtype=np.int64))

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.problem import FloatArray
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import SimWorkload
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import SimWorkload
 
 SLOWEST = 1.25
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.jobs import Jobs
-from scheduler.problem import Problem
+from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.problem import Problem
 
 MARGIN = 0.95  # of the objective: the pace varies from step to step
 MOST_CAPS = 3

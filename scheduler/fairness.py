@@ -28,8 +28,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from scheduler.problem import BoolArray, FloatArray, IntArray, Plan, Problem, RequestArrays
-from scheduler.starvation import overdue_first
+from lengthwise.scheduler.problem import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Plan,
+    Problem,
+    RequestArrays,
+)
+from lengthwise.scheduler.starvation import overdue_first
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort
 _UNBOUNDED_S = 1e12

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scheduler.jobs import Jobs
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem
+from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.problem import BoolArray, FloatArray, IntArray, Problem
 
 Rule = Callable[[Problem, Jobs], IntArray]
 

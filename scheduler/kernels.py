@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.scheduler.compiled import njit
+from lengthwise.scheduler.problem import FloatArray, IntArray
 
 JOB_COLUMNS = (
     "prefill_tokens",

@@ -7,8 +7,8 @@ copying the accepted order back.
 
 from __future__ import annotations
 
-from scheduler.compiled import njit
-from scheduler.problem import IntArray
+from lengthwise.scheduler.compiled import njit
+from lengthwise.scheduler.problem import IntArray
 
 SWAP, INSERT, BLOCK, SQUEEZE, DELAY = range(5)
 KINDS = 5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.jobs import Jobs
-from scheduler.problem import FloatArray, Problem
+from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.problem import FloatArray, Problem
 
 
 class Outlook:

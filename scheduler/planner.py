@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from scheduler import heuristics
-from scheduler.anneal import anneal
-from scheduler.concurrency import binding_caps
-from scheduler.hasten import hasten
-from scheduler.jobs import Jobs, prepare
-from scheduler.kernels import DILATION
-from scheduler.objective import Evaluator, Objective
-from scheduler.outlook import Outlook
-from scheduler.preemption import LEAST_GAIN, victims
-from scheduler.problem import FloatArray, IntArray, Plan, Problem
-from scheduler.selection import worth_order
-from scheduler.starvation import bounded
+from lengthwise.scheduler import heuristics
+from lengthwise.scheduler.anneal import anneal
+from lengthwise.scheduler.concurrency import binding_caps
+from lengthwise.scheduler.hasten import hasten
+from lengthwise.scheduler.jobs import Jobs, prepare
+from lengthwise.scheduler.kernels import DILATION
+from lengthwise.scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.outlook import Outlook
+from lengthwise.scheduler.preemption import LEAST_GAIN, victims
+from lengthwise.scheduler.problem import FloatArray, IntArray, Plan, Problem
+from lengthwise.scheduler.selection import worth_order
+from lengthwise.scheduler.starvation import bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class AnnealingPolicy:
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
-        from scheduler.policies import warm_up_problem
+        from lengthwise.scheduler.policies import warm_up_problem
 
         for settings in (self.settings, replace(self.settings, calm=0.0)):
             twin = AnnealingPolicy(settings, iterations=40)

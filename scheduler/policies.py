@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scheduler.heuristics import RULES, Rule
-from scheduler.jobs import prepare
-from scheduler.planner import AnnealingPolicy
-from scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
-from scheduler.sa_paper import PaperSettings, search
-from scheduler.starvation import bounded
-from scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.heuristics import RULES, Rule
+from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.planner import AnnealingPolicy
+from lengthwise.scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
+from lengthwise.scheduler.sa_paper import PaperSettings, search
+from lengthwise.scheduler.starvation import bounded
+from lengthwise.scheduler.step_time import StepTimeModel
 
 POLICIES = (
     "fcfs",

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.scheduler.compiled import njit
+from lengthwise.scheduler.problem import FloatArray, IntArray
 
 
 @njit

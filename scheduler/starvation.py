@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.jobs import Jobs
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem
+from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.problem import BoolArray, FloatArray, IntArray, Problem
 
 _OLD = 0.5  # share of the bound from which a request takes part
 _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.card import flatten
-from training.registry import (
+from lengthwise.training.card import flatten
+from lengthwise.training.registry import (
     EXPERIMENT,
     KIND_TAG,
     MODEL_ID_TAG,
@@ -17,7 +17,7 @@ from training.registry import (
     connect,
     experiment_id,
 )
-from training.workspace import Workspace
+from lengthwise.training.workspace import Workspace
 
 VERSION_TAG = "lengthwise.version"
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.workload import WorkloadRequest
-from training.bench_arms import STOCK, Arm, arm_order, configure, server_status
-from training.bench_client import BenchError, QueueSample, ReplayLog, replay, wait_idle
-from training.bench_servers import BenchServers, warm_up
-from training.bench_workload import WorkloadSource, file_rate_rps, length_rows
-from training.machine import describe_machine, utc_now
-from training.result import BenchResult
-from training.summary import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.training.bench_arms import STOCK, Arm, arm_order, configure, server_status
+from lengthwise.training.bench_client import BenchError, QueueSample, ReplayLog, replay, wait_idle
+from lengthwise.training.bench_servers import BenchServers, warm_up
+from lengthwise.training.bench_workload import WorkloadSource, file_rate_rps, length_rows
+from lengthwise.training.machine import describe_machine, utc_now
+from lengthwise.training.result import BenchResult
+from lengthwise.training.summary import (
     RequestRecord,
     loaded_tokens_per_s,
     measured_duration_s,
@@ -32,7 +32,7 @@ from training.summary import (
 )
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 
 STOCK_ARM = Arm(STOCK, "none")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import InputError
-from scheduler.policies import POLICIES
-from training.bench_client import BenchError, new_session
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.policies import POLICIES
+from lengthwise.training.bench_client import BenchError, new_session
 
 LENGTHS = ("learned", "class", "oracle", "none")
 STOCK = "stock"

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from data.workload import WorkloadRequest
+from lengthwise.data.workload import WorkloadRequest
 
 QUEUE_METRICS = {
     "vllm:num_requests_waiting": "waiting",

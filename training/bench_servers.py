@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.workload import WorkloadRequest
-from scheduler.vllm_adapter.launch import ServerHandle, launch_server
-from scheduler.vllm_adapter.settings import ServerSettings
-from scheduler.vllm_adapter.tiny import TINY_NAME
-from training.bench_client import BenchError, Call, completion_body, drive_closed, served_model
-from training.registry import ResolvedPredictor
+from lengthwise.data.errors import InputError
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.vllm_adapter.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.scheduler.vllm_adapter.tiny import TINY_NAME
+from lengthwise.training.bench_client import (
+    BenchError,
+    Call,
+    completion_body,
+    drive_closed,
+    served_model,
+)
+from lengthwise.training.registry import ResolvedPredictor
 
 if TYPE_CHECKING:
-    from scheduler.vllm_adapter.launch import ServerHandle
+    from lengthwise.scheduler.vllm_adapter.launch import ServerHandle
 
 REPLAY_LIMIT_TOKENS = 16_384
 IDS_PER_LENGTH = 4

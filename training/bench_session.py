@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import InputError
-from scheduler.profile import EngineProfile, load_profile
-from training.bench import BenchOutcome, BenchSettings, run_bench
-from training.bench_arms import Arm
-from training.bench_servers import BenchServers, start_servers
-from training.bench_workload import WorkloadSource, capacity_rps, open_workload
-from training.calibrate import calibrate_server, write_profile
-from training.console import SilentSteps, Steps
-from training.registry import ResolvedPredictor, resolve_predictor
-from training.report import RECORDS_FILE, RESULT_FILE, write_run
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.training.bench import BenchOutcome, BenchSettings, run_bench
+from lengthwise.training.bench_arms import Arm
+from lengthwise.training.bench_servers import BenchServers, start_servers
+from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, open_workload
+from lengthwise.training.calibrate import calibrate_server, write_profile
+from lengthwise.training.console import SilentSteps, Steps
+from lengthwise.training.registry import ResolvedPredictor, resolve_predictor
+from lengthwise.training.report import RECORDS_FILE, RESULT_FILE, write_run
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 LENGTHS_OF_A_PREDICTOR = frozenset({"learned", "class"})
 
@@ -179,7 +179,7 @@ def load_predictor(resolved: ResolvedPredictor | None) -> LengthPredictor | None
     """The predictor's object, to record what it says of each request."""
     if resolved is None:
         return None
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     return LengthPredictor.load(resolved.directory)
 
@@ -204,7 +204,7 @@ def log_run(
     workspace: Workspace,
 ) -> str:
     """The bench in MLflow, beside the version of the predictor it used."""
-    from training.attainment import log_bench
+    from lengthwise.training.attainment import log_bench
 
     return log_bench(
         outcome.result.model_dump(mode="json"),

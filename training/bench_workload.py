@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.arena import ARENA, ARRIVALS, arena_workload, build_workload
-from data.errors import InputError
-from data.sources import load_table
-from data.table import PromptTable
-from data.workload import WorkloadRequest, read_workload
-from scheduler.policies import make_policy
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.data.arena import ARENA, ARRIVALS, arena_workload, build_workload
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources import load_table
+from lengthwise.data.table import PromptTable
+from lengthwise.data.workload import WorkloadRequest, read_workload
+from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import SimWorkload, simulate
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 
 CAPACITY_SAMPLE = 600
@@ -176,7 +176,7 @@ def length_rows(
     Raises:
         InputError: `learned` without a predictor.
     """
-    from predictor.distribution import DEFAULT_LEVELS
+    from lengthwise.predictor.distribution import DEFAULT_LEVELS
 
     levels = np.asarray(DEFAULT_LEVELS if predictor is None else predictor.levels, dtype=float)
     true = np.array([r.output_tokens for r in requests], dtype=float)

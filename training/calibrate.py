@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from data.slo import Slo
-from data.workload import WorkloadRequest
-from scheduler.problem import Capacity
-from scheduler.profile import EngineProfile
-from scheduler.step_time import StepTimeModel, fit_step_time
-from scheduler.vllm_adapter.step_timer import read_step_log
-from training.bench_arms import Arm, configure, post_configure, server_status
-from training.bench_client import BenchError, Reply, drive_closed, wait_idle
-from training.bench_servers import BenchServers
-from training.bench_workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
-from training.machine import describe_machine, utc_now
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.vllm_adapter.step_timer import read_step_log
+from lengthwise.training.bench_arms import Arm, configure, post_configure, server_status
+from lengthwise.training.bench_client import BenchError, Reply, drive_closed, wait_idle
+from lengthwise.training.bench_servers import BenchServers
+from lengthwise.training.bench_workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
+from lengthwise.training.machine import describe_machine, utc_now
 
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.tracking_store import RegistryError
+from lengthwise.training.tracking_store import RegistryError
 
 # what tables show of an evaluation: (heading, key, format)
 _METRICS = (

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from data.errors import InputError
-from training import cli_bench, cli_data, cli_model, cli_promote, cli_serve
+from lengthwise.data.errors import InputError
+from lengthwise.training import cli_bench, cli_data, cli_model, cli_promote, cli_serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 

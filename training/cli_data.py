@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training import console
+from lengthwise.training import console
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 
@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def list_sources(as_json: JsonOption = False) -> None:
     """What can be trained on, here or fetched."""
-    from data.catalogue import CATALOGUE
-    from data.fetch import fetched_file
-    from data.locations import downloads_root
-    from data.sources import SYNTHETIC, available_packs, default_source
+    from lengthwise.data.catalogue import CATALOGUE
+    from lengthwise.data.fetch import fetched_file
+    from lengthwise.data.locations import downloads_root
+    from lengthwise.data.sources import SYNTHETIC, available_packs, default_source
 
     default = default_source()
     here = [
@@ -70,7 +70,7 @@ def fetch(
 
     Resumable, checked against its SHA-256, licence stated first.
     """
-    from data.fetch import fetch as download
+    from lengthwise.data.fetch import fetch as download
 
     print(download(name, force=force))
 
@@ -82,8 +82,8 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Rows, lengths, classes, splits, licences."""
-    from data.describe import describe as figures
-    from data.describe import render
+    from lengthwise.data.describe import describe as figures
+    from lengthwise.data.describe import render
 
     description = figures(spec)
     if as_json:
@@ -101,7 +101,7 @@ def synthesize(
 
     Its prompts come from templates and its lengths are drawn, not measured.
     """
-    from data.synthetic import synthetic_table
+    from lengthwise.data.synthetic import synthetic_table
 
     table = synthetic_table(rows=rows, seed=seed)
     with output_file.open("w", encoding="utf-8") as file:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from data.errors import InputError
-from training import console
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.training import console
+from lengthwise.training.workspace import Workspace
 
 ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student, lightgbm_quantiles"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
@@ -71,15 +71,15 @@ def train(
         raise InputError(f"give one of --pack, --input, --from-log; got {len(given)}")
     reader = {k: v for k, v in {"encoder": encoder, "epochs": epochs}.items() if v is not None}
     if reader:
-        from predictor.artifact import READERS
+        from lengthwise.predictor.artifact import READERS
 
         if estimator not in READERS:
             names = " or ".join(READERS)
             raise InputError(f"--{next(iter(reader))} goes with {names}, not with {estimator}")
     if stream and from_log is None:
         raise InputError("--stream reads a request log: give --from-log DIR")
-    from training.pipeline import TrainConfig, print_result
-    from training.pipeline import train as run
+    from lengthwise.training.pipeline import TrainConfig, print_result
+    from lengthwise.training.pipeline import train as run
 
     config = TrainConfig(
         source=given[0] if given else None,
@@ -113,7 +113,7 @@ def register_model(
     From the URI of a logged model or from a predictor directory; a model that has a version
     keeps it, and only the alias moves.
     """
-    from training import registry
+    from lengthwise.training import registry
 
     version = registry.register(model, alias=alias, workspace=Workspace.current())
     if as_json:
@@ -140,9 +140,9 @@ def predict(
 
     Rows keep their order and fields and gain predicted_tokens and quantiles.
     """
-    from predictor.model import LengthPredictor
-    from training.predict import STANDARD_STREAM, predict_file
-    from training.registry import resolve_predictor
+    from lengthwise.predictor.model import LengthPredictor
+    from lengthwise.training.predict import STANDARD_STREAM, predict_file
+    from lengthwise.training.registry import resolve_predictor
 
     resolved = resolve_predictor(model, workspace=Workspace.current())
     predictor = LengthPredictor.load(resolved.directory)
@@ -154,9 +154,9 @@ def predict(
 
 def compare(as_json: JsonOption = False) -> None:
     """Versions, their metrics, their SLO attainment."""
-    from training.attainment import versions_table
-    from training.compare import as_json as document
-    from training.compare import print_versions
+    from lengthwise.training.attainment import versions_table
+    from lengthwise.training.compare import as_json as document
+    from lengthwise.training.compare import print_versions
 
     rows = versions_table(workspace=Workspace.current())
     if as_json:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data.errors import InputError
-from training import console
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.training import console
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from training.promote import Decision, Traffic
+    from lengthwise.training.promote import Decision, Traffic
 
 
 def register(app: typer.Typer) -> None:
@@ -57,9 +57,9 @@ def promote(
     Both versions predict the same traffic and the simulator serves it with each. Exit status 1
     when the challenger is refused.
     """
-    from training import promote as promotion
-    from training.promotion_record import roll_back
-    from training.registry import check_writable, resolve_predictor
+    from lengthwise.training import promote as promotion
+    from lengthwise.training.promotion_record import roll_back
+    from lengthwise.training.registry import check_writable, resolve_predictor
 
     workspace = Workspace.current()
     if not dry_run:
@@ -102,8 +102,8 @@ def _traffic(
     seeds: int,
     load: float | None,
 ) -> tuple[list[Traffic], float | None]:
-    from training.bench_workload import is_arena, open_workload
-    from training.promote import Traffic, logged_traffic
+    from lengthwise.training.bench_workload import is_arena, open_workload
+    from lengthwise.training.promote import Traffic, logged_traffic
 
     if from_log is not None:
         return [logged_traffic(from_log, requests)], load
@@ -115,7 +115,7 @@ def _traffic(
 
 
 def _profile(profile: str | None, workspace: Workspace):  # type: ignore[no-untyped-def]
-    from scheduler.profile import load_profile
+    from lengthwise.scheduler.profile import load_profile
 
     calibrated = sorted((workspace.cache / "profiles").glob("*.json"))
     return load_profile(profile or (str(calibrated[-1]) if calibrated else "tiny-cpu"))

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from data.errors import InputError
-from training import console
-from training.registry import DEFAULT_PREDICTOR, ResolvedPredictor, resolve_predictor
-from training.tracking_store import RegistryError
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.training import console
+from lengthwise.training.registry import DEFAULT_PREDICTOR, ResolvedPredictor, resolve_predictor
+from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.workspace import Workspace
 
 NO_PREDICTOR = "none"
 DEFAULT_PORT = 8000
@@ -99,9 +99,9 @@ def serve(
     """
     if model.startswith("-"):
         raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
-    from scheduler.vllm_adapter.launch import serve_forever
-    from scheduler.vllm_adapter.settings import make_settings
-    from training.follow import FileKeeper, Follower, followed_alias, read_policy_file
+    from lengthwise.scheduler.vllm_adapter.launch import serve_forever
+    from lengthwise.scheduler.vllm_adapter.settings import make_settings
+    from lengthwise.training.follow import FileKeeper, Follower, followed_alias, read_policy_file
 
     workspace = Workspace.current()
     resolved = find_predictor(predictor, workspace)
@@ -160,8 +160,8 @@ def follow(
     For a server that `lengthwise serve` did not start: its settings name the same live_file. The
     aliases champion and shadow of output-length become its predictor and its shadow.
     """
-    from training.follow import Follower
-    from training.follow import follow as keep_following
+    from lengthwise.training.follow import Follower
+    from lengthwise.training.follow import follow as keep_following
 
     say = partial(console.stderr().print, markup=False, soft_wrap=True)
     follower = Follower(Workspace.current(), say)
@@ -172,7 +172,7 @@ def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
     """The predictor to serve with, loaded once so that a broken one stops the start."""
     if name == NO_PREDICTOR:
         return None
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     try:
         resolved = resolve_predictor(name, workspace=workspace)
@@ -184,7 +184,7 @@ def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
 
 def check_policy(name: str) -> str:
     """The policy's name; InputError listing those there are."""
-    from scheduler.policies import POLICIES
+    from lengthwise.scheduler.policies import POLICIES
 
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
@@ -193,7 +193,7 @@ def check_policy(name: str) -> str:
 
 def read_slo_table(path: Path) -> dict[str, Any]:
     """The SLO table of a JSON file; InputError if it is missing, no JSON, or breaks a rule."""
-    from data.slo import SloTable
+    from lengthwise.data.slo import SloTable
 
     table = read_object(path, "SLO table")
     SloTable.from_dict(table)
@@ -237,7 +237,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from training.doctor import failed, run_checks
+    from lengthwise.training.doctor import failed, run_checks
 
     checks = run_checks(workspace=Workspace.current(), model=model, port=port, log_dir=request_log)
     if as_json:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from training import console
-from training.attainment import Attainment, VersionRow
-from training.card import METRIC_HEADINGS, metric_cells
-from training.registry import MODEL_NAME
+from lengthwise.training import console
+from lengthwise.training.attainment import Attainment, VersionRow
+from lengthwise.training.card import METRIC_HEADINGS, metric_cells
+from lengthwise.training.registry import MODEL_NAME
 
 
 def as_json(rows: Sequence[VersionRow]) -> dict[str, Any]:

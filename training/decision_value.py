@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from data.arena import ARENA
-from scheduler.profile import load_profile
-from training.bench_arms import parse_arms
-from training.bench_workload import WorkloadSource
-from training.simulate import SimulateSettings, run_simulation
+from lengthwise.data.arena import ARENA
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.training.bench_arms import parse_arms
+from lengthwise.training.bench_workload import WorkloadSource
+from lengthwise.training.simulate import SimulateSettings, run_simulation
 
 if TYPE_CHECKING:
-    from data.table import PromptTable
-    from predictor.model import LengthPredictor
+    from lengthwise.data.table import PromptTable
+    from lengthwise.predictor.model import LengthPredictor
 
 LENGTHS = ("none", "class", "learned", "oracle")
 PROFILE = "tiny-cpu"

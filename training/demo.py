@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from data.arena import arena_workload
-from data.sources import SYNTHETIC
-from training.bench_arms import parse_arms
-from training.bench_session import BenchRequest, measure
-from training.console import Steps
-from training.pipeline import TrainConfig, train
-from training.report import REPORT_FILE
-from training.result import BenchResult
-from training.workspace import Workspace
+from lengthwise.data.arena import arena_workload
+from lengthwise.data.sources import SYNTHETIC
+from lengthwise.training.bench_arms import parse_arms
+from lengthwise.training.bench_session import BenchRequest, measure
+from lengthwise.training.console import Steps
+from lengthwise.training.pipeline import TrainConfig, train
+from lengthwise.training.report import REPORT_FILE
+from lengthwise.training.result import BenchResult
+from lengthwise.training.workspace import Workspace
 
 WORKLOAD = "paper"
 LOAD = 1.5

@@ -13,13 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import InputError
-from training.doctor_places import Check, metrics_dir, numba_cache, port_free, request_log
-from training.tracking_store import check_store, display, sqlite_file, tracking_uri
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.training.doctor_places import (
+    Check,
+    metrics_dir,
+    numba_cache,
+    port_free,
+    request_log,
+)
+from lengthwise.training.tracking_store import check_store, display, sqlite_file, tracking_uri
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from training.registry import ResolvedPredictor
+    from lengthwise.training.registry import ResolvedPredictor
 
 DISTRIBUTION = "lengthwise"
 _TRAIN = "lengthwise train --register"
@@ -95,7 +101,7 @@ def _vllm() -> list[Check]:
     Importing vLLM takes seconds. A version outside the range is a warning where the operator
     has said so, as at a server's start.
     """
-    from scheduler.vllm_adapter import capabilities
+    from lengthwise.scheduler.vllm_adapter import capabilities
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with contextlib.redirect_stdout(sys.stderr):
@@ -137,7 +143,7 @@ def _workspace(workspace: Workspace) -> list[Check]:
 
 def _tracking(workspace: Workspace) -> list[Check]:
     """The store, and the champion in it. One that can only be read serves, but learns nothing."""
-    from training import registry
+    from lengthwise.training import registry
 
     name, uri = "tracking store", tracking_uri(workspace)
     file = sqlite_file(uri)
@@ -163,7 +169,7 @@ def _predictor(found: ResolvedPredictor) -> Check:
     """Whether the champion loads and says something a plan can use."""
     import numpy as np
 
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     try:
         predictor = LengthPredictor.load(found.directory)
@@ -219,7 +225,7 @@ def _tokenizer(path: Path) -> Check:
 
 
 def _data() -> list[Check]:
-    from data.sources import available_packs
+    from lengthwise.data.sources import available_packs
 
     packs = available_packs()
     if packs:

@@ -79,8 +79,8 @@ def numba_cache() -> Check:
     """Whether compiled code can be kept; without it every start compiles anew."""
     name, advice = "numba cache", f"set {CACHE_VARIABLE} to a folder only the server may write to"
     try:
-        from predictor.scan import scan
-        from scheduler.kernels import rollout
+        from lengthwise.predictor.scan import scan
+        from lengthwise.scheduler.kernels import rollout
     except RuntimeError as error:
         return Check(name, "fail", str(error), advice)
     places = [Path(kernel.stats.cache_path or "") for kernel in (scan, rollout)]

@@ -13,22 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from scheduler.vllm_adapter.live import (
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.live import (
     LivePredictor,
     LiveState,
     make_live,
     read_live,
     write_live,
 )
-from training.registry import (
+from lengthwise.training.registry import (
     CHAMPION,
     MODEL_NAME,
     SHADOW,
     resolve_predictor,
     version_aliases,
 )
-from training.workspace import Workspace
+from lengthwise.training.workspace import Workspace
 
 Say = Callable[[str], None]
 DEFAULT_POLL_S = 30.0

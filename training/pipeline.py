@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.request_log import log_batches
-from data.sources import SYNTHETIC, default_source, load_table
-from data.splits import split_table
-from data.table import take_rows
-from predictor.distribution import LengthDistribution
-from training import console, registry
-from training.card import METRIC_HEADINGS, flatten, headline, metric_cells
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import log_batches
+from lengthwise.data.sources import SYNTHETIC, default_source, load_table
+from lengthwise.data.splits import split_table
+from lengthwise.data.table import take_rows
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.training import console, registry
+from lengthwise.training.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from data.table import PromptTable
-    from predictor.model import LengthPredictor
+    from lengthwise.data.table import PromptTable
+    from lengthwise.predictor.model import LengthPredictor
 
 DEFAULT_ESTIMATOR = "lightgbm"
 MIN_ROWS = {"train": 50, "calibration": 20, "test": 20}
@@ -58,7 +58,7 @@ class TrainResult:
     """A trained, logged predictor.
 
     ``model_uri`` is the version's where one was registered, the logged model's otherwise;
-    ``metrics`` are of the test split, as `predictor.evaluate.evaluate` returns them.
+    ``metrics`` are of the test split, as `lengthwise.predictor.evaluate.evaluate` returns them.
     """
 
     model_uri: str
@@ -94,9 +94,9 @@ def train(
     Raises InputError for a source that cannot be read or is too small, RegistryError for a
     tracking store that cannot be written: asked first, so that no training is lost to it.
     """
-    from predictor.evaluate import evaluate
-    from predictor.fit import check_estimator
-    from training.decision_value import decision_value
+    from lengthwise.predictor.evaluate import evaluate
+    from lengthwise.predictor.fit import check_estimator
+    from lengthwise.training.decision_value import decision_value
 
     steps = steps or console.SilentSteps()
     started = time.perf_counter()
@@ -170,7 +170,7 @@ def _fit_streamed(
     config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
 ) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
     """The log's features piece by piece; its first piece says which predictor computed them."""
-    from predictor.stream import fit_stream
+    from lengthwise.predictor.stream import fit_stream
 
     batches = log_batches(source)
     first = next(batches, None)
@@ -205,7 +205,7 @@ def what_to_learn_from(
         return take_rows(table, has_text), None
     if "features" not in table or table["features"].isna().all():
         raise InputError(f"{source} holds neither prompt text nor features")
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     contract = table["feature_contract"].mode()[0]
     rows = take_rows(table, (table["feature_contract"] == contract).to_numpy())
@@ -219,7 +219,7 @@ def _fit(
     base: LengthPredictor | None,
     steps: console.Steps,
 ) -> LengthPredictor:
-    from predictor.fit import fit_on_features, fit_predictor
+    from lengthwise.predictor.fit import fit_on_features, fit_predictor
 
     def progress(what: str, share: float) -> None:
         if share < 1:
@@ -245,8 +245,8 @@ def _fit(
 
 def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> dict[str, Figure]:
     """The figures of a predictor on rows it has not seen, by file name."""
-    from predictor.evaluate import predict_table
-    from training import plots
+    from lengthwise.predictor.evaluate import predict_table
+    from lengthwise.training import plots
 
     classes = list(test["slo_class"])
     lengths = predict_table(predictor, test)

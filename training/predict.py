@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data.errors import InputError, shown
-from data.lines import parse_object, read_json_lines
-from training.console import Steps
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.lines import parse_object, read_json_lines
+from lengthwise.training.console import Steps
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 BATCH_ROWS = 512
 STANDARD_STREAM = "-"

@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.request_log import answered, read_request_log
-from data.slo import DEFAULT_CLASS, Slo
-from data.workload import WorkloadRequest
-from predictor.distribution import LengthDistribution
-from predictor.metrics import coverage, interval, mae
-from scheduler.policies import make_policy
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import simulate
-from training.bench_workload import WorkloadSource, capacity_rps, to_sim
-from training.promotion_record import log_promotion, make_champion
-from training.registry import ResolvedPredictor
-from training.simulate import to_records
-from training.summary import RequestRecord, paired_difference
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import answered, read_request_log
+from lengthwise.data.slo import DEFAULT_CLASS, Slo
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.predictor.metrics import coverage, interval, mae
+from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, to_sim
+from lengthwise.training.promotion_record import log_promotion, make_champion
+from lengthwise.training.registry import ResolvedPredictor
+from lengthwise.training.simulate import to_records
+from lengthwise.training.summary import RequestRecord, paired_difference
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 COVERED = (0.70, 0.90)
 LEAST_REQUESTS = 100
@@ -128,7 +128,7 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
     frame = read_request_log(folder)
     frame = frame[answered(frame)]
     frame = frame.sort_values("arrival_unix_s").tail(most)
-    from predictor.fit import logged_features
+    from lengthwise.predictor.fit import logged_features
 
     features = contract = None
     if len(frame) and frame["prompt"].isna().any():
@@ -173,7 +173,7 @@ def compare(
 
     `load` rescales the arrivals to that multiple of the profile's capacity; None keeps their pace.
     """
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     records: dict[str, list[RequestRecord]] = {"champion": [], "challenger": []}
     said: dict[str, list[LengthDistribution]] = {"champion": [], "challenger": []}

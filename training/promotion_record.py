@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training import plots
-from training.card import flatten
-from training.registry import (
+from lengthwise.training import plots
+from lengthwise.training.card import flatten
+from lengthwise.training.registry import (
     CHALLENGER,
     CHAMPION,
     KIND_TAG,
@@ -17,8 +17,8 @@ from training.registry import (
     connect,
     experiment_id,
 )
-from training.tracking_store import RegistryError
-from training.workspace import Workspace
+from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.workspace import Workspace
 
 PREVIOUS = "previous"
 

@@ -16,7 +16,7 @@ class OutputLengthModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the native predictor directory that was logged beside this file."""
-        from predictor.model import LengthPredictor
+        from lengthwise.predictor.model import LengthPredictor
 
         self.predictor = LengthPredictor.load(context.artifacts["predictor"])
 

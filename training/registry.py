@@ -18,14 +18,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from training.card import estimator_name, flatten, headline, native_directory, read_card
-from training.tracking_store import (
+import lengthwise
+from lengthwise.training.card import estimator_name, flatten, headline, native_directory, read_card
+from lengthwise.training.tracking_store import (
     URI_VARIABLE,
     RegistryError,
     check_store,
@@ -33,7 +33,7 @@ from training.tracking_store import (
     sqlite_file,
     tracking_uri,
 )
-from training.workspace import Workspace
+from lengthwise.training.workspace import Workspace
 
 MODEL_NAME = "output-length"
 EXPERIMENT = "lengthwise"
@@ -208,16 +208,15 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
     if "reader" in card or card.get("embedding"):
         packages += ["torch", "transformers"]
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
-    # MLflow loads what it saved and puts the copied packages first on sys.path: import ours before
-    # and put the path back after, else later imports would come from a deleted copy
-    code = [str(Path(import_module(name).__path__[0])) for name in ("data", "predictor")]
+    # MLflow loads what it saved and puts the copied package first on sys.path: put the path back
+    # after, else later processes started from this one would import from a deleted copy
     path = list(sys.path)
     try:
         return mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"predictor": str(predictor_dir)},
-            code_paths=code,
+            code_paths=list(lengthwise.__path__),
             signature=ModelSignature(inputs=inputs, outputs=outputs),
             input_example=example,
             pip_requirements=requirements,

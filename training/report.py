@@ -9,10 +9,10 @@ from typing import Any
 
 import jinja2
 
-from data.errors import InputError
-from data.slo import Slo
-from training.bench_client import QueueSample
-from training.report_plots import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.training.bench_client import QueueSample
+from lengthwise.training.report_plots import (
     QueueLog,
     Records,
     arm_colours,
@@ -22,8 +22,8 @@ from training.report_plots import (
     prediction_figure,
     queue_figure,
 )
-from training.result import ArmResult, BenchResult, read_result
-from training.summary import RequestRecord
+from lengthwise.training.result import ArmResult, BenchResult, read_result
+from lengthwise.training.summary import RequestRecord
 
 RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
     "result.json", "records.jsonl", "queue.jsonl", "report.html",

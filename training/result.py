@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.errors import InputError
+from lengthwise.data.errors import InputError
 
 Share = float | None
 

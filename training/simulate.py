@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import InputError
-from data.workload import WorkloadRequest
-from scheduler.bound import attainment_bound
-from scheduler.policies import make_policy
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import SimResult, simulate
-from training.bench_arms import Arm
-from training.bench_client import QueueSample
-from training.bench_workload import WorkloadSource, capacity_rps, length_rows, to_sim
-from training.machine import utc_now
-from training.result import BenchResult
-from training.summary import RequestRecord, paired_difference, summarize_arm
+from lengthwise.data.errors import InputError
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.bound import attainment_bound
+from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import SimResult, simulate
+from lengthwise.training.bench_arms import Arm
+from lengthwise.training.bench_client import QueueSample
+from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, length_rows, to_sim
+from lengthwise.training.machine import utc_now
+from lengthwise.training.result import BenchResult
+from lengthwise.training.summary import RequestRecord, paired_difference, summarize_arm
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 
 MEDIAN = 0.5

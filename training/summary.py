@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from data.slo import Slo
+from lengthwise.data.slo import Slo
 
 RESAMPLES = 2000
 

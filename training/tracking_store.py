@@ -11,8 +11,8 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from data.errors import InputError
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.training.workspace import Workspace
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 CONNECT_TIMEOUT_S = 3.0

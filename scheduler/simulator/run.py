@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from scheduler.admission import Action, AdmissionControl
-from scheduler.arrival_rate import ArrivalRate
-from scheduler.fairness import TenantFairness
-from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
-from scheduler.profile import EngineProfile
-from scheduler.replan import ReplanGate
-from scheduler.simulator import engine as e
+from lengthwise.scheduler.admission import Action, AdmissionControl
+from lengthwise.scheduler.arrival_rate import ArrivalRate
+from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.policies import Policy
+from lengthwise.scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.replan import ReplanGate
+from lengthwise.scheduler.simulator import engine as e
 
 PlanCost = Literal["free", "measured"]
 
@@ -288,7 +288,7 @@ def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
 
     The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
     """
-    from scheduler.policies import make_policy
+    from lengthwise.scheduler.policies import make_policy
 
     n = len(workload)
     if n < 10:

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scheduler.admission import AdmissionControl, AdmissionRule, warm_up
-from scheduler.policies import Policy, make_policy
-from scheduler.problem import IntArray, Problem
-from scheduler.vllm_adapter.batching import Prediction
-from scheduler.vllm_adapter.body import ParsedBody, clipped
-from scheduler.vllm_adapter.intake import DOWNGRADED
-from scheduler.vllm_adapter.metrics import ApiMetrics
-from scheduler.vllm_adapter.outcomes import Outcome
-from scheduler.vllm_adapter.planning import Tenants
-from scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
+from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule, warm_up
+from lengthwise.scheduler.policies import Policy, make_policy
+from lengthwise.scheduler.problem import IntArray, Problem
+from lengthwise.scheduler.vllm_adapter.batching import Prediction
+from lengthwise.scheduler.vllm_adapter.body import ParsedBody, clipped
+from lengthwise.scheduler.vllm_adapter.intake import DOWNGRADED
+from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.outcomes import Outcome
+from lengthwise.scheduler.vllm_adapter.planning import Tenants
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 
 if TYPE_CHECKING:
-    from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+    from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 
-from scheduler.vllm_adapter.queue import PlannedQueue
-from scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
 _Entry = tuple[float, str]
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import InputError, shown
-from data.slo import Slo, SloTable, parse_slo
-from predictor.prompt_text import text_of_request
-from predictor.scan import shortened
-from scheduler.vllm_adapter.batching import Prediction
-from scheduler.vllm_adapter.tenants import parse_tenant
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.slo import Slo, SloTable, parse_slo
+from lengthwise.predictor.prompt_text import text_of_request
+from lengthwise.predictor.scan import shortened
+from lengthwise.scheduler.vllm_adapter.batching import Prediction
+from lengthwise.scheduler.vllm_adapter.tenants import parse_tenant
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 64  # so many of a request's prompts speak for its length

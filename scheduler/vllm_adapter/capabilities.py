@@ -18,8 +18,8 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from data.errors import InputError
-from scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -134,7 +134,7 @@ def _scheduler_hooks() -> tuple[bool, str]:
 
 def _queue_contract() -> tuple[bool, str]:
     abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
-    ours = import_module("scheduler.vllm_adapter.queue").PlannedQueue
+    ours = import_module("lengthwise.scheduler.vllm_adapter.queue").PlannedQueue
     return _report([name for name in sorted(abstract) if name not in vars(ours)])
 
 
@@ -163,7 +163,7 @@ def _utility_calls() -> tuple[bool, str]:
 
 
 def _logits_processor() -> tuple[bool, str]:
-    forced = import_module("scheduler.vllm_adapter.replay").ForcedLength
+    forced = import_module("lengthwise.scheduler.vllm_adapter.replay").ForcedLength
     v1 = import_module("vllm.v1.sample.logits_processor.interface").LogitsProcessor
     try:
         v2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from scheduler.jobs import prepare
-from scheduler.objective import Evaluator, Objective
-from scheduler.policies import warm_up_problem
-from scheduler.problem import IntArray, Problem
-from scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.policies import warm_up_problem
+from lengthwise.scheduler.problem import IntArray, Problem
+from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 _EVERY = 20  # plans
 _COMPARED = 512  # requests at the head

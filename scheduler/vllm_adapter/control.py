@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.errors import InputError
-from data.slo import SloTable
-from predictor.online import OnlineCorrection
-from scheduler.vllm_adapter.admission import ADMIT_METHOD
-from scheduler.vllm_adapter.priors import load_priors
-from scheduler.vllm_adapter.settings import Lengths, first_fault
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.predictor.online import OnlineCorrection
+from lengthwise.scheduler.vllm_adapter.admission import ADMIT_METHOD
+from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 
 if TYPE_CHECKING:
-    from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+    from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
 
 STATUS_METHOD = "lengthwise_status"
 CONFIGURE_METHOD = "lengthwise_configure"

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from predictor.drift import DriftEvent, DriftMonitor
-from scheduler.problem import FloatArray
-from scheduler.vllm_adapter.intake import CLIENT_LENGTH
-from scheduler.vllm_adapter.metrics import EngineMetrics
-from scheduler.vllm_adapter.settings import LOGGER_NAME
-from scheduler.vllm_adapter.tracking import Tracked
+from lengthwise.predictor.drift import DriftEvent, DriftMonitor
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.vllm_adapter.intake import CLIENT_LENGTH
+from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.tracking import Tracked
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -29,29 +29,29 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request, RequestStatus
 
-from data.request_log import limited_writer
-from scheduler.problem import Capacity
-from scheduler.profile import load_profile
-from scheduler.vllm_adapter import control
-from scheduler.vllm_adapter.admission import EngineAdmission
-from scheduler.vllm_adapter.ages import QueueAges, RunningDeadlines
-from scheduler.vllm_adapter.capabilities import check_supported
-from scheduler.vllm_adapter.drift_watch import DriftWatch
-from scheduler.vllm_adapter.intake import Intake
-from scheduler.vllm_adapter.metrics import engine_metrics
-from scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
-from scheduler.vllm_adapter.planning import Planner, Tenants
-from scheduler.vllm_adapter.priors import load_priors
-from scheduler.vllm_adapter.queue import PlannedQueue
-from scheduler.vllm_adapter.refit import StepTimeRefit
-from scheduler.vllm_adapter.settings import (
+from lengthwise.data.request_log import limited_writer
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter import control
+from lengthwise.scheduler.vllm_adapter.admission import EngineAdmission
+from lengthwise.scheduler.vllm_adapter.ages import QueueAges, RunningDeadlines
+from lengthwise.scheduler.vllm_adapter.capabilities import check_supported
+from lengthwise.scheduler.vllm_adapter.drift_watch import DriftWatch
+from lengthwise.scheduler.vllm_adapter.intake import Intake
+from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.planning import Planner, Tenants
+from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.refit import StepTimeRefit
+from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
     settings_from_additional_config,
 )
-from scheduler.vllm_adapter.step_timer import StepTimer
-from scheduler.vllm_adapter.tenants import TenantIds
-from scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.step_timer import StepTimer
+from lengthwise.scheduler.vllm_adapter.tenants import TenantIds
+from lengthwise.scheduler.vllm_adapter.tracking import RequestTable, Tracked
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -66,7 +66,7 @@ _STATUS = {
 
 
 class LengthwiseScheduler(AsyncScheduler):
-    """``--scheduler-cls scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler``."""
+    """``--scheduler-cls lengthwise.Scheduler``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_supported()

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.slo import Slo, SloTable, parse_slo
-from predictor.online import OnlineCorrection
-from scheduler.problem import FloatArray
-from scheduler.vllm_adapter.priors import LengthPriors, check_quantiles, clip_to_max_tokens
-from scheduler.vllm_adapter.tenants import is_tenant
-from scheduler.vllm_adapter.tracking import Tracked
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo, SloTable, parse_slo
+from lengthwise.predictor.online import OnlineCorrection
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.vllm_adapter.priors import (
+    LengthPriors,
+    check_quantiles,
+    clip_to_max_tokens,
+)
+from lengthwise.scheduler.vllm_adapter.tenants import is_tenant
+from lengthwise.scheduler.vllm_adapter.tracking import Tracked
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0

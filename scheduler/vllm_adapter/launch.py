@@ -22,20 +22,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import scheduler
-from data.errors import InputError
-from data.slo import SloTable
-from scheduler.policies import make_policy
-from scheduler.profile import load_profile
-from scheduler.vllm_adapter.capabilities import check_supported
-from scheduler.vllm_adapter.live import live_state, write_live
-from scheduler.vllm_adapter.priors import load_priors
-from scheduler.vllm_adapter.settings import REPLAY_VARIABLE, SETTINGS_VARIABLE, ServerSettings
-from scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.capabilities import check_supported
+from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
+from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.settings import (
+    REPLAY_VARIABLE,
+    SETTINGS_VARIABLE,
+    ServerSettings,
+)
+from lengthwise.scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
 
-SCHEDULER_CLASS = "scheduler.vllm_adapter.engine_scheduler.LengthwiseScheduler"
-MIDDLEWARE_CLASS = "scheduler.vllm_adapter.middleware.LengthwiseMiddleware"
-LOGITS_PROCESSOR = "scheduler.vllm_adapter.replay:ForcedLength"
+SCHEDULER_CLASS = "lengthwise.Scheduler"
+MIDDLEWARE_CLASS = "lengthwise.Middleware"
+LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.replay:ForcedLength"
 
 _CPU_KVCACHE_GIB = "1"
 _STOP_GRACE_S = 20.0
@@ -278,9 +281,6 @@ def server_environment(
     What the caller's environment sets already wins, except for those files.
     """
     environment = dict(os.environ)
-    root = str(Path(scheduler.__file__).resolve().parent.parent)
-    paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     metrics_dir = scratch / "metrics"
     metrics_dir.mkdir(parents=True, exist_ok=True)
     environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)

@@ -18,20 +18,24 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from data.errors import InputError
-from data.slo import SloTable
-from scheduler.vllm_adapter.admission import AdmissionDesk, Answer, downgraded
-from scheduler.vllm_adapter.body import encode_body, parse_body
-from scheduler.vllm_adapter.control import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.vllm_adapter.admission import AdmissionDesk, Answer, downgraded
+from lengthwise.scheduler.vllm_adapter.body import encode_body, parse_body
+from lengthwise.scheduler.vllm_adapter.control import (
     CONFIGURE_METHOD,
     STATUS_METHOD,
     ConfigureRequest,
     parse_request,
 )
-from scheduler.vllm_adapter.metrics import api_metrics
-from scheduler.vllm_adapter.prediction import PredictionService, load_service
-from scheduler.vllm_adapter.reload import FAILED, REFUSED, LiveReloader, Outcomes
-from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings, settings_from_environment
+from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.prediction import PredictionService, load_service
+from lengthwise.scheduler.vllm_adapter.reload import FAILED, REFUSED, LiveReloader, Outcomes
+from lengthwise.scheduler.vllm_adapter.settings import (
+    LOGGER_NAME,
+    ServerSettings,
+    settings_from_environment,
+)
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -56,7 +60,7 @@ class _ClientGoneError(Exception):
 
 
 class LengthwiseMiddleware:
-    """``--middleware scheduler.vllm_adapter.middleware.LengthwiseMiddleware``.
+    """``--middleware lengthwise.Middleware``.
 
     Settings come from the environment (``settings.SETTINGS_VARIABLE``) unless given.
     """

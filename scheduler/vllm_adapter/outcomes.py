@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data.request_log import RequestLogWriter
-from scheduler.problem import FloatArray
-from scheduler.vllm_adapter.metrics import EngineMetrics
-from scheduler.vllm_adapter.tenants import TenantTallies
-from scheduler.vllm_adapter.tracking import Tracked
+from lengthwise.data.request_log import RequestLogWriter
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.tenants import TenantTallies
+from lengthwise.scheduler.vllm_adapter.tracking import Tracked
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from scheduler.arrival_rate import ArrivalRate
-from scheduler.fairness import TenantFairness
-from scheduler.policies import Policy, make_policy
-from scheduler.problem import Capacity, FloatArray, IntArray, Plan, Problem, RequestArrays
-from scheduler.replan import ReplanGate
-from scheduler.step_time import StepTimeModel
-from scheduler.vllm_adapter.comparison import PlanComparison
-from scheduler.vllm_adapter.metrics import EngineMetrics
-from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.arrival_rate import ArrivalRate
+from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.policies import Policy, make_policy
+from lengthwise.scheduler.problem import (
+    Capacity,
+    FloatArray,
+    IntArray,
+    Plan,
+    Problem,
+    RequestArrays,
+)
+from lengthwise.scheduler.replan import ReplanGate
+from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.vllm_adapter.comparison import PlanComparison
+from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import InputError
-from scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
-from scheduler.vllm_adapter.intake import CLIENT_LENGTH
-from scheduler.vllm_adapter.metrics import ApiMetrics
-from scheduler.vllm_adapter.priors import DEFAULT_LEVELS
-from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from scheduler.vllm_adapter.shadow import Shadow
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
+from lengthwise.scheduler.vllm_adapter.intake import CLIENT_LENGTH
+from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.priors import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.vllm_adapter.shadow import Shadow
 
 if TYPE_CHECKING:
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -131,7 +131,7 @@ def load_service(settings: ServerSettings, metrics: ApiMetrics) -> PredictionSer
 
 def load_predictor(directory: str) -> tuple[LengthPredictor, bool]:
     """A predictor, warmed up so that no request pays for what loads lazily, and if it is quick."""
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(directory)
     quantiles = np.asarray(predictor.predict(["warm up"], [None]).quantiles)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.errors import InputError
-from scheduler.vllm_adapter.batching import ServedPredictor
-from scheduler.vllm_adapter.live import LivePredictor
-from scheduler.vllm_adapter.prediction import load_predictor
-from scheduler.vllm_adapter.priors import MAX_TOKENS_LIMIT, check_quantiles, load_priors
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.live import LivePredictor
+from lengthwise.scheduler.vllm_adapter.prediction import load_predictor
+from lengthwise.scheduler.vllm_adapter.priors import MAX_TOKENS_LIMIT, check_quantiles, load_priors
 
 PROBES = (
     "Hi!",

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from scheduler.problem import FloatArray
-from scheduler.step_time import StepTimeModel, fit_step_time
-from scheduler.vllm_adapter.settings import LOGGER_NAME
-from scheduler.vllm_adapter.step_timer import StepTimer
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.step_timer import StepTimer
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from data.slo import SloTable
-from scheduler.vllm_adapter.batching import ServedPredictor
-from scheduler.vllm_adapter.live import LivePredictor, LiveState, live_state, read_live
-from scheduler.vllm_adapter.metrics import ApiMetrics
-from scheduler.vllm_adapter.prediction import PredictionService
-from scheduler.vllm_adapter.priors import load_priors
-from scheduler.vllm_adapter.probe import load_checked
-from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.vllm_adapter.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, live_state, read_live
+from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.probe import load_checked
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
 

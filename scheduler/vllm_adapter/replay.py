@@ -24,7 +24,7 @@ import torch
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV1
 
-from scheduler.vllm_adapter.settings import LOGGER_NAME, replay_table_path
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, replay_table_path
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
@@ -88,7 +88,7 @@ class _Forced:
 
 
 class ForcedLength(LogitsProcessorV1, LogitsProcessorV2):
-    """``--logits-processors scheduler.vllm_adapter.replay:ForcedLength``."""
+    """``--logits-processors lengthwise.scheduler.vllm_adapter.replay:ForcedLength``."""
 
     def __init__(self, vllm_config: Any, *args: Any) -> None:
         self._table = ReplayTable(replay_table_path(vllm_config.additional_config))

@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
-from scheduler.vllm_adapter.metrics import ApiMetrics
-from scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
+from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -16,8 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from scheduler.problem import FloatArray
-from scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
 

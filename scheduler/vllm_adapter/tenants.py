@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError, shown
-from scheduler.fairness import jain_index
-from scheduler.problem import FloatArray
-from scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.data.errors import InputError, shown
+from lengthwise.scheduler.fairness import jain_index
+from lengthwise.scheduler.problem import FloatArray
+from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 UNNAMED = "default"
 TENANT_HEADER = "x-tenant"

@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from data.slo import Slo
-from scheduler.problem import FloatArray, IntArray, RequestArrays
-from scheduler.vllm_adapter.tenants import TenantIds
+from lengthwise.data.slo import Slo
+from lengthwise.scheduler.problem import FloatArray, IntArray, RequestArrays
+from lengthwise.scheduler.vllm_adapter.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
     "arrival_s",

@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.traces import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.traces import (
     azure_times,
     read_arxiv,
     read_azure,

@@ -23,24 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from data.arena import arena_workload, build_workload
-from data.locations import pack_path
-from data.sources import load_table
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from scheduler.admission import AdmissionControl, AdmissionRule
-from scheduler.fairness import TenantFairness
-from scheduler.policies import POLICIES, make_policy
-from scheduler.problem import Capacity, Problem, RequestArrays
-from scheduler.profile import load_profile
-from scheduler.simulator.run import SimWorkload, simulate
-from scheduler.step_time import StepTimeModel
-from scheduler.vllm_adapter.metrics import api_metrics
-from scheduler.vllm_adapter.middleware import LengthwiseMiddleware
-from scheduler.vllm_adapter.prediction import PredictionService
-from scheduler.vllm_adapter.settings import make_settings
+from lengthwise.data.arena import arena_workload, build_workload
+from lengthwise.data.locations import pack_path
+from lengthwise.data.sources import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.data.synthetic import synthetic_table
+from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule
+from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.policies import POLICIES, make_policy
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.middleware import LengthwiseMiddleware
+from lengthwise.scheduler.vllm_adapter.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 HERE = Path(__file__).parent
 ARTIFACT = HERE / "artifact.tar.gz"

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
-from scheduler.vllm_adapter import capabilities
-from training import doctor, doctor_places, tracking_store
-from training.cli import app
-from training.registry import register
+from lengthwise.scheduler.vllm_adapter import capabilities
+from lengthwise.training import doctor, doctor_places, tracking_store
+from lengthwise.training.cli import app
+from lengthwise.training.registry import register
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_broken_champion_fails(workspace, predictor_dir, tmp_path):
 
 
 def test_a_champion_that_predicts_nonsense_fails(workspace, predictor_dir, monkeypatch):
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     nonsense = SimpleNamespace(quantiles=np.full((1, 12), np.nan))
     monkeypatch.setattr(LengthPredictor, "predict", lambda *args: nonsense)

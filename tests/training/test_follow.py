@@ -14,15 +14,15 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from data.errors import InputError
-from scheduler.vllm_adapter import launch
-from scheduler.vllm_adapter.live import LiveState, read_live, write_live
-from scheduler.vllm_adapter.settings import ServerSettings
-from training import tracking_store
-from training.cli import app
-from training.follow import FileKeeper, Follower, followed_alias, read_policy_file
-from training.registry import register
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter import launch
+from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.training import tracking_store
+from lengthwise.training.cli import app
+from lengthwise.training.follow import FileKeeper, Follower, followed_alias, read_policy_file
+from lengthwise.training.registry import register
+from lengthwise.training.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

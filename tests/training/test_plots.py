@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 
-from training import plots
+from lengthwise.training import plots
 
 
 def drawn(figure):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.slo import Slo
-from training.result import BenchResult, read_result
-from training.summary import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.training.result import BenchResult, read_result
+from lengthwise.training.summary import (
     RequestRecord,
     attainment_interval,
     loaded_tokens_per_s,

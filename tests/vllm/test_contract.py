@@ -12,17 +12,17 @@ from engineless import FakeEngine, make_request
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 
-from data.errors import InputError
-from scheduler.vllm_adapter import capabilities
-from scheduler.vllm_adapter.capabilities import (
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter import capabilities
+from lengthwise.scheduler.vllm_adapter.capabilities import (
     OVERRIDE_VARIABLE,
     SUPPORTED_RANGE,
     check_supported,
     probe,
 )
-from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
-from scheduler.vllm_adapter.queue import PlannedQueue
-from scheduler.vllm_adapter.replay import ForcedLength
+from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.replay import ForcedLength
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -121,8 +121,8 @@ def test_outside_the_range_a_start_is_refused_with_what_to_do(installed, version
 
 
 def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
-    from scheduler.vllm_adapter.launch import server_command
-    from scheduler.vllm_adapter.settings import ServerSettings
+    from lengthwise.scheduler.vllm_adapter.launch import server_command
+    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
     installed("0.33.0")
     with pytest.raises(InputError, match=r"0\.33\.0 is outside"):

@@ -13,12 +13,18 @@ import pytest
 from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 
-from data.errors import InputError
-from scheduler.vllm_adapter import probe
-from scheduler.vllm_adapter.batching import ServedPredictor
-from scheduler.vllm_adapter.live import LivePredictor, LiveState, live_state, read_live, write_live
-from scheduler.vllm_adapter.probe import PROBES, load_checked
-from scheduler.vllm_adapter.settings import make_settings
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter import probe
+from lengthwise.scheduler.vllm_adapter.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.live import (
+    LivePredictor,
+    LiveState,
+    live_state,
+    read_live,
+    write_live,
+)
+from lengthwise.scheduler.vllm_adapter.probe import PROBES, load_checked
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 
 def counted(what, outcome):
