@@ -27,8 +27,8 @@ import yaml
 from matplotlib.figure import Figure
 from predictor_shared import finish, note
 
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 from lengthwise.predictor.fit import fit_predictor
 from lengthwise.scheduler.vllm_adapter.launch import launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from predictor_shared import finish, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.drift import CAUSES, DriftMonitor, DriftSettings
 from lengthwise.predictor.fit import fit_predictor

@@ -22,8 +22,9 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import Cell, build, capacity_rps
-from benchmarks.scheduler_grid import SEARCH_STEPS, interval
+from benchmarks.scheduler_grid import SEARCH_STEPS
 from lengthwise.scheduler.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.simulator.run import SimWorkload, simulate

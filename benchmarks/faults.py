@@ -28,8 +28,8 @@ from typing import Any
 import psutil
 from predictor_shared import finish, note, print_table
 
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 from lengthwise.scheduler.vllm_adapter.launch import SCHEDULER_CLASS, ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.training.bench_client import wait_idle

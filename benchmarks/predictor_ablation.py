@@ -6,7 +6,7 @@ from itertools import combinations
 
 from predictor_shared import finish, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.evaluate import evaluate
 from lengthwise.predictor.fit import fit_predictor

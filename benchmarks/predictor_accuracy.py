@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from predictor_shared import finish, mean_and_half_width, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.evaluate import evaluate
 from lengthwise.predictor.fit import fit_predictor

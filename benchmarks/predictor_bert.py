@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from predictor_shared import finish, mean_and_half_width, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.bert import BertReader
 from lengthwise.predictor.evaluate import evaluate

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from predictor_shared import finish, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fit import fit_predictor
 

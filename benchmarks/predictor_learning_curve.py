@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from predictor_shared import finish, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.evaluate import evaluate, evaluate_distribution
 from lengthwise.predictor.fit import fit_predictor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from predictor_shared import finish, note, parser, print_table
 
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fit import fit_predictor

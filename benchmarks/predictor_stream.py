@@ -19,8 +19,8 @@ import pandas as pd
 from predictor_shared import finish, note
 
 from lengthwise.data.request_log import RequestLogWriter, log_batches
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 from lengthwise.predictor.evaluate import evaluate
 from lengthwise.predictor.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor

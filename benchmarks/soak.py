@@ -29,7 +29,7 @@ from predictor_shared import finish, note, print_table
 from scipy.stats import theilslopes
 
 from lengthwise.data.arena import ArenaClass, arena_workload, build_workload
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.scheduler.vllm_adapter.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
@@ -354,8 +354,8 @@ def plot(samples: list[Sample], path: Path) -> Path:
 
 def predictors(directory: Path) -> list[Path]:
     """Two small predictors of the same levels, to switch between."""
+    from lengthwise.data.sources.synthetic.corpus import synthetic_table
     from lengthwise.data.splits import split_table
-    from lengthwise.data.synthetic import synthetic_table
     from lengthwise.predictor.fit import fit_predictor
 
     made = []

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lengthwise.data.catalogue import CATALOGUE
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import read_json_lines
 from lengthwise.data.locations import data_root, downloads_root
 from lengthwise.data.prediction_errors import prediction_errors
 from lengthwise.data.request_log import log_to_table, read_request_log
 from lengthwise.data.slo import OBJECTIVES
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.catalogue import CATALOGUE
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import SPLITS, split_of
 from lengthwise.data.table import PromptTable
 from lengthwise.data.traces import READERS, Trace, read_servegen, read_vicuna, reader_name
@@ -215,7 +215,7 @@ def _of_vicuna(path: Path) -> Description:
 def _file_of(spec: str) -> Path | None:
     """The file behind a spec that is no table by name: a path, or a trace by its name."""
     if spec in CATALOGUE and CATALOGUE[spec].kind == "trace":
-        from lengthwise.data.fetch import fetched_file
+        from lengthwise.data.sources.fetch import fetched_file
 
         fetched = fetched_file(spec, downloads_root())
         root = data_root()

@@ -167,7 +167,7 @@ def reader_name(path: str | Path) -> str | None:
 
 
 def _azure_file(name: str) -> Path:
-    from lengthwise.data.fetch import fetched_file
+    from lengthwise.data.sources.fetch import fetched_file
 
     fetched = fetched_file(name, downloads_root())
     root = data_root()

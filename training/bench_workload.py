@@ -12,7 +12,7 @@ import numpy as np
 
 from lengthwise.data.arena import ARENA, ARRIVALS, arena_workload, build_workload
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
 from lengthwise.scheduler.policies import make_policy

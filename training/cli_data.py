@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def list_sources(as_json: JsonOption = False) -> None:
     """What can be trained on, here or fetched."""
-    from lengthwise.data.catalogue import CATALOGUE
-    from lengthwise.data.fetch import fetched_file
     from lengthwise.data.locations import downloads_root
-    from lengthwise.data.sources import SYNTHETIC, available_packs, default_source
+    from lengthwise.data.sources.catalogue import CATALOGUE
+    from lengthwise.data.sources.fetch import fetched_file
+    from lengthwise.data.sources.load import SYNTHETIC, available_packs, default_source
 
     default = default_source()
     here = [
@@ -70,7 +70,7 @@ def fetch(
 
     Resumable, checked against its SHA-256, licence stated first.
     """
-    from lengthwise.data.fetch import fetch as download
+    from lengthwise.data.sources.fetch import fetch as download
 
     print(download(name, force=force))
 
@@ -101,7 +101,7 @@ def synthesize(
 
     Its prompts come from templates and its lengths are drawn, not measured.
     """
-    from lengthwise.data.synthetic import synthetic_table
+    from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
     table = synthetic_table(rows=rows, seed=seed)
     with output_file.open("w", encoding="utf-8") as file:

@@ -225,7 +225,7 @@ def _tokenizer(path: Path) -> Check:
 
 
 def _data() -> list[Check]:
-    from lengthwise.data.sources import available_packs
+    from lengthwise.data.sources.load import available_packs
 
     packs = available_packs()
     if packs:

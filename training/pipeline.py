@@ -13,7 +13,7 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import log_batches
-from lengthwise.data.sources import SYNTHETIC, default_source, load_table
+from lengthwise.data.sources.load import SYNTHETIC, default_source, load_table
 from lengthwise.data.splits import split_table
 from lengthwise.data.table import take_rows
 from lengthwise.predictor.distribution import LengthDistribution

@@ -7,9 +7,9 @@ import pytest
 
 from lengthwise.data.arena import ARENA, arena_slo_table, arena_workload, build_workload, mean_work
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 
 SHARES = {
     "paper": {"code": 0.5, "chat": 0.5},

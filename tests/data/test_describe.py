@@ -12,8 +12,8 @@ from lengthwise.data.arena import build_workload
 from lengthwise.data.describe import describe, render
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import ROW_KEYS
-from lengthwise.data.sources import load_table
-from lengthwise.data.synthetic import synthetic_table
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.workload import write_workload
 
 

@@ -6,8 +6,8 @@ import pytest
 from conftest import pack_row, write_gz
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.packs import is_censored, read_pack
-from lengthwise.data.sources import available_packs, default_source, load_table
+from lengthwise.data.sources.load import available_packs, default_source, load_table
+from lengthwise.data.sources.packs import is_censored, read_pack
 from lengthwise.data.splits import split_of
 
 

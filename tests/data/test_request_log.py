@@ -18,7 +18,7 @@ from lengthwise.data.request_log import (
     log_to_table,
     read_request_log,
 )
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 
 
 def row(number=0, **changes):

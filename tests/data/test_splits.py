@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import SPLITS, split_of, split_table
 
 groups = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=60)

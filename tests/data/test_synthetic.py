@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources import default_source, load_table
+from lengthwise.data.sources.load import default_source, load_table
+from lengthwise.data.sources.synthetic.corpus import CAP_TOKENS, synthetic_table
+from lengthwise.data.sources.synthetic.templates import TASKS
 from lengthwise.data.splits import split_of
-from lengthwise.data.synthetic import CAP_TOKENS, synthetic_table
-from lengthwise.data.synthetic_templates import TASKS
 from lengthwise.data.tokens import load_counter
 
 

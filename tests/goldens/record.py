@@ -25,9 +25,9 @@ import numpy as np
 
 from lengthwise.data.arena import arena_workload, build_workload
 from lengthwise.data.locations import pack_path
-from lengthwise.data.sources import load_table
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 from lengthwise.predictor.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule

@@ -41,8 +41,8 @@ def workspace(tmp_path, empty_store, monkeypatch):
 
 @pytest.fixture(scope="session")
 def predictor_dir(tmp_path_factory) -> Path:
+    from lengthwise.data.sources.synthetic.corpus import synthetic_table
     from lengthwise.data.splits import split_table
-    from lengthwise.data.synthetic import synthetic_table
     from lengthwise.predictor.fit import fit_predictor
 
     parts = split_table(synthetic_table(rows=400))

@@ -7,7 +7,7 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.data.synthetic import synthetic_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.training import registry
 from lengthwise.training.pipeline import TrainConfig, train

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.data.synthetic import synthetic_table
 from lengthwise.scheduler.vllm_adapter.tiny import build_tiny_model
 
 # as the server has it, whose processes run sitecustomize.py from there

@@ -12,7 +12,7 @@ from functools import lru_cache
 from random import Random
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.synthetic_templates import TASKS, Draft
+from lengthwise.data.sources.synthetic.templates import TASKS, Draft
 from lengthwise.data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
 from lengthwise.data.tokens import DEFAULT_TOKENIZER, count_tokens
 

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from lengthwise.data.errors import InputError, shown
-from lengthwise.data.packs import read_pack
-from lengthwise.data.sharegpt import Turn, conversation_rows, is_conversation, turns_of
 from lengthwise.data.slo import DEFAULT_CLASS, check_class_name
+from lengthwise.data.sources.conversations import Turn, conversation_rows, is_conversation, turns_of
+from lengthwise.data.sources.packs import read_pack
 from lengthwise.data.table import (
     COLUMNS,
     PromptTable,

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from lengthwise.data import synthetic_words as w
-from lengthwise.data.synthetic_words import words
+from lengthwise.data.sources.synthetic import words as w
+from lengthwise.data.sources.synthetic.words import words
 
 SENTENCE, BULLET, WORD, CODE_LINE = 26.0, 32.0, 1.4, 11.0
 

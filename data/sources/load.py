@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lengthwise.data.catalogue import CATALOGUE
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
-from lengthwise.data.packs import read_pack
+from lengthwise.data.sources.catalogue import CATALOGUE
+from lengthwise.data.sources.packs import read_pack
 from lengthwise.data.table import PromptTable, sample_rows, validate
 from lengthwise.data.tokens import DEFAULT_TOKENIZER, count_response_tokens, count_tokens
 
@@ -63,7 +63,7 @@ def recounted(table: PromptTable, tokenizer: str) -> PromptTable:
 
 def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
     if spec == SYNTHETIC:
-        from lengthwise.data.synthetic import synthetic_table
+        from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
         return synthetic_table()
     if pack := pack_path(spec):
@@ -76,7 +76,7 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
 
         return log_to_table(read_request_log(path), source_label=f"log:{path.name}")
     if path.is_file():
-        from lengthwise.data.readers import read_file
+        from lengthwise.data.sources.files import read_file
 
         return read_file(path, limit=limit, tokenizer=tokenizer)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
@@ -87,8 +87,8 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
 
 
 def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
-    from lengthwise.data.fetch import fetched_file
-    from lengthwise.data.readers import read_file
+    from lengthwise.data.sources.fetch import fetched_file
+    from lengthwise.data.sources.files import read_file
 
     entry = CATALOGUE[name]
     if entry.kind != "prompts":

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lengthwise.data.catalogue import CATALOGUE, PublicSet
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import downloads_root
+from lengthwise.data.sources.catalogue import CATALOGUE, PublicSet
 from lengthwise.data.table import file_sha256
 
 if TYPE_CHECKING:
