@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lengthwise.data.arena import arena_workload, build_workload
+from lengthwise.data.arena.workloads import arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fit import fit_predictor

@@ -45,7 +45,7 @@ from benchmarks.scheduler_cells import (
     measures,
     predictor_of,
 )
-from lengthwise.data.arena import arena_workload
+from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.scheduler.bound import attainment_bound
 from lengthwise.scheduler.policies import Policy, make_policy
 from lengthwise.scheduler.simulator.run import simulate

@@ -28,7 +28,7 @@ import psutil
 from predictor_shared import finish, note, print_table
 from scipy.stats import theilslopes
 
-from lengthwise.data.arena import ArenaClass, arena_workload, build_workload
+from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.scheduler.vllm_adapter.launch import ServerHandle, launch_server

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lengthwise.data.arena.traces import READERS, Trace, read_servegen, read_vicuna, reader_name
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import read_json_lines
 from lengthwise.data.locations import data_root, downloads_root
@@ -19,7 +20,6 @@ from lengthwise.data.sources.catalogue import CATALOGUE
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import SPLITS, split_of
 from lengthwise.data.table import PromptTable
-from lengthwise.data.traces import READERS, Trace, read_servegen, read_vicuna, reader_name
 from lengthwise.data.workload import WorkloadRequest, read_workload
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lengthwise.data.arena import ARENA, ARRIVALS, arena_workload, build_workload
+from lengthwise.data.arena.workloads import ARENA, ARRIVALS, arena_workload, build_workload
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lengthwise.data.arena import ARENA
+from lengthwise.data.arena.workloads import ARENA
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.bench_arms import parse_arms
 from lengthwise.training.bench_workload import WorkloadSource

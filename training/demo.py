@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lengthwise.data.arena import arena_workload
+from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.sources.load import SYNTHETIC
 from lengthwise.training.bench_arms import parse_arms
 from lengthwise.training.bench_session import BenchRequest, measure

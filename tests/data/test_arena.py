@@ -5,7 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lengthwise.data.arena import ARENA, arena_slo_table, arena_workload, build_workload, mean_work
+from lengthwise.data.arena.workloads import (
+    ARENA,
+    arena_slo_table,
+    arena_workload,
+    build_workload,
+    mean_work,
+)
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.sources.synthetic.corpus import synthetic_table

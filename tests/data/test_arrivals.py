@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.data.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.arena.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
 from lengthwise.data.errors import InputError
 
 counts = st.integers(1, 300)

@@ -8,7 +8,7 @@ import pytest
 from conftest import pack_row
 from rich.console import Console
 
-from lengthwise.data.arena import build_workload
+from lengthwise.data.arena.workloads import build_workload
 from lengthwise.data.describe import describe, render
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import ROW_KEYS

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.data.arena import arena_workload, build_workload
+from lengthwise.data.arena.workloads import arena_workload, build_workload
 from lengthwise.data.locations import pack_path
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.sources.synthetic.corpus import synthetic_table

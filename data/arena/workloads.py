@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lengthwise.data.arrivals import FloatArray, gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.arena.arrivals import (
+    FloatArray,
+    gamma_arrivals,
+    poisson_arrivals,
+    trace_arrivals,
+)
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import pack_path
 from lengthwise.data.slo import Slo, SloTable
@@ -167,7 +172,7 @@ def _arrival_times(kind: str, n: int, rate_rps: float, rng: np.random.Generator)
     if kind == "gamma":
         return gamma_arrivals(n, rate_rps, rng, cv=_GAMMA_CV)
     if kind == "azure":
-        from lengthwise.data.traces import azure_times
+        from lengthwise.data.arena.traces import azure_times
 
         return trace_arrivals(n, rate_rps, azure_times(), rng)
     raise InputError(f"arrivals must be one of {', '.join(ARRIVALS)}, got {kind!r}")
