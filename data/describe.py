@@ -13,8 +13,8 @@ from lengthwise.data.arena.traces import READERS, Trace, read_servegen, read_vic
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import read_json_lines
 from lengthwise.data.locations import data_root, downloads_root
-from lengthwise.data.prediction_errors import prediction_errors
 from lengthwise.data.request_log import log_to_table, read_request_log
+from lengthwise.data.request_log.errors_of import prediction_errors
 from lengthwise.data.slo import OBJECTIVES
 from lengthwise.data.sources.catalogue import CATALOGUE
 from lengthwise.data.sources.load import load_table
