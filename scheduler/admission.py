@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler import kernels as k
 from lengthwise.scheduler.jobs import Jobs, prepare
 from lengthwise.scheduler.objective import Objective
-from lengthwise.scheduler.problem import IntArray, Problem
+from lengthwise.scheduler.problem import Problem
 
 Mode = Literal["off", "shed", "downgrade"]
 Action = Literal["admit", "shed", "downgrade"]

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.compiled import njit
 from lengthwise.scheduler.moves import BLOCK, KINDS, apply_move
 from lengthwise.scheduler.objective import Evaluator
-from lengthwise.scheduler.problem import FloatArray, IntArray
 
 ACCEPT_FIRST = 0.1
 COOLING = 0.01

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.problem import FloatArray
+from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import SimWorkload
 

@@ -6,8 +6,8 @@ from itertools import permutations
 
 import numpy as np
 
+from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.objective import Evaluator
-from lengthwise.scheduler.problem import IntArray
 
 LONGEST = 8
 

@@ -28,14 +28,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lengthwise.scheduler.problem import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    Plan,
-    Problem,
-    RequestArrays,
-)
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 from lengthwise.scheduler.starvation import overdue_first
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray, njit
 from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.compiled import njit
 from lengthwise.scheduler.lengths import cdf_at, fresh_mean, remaining_mean, strata_places
-from lengthwise.scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from lengthwise.scheduler.problem import Problem, RequestArrays
 
 # What _fill answers when it cannot go on.
 _FINE, _NOT_A_NUMBER = 0, 1

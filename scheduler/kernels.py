@@ -12,8 +12,7 @@ import math
 
 import numpy as np
 
-from lengthwise.scheduler.compiled import njit
-from lengthwise.scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 JOB_COLUMNS = (
     "prefill_tokens",

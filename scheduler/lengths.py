@@ -12,8 +12,7 @@ import math
 
 import numpy as np
 
-from lengthwise.scheduler.compiled import njit
-from lengthwise.scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 TAIL_CAP = 4.0
 # A request past everything its row allows: what is left is taken as this share of what it wrote.

@@ -7,8 +7,7 @@ copying the accepted order back.
 
 from __future__ import annotations
 
-from lengthwise.scheduler.compiled import njit
-from lengthwise.scheduler.problem import IntArray
+from lengthwise.data.arrays import IntArray, njit
 
 SWAP, INSERT, BLOCK, SQUEEZE, DELAY = range(5)
 KINDS = 5

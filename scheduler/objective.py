@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler import kernels as k
 from lengthwise.scheduler.jobs import Jobs
-from lengthwise.scheduler.problem import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.jobs import Jobs
-from lengthwise.scheduler.problem import FloatArray, Problem
+from lengthwise.scheduler.problem import Problem
 
 
 class Outlook:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler import heuristics
 from lengthwise.scheduler.anneal import anneal
 from lengthwise.scheduler.concurrency import binding_caps
@@ -30,7 +31,7 @@ from lengthwise.scheduler.kernels import DILATION
 from lengthwise.scheduler.objective import Evaluator, Objective
 from lengthwise.scheduler.outlook import Outlook
 from lengthwise.scheduler.preemption import LEAST_GAIN, victims
-from lengthwise.scheduler.problem import FloatArray, IntArray, Plan, Problem
+from lengthwise.scheduler.problem import Plan, Problem
 from lengthwise.scheduler.selection import worth_order
 from lengthwise.scheduler.starvation import bounded
 

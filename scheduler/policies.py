@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.heuristics import RULES, Rule
 from lengthwise.scheduler.jobs import prepare
 from lengthwise.scheduler.planner import AnnealingPolicy
-from lengthwise.scheduler.problem import Capacity, IntArray, Plan, Problem, RequestArrays
+from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.sa_paper import PaperSettings, search
 from lengthwise.scheduler.starvation import bounded
 from lengthwise.scheduler.step_time import StepTimeModel

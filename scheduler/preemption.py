@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.compiled import njit
 from lengthwise.scheduler.jobs import Jobs
 from lengthwise.scheduler.lengths import cdf_at
-from lengthwise.scheduler.problem import FloatArray, IntArray, Problem
+from lengthwise.scheduler.problem import Problem
 
 LEAST_GAIN = 0.01  # of a met request: below that the model's errors decide
 

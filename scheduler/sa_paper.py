@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.compiled import njit
 from lengthwise.scheduler.jobs import Jobs
-from lengthwise.scheduler.problem import FloatArray, IntArray, Problem
+from lengthwise.scheduler.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.compiled import njit
-from lengthwise.scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 
 @njit

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.jobs import Jobs
-from lengthwise.scheduler.problem import BoolArray, FloatArray, IntArray, Problem
+from lengthwise.scheduler.problem import Problem
 
 _OLD = 0.5  # share of the bound from which a request takes part
 _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later

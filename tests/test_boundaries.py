@@ -27,7 +27,7 @@ WALLS = {
     ),
     "scheduler": (
         ENGINE | LEARNING
-        | {"mlflow", "matplotlib", "pandas", "pyarrow"} | ours_but("scheduler"),
+        | {"mlflow", "matplotlib", "pandas", "pyarrow"} | ours_but("data", "scheduler"),
         ("lengthwise.scheduler.vllm_adapter",),
     ),
     "training": (ENGINE | {"mlflow"}, ("lengthwise.training.pyfunc_model",)),

@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError, shown
-
-FloatArray = NDArray[np.float64]
 
 
 def poisson_arrivals(n: int, rate_rps: float, rng: np.random.Generator) -> FloatArray:

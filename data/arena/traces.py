@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.lines import read_json_lines
 from lengthwise.data.locations import data_root, downloads_root, trace_path
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lengthwise.data.arena.arrivals import (
-    FloatArray,
-    gamma_arrivals,
-    poisson_arrivals,
-    trace_arrivals,
-)
+from lengthwise.data.arena.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import pack_path
 from lengthwise.data.slo import Slo, SloTable

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.online import OnlineCorrection
-from lengthwise.scheduler.problem import FloatArray
 from lengthwise.scheduler.vllm_adapter.priors import (
     LengthPriors,
     check_quantiles,

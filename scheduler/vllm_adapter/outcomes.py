@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.scheduler.problem import FloatArray
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.tenants import TenantTallies
 from lengthwise.scheduler.vllm_adapter.tracking import Tracked

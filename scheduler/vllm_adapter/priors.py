@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.problem import FloatArray
 
 DEFAULT_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MAX_TOKENS_LIMIT = 10_000_000

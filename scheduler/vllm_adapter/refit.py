@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from lengthwise.scheduler.problem import FloatArray
+from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.step_timer import StepTimer

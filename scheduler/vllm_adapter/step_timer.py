@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from lengthwise.scheduler.problem import FloatArray
+from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError, shown
 from lengthwise.scheduler.fairness import jain_index
-from lengthwise.scheduler.problem import FloatArray
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 UNNAMED = "default"

@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.problem import FloatArray, IntArray, RequestArrays
+from lengthwise.scheduler.problem import RequestArrays
 from lengthwise.scheduler.vllm_adapter.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
