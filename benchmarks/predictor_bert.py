@@ -13,7 +13,7 @@ from predictor_shared import finish, mean_and_half_width, note, parser, print_ta
 
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.bert import BertReader
+from lengthwise.predictor.estimators.encoder import BertReader
 from lengthwise.predictor.evaluate import evaluate
 from lengthwise.predictor.fit import fit_predictor
 from lengthwise.predictor.held_out import reweighed

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.baselines import BASELINES
 from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.embedding import SentenceEmbedding
+from lengthwise.predictor.estimators.baselines import BASELINES
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
+from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features import LAYOUT_VERSION, PromptFeatures
-from lengthwise.predictor.lgbm import LGBMLengthRegressor
-from lengthwise.predictor.lgbm_blend import LGBMBlendRegressor
-from lengthwise.predictor.lgbm_hazard import LGBMHazardRegressor
-from lengthwise.predictor.lgbm_quantiles import LGBMQuantileRegressor
-from lengthwise.predictor.lgbm_rank import LGBMRankRegressor
 from lengthwise.predictor.text import HashedText
 
 if TYPE_CHECKING:
-    from lengthwise.predictor.base import LengthRegressor
+    from lengthwise.predictor.estimators.base import LengthRegressor
     from lengthwise.predictor.model import LengthPredictor, Reading
 
 FORMAT_VERSION = 1
@@ -135,7 +135,7 @@ def load_predictor(directory: Path) -> LengthPredictor:
 def _load_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
     if "reader" not in card:
         return None
-    from lengthwise.predictor.bert import (
+    from lengthwise.predictor.estimators.encoder import (
         BertReader,  # torch and transformers: only where there is a reader
     )
     from lengthwise.predictor.model import Reading

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
-from lengthwise.predictor.base import TextTransformer
 from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.estimators.base import TextTransformer
 from lengthwise.predictor.ridges import ClassRidges, own_columns
 
 
@@ -110,7 +110,7 @@ class SentenceEmbedding(TextTransformer):
         return np.array(names + (ridges if self.weights_.shape[1] > len(names) else []))
 
     def _embed(self, texts: Sequence[str]) -> Floats:
-        from lengthwise.predictor.bert import (
+        from lengthwise.predictor.estimators.encoder import (
             frozen_encoder,  # torch: only where the block is asked for
         )
 

@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lengthwise.predictor import metrics
-from lengthwise.predictor.baselines import BASELINES
 from lengthwise.predictor.distribution import Floats, LengthDistribution
+from lengthwise.predictor.estimators.baselines import BASELINES
+from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.features import PromptFeatures
 from lengthwise.predictor.fit import logged_features
-from lengthwise.predictor.lgbm_rank import LGBMRankRegressor
 from lengthwise.predictor.model import LengthPredictor
 
 MIN_CLASS_ROWS = 20

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
-from lengthwise.predictor.base import TextTransformer
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.embedding import SentenceEmbedding
+from lengthwise.predictor.estimators.base import TextTransformer
 from lengthwise.predictor.scan import encode, scan
 from lengthwise.predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
 from lengthwise.predictor.text import HashedText

@@ -14,10 +14,10 @@ from scipy.stats import norm
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
-from lengthwise.predictor.base import LengthRegressor
 from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
 from lengthwise.predictor.embedding import SentenceEmbedding
+from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.held_out import HeldOut, calibrated, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
@@ -71,7 +71,7 @@ def fit_predictor(
     model.fit(rows, y, censored=censored_rows(train))
     reader = None
     if estimator in READERS:
-        from lengthwise.predictor.bert_fit import (
+        from lengthwise.predictor.estimators.encoder_fit import (
             fit_reader,  # torch and transformers: only where asked for
         )
 

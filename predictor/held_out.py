@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lengthwise.predictor.base import LengthRegressor
 from lengthwise.predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
-from lengthwise.predictor.lgbm_blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.metrics import pinball
 from lengthwise.predictor.model import LengthPredictor, Reading, TextReader
 

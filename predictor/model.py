@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.base import LengthRegressor
 from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
+from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features import PromptFeatures
 
 ANY_CLASS = "*"  # the key of the prior over all classes
@@ -25,7 +25,7 @@ _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
 
 
 class TextReader(Protocol):
-    """What reads a prompt's text itself, such as `lengthwise.predictor.bert.BertReader`."""
+    """What reads a prompt's text itself, such as `predictor.estimators.encoder.BertReader`."""
 
     def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q)."""

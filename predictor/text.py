@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.utils.validation import check_is_fitted
 
-from lengthwise.predictor.base import TextTransformer
 from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.estimators.base import TextTransformer
 from lengthwise.predictor.ngrams import count_ngrams
 from lengthwise.predictor.ridges import ClassRidges, own_columns
 from lengthwise.predictor.scan import encode, scan

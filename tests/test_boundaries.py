@@ -23,7 +23,7 @@ WALLS = {
     "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),
     "predictor": (
         ENGINE | {"mlflow", "matplotlib"} | ours_but("data", "predictor"),
-        ("lengthwise.predictor.bert",),
+        ("lengthwise.predictor.estimators.encoder",),
     ),
     "scheduler": (
         ENGINE | LEARNING

@@ -13,7 +13,8 @@ import torch  # noqa: E402
 from pickle_guard import no_unpickling  # noqa: E402
 
 from lengthwise.data.errors import InputError  # noqa: E402
-from lengthwise.predictor.bert import (  # noqa: E402
+from lengthwise.predictor.distribution import DEFAULT_LEVELS  # noqa: E402
+from lengthwise.predictor.estimators.encoder import (  # noqa: E402
     BertLengthConfig,
     BertLengthModel,
     BertReader,
@@ -21,7 +22,6 @@ from lengthwise.predictor.bert import (  # noqa: E402
     encoder_path,
     tokenize,
 )
-from lengthwise.predictor.distribution import DEFAULT_LEVELS  # noqa: E402
 from lengthwise.predictor.fit import fit_predictor  # noqa: E402
 from lengthwise.predictor.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
 from lengthwise.predictor.model import LengthPredictor  # noqa: E402

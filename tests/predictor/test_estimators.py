@@ -3,14 +3,14 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from lengthwise.predictor.base import LengthRegressor
-from lengthwise.predictor.baselines import BASELINES, MaxTokensLength
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
+from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
 from lengthwise.predictor.features import PromptFeatures
-from lengthwise.predictor.lgbm import LGBMLengthRegressor, student_gradients
-from lengthwise.predictor.lgbm_blend import LGBMBlendRegressor
-from lengthwise.predictor.lgbm_hazard import LGBMHazardRegressor
-from lengthwise.predictor.lgbm_quantiles import LGBMQuantileRegressor
-from lengthwise.predictor.lgbm_rank import LGBMRankRegressor
 from lengthwise.predictor.text import HashedText
 
 WEIGHTS = {

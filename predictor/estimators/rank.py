@@ -15,10 +15,10 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predictor.base import LengthRegressor
-from lengthwise.predictor.boosting import booster_parameters, check_rows, load_booster
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.trees import FlatTrees
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.boosting import booster_parameters, check_rows, load_booster
+from lengthwise.predictor.estimators.trees import FlatTrees
 
 _GRADES = 16
 _FINE = np.linspace(0.005, 0.995, 199)

@@ -14,10 +14,15 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predictor.base import LengthRegressor
-from lengthwise.predictor.boosting import booster_parameters, check_rows, gain_shares, load_booster
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.trees import FlatTrees
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.boosting import (
+    booster_parameters,
+    check_rows,
+    gain_shares,
+    load_booster,
+)
+from lengthwise.predictor.estimators.trees import FlatTrees
 
 _TAIL_SHARES = (0.005, 0.01, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998)
 

@@ -4,7 +4,7 @@
 
 Steps pass through softplus, so the quantiles of log-length cannot cross. The loss is the
 pinball loss; of an answer cut off at y only what lies below y is wrong. `BertReader` is the part
-of a `LengthPredictor` that reads the text so; `lengthwise.predictor.bert_fit` trains it.
+of a `LengthPredictor` that reads the text so; `predictor.estimators.encoder_fit` trains it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from lengthwise.predictor.bert import (
+from lengthwise.predictor.distribution import DEFAULT_LEVELS
+from lengthwise.predictor.estimators.encoder import (
     MAX_LENGTH,
     PACKAGED,
     BertLengthModel,
@@ -24,7 +25,6 @@ from lengthwise.predictor.bert import (
     encoder_path,
     tokenize,
 )
-from lengthwise.predictor.distribution import DEFAULT_LEVELS
 
 
 class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]

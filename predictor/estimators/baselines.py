@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from lengthwise.predictor.base import LengthRegressor
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.estimators.base import LengthRegressor
 
 CLASS_COLUMN, PROMPT_TOKENS_COLUMN = 0, 1
 _FINE = np.linspace(0.001, 0.999, 999)

@@ -20,10 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from lengthwise.predictor.base import LengthRegressor
-from lengthwise.predictor.boosting import booster_parameters, check_rows, gain_shares, load_booster
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.trees import FlatTrees
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.boosting import (
+    booster_parameters,
+    check_rows,
+    gain_shares,
+    load_booster,
+)
+from lengthwise.predictor.estimators.trees import FlatTrees
 
 _LOG_SCALE_LIMITS = (-4.0, 2.0)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predictor.base import LengthRegressor
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.lgbm import LGBMLengthRegressor
-from lengthwise.predictor.lgbm_hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 
 _PARTS = ("student", "hazard")
 
