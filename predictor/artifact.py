@@ -20,15 +20,15 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.conformal import CalibratedLevels
-from lengthwise.predictor.embedding import SentenceEmbedding
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
-from lengthwise.predictor.features import LAYOUT_VERSION, PromptFeatures
-from lengthwise.predictor.text import HashedText
+from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.text import HashedText
 
 if TYPE_CHECKING:
     from lengthwise.predictor.estimators.base import LengthRegressor

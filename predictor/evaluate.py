@@ -12,7 +12,7 @@ from lengthwise.predictor import metrics
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
-from lengthwise.predictor.features import PromptFeatures
+from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.fit import logged_features
 from lengthwise.predictor.model import LengthPredictor
 

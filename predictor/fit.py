@@ -16,12 +16,12 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
 from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
-from lengthwise.predictor.embedding import SentenceEmbedding
 from lengthwise.predictor.estimators.base import LengthRegressor
-from lengthwise.predictor.features import DEFAULT_BLOCKS, PromptFeatures
+from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.held_out import HeldOut, calibrated, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
-from lengthwise.predictor.text import HashedText
 
 Progress = Callable[[str, float], None]  # what is being done, share done
 DEFAULT_BOOSTER = "lightgbm"

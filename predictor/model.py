@@ -18,7 +18,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
 from lengthwise.predictor.estimators.base import LengthRegressor
-from lengthwise.predictor.features import PromptFeatures
+from lengthwise.predictor.features.columns import PromptFeatures
 
 ANY_CLASS = "*"  # the key of the prior over all classes
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))

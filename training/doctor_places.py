@@ -79,7 +79,7 @@ def numba_cache() -> Check:
     """Whether compiled code can be kept; without it every start compiles anew."""
     name, advice = "numba cache", f"set {CACHE_VARIABLE} to a folder only the server may write to"
     try:
-        from lengthwise.predictor.scan import scan
+        from lengthwise.predictor.features.scan import scan
         from lengthwise.scheduler.kernels import rollout
     except RuntimeError as error:
         return Check(name, "fail", str(error), advice)

@@ -15,8 +15,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
-from lengthwise.predictor.prompt_text import text_of_request
-from lengthwise.predictor.scan import shortened
+from lengthwise.predictor.features.request_text import text_of_request
+from lengthwise.predictor.features.scan import shortened
 from lengthwise.scheduler.vllm_adapter.batching import Prediction
 from lengthwise.scheduler.vllm_adapter.tenants import parse_tenant
 

@@ -10,8 +10,8 @@ from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
-from lengthwise.predictor.features import PromptFeatures
-from lengthwise.predictor.text import HashedText
+from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.text import HashedText
 
 WEIGHTS = {
     "check_sample_weight_equivalence_on_dense_data": "bins and leaf sizes count rows, not weights",

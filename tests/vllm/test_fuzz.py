@@ -26,8 +26,8 @@ from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable, parse_slo
-from lengthwise.predictor.features import PromptFeatures
-from lengthwise.predictor.scan import HEAD_CHARS, TAIL_CHARS, encode
+from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
 from lengthwise.scheduler.vllm_adapter import middleware
 from lengthwise.scheduler.vllm_adapter.body import encode_body, parse_body
 from lengthwise.scheduler.vllm_adapter.intake import Intake

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lengthwise.predictor.scan import NEWLINE, WORD, combine
+from lengthwise.predictor.features.scan import NEWLINE, WORD, combine
 
 HEAD_TOKENS = 10
 _HEAD_MARK = np.uint64(0x9E3779B97F4A7C15)

@@ -12,11 +12,17 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.embedding import SentenceEmbedding
 from lengthwise.predictor.estimators.base import TextTransformer
-from lengthwise.predictor.scan import encode, scan
-from lengthwise.predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
-from lengthwise.predictor.text import HashedText
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.scan import encode, scan
+from lengthwise.predictor.features.structure import (
+    KEYS,
+    MASKS,
+    NUMBERS,
+    STRUCTURE_NAMES,
+    read_structure,
+)
+from lengthwise.predictor.features.text import HashedText
 
 BLOCKS = ("structure", "text", "embedding", "request")
 DEFAULT_BLOCKS = ("structure", "text", "request")

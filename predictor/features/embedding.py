@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.base import TextTransformer
-from lengthwise.predictor.ridges import ClassRidges, own_columns
+from lengthwise.predictor.features.ridges import ClassRidges, own_columns
 
 
 class SentenceEmbedding(TextTransformer):

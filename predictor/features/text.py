@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.base import TextTransformer
-from lengthwise.predictor.ngrams import count_ngrams
-from lengthwise.predictor.ridges import ClassRidges, own_columns
-from lengthwise.predictor.scan import encode, scan
+from lengthwise.predictor.features.ngrams import count_ngrams
+from lengthwise.predictor.features.ridges import ClassRidges, own_columns
+from lengthwise.predictor.features.scan import encode, scan
 
 
 @njit(cache=True)
@@ -52,7 +52,7 @@ def project(
 class HashedText(TextTransformer):
     """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
 
-    One ridge sees every row, the other is that of the row's class (`lengthwise.predictor.ridges`).
+    One ridge sees every row, the other is that of the row's class (`predictor.features.ridges`).
 
     Parameters
     ----------

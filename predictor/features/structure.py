@@ -11,8 +11,15 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from lengthwise.predictor.lexicon import LEXICON, NUMBER_WORDS, UNITS
-from lengthwise.predictor.scan import NEWLINE, NUMBER, PUNCTUATION, WORD, combine, word_hash
+from lengthwise.predictor.features.lexicon import LEXICON, NUMBER_WORDS, UNITS
+from lengthwise.predictor.features.scan import (
+    NEWLINE,
+    NUMBER,
+    PUNCTUATION,
+    WORD,
+    combine,
+    word_hash,
+)
 
 EDGE_TOKENS = 20  # instructions usually stand in the first or the last so many tokens
 _UNIT_REACH = 3  # "100 to 150 short words": a unit this many tokens behind its number
