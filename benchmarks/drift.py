@@ -17,8 +17,8 @@ from predictor_shared import finish, note, parser, print_table
 
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.drift import CAUSES, DriftMonitor, DriftSettings
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.serving.drift import CAUSES, DriftMonitor, DriftSettings
 
 FACTORS = (1.25, 1.5, 2.0, 0.67)
 CALM = 10_000  # requests of a stream without drift

@@ -198,7 +198,7 @@ class Bench:
     """Files, the predictor and the requests that all parts share."""
 
     def __init__(self, scratch: Path, seconds: float, eager: Sequence[str]) -> None:
-        from lengthwise.predictor.fit import fit_predictor
+        from lengthwise.predictor.fitting.fit import fit_predictor
 
         self.scratch = scratch
         self.seconds = seconds

@@ -8,8 +8,8 @@ from predictor_shared import finish, note, parser, print_table
 
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.evaluate import evaluate
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
 
 BLOCKS = ("structure", "text", "request")
 

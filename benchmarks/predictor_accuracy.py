@@ -9,8 +9,8 @@ from predictor_shared import finish, mean_and_half_width, note, parser, print_ta
 
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.evaluate import evaluate
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
 
 METRICS = ("tau", "within_task_tau", "mae", "within_25", "pinball_gain", "crps", "coverage")
 

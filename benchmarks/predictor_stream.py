@@ -21,10 +21,10 @@ from predictor_shared import finish, note
 from lengthwise.data.request_log import RequestLogWriter, log_batches
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.evaluate import evaluate
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.fitting.stream import fit_stream
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.predictor.stream import fit_stream
 
 
 def generated(

@@ -17,7 +17,7 @@ import numpy as np
 from lengthwise.data.arena.workloads import arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.simulator.run import SimResult, SimWorkload, saturated_rps

@@ -356,7 +356,7 @@ def predictors(directory: Path) -> list[Path]:
     """Two small predictors of the same levels, to switch between."""
     from lengthwise.data.sources.synthetic.corpus import synthetic_table
     from lengthwise.data.splits import split_table
-    from lengthwise.predictor.fit import fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     made = []
     for seed in (1, 2):

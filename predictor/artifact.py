@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.conformal import CalibratedLevels
+from lengthwise.predictor.calibration import CalibratedLevels
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor

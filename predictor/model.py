@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.conformal import CalibratedLevels
+from lengthwise.predictor.calibration import CalibratedLevels
 from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures

@@ -58,7 +58,7 @@ class TrainResult:
     """A trained, logged predictor.
 
     ``model_uri`` is the version's where one was registered, the logged model's otherwise;
-    ``metrics`` are of the test split, as `lengthwise.predictor.evaluate.evaluate` returns them.
+    ``metrics`` are of the test split, as `predictor.fitting.evaluate.evaluate` returns them.
     """
 
     model_uri: str
@@ -94,8 +94,8 @@ def train(
     Raises InputError for a source that cannot be read or is too small, RegistryError for a
     tracking store that cannot be written: asked first, so that no training is lost to it.
     """
-    from lengthwise.predictor.evaluate import evaluate
-    from lengthwise.predictor.fit import check_estimator
+    from lengthwise.predictor.fitting.evaluate import evaluate
+    from lengthwise.predictor.fitting.fit import check_estimator
     from lengthwise.training.decision_value import decision_value
 
     steps = steps or console.SilentSteps()
@@ -170,7 +170,7 @@ def _fit_streamed(
     config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
 ) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
     """The log's features piece by piece; its first piece says which predictor computed them."""
-    from lengthwise.predictor.stream import fit_stream
+    from lengthwise.predictor.fitting.stream import fit_stream
 
     batches = log_batches(source)
     first = next(batches, None)
@@ -219,7 +219,7 @@ def _fit(
     base: LengthPredictor | None,
     steps: console.Steps,
 ) -> LengthPredictor:
-    from lengthwise.predictor.fit import fit_on_features, fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor
 
     def progress(what: str, share: float) -> None:
         if share < 1:
@@ -245,7 +245,7 @@ def _fit(
 
 def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> dict[str, Figure]:
     """The figures of a predictor on rows it has not seen, by file name."""
-    from lengthwise.predictor.evaluate import predict_table
+    from lengthwise.predictor.fitting.evaluate import predict_table
     from lengthwise.training import plots
 
     classes = list(test["slo_class"])

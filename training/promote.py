@@ -24,7 +24,7 @@ from lengthwise.data.request_log import answered, read_request_log
 from lengthwise.data.slo import DEFAULT_CLASS, Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
-from lengthwise.predictor.metrics import coverage, interval, mae
+from lengthwise.predictor.fitting.metrics import coverage, interval, mae
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
@@ -128,7 +128,7 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
     frame = read_request_log(folder)
     frame = frame[answered(frame)]
     frame = frame.sort_values("arrival_unix_s").tail(most)
-    from lengthwise.predictor.fit import logged_features
+    from lengthwise.predictor.fitting.fit import logged_features
 
     features = contract = None
     if len(frame) and frame["prompt"].isna().any():

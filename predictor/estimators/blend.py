@@ -33,7 +33,7 @@ class LGBMBlendRegressor(LengthRegressor):
     bins : int
         Of the hazard.
     hazard_share : float
-        Weight of the hazard in the mean; `lengthwise.predictor.fit` chooses it on held-out rows.
+        Weight of the hazard in the mean; `predictor.fitting.fit` chooses it on held-out rows.
     random_state : int
     n_jobs : int
         Threads for training; prediction uses one.

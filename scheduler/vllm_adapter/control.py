@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.predictor.online import OnlineCorrection
+from lengthwise.predictor.serving.correction import OnlineCorrection
 from lengthwise.scheduler.vllm_adapter.admission import ADMIT_METHOD
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault

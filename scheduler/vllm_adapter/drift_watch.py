@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.predictor.drift import DriftEvent, DriftMonitor
+from lengthwise.predictor.serving.drift import DriftEvent, DriftMonitor
 from lengthwise.scheduler.vllm_adapter.intake import CLIENT_LENGTH
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME

@@ -16,7 +16,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable, parse_slo
-from lengthwise.predictor.online import OnlineCorrection
+from lengthwise.predictor.serving.correction import OnlineCorrection
 from lengthwise.scheduler.vllm_adapter.priors import (
     LengthPriors,
     check_quantiles,

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from lengthwise.predictor.drift import ALL_CLASSES, CAUSES
+from lengthwise.predictor.serving.drift import ALL_CLASSES, CAUSES
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _PLAN_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)

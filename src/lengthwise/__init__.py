@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lengthwise.predictor.fit import fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_predictor
     from lengthwise.predictor.model import LengthPredictor
     from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler as Scheduler
     from lengthwise.scheduler.vllm_adapter.middleware import LengthwiseMiddleware as Middleware
@@ -24,7 +24,7 @@ _HOMES = {
     "LengthPredictor": ("lengthwise.predictor.model", "LengthPredictor"),
     "Middleware": ("lengthwise.scheduler.vllm_adapter.middleware", "LengthwiseMiddleware"),
     "Scheduler": ("lengthwise.scheduler.vllm_adapter.engine_scheduler", "LengthwiseScheduler"),
-    "fit_predictor": ("lengthwise.predictor.fit", "fit_predictor"),
+    "fit_predictor": ("lengthwise.predictor.fitting.fit", "fit_predictor"),
 }
 
 

@@ -28,7 +28,7 @@ from lengthwise.data.locations import pack_path
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.fairness import TenantFairness

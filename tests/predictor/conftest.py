@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 
 SUBJECTS = [

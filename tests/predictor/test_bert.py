@@ -22,8 +22,8 @@ from lengthwise.predictor.estimators.encoder import (  # noqa: E402
     encoder_path,
     tokenize,
 )
-from lengthwise.predictor.fit import fit_predictor  # noqa: E402
-from lengthwise.predictor.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
+from lengthwise.predictor.fitting.fit import fit_predictor  # noqa: E402
+from lengthwise.predictor.fitting.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
 from lengthwise.predictor.model import LengthPredictor  # noqa: E402
 
 WORDS = [

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.evaluate import evaluate
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 
 Tables = dict[str, pd.DataFrame]

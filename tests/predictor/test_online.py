@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, LengthDistribution
-from lengthwise.predictor.online import MOST_CLASSES, OnlineCorrection
+from lengthwise.predictor.serving.correction import MOST_CLASSES, OnlineCorrection
 
 SAID = (100.0 * np.exp(-0.641), 100.0, 100.0 * np.exp(0.641))  # log-normal, sigma .5
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.metrics import coverage, interval, kendall_tau
+from lengthwise.predictor.fitting.metrics import coverage, interval, kendall_tau
+from lengthwise.predictor.fitting.stream import fit_stream
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.predictor.stream import fit_stream
 
 
 def logged(table: pd.DataFrame, base: LengthPredictor, pieces: int) -> Iterator[pd.DataFrame]:

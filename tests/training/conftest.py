@@ -43,7 +43,7 @@ def workspace(tmp_path, empty_store, monkeypatch):
 def predictor_dir(tmp_path_factory) -> Path:
     from lengthwise.data.sources.synthetic.corpus import synthetic_table
     from lengthwise.data.splits import split_table
-    from lengthwise.predictor.fit import fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     parts = split_table(synthetic_table(rows=400))
     predictor = fit_predictor(parts["train"], parts["calibration"], n_estimators=30)

@@ -21,7 +21,7 @@ HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "
 def run(workspace, monkeypatch):
     """Run a command in a fresh workspace; returns Click's result."""
 
-    from lengthwise.predictor import fit
+    from lengthwise.predictor.fitting import fit
     from lengthwise.training import decision_value as worth
 
     # fewer trees and dots than usual: what is tested here is what surrounds them

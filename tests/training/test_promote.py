@@ -12,7 +12,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import RequestLogWriter
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.predictor.fit import fit_predictor
+from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.cli import app

@@ -50,7 +50,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lengthwise.predictor.fit import fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     parts = split_table(synthetic_table(300, seed=3))
     predictor = fit_predictor(

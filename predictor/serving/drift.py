@@ -28,7 +28,7 @@ import numpy as np
 from river.drift import ADWIN
 from scipy.special import bdtr, bdtrc
 
-from lengthwise.predictor.online import MOST_CLASSES
+from lengthwise.predictor.serving.correction import MOST_CLASSES
 
 Cause = Literal["change", "level", "coverage"]
 CAUSES: tuple[Cause, ...] = ("change", "level", "coverage")

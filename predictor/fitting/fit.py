@@ -14,13 +14,13 @@ from scipy.stats import norm
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
-from lengthwise.predictor.conformal import CalibratedLevels
+from lengthwise.predictor.calibration import CalibratedLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.text import HashedText
-from lengthwise.predictor.held_out import HeldOut, calibrated, weigh
+from lengthwise.predictor.fitting.held_out import HeldOut, calibrated, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
 
 Progress = Callable[[str, float], None]  # what is being done, share done

@@ -20,8 +20,13 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.splits import split_table
 from lengthwise.data.table import texts_sha256
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
-from lengthwise.predictor.fit import censored_rows, check_contract, logged_features, make_card
-from lengthwise.predictor.held_out import HeldOut, calibrated
+from lengthwise.predictor.fitting.fit import (
+    censored_rows,
+    check_contract,
+    logged_features,
+    make_card,
+)
+from lengthwise.predictor.fitting.held_out import HeldOut, calibrated
 from lengthwise.predictor.model import LengthPredictor
 
 HELD_OUT_ROWS = 20_000

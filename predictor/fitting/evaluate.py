@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lengthwise.predictor import metrics
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
-from lengthwise.predictor.fit import logged_features
+from lengthwise.predictor.fitting import metrics
+from lengthwise.predictor.fitting.fit import logged_features
 from lengthwise.predictor.model import LengthPredictor
 
 MIN_CLASS_ROWS = 20
