@@ -140,7 +140,7 @@ class AdmissionControl:
 
 def warm_up() -> None:
     """Compile what a verdict needs, so that no request waits for it."""
-    from lengthwise.scheduler.policies import warm_up_problem
+    from lengthwise.scheduler.problem import warm_up_problem
 
     jobs = prepare(warm_up_problem())
     chance_in(jobs, np.arange(len(jobs), dtype=np.int64))

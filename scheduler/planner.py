@@ -167,7 +167,7 @@ class AnnealingPolicy:
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
-        from lengthwise.scheduler.policies import warm_up_problem
+        from lengthwise.scheduler.problem import warm_up_problem
 
         for settings in (self.settings, replace(self.settings, calm=0.0)):
             twin = AnnealingPolicy(settings, iterations=40)

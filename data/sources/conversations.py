@@ -3,8 +3,8 @@
 `[{"id": .., "conversations": [{"from": "human", "value": ..}, {"from": "gpt", "value": ..}]}]`,
 as in ShareGPT_Vicuna_unfiltered and Python-Code-23k-ShareGPT, or lines of such objects;
 `messages`/`role`/`content` are read alike. The prompt is the history before the turn, rendered
-as the server renders a chat request (predictor/features/request_text.py): one user message as it stands,
-more as `<|role|>` lines.
+as the server renders a chat request (predictor/features/request_text.py): one user message as it
+stands, more as `<|role|>` lines.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ import numpy as np
 from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.jobs import prepare
 from lengthwise.scheduler.objective import Evaluator, Objective
-from lengthwise.scheduler.policies import warm_up_problem
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.problem import Problem, warm_up_problem
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 _EVERY = 20  # plans

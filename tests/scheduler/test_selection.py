@@ -167,7 +167,8 @@ def test_the_bound_falls_with_overload():
 def test_the_first_plan_is_as_quick_as_the_next_after_a_warm_up():
     """In its own process: nothing may be left to compile when the first request waits."""
     script = (
-        "import time; from lengthwise.scheduler.policies import make_policy, warm_up_problem\n"
+        "import time; from lengthwise.scheduler.policies import make_policy\n"
+        "from lengthwise.scheduler.problem import warm_up_problem\n"
         "policy = make_policy('sa', budget_s=0.001, calm=0.0); policy.warm_up()\n"
         "began = time.perf_counter(); policy(warm_up_problem())\n"
         "print(time.perf_counter() - began)"

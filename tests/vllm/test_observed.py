@@ -11,7 +11,7 @@ import pytest
 from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
-from lengthwise.scheduler.policies import warm_up_problem
+from lengthwise.scheduler.problem import warm_up_problem
 from lengthwise.scheduler.vllm_adapter.comparison import against_arrival_order
 from lengthwise.scheduler.vllm_adapter.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
