@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
 from benchmarks.scheduler_grid import SEARCH_STEPS
-from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule
+from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.simulator.run import simulate
 

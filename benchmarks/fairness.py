@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import Cell, build, capacity_rps
 from benchmarks.scheduler_grid import SEARCH_STEPS
-from lengthwise.scheduler.fairness import TenantFairness, jain_index
+from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.simulator.run import SimWorkload, simulate
 

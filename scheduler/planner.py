@@ -31,7 +31,7 @@ from lengthwise.scheduler.kernels import DILATION
 from lengthwise.scheduler.objective import Evaluator, Objective
 from lengthwise.scheduler.outlook import Outlook
 from lengthwise.scheduler.preemption import LEAST_GAIN, victims
-from lengthwise.scheduler.problem import Plan, Problem
+from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 from lengthwise.scheduler.selection import worth_order
 from lengthwise.scheduler.starvation import bounded
 
@@ -167,8 +167,6 @@ class AnnealingPolicy:
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
-        from lengthwise.scheduler.problem import warm_up_problem
-
         for settings in (self.settings, replace(self.settings, calm=0.0)):
             twin = AnnealingPolicy(settings, iterations=40)
             twin(warm_up_problem())

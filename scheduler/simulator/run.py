@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.admission import Action, AdmissionControl
 from lengthwise.scheduler.arrival_rate import ArrivalRate
-from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.guards.admission import Action, AdmissionControl
+from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies import Policy
 from lengthwise.scheduler.problem import Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule, warm_up
+from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule, warm_up
 from lengthwise.scheduler.policies import Policy, make_policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.batching import Prediction

@@ -20,7 +20,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.arrival_rate import ArrivalRate
-from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies import Policy, make_policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.replan import ReplanGate

@@ -16,7 +16,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError, shown
-from lengthwise.scheduler.fairness import jain_index
+from lengthwise.scheduler.guards.fairness import jain_index
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 UNNAMED = "default"

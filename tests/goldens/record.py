@@ -30,8 +30,8 @@ from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.admission import AdmissionControl, AdmissionRule
-from lengthwise.scheduler.fairness import TenantFairness
+from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
+from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies import POLICIES, make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile

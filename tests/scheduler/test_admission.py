@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_problem, draw_workload
 
-from lengthwise.scheduler.admission import (
+from lengthwise.scheduler.guards.admission import (
     AdmissionControl,
     AdmissionRule,
     ShareCap,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_problem, draw_workload
 
-from lengthwise.scheduler.fairness import (
+from lengthwise.scheduler.guards.fairness import (
     TenantFairness,
     adjusted_weights,
     fair_shares,

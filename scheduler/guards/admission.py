@@ -22,7 +22,7 @@ from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler import kernels as k
 from lengthwise.scheduler.jobs import Jobs, prepare
 from lengthwise.scheduler.objective import Objective
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.problem import Problem, warm_up_problem
 
 Mode = Literal["off", "shed", "downgrade"]
 Action = Literal["admit", "shed", "downgrade"]
@@ -140,8 +140,6 @@ class AdmissionControl:
 
 def warm_up() -> None:
     """Compile what a verdict needs, so that no request waits for it."""
-    from lengthwise.scheduler.problem import warm_up_problem
-
     jobs = prepare(warm_up_problem())
     chance_in(jobs, np.arange(len(jobs), dtype=np.int64))
     drain_s(jobs)
