@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.objective import Evaluator
+from lengthwise.scheduler.plan.objective import Evaluator
 
 LONGEST = 8
 

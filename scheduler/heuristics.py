@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
 Rule = Callable[[Problem, Jobs], IntArray]

@@ -23,17 +23,17 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler import heuristics
-from lengthwise.scheduler.anneal import anneal
-from lengthwise.scheduler.concurrency import binding_caps
-from lengthwise.scheduler.hasten import hasten
-from lengthwise.scheduler.jobs import Jobs, prepare
-from lengthwise.scheduler.kernels import DILATION
-from lengthwise.scheduler.objective import Evaluator, Objective
-from lengthwise.scheduler.outlook import Outlook
-from lengthwise.scheduler.preemption import LEAST_GAIN, victims
+from lengthwise.scheduler.plan.anneal import anneal
+from lengthwise.scheduler.plan.batch_limit import binding_caps
+from lengthwise.scheduler.plan.forecast import Outlook
+from lengthwise.scheduler.plan.jobs import Jobs, prepare
+from lengthwise.scheduler.plan.kernels import DILATION
+from lengthwise.scheduler.plan.objective import Evaluator, Objective
+from lengthwise.scheduler.plan.preemption import LEAST_GAIN, victims
+from lengthwise.scheduler.plan.selection import worth_order
+from lengthwise.scheduler.plan.slack import hasten
+from lengthwise.scheduler.plan.wait_bound import bounded
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
-from lengthwise.scheduler.selection import worth_order
-from lengthwise.scheduler.starvation import bounded
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ import numpy as np
 
 from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.heuristics import RULES, Rule
-from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.wait_bound import bounded
 from lengthwise.scheduler.planner import AnnealingPolicy
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 from lengthwise.scheduler.sa_paper import PaperSettings, search
-from lengthwise.scheduler.starvation import bounded
 
 POLICIES = (
     "fcfs",

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
 

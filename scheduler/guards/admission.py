@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.jobs import Jobs, prepare
-from lengthwise.scheduler.objective import Objective
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import Jobs, prepare
+from lengthwise.scheduler.plan.objective import Objective
 from lengthwise.scheduler.problem import Problem, warm_up_problem
 
 Mode = Literal["off", "shed", "downgrade"]

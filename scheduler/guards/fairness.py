@@ -29,8 +29,8 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.plan.wait_bound import overdue_first
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
-from lengthwise.scheduler.starvation import overdue_first
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort
 _UNBOUNDED_S = 1e12

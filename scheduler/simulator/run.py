@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.arrival_rate import ArrivalRate
 from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
+from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
+from lengthwise.scheduler.plan.pacing import ReplanGate
 from lengthwise.scheduler.policies import Policy
 from lengthwise.scheduler.problem import Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.replan import ReplanGate
 from lengthwise.scheduler.simulator import engine as e
 
 PlanCost = Literal["free", "measured"]

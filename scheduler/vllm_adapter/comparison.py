@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.jobs import prepare
-from lengthwise.scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.objective import Evaluator, Objective
 from lengthwise.scheduler.problem import Problem, warm_up_problem
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 

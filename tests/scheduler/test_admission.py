@@ -13,7 +13,7 @@ from lengthwise.scheduler.guards.admission import (
     chance_in,
     drain_s,
 )
-from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from planning_cases import LEVELS, draw_workload
 
-from lengthwise.scheduler.concurrency import binding_caps
-from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.plan.batch_limit import binding_caps
+from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile

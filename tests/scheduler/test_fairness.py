@@ -14,7 +14,7 @@ from lengthwise.scheduler.guards.fairness import (
     slot_seconds,
     tenant_factors,
 )
-from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile

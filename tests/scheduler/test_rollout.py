@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from planning_cases import draw_problem, problems
 
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.jobs import prepare
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.rollout import Job, rollout
 
 

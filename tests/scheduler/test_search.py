@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_problem, problems
 
-from lengthwise.scheduler.anneal import anneal
 from lengthwise.scheduler.exact import best_order
-from lengthwise.scheduler.jobs import prepare
-from lengthwise.scheduler.moves import KINDS, apply_move
-from lengthwise.scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.plan.anneal import anneal
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.moves import KINDS, apply_move
+from lengthwise.scheduler.plan.objective import Evaluator, Objective
 
 
 @given(

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from planning_cases import draw_problem, draw_workload
 
 from lengthwise.scheduler.bound import attainment_bound
-from lengthwise.scheduler.hasten import hasten
-from lengthwise.scheduler.jobs import prepare
-from lengthwise.scheduler.outlook import Outlook
+from lengthwise.scheduler.plan.forecast import Outlook
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.selection import select, worth_order
+from lengthwise.scheduler.plan.slack import hasten
+from lengthwise.scheduler.plan.wait_bound import _LEAD, _MARGIN, find_overdue, overdue_first
 from lengthwise.scheduler.policies import make_policy
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.selection import select, worth_order
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.starvation import _LEAD, _MARGIN, find_overdue, overdue_first
 
 NOTHING = np.empty(0)
 

@@ -18,9 +18,9 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.jobs import Jobs
 from lengthwise.scheduler.lengths import cdf_at
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
 LEAST_GAIN = 0.01  # of a met request: below that the model's errors decide

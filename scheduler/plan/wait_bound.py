@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
 _OLD = 0.5  # share of the bound from which a request takes part

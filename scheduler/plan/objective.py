@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import Jobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.jobs import Jobs
+from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
 MARGIN = 0.95  # of the objective: the pace varies from step to step

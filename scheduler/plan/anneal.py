@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler import kernels as k
-from lengthwise.scheduler.moves import BLOCK, KINDS, apply_move
-from lengthwise.scheduler.objective import Evaluator
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.moves import BLOCK, KINDS, apply_move
+from lengthwise.scheduler.plan.objective import Evaluator
 
 ACCEPT_FIRST = 0.1
 COOLING = 0.01
