@@ -25,7 +25,7 @@ from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
 from benchmarks.scheduler_grid import SEARCH_STEPS
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
 
 LOADS = (1.1, 1.4, 2.0)

@@ -26,7 +26,7 @@ from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import Cell, build, capacity_rps
 from benchmarks.scheduler_grid import SEARCH_STEPS
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import SimWorkload, simulate
 
 VICTIM, FLOODER = 0, 1

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import ARRIVALS, WORKLOADS, Cell, build, measures
-from lengthwise.scheduler.planner import Settings
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.annealing import Settings
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
 
 WHOLE = "all parts"

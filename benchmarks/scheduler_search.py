@@ -33,16 +33,16 @@ from benchmarks.grid_summary import bootstrap_ratio
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.exact import LONGEST, best_order
-from lengthwise.scheduler.heuristics import RULES
 from lengthwise.scheduler.plan.anneal import LONGEST_BLOCK, UNIFORMS, anneal
 from lengthwise.scheduler.plan.jobs import Jobs, prepare
 from lengthwise.scheduler.plan.kernels import DILATION
 from lengthwise.scheduler.plan.moves import BLOCK, KINDS, apply_move
 from lengthwise.scheduler.plan.objective import Evaluator, Objective
 from lengthwise.scheduler.plan.selection import worth_order
-from lengthwise.scheduler.planner import AnnealingPolicy, Settings
+from lengthwise.scheduler.policies.annealing import AnnealingPolicy, Settings
+from lengthwise.scheduler.policies.paper import PaperSettings, search
+from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Plan, Problem
-from lengthwise.scheduler.sa_paper import PaperSettings, search
 from lengthwise.scheduler.simulator.run import simulate
 
 KINDS_OF_QUEUE = ("head", "drawn")

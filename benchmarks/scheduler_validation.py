@@ -17,7 +17,7 @@ import numpy as np
 from predictor_shared import finish, print_table
 
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.training.bench_workload import length_rows, open_workload, to_sim

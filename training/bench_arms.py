@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.policies import POLICIES
+from lengthwise.scheduler.policies.make import POLICIES
 from lengthwise.training.bench_client import BenchError, new_session
 
 LENGTHS = ("learned", "class", "oracle", "none")

@@ -15,7 +15,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import SimWorkload, simulate
 

@@ -184,7 +184,7 @@ def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
 
 def check_policy(name: str) -> str:
     """The policy's name; InputError listing those there are."""
-    from lengthwise.scheduler.policies import POLICIES
+    from lengthwise.scheduler.policies.make import POLICIES
 
     if name not in POLICIES:
         raise InputError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")

@@ -25,7 +25,7 @@ from lengthwise.data.slo import DEFAULT_CLASS, Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.metrics import coverage, interval, mae
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, to_sim

@@ -12,7 +12,7 @@ import numpy as np
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.bound import attainment_bound
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import SimResult, simulate
 from lengthwise.training.bench_arms import Arm

@@ -13,7 +13,7 @@ from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
 from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.policies import Policy
+from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.problem import Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
@@ -289,7 +289,7 @@ def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
 
     The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
     """
-    from lengthwise.scheduler.policies import make_policy
+    from lengthwise.scheduler.policies.make import make_policy
 
     n = len(workload)
     if n < 10:

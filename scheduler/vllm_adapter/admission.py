@@ -22,7 +22,8 @@ import numpy as np
 
 from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule, warm_up
-from lengthwise.scheduler.policies import Policy, make_policy
+from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.batching import Prediction
 from lengthwise.scheduler.vllm_adapter.body import ParsedBody, clipped

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.capabilities import check_supported
 from lengthwise.scheduler.vllm_adapter.live import live_state, write_live

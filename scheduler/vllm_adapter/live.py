@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, first_fault
 
 _MOST_BYTES = 4 * 1024 * 1024

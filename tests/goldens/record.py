@@ -32,7 +32,7 @@ from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.policies import POLICIES, make_policy
+from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.run import SimWorkload, simulate

@@ -14,7 +14,7 @@ from lengthwise.scheduler.guards.admission import (
     drain_s,
 )
 from lengthwise.scheduler.plan.jobs import prepare
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate

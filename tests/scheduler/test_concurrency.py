@@ -10,7 +10,7 @@ from planning_cases import LEVELS, draw_workload
 
 from lengthwise.scheduler.plan.batch_limit import binding_caps
 from lengthwise.scheduler.plan.jobs import prepare
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate

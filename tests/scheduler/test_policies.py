@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from planning_cases import draw_problem, problems
 
-from lengthwise.scheduler.policies import POLICIES, make_policy
+from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import Problem, RequestArrays, warm_up_problem
 
 LIMITED = [name for name in POLICIES if name != "fcfs"]

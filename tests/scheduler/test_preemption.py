@@ -11,7 +11,7 @@ from planning_cases import LEVELS, MODEL, draw_problem, draw_workload, problems
 
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.preemption import running_chance
-from lengthwise.scheduler.policies import make_policy
+from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_workload
 
-from lengthwise.scheduler.policies import POLICIES, make_policy
+from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.run import saturated_rps, simulate

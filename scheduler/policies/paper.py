@@ -19,8 +19,9 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.plan import kernels as k
-from lengthwise.scheduler.plan.jobs import Jobs
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.plan.jobs import Jobs, prepare
+from lengthwise.scheduler.plan.wait_bound import bounded
+from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +197,34 @@ def search(
         evaluations += steps
         temperature *= settings.decay
     return best, float(g[1]), start_g, evaluations
+
+
+class PaperPolicy:
+    """The published annealing."""
+
+    name = "sa-paper"
+
+    def __init__(
+        self, budget_s: float | None = 0.001, seed: int = 0, settings: PaperSettings | None = None
+    ) -> None:
+        self.budget_s = budget_s
+        self.nominal_s = budget_s if budget_s is not None else 0.05
+        self.settings = settings or PaperSettings()
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in."""
+        began = time.perf_counter()
+        n = len(problem.waiting)
+        if n < 2:
+            return Plan(np.arange(n, dtype=np.int64))
+        jobs = prepare(problem)
+        spent = time.perf_counter() - began
+        left = None if self.budget_s is None else max(0.0, self.budget_s - spent)
+        order, g, start_g, evaluations = search(problem, jobs, self.settings, self.rng, left)
+        order, _ = bounded(problem, jobs, order)
+        return Plan(order, -g, -start_g, evaluations, time.perf_counter() - began)
+
+    def warm_up(self) -> None:
+        """Compile the search."""
+        self(warm_up_problem())

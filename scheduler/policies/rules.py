@@ -6,13 +6,15 @@ the prepared figures and returns a permutation ``(n,)``; ties go to the older re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.plan.jobs import Jobs
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.plan.jobs import Jobs, prepare
+from lengthwise.scheduler.plan.wait_bound import bounded
+from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
 Rule = Callable[[Problem, Jobs], IntArray]
 
@@ -86,3 +88,27 @@ RULES: dict[str, Rule] = {
     "feasible-edf": feasible_edf,
     "hrrn": hrrn,
 }
+
+
+class RulePolicy:
+    """One simple rule, with the bound on waiting; ``fcfs`` needs none."""
+
+    nominal_s = 1e-4
+
+    def __init__(self, name: str, rule: Rule) -> None:
+        self.name = name
+        self.rule = rule
+
+    def __call__(self, problem: Problem) -> Plan:
+        """The order to admit in."""
+        began = time.perf_counter()
+        if self.name == "fcfs":
+            order: IntArray = np.argsort(problem.waiting.arrival_s, kind="stable").astype(np.int64)
+        else:
+            jobs = prepare(problem)
+            order, _ = bounded(problem, jobs, self.rule(problem, jobs))
+        return Plan(order, elapsed_s=time.perf_counter() - began)
+
+    def warm_up(self) -> None:
+        """Compile the figures the rules sort by."""
+        self(warm_up_problem())

@@ -3,7 +3,7 @@
 1. Selection (``selection``): from the queue and the arrivals expected, the requests that pay
    for their slot time, by latest start; then what else can be met; then the hopeless, shortest
    first. Where a TPOT objective is too tight for a full batch, for smaller ones too
-   (``concurrency``).
+   (``batch_limit``).
 2. Calm: when feasible-first by deadline is expected to meet nearly all that can be met, it is
    the plan; there is nothing to choose, and a search could only chase the model's errors.
 3. Starts: that order, the previous plan, and any rules asked for; the cheapest by the objective.
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler import heuristics
 from lengthwise.scheduler.plan.anneal import anneal
 from lengthwise.scheduler.plan.batch_limit import binding_caps
 from lengthwise.scheduler.plan.forecast import Outlook
@@ -33,6 +32,7 @@ from lengthwise.scheduler.plan.preemption import LEAST_GAIN, victims
 from lengthwise.scheduler.plan.selection import worth_order
 from lengthwise.scheduler.plan.slack import hasten
 from lengthwise.scheduler.plan.wait_bound import bounded
+from lengthwise.scheduler.policies import rules
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
 
@@ -57,7 +57,7 @@ class Settings:
     paper_g: bool = False
 
     def __post_init__(self) -> None:
-        if unknown := set(self.starts) - {"selection", "previous", *heuristics.RULES}:
+        if unknown := set(self.starts) - {"selection", "previous", *rules.RULES}:
             raise ValueError(f"unknown starts {sorted(unknown)}")
         if self.window < 2 or self.compared < self.window:
             raise ValueError(f"need 2 <= window <= compared, got {self.window} and {self.compared}")
@@ -179,7 +179,7 @@ class AnnealingPolicy:
         """feasible-edf and its cost when it loses next to nothing of what can be met."""
         if self.settings.calm <= 0:
             return None
-        order = heuristics.feasible_edf(problem, jobs)
+        order = rules.feasible_edf(problem, jobs)
         head = order[:compared]
         ideal = float((jobs.weight * jobs.chance)[head].sum())
         cost = Evaluator(jobs, Objective(latency=0.0), compared).cost(head)
@@ -260,7 +260,7 @@ class AnnealingPolicy:
                 if (previous := self._recall(problem, selected)) is not None:
                     starts.append(previous)
             else:
-                starts.append(heuristics.RULES[name](problem, jobs))
+                starts.append(rules.RULES[name](problem, jobs))
         return starts or [selected]
 
     def _remember(self, problem: Problem, order: IntArray) -> None:
