@@ -27,7 +27,8 @@ from benchmarks.scheduler_cells import Cell, build, capacity_rps
 from benchmarks.scheduler_grid import SEARCH_STEPS
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimWorkload
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)

@@ -20,7 +20,8 @@ from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
-from lengthwise.scheduler.simulator.run import SimResult, SimWorkload, saturated_rps
+from lengthwise.scheduler.simulator.capacity import saturated_rps
+from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 NORMAL = np.array([statistics.NormalDist().inv_cdf(p) for p in LEVELS])

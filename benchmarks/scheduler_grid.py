@@ -46,9 +46,9 @@ from benchmarks.scheduler_cells import (
     predictor_of,
 )
 from lengthwise.data.arena.workloads import arena_workload
-from lengthwise.scheduler.bound import attainment_bound
 from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
 
 SEARCH_STEPS = 80

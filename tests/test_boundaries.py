@@ -34,7 +34,7 @@ WALLS = {
 }  # fmt: skip
 
 # no policy reads the bound: it judges finished runs, with a linear programme
-OFFLINE = {"scheduler/bound.py": {"scipy"}}
+OFFLINE = {"scheduler/simulator/bound.py": {"scipy"}}
 
 IMPORT = """
 import importlib, json, sys

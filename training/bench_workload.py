@@ -17,7 +17,8 @@ from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimWorkload
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

@@ -11,10 +11,11 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.bound import attainment_bound
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.run import SimResult, simulate
+from lengthwise.scheduler.simulator.bound import attainment_bound
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimResult
 from lengthwise.training.bench_arms import Arm
 from lengthwise.training.bench_client import QueueSample
 from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, length_rows, to_sim

@@ -186,7 +186,7 @@ class AnnealingPolicy:
         return (order, cost) if ideal + cost <= self.settings.calm * max(ideal, 1.0) else None
 
     def _at_best_concurrency(self, full: _Draft, compared: int) -> _Draft:
-        """The draft of the batch size at which the queue is worth most; see ``concurrency``."""
+        """The draft of the batch size at which the queue is worth most; see ``batch_limit``."""
 
         def cost(draft: _Draft) -> float:
             evaluator = Evaluator(draft.jobs, Objective(latency=0.0), compared)

@@ -35,7 +35,8 @@ from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.middleware import LengthwiseMiddleware

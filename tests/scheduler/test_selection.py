@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_problem, draw_workload
 
-from lengthwise.scheduler.bound import attainment_bound
 from lengthwise.scheduler.plan.forecast import Outlook
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.selection import select, worth_order
@@ -16,6 +15,7 @@ from lengthwise.scheduler.plan.slack import hasten
 from lengthwise.scheduler.plan.wait_bound import _LEAD, _MARGIN, find_overdue, overdue_first
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
 
 NOTHING = np.empty(0)
