@@ -25,20 +25,24 @@ from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRul
 from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Problem
-from lengthwise.scheduler.vllm_adapter.batching import Prediction
-from lengthwise.scheduler.vllm_adapter.body import ParsedBody, clipped
-from lengthwise.scheduler.vllm_adapter.intake import DOWNGRADED
+from lengthwise.scheduler.vllm_adapter.body import ParsedBody
 from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.outcomes import Outcome
 from lengthwise.scheduler.vllm_adapter.planning import Tenants
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
+from lengthwise.scheduler.vllm_adapter.wire import (
+    ADMIT_METHOD,
+    DOWNGRADED,
+    Answer,
+    Prediction,
+    clipped,
+)
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
 
 logger = logging.getLogger(LOGGER_NAME)
 
-ADMIT_METHOD = "lengthwise_admit"
 
 _GRACE = 1.25  # a verdict made in time may still be on its way
 _CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
@@ -56,14 +60,6 @@ def admission_rule(settings: AdmissionSettings) -> AdmissionRule:
 
 
 # -- the API process --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The engine's verdict; ``retry_after_s`` where the request is to be shed."""
-
-    action: str = "admit"
-    retry_after_s: float | None = None
 
 
 class AdmissionDesk:

@@ -21,6 +21,7 @@ import numpy as np
 from prometheus_client import Counter, Histogram
 
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.wire import Prediction
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -30,16 +31,6 @@ logger = logging.getLogger(LOGGER_NAME)
 _MOST_INLINE = 16
 _MOST_IN_THREAD = 64
 _INLINE_LIMIT_S = 0.1  # a batch that took longer moves the predictor to a thread
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What is attached to a request: quantiles in tokens on the predictor's levels."""
-
-    quantiles: list[float]
-    version: str | None
-    features: list[float] | None = None
-    contract: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

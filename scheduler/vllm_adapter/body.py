@@ -17,8 +17,7 @@ from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.request_text import text_of_request
 from lengthwise.predictor.features.scan import shortened
-from lengthwise.scheduler.vllm_adapter.batching import Prediction
-from lengthwise.scheduler.vllm_adapter.tenants import parse_tenant
+from lengthwise.scheduler.vllm_adapter.wire import Prediction, clipped, parse_tenant
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 64  # so many of a request's prompts speak for its length
@@ -95,12 +94,6 @@ def encode_body(
         xargs["lw_prompt"] = "\n".join(parsed.prompts)
     with _refusing_depth():
         return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
-
-
-def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
-    """Quantiles in tokens, rounded to hundredths for the wire, at least 1, at most the limit."""
-    most = math.inf if max_tokens is None else max(1, max_tokens)
-    return [max(1.0, min(round(value, 2), most)) for value in quantiles]
 
 
 @contextmanager

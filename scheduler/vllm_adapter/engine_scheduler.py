@@ -35,7 +35,7 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter import control
 from lengthwise.scheduler.vllm_adapter.admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.ages import QueueAges, RunningDeadlines
-from lengthwise.scheduler.vllm_adapter.capabilities import check_supported
+from lengthwise.scheduler.vllm_adapter.capabilities import check_supported, versions
 from lengthwise.scheduler.vllm_adapter.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.intake import Intake
 from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
@@ -107,7 +107,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self._gauges_at_s = 0.0
         self._drift = DriftWatch(priors.levels, metrics)
         metrics.show_server(
-            settings.plan_budget_ms / 1e3, settings.max_wait_s, *control.versions().values()
+            settings.plan_budget_ms / 1e3, settings.max_wait_s, *versions().values()
         )
         logger.info(
             "lengthwise schedules: policy %s, lengths %s, predictor %s, step time %s",

@@ -17,18 +17,18 @@ from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.serving.correction import OnlineCorrection
-from lengthwise.scheduler.vllm_adapter.priors import (
-    LengthPriors,
+from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
+from lengthwise.scheduler.vllm_adapter.tracking import Tracked
+from lengthwise.scheduler.vllm_adapter.wire import (
+    CLIENT_LENGTH,
+    DOWNGRADED,
     check_quantiles,
     clip_to_max_tokens,
+    is_tenant,
 )
-from lengthwise.scheduler.vllm_adapter.tenants import is_tenant
-from lengthwise.scheduler.vllm_adapter.tracking import Tracked
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0
-DOWNGRADED = "downgraded"  # what admission control made of a request's objectives
-CLIENT_LENGTH = "osl"  # the version of a length that the client gave
 
 ON_FALLBACK = Callable[[str, object], None]
 

@@ -20,14 +20,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.admission import AdmissionDesk, Answer, downgraded
+from lengthwise.scheduler.vllm_adapter.admission import AdmissionDesk, downgraded
 from lengthwise.scheduler.vllm_adapter.body import encode_body, parse_body
-from lengthwise.scheduler.vllm_adapter.control import (
-    CONFIGURE_METHOD,
-    STATUS_METHOD,
-    ConfigureRequest,
-    parse_request,
-)
 from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.reload import FAILED, REFUSED, LiveReloader, Outcomes
@@ -35,6 +29,13 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
     settings_from_environment,
+)
+from lengthwise.scheduler.vllm_adapter.wire import (
+    CONFIGURE_METHOD,
+    STATUS_METHOD,
+    Answer,
+    ConfigureRequest,
+    parse_request,
 )
 
 logger = logging.getLogger(LOGGER_NAME)

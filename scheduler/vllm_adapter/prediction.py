@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
-from lengthwise.scheduler.vllm_adapter.intake import CLIENT_LENGTH
+from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.priors import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.shadow import Shadow
+from lengthwise.scheduler.vllm_adapter.wire import CLIENT_LENGTH, DEFAULT_LEVELS, Prediction
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

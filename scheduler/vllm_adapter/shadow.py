@@ -10,9 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, Prediction, ServedPredictor
+from lengthwise.scheduler.vllm_adapter.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.vllm_adapter.wire import Prediction
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -7,7 +7,6 @@ client that may name itself can also name itself anew for every request: fairnes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,32 +14,14 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.data.errors import InputError, shown
 from lengthwise.scheduler.guards.fairness import jain_index
 from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
 
 UNNAMED = "default"
-TENANT_HEADER = "x-tenant"
 MOST_TENANTS = 32
 OTHER = "other"
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _RECENT_S = 300.0  # tallies of the index fade by 1/e in this time
-
-
-def parse_tenant(xargs: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
-    """The tenant's name, or None; InputError for one that breaks the rule."""
-    name = headers.get(TENANT_HEADER)
-    if name is None:
-        name = xargs.get("tenant")
-    if name is not None and not is_tenant(name):
-        raise InputError(f"tenant must be 1-64 letters, digits or _.:-, got {shown(name)}")
-    return name
-
-
-def is_tenant(name: Any) -> bool:
-    """Whether this may be a tenant's name."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 class TenantIds:

@@ -15,8 +15,8 @@ from lengthwise.scheduler.problem import warm_up_problem
 from lengthwise.scheduler.vllm_adapter.comparison import against_arrival_order
 from lengthwise.scheduler.vllm_adapter.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.priors import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
 
 QUANTILES = [2.0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 20]
 
