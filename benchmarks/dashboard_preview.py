@@ -30,7 +30,7 @@ from predictor_shared import finish, note
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
-from lengthwise.scheduler.vllm_adapter.launch import launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]

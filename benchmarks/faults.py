@@ -30,7 +30,11 @@ from predictor_shared import finish, note, print_table
 
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.scheduler.vllm_adapter.launch import SCHEDULER_CLASS, ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import (
+    SCHEDULER_CLASS,
+    ServerHandle,
+    launch_server,
+)
 from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.training.bench_client import wait_idle
 from lengthwise.training.bench_servers import free_port, leaving_on_sigterm

@@ -29,7 +29,7 @@ import requests as http
 from predictor_shared import finish, note, print_table
 
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.vllm_adapter.launch import LOGITS_PROCESSOR
+from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
 from lengthwise.training.bench import to_records
 from lengthwise.training.bench_client import Call, completion_body, replay, wait_idle

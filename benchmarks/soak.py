@@ -31,7 +31,7 @@ from scipy.stats import theilslopes
 from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
-from lengthwise.scheduler.vllm_adapter.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench_client import collected, complete, new_session
 from lengthwise.training.bench_servers import free_port, leaving_on_sigterm

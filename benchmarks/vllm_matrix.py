@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lengthwise.scheduler.vllm_adapter.capabilities import SUPPORTED_RANGE, vllm_version
+from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
@@ -146,7 +146,7 @@ def start_here() -> dict[str, object]:
     """With the vLLM of this interpreter: a server on tiny, eight completions, our status."""
     import httpx
 
-    from lengthwise.scheduler.vllm_adapter.launch import launch_server
+    from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
     from lengthwise.training.bench_servers import free_port
 

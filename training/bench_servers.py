@@ -17,9 +17,9 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.vllm_adapter.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.scheduler.vllm_adapter.tiny import TINY_NAME
 from lengthwise.training.bench_client import (
     BenchError,
     Call,
@@ -30,7 +30,7 @@ from lengthwise.training.bench_client import (
 from lengthwise.training.registry import ResolvedPredictor
 
 if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.launch import ServerHandle
+    from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle
 
 REPLAY_LIMIT_TOKENS = 16_384
 IDS_PER_LENGTH = 4

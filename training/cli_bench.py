@@ -257,7 +257,7 @@ def demo(
 @contextmanager
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
-    from lengthwise.scheduler.vllm_adapter.launch import ServerStartError
+    from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
     from lengthwise.training.bench_client import BenchError
 
     try:

@@ -99,7 +99,7 @@ def serve(
     """
     if model.startswith("-"):
         raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
-    from lengthwise.scheduler.vllm_adapter.launch import serve_forever
+    from lengthwise.scheduler.vllm_adapter.server.launch import serve_forever
     from lengthwise.scheduler.vllm_adapter.settings import make_settings
     from lengthwise.training.follow import FileKeeper, Follower, followed_alias, read_policy_file
 

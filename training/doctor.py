@@ -101,22 +101,23 @@ def _vllm() -> list[Check]:
     Importing vLLM takes seconds. A version outside the range is a warning where the operator
     has said so, as at a server's start.
     """
-    from lengthwise.scheduler.vllm_adapter import capabilities
+    from lengthwise.scheduler.vllm_adapter import supported
+    from lengthwise.scheduler.vllm_adapter.server import hooks
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with contextlib.redirect_stdout(sys.stderr):
-        version, *hooks = capabilities.probe()
-    wanted = f"install a vLLM {capabilities.SUPPORTED_RANGE}: pip install 'lengthwise[vllm]'"
+        version, *probed = hooks.probe()
+    wanted = f"install a vLLM {supported.SUPPORTED_RANGE}: pip install 'lengthwise[vllm]'"
     checks = [Check(version.name, "ok", version.detail)]
     if not version.ok:
         try:
-            capabilities.check_supported()
+            supported.check_supported()
             checks = [Check(version.name, "warn", version.detail, wanted)]
         except InputError as error:
             finding, _, advice = str(error).partition(": ")
             checks = [Check(version.name, "fail", finding, advice)]
     return checks + [
-        Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else wanted) for c in hooks
+        Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else wanted) for c in probed
     ]
 
 

@@ -38,9 +38,9 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
+from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 HERE = Path(__file__).parent

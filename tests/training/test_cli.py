@@ -238,7 +238,8 @@ def served(monkeypatch):
         calls.keeper = keeper
         return 0
 
-    monkeypatch.setattr("lengthwise.scheduler.vllm_adapter.launch.serve_forever", serve_forever)
+    name = "lengthwise.scheduler.vllm_adapter.server.launch.serve_forever"
+    monkeypatch.setattr(name, serve_forever)
     return calls
 
 

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
-from lengthwise.scheduler.vllm_adapter import capabilities
+from lengthwise.scheduler.vllm_adapter import supported
+from lengthwise.scheduler.vllm_adapter.server import hooks
 from lengthwise.training import doctor, doctor_places, tracking_store
 from lengthwise.training.cli import app
 from lengthwise.training.registry import register
@@ -19,9 +20,9 @@ from lengthwise.training.registry import register
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
     """Stands in for importing vLLM, which its own tests do; set what it finds."""
-    monkeypatch.delenv(capabilities.OVERRIDE_VARIABLE, raising=False)
-    found = [capabilities.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
-    monkeypatch.setattr(capabilities, "probe", lambda: found)
+    monkeypatch.delenv(supported.OVERRIDE_VARIABLE, raising=False)
+    found = [hooks.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
+    monkeypatch.setattr(hooks, "probe", lambda: found)
     return found
 
 
@@ -53,22 +54,22 @@ def test_a_fresh_machine_is_told_what_to_do_but_may_go_on(tmp_path, monkeypatch)
 
 
 def test_a_lost_hook_fails(workspace, engine):
-    engine.append(capabilities.Check("scheduler hooks", False, "missing: add_request"))
+    engine.append(hooks.Check("scheduler hooks", False, "missing: add_request"))
     found = checks(workspace)
     assert found["scheduler hooks"].status == "fail"
     assert ">=0.28,<0.33" in found["scheduler hooks"].advice
 
 
 def test_a_vllm_outside_the_range_fails_unless_the_operator_says_so(workspace, engine, monkeypatch):
-    engine[0] = capabilities.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
-    monkeypatch.setattr(capabilities, "vllm_version", lambda: "0.40.0")
+    engine[0] = hooks.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
+    monkeypatch.setattr(supported, "vllm_version", lambda: "0.40.0")
     found = checks(workspace)["vllm"]
     assert found.status == "fail"
     assert "0.40.0 is outside the supported range >=0.28,<0.33" in found.detail
-    assert capabilities.OVERRIDE_VARIABLE in found.advice
-    monkeypatch.setenv(capabilities.OVERRIDE_VARIABLE, "1")
+    assert supported.OVERRIDE_VARIABLE in found.advice
+    monkeypatch.setenv(supported.OVERRIDE_VARIABLE, "1")
     assert checks(workspace)["vllm"].status == "warn"
-    monkeypatch.setattr(capabilities, "vllm_version", lambda: None)
+    monkeypatch.setattr(supported, "vllm_version", lambda: None)
     assert "pip install" in checks(workspace)["vllm"].advice
 
 
@@ -173,7 +174,7 @@ def test_the_command_exits_by_what_it_found(workspace, engine):
     fine = runner.invoke(app, ["doctor", "--json", "--port", "65000"])
     assert fine.exit_code == 0
     assert json.loads(fine.stdout)["ok"] is True
-    engine.append(capabilities.Check("waiting queue", False, "missing: prepend_request"))
+    engine.append(hooks.Check("waiting queue", False, "missing: prepend_request"))
     broken = runner.invoke(app, ["doctor"])
     assert broken.exit_code == 1
     assert "fail waiting queue" in broken.stdout

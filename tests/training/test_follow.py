@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter import launch
 from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
+from lengthwise.scheduler.vllm_adapter.server import launch
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training import tracking_store
 from lengthwise.training.cli import app

@@ -12,7 +12,7 @@ import pytest
 
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.scheduler.vllm_adapter.tiny import build_tiny_model
+from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 
 # as the server has it, whose processes run sitecustomize.py from there
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
@@ -77,8 +77,8 @@ class LiveServer:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Iterator[LiveServer]:
     """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
-    from lengthwise.scheduler.vllm_adapter.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
+    from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
 
     root = tmp_path_factory.mktemp("server")

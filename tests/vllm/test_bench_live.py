@@ -10,7 +10,7 @@ import pytest
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.replay import write_replay_table
+from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 from lengthwise.training.bench import BenchSettings, run_bench
 from lengthwise.training.bench_arms import parse_arms, server_status
 from lengthwise.training.bench_servers import BenchServers, ReplayTable

@@ -30,7 +30,7 @@ from small_disk import full, small_disk
 from typer.testing import CliRunner
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.launch import SCHEDULER_CLASS, launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
 
 pytestmark = pytest.mark.vllm

@@ -172,7 +172,7 @@ def test_malformed_arguments_fall_back(engine, extra):
 
 
 def test_a_pooling_request_has_no_sampling_parameters(engine):
-    from lengthwise.scheduler.vllm_adapter.intake import Intake
+    from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
     from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 
     request = make_request("pooling")

@@ -28,11 +28,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
-from lengthwise.scheduler.vllm_adapter import middleware
-from lengthwise.scheduler.vllm_adapter.body import encode_body, parse_body
-from lengthwise.scheduler.vllm_adapter.intake import Intake
-from lengthwise.scheduler.vllm_adapter.middleware import STATUS_PATH
-from lengthwise.scheduler.vllm_adapter.prediction import Prediction
+from lengthwise.scheduler.vllm_adapter.api import middleware
+from lengthwise.scheduler.vllm_adapter.api.middleware import STATUS_PATH
+from lengthwise.scheduler.vllm_adapter.api.prediction import Prediction
+from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, parse_body
+from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 

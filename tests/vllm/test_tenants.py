@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.tenants import MOST_TENANTS, OTHER, TenantIds, TenantTallies
+from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.engine.tenants import (
+    MOST_TENANTS,
+    OTHER,
+    TenantIds,
+    TenantTallies,
+)
 from lengthwise.scheduler.vllm_adapter.wire import parse_tenant
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]

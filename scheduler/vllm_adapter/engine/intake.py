@@ -17,8 +17,8 @@ from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.serving.correction import OnlineCorrection
+from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
-from lengthwise.scheduler.vllm_adapter.tracking import Tracked
 from lengthwise.scheduler.vllm_adapter.wire import (
     CLIENT_LENGTH,
     DOWNGRADED,

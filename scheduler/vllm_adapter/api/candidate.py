@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.prediction import load_predictor
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor
-from lengthwise.scheduler.vllm_adapter.prediction import load_predictor
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.wire import MAX_TOKENS_LIMIT, check_quantiles
 

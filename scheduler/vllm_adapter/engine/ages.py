@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 
-from lengthwise.scheduler.vllm_adapter.queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 
 _Entry = tuple[float, str]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.tenants import TenantTallies
-from lengthwise.scheduler.vllm_adapter.tracking import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
 
 
 @dataclass(frozen=True, slots=True)

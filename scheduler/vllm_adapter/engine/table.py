@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import RequestArrays
-from lengthwise.scheduler.vllm_adapter.tenants import TenantIds
+from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
     "arrival_s",

@@ -32,26 +32,26 @@ from vllm.v1.request import Request, RequestStatus
 from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter import control
-from lengthwise.scheduler.vllm_adapter.admission import EngineAdmission
-from lengthwise.scheduler.vllm_adapter.ages import QueueAges, RunningDeadlines
-from lengthwise.scheduler.vllm_adapter.capabilities import check_supported, versions
-from lengthwise.scheduler.vllm_adapter.drift_watch import DriftWatch
-from lengthwise.scheduler.vllm_adapter.intake import Intake
-from lengthwise.scheduler.vllm_adapter.metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.outcomes import Outcome, OutcomeRecorder
-from lengthwise.scheduler.vllm_adapter.planning import Planner, Tenants
+from lengthwise.scheduler.vllm_adapter.engine import control
+from lengthwise.scheduler.vllm_adapter.engine.admission import EngineAdmission
+from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
+from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
+from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planner, Tenants
+from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer
+from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
     settings_from_additional_config,
 )
-from lengthwise.scheduler.vllm_adapter.step_timer import StepTimer
-from lengthwise.scheduler.vllm_adapter.tenants import TenantIds
-from lengthwise.scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.supported import check_supported, versions
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.predictor.serving.correction import OnlineCorrection
-from lengthwise.scheduler.vllm_adapter.capabilities import versions
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.supported import versions
 from lengthwise.scheduler.vllm_adapter.wire import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
@@ -24,7 +24,7 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 )
 
 if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+    from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
 
 
 def attach() -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.admission import AdmissionDesk, downgraded
-from lengthwise.scheduler.vllm_adapter.body import encode_body, parse_body
-from lengthwise.scheduler.vllm_adapter.metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.prediction import PredictionService, load_service
-from lengthwise.scheduler.vllm_adapter.reload import FAILED, REFUSED, LiveReloader, Outcomes
+from lengthwise.scheduler.vllm_adapter.api.admission import AdmissionDesk, downgraded
+from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
+from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
+from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, parse_body
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,

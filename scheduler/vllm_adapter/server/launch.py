@@ -26,19 +26,19 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.capabilities import check_supported
 from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.scheduler.vllm_adapter.settings import (
     REPLAY_VARIABLE,
     SETTINGS_VARIABLE,
     ServerSettings,
 )
-from lengthwise.scheduler.vllm_adapter.tiny import TINY_NAME, build_tiny_model
+from lengthwise.scheduler.vllm_adapter.supported import check_supported
 
 SCHEDULER_CLASS = "lengthwise.Scheduler"
 MIDDLEWARE_CLASS = "lengthwise.Middleware"
-LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.replay:ForcedLength"
+LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
 
 _CPU_KVCACHE_GIB = "1"
 _STOP_GRACE_S = 20.0

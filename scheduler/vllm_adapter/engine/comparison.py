@@ -10,7 +10,7 @@ from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.objective import Evaluator, Objective
 from lengthwise.scheduler.problem import Problem, warm_up_problem
-from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 
 _EVERY = 20  # plans
 _COMPARED = 512  # requests at the head

@@ -9,8 +9,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.step_timer import StepTimer
 
 logger = logging.getLogger(LOGGER_NAME)
 

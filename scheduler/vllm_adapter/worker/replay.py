@@ -88,7 +88,7 @@ class _Forced:
 
 
 class ForcedLength(LogitsProcessorV1, LogitsProcessorV2):
-    """``--logits-processors lengthwise.scheduler.vllm_adapter.replay:ForcedLength``."""
+    """``--logits-processors lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength``."""
 
     def __init__(self, vllm_config: Any, *args: Any) -> None:
         self._table = ReplayTable(replay_table_path(vllm_config.additional_config))

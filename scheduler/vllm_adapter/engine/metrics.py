@@ -1,7 +1,8 @@
-"""Prometheus metrics of the API and the engine process, under ``lengthwise_``.
+"""Prometheus metrics of the engine process, under ``lengthwise_``.
 
-The two processes share ``PROMETHEUS_MULTIPROC_DIR`` (set by ``launch``), so vLLM's ``/metrics``
-shows the engine's numbers too. ``prometheus_client`` reads that variable when it is imported.
+It shares ``PROMETHEUS_MULTIPROC_DIR`` (set by ``launch``) with the API process, so vLLM's
+``/metrics`` shows the engine's numbers too. ``prometheus_client`` reads that variable when it is
+imported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from lengthwise.predictor.serving.drift import ALL_CLASSES, CAUSES
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _PLAN_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5)
-_PREDICT_SECONDS = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
 _TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _RATIO = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
@@ -223,59 +223,7 @@ class EngineMetrics:
         return label
 
 
-class ApiMetrics:
-    """What the API process counts."""
-
-    def __init__(self) -> None:
-        self.predict = Histogram(
-            "lengthwise_predict_seconds",
-            "Wait of a request for its prediction.",
-            buckets=_PREDICT_SECONDS,
-        )
-        self.predictions = Counter(
-            "lengthwise_predictions", "Length predictions, by how they ended.", ["outcome"]
-        )
-        self.rejected = Counter(
-            "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
-        )
-        self.shadow_predictions = Counter(
-            "lengthwise_shadow_predictions",
-            "Length predictions of the shadow, by how they ended.",
-            ["outcome"],
-        )
-        self.reloads = Counter(
-            "lengthwise_reloads",
-            "Parts of the live file that changed, by what became of them.",
-            ["what", "outcome"],
-        )
-        self.predictor_info = Gauge(
-            "lengthwise_predictor_info",
-            "1 for the versions loaded now.",
-            ["role", "version"],
-            multiprocess_mode="livemax",
-        )
-        self.admission_unanswered = Counter(
-            "lengthwise_admission_unanswered",
-            "Requests admitted because the engine gave no verdict, by cause.",
-            ["cause"],
-        )
-
-    def show_version(self, role: str, version: str | None, before: str | None) -> None:
-        """Say which version has a role now; a series of another process's file cannot be removed,
-        so the one before goes to 0."""
-        if before is not None and before != version:
-            self.predictor_info.labels(role, before).set(0)
-        if version is not None:
-            self.predictor_info.labels(role, version).set(1)
-
-
 @lru_cache(maxsize=1)
 def engine_metrics() -> EngineMetrics:
     """The engine process's metrics; one set a process, as the registry allows."""
     return EngineMetrics()
-
-
-@lru_cache(maxsize=1)
-def api_metrics() -> ApiMetrics:
-    """The API process's metrics; one set a process, as the registry allows."""
-    return ApiMetrics()

@@ -26,8 +26,8 @@ from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.comparison import PlanComparison
-from lengthwise.scheduler.vllm_adapter.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.comparison import PlanComparison
+from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
