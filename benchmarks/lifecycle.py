@@ -31,11 +31,11 @@ from predictor_shared import finish, note, print_table
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
-from lengthwise.training.bench import to_records
-from lengthwise.training.bench_client import Call, completion_body, replay, wait_idle
-from lengthwise.training.bench_servers import ReplayTable, free_port
-from lengthwise.training.bench_workload import WorkloadSource, open_workload
-from lengthwise.training.summary import RequestRecord, paired_difference
+from lengthwise.training.bench.client import Call, completion_body, replay, wait_idle
+from lengthwise.training.bench.compare import to_records
+from lengthwise.training.bench.records import RequestRecord, paired_difference
+from lengthwise.training.bench.servers import ReplayTable, free_port
+from lengthwise.training.bench.workload import WorkloadSource, open_workload
 
 FACTOR = 2.0
 LONGEST = 1500

@@ -20,7 +20,7 @@ from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench_workload import length_rows, open_workload, to_sim
+from lengthwise.training.bench.workload import length_rows, open_workload, to_sim
 
 
 def read_result(path: Path) -> dict:  # type: ignore[type-arg]

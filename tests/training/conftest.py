@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.training import registry
+from lengthwise.training.registry import models as registry
 from lengthwise.training.workspace import Workspace
 
 

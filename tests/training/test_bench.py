@@ -14,17 +14,17 @@ from bench_stub import Stub, running
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
-from lengthwise.training.bench import BenchSettings, run_bench
-from lengthwise.training.bench_arms import Arm, arm_order, parse_arms
-from lengthwise.training.bench_client import BenchError
-from lengthwise.training.bench_servers import (
+from lengthwise.training.bench.arms import Arm, arm_order, parse_arms
+from lengthwise.training.bench.client import BenchError
+from lengthwise.training.bench.compare import BenchSettings, run_bench
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.servers import (
     BenchServers,
     ReplayTable,
     filler_ids,
     leaving_on_sigterm,
 )
-from lengthwise.training.bench_workload import open_workload
-from lengthwise.training.result import BenchResult
+from lengthwise.training.bench.workload import open_workload
 
 N = 24
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
-from lengthwise.training.cli import app
-from lengthwise.training.report import REPORT_FILE
-from lengthwise.training.result import BenchResult
+from lengthwise.training.bench.report import REPORT_FILE
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.cli.app import app
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from bench_stub import Stub, running
 
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench_client import (
+from lengthwise.training.bench.client import (
     Call,
     completion_body,
     drive_closed,

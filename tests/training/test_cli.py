@@ -12,7 +12,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from lengthwise.training.cli import app
+from lengthwise.training.cli.app import app
 
 HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "vllm", "rich")
 
@@ -22,10 +22,10 @@ def run(workspace, monkeypatch):
     """Run a command in a fresh workspace; returns Click's result."""
 
     from lengthwise.predictor.fitting import fit
-    from lengthwise.training import decision_value as worth
+    from lengthwise.training.train import worth
 
     # fewer trees and dots than usual: what is tested here is what surrounds them
-    monkeypatch.setattr("lengthwise.training.plots.DPI", 30)
+    monkeypatch.setattr("lengthwise.training.figures.DPI", 30)
     monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
     monkeypatch.setattr(worth, "decision_value", partial(worth.decision_value, requests=200))
 
@@ -50,7 +50,9 @@ def refuses(run):
 
 
 def test_help_imports_nothing_heavy():
-    code = f"import sys, lengthwise.training.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        f"import sys, lengthwise.training.cli.app; print([m for m in {HEAVY} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -58,7 +60,7 @@ def test_help_imports_nothing_heavy():
 def test_help_answers_at_once():
     """In processor time, for the machine may be busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "lengthwise.training.cli", "--help"]
+    command = [sys.executable, "-m", "lengthwise", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from lengthwise.scheduler.vllm_adapter import supported
 from lengthwise.scheduler.vllm_adapter.server import hooks
-from lengthwise.training import doctor, doctor_places, tracking_store
-from lengthwise.training.cli import app
-from lengthwise.training.registry import register
+from lengthwise.training.cli.app import app
+from lengthwise.training.doctor import checks as doctor
+from lengthwise.training.doctor import places
+from lengthwise.training.registry import store
+from lengthwise.training.registry.models import register
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,7 @@ def test_a_dead_store_fails(workspace):
 
 
 def test_a_locked_store_fails_and_one_that_can_be_read_is_a_warning(workspace, monkeypatch):
-    monkeypatch.setattr(tracking_store, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.05)
     other = sqlite3.connect(workspace.database, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     locked = checks(workspace)["tracking store"]
@@ -150,13 +152,13 @@ def test_places_a_server_cannot_write_to(workspace, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / "counter_1.db").touch()
     assert "earlier server" in checks(workspace)["metrics dir"].detail
-    monkeypatch.setattr(doctor_places, "LOW_BYTES", 1 << 60)
+    monkeypatch.setattr(places, "LOW_BYTES", 1 << 60)
     assert checks(workspace, log_dir=tmp_path)["request log"].status == "warn"
 
 
 def test_without_a_place_for_compiled_code_each_start_compiles(monkeypatch):
-    monkeypatch.setattr(doctor_places, "why_not_writable", lambda place: "read-only file system")
-    found = doctor_places.numba_cache()
+    monkeypatch.setattr(places, "why_not_writable", lambda place: "read-only file system")
+    found = places.numba_cache()
     assert found.status == "warn"
     assert "NUMBA_CACHE_DIR" in found.advice
 

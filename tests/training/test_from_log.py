@@ -9,8 +9,8 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import RequestLogWriter
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.training import registry
-from lengthwise.training.pipeline import TrainConfig, train
+from lengthwise.training.registry import models as registry
+from lengthwise.training.train.pipeline import TrainConfig, train
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.training.console import SilentSteps
-from lengthwise.training.predict import predict_file
+from lengthwise.training.train.predict import predict_file
 
 
 class TextLength:

@@ -15,9 +15,9 @@ from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.cli import app
-from lengthwise.training.promote import Side, _objections, compare, logged_traffic
-from lengthwise.training.registry import connect, register, resolve_predictor
+from lengthwise.training.bench.judge import Side, _objections, compare, logged_traffic
+from lengthwise.training.cli.app import app
+from lengthwise.training.registry.models import connect, register, resolve_predictor
 
 SLOS = {"chat": {"slo_ttft_ms": 1500.0}, "code": {"slo_e2e_ms": 20_000.0}}
 

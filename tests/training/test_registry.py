@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from lengthwise.training import registry
-from lengthwise.training.registry import DEFAULT_PREDICTOR, register, resolve_predictor
-from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.models import DEFAULT_PREDICTOR, register, resolve_predictor
+from lengthwise.training.registry.store import RegistryError
 
 
 def test_the_first_version_is_champion_and_later_ones_challenge(workspace, predictor_dir):

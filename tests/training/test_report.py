@@ -10,8 +10,9 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench_client import QueueSample
-from lengthwise.training.report import (
+from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.records import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.report import (
     arm_rows,
     headline,
     read_run,
@@ -20,8 +21,7 @@ from lengthwise.training.report import (
     warnings,
     write_run,
 )
-from lengthwise.training.result import BenchResult
-from lengthwise.training.summary import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.result import BenchResult
 
 
 def records(share_met: float, seed: int, *, lost: int = 0, predicted: bool = False):

@@ -11,10 +11,10 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench_arms import parse_arms
-from lengthwise.training.bench_workload import capacity_rps, length_rows, open_workload
-from lengthwise.training.result import BenchResult
-from lengthwise.training.simulate import SimulateSettings, run_simulation
+from lengthwise.training.bench.arms import parse_arms
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
+from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload
 
 
 def small_workload(n: int = 120, seed: int = 0) -> list[WorkloadRequest]:

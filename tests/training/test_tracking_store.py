@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lengthwise.training.tracking_store import (
+from lengthwise.training.registry.store import (
     RegistryError,
     check_store,
     display,
@@ -69,7 +69,7 @@ def test_a_truncated_database_is_corrupt(tmp_path, empty_store):
 
 
 def test_a_locked_database_is_told_within_seconds(tmp_path, empty_store, monkeypatch):
-    monkeypatch.setattr("lengthwise.training.tracking_store.LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("lengthwise.training.registry.store.LOCK_TIMEOUT_S", 0.2)
     path = tmp_path / "mlflow.db"
     path.write_bytes(empty_store.read_bytes())
     holder = sqlite3.connect(path)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
-from lengthwise.training.bench import BenchOutcome, BenchSettings, run_bench
-from lengthwise.training.bench_arms import Arm
-from lengthwise.training.bench_servers import BenchServers, start_servers
-from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, open_workload
-from lengthwise.training.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.compare import BenchOutcome, BenchSettings, run_bench
+from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE, write_run
+from lengthwise.training.bench.servers import BenchServers, start_servers
+from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
 from lengthwise.training.console import SilentSteps, Steps
-from lengthwise.training.registry import ResolvedPredictor, resolve_predictor
-from lengthwise.training.report import RECORDS_FILE, RESULT_FILE, write_run
+from lengthwise.training.registry.models import ResolvedPredictor, resolve_predictor
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def log_run(
     workspace: Workspace,
 ) -> str:
     """The bench in MLflow, beside the version of the predictor it used."""
-    from lengthwise.training.attainment import log_bench
+    from lengthwise.training.registry.attainment import log_bench
 
     return log_bench(
         outcome.result.model_dump(mode="json"),

@@ -11,8 +11,9 @@ import jinja2
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench_client import QueueSample
-from lengthwise.training.report_plots import (
+from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.records import RequestRecord
+from lengthwise.training.bench.report_figures import (
     QueueLog,
     Records,
     arm_colours,
@@ -22,8 +23,7 @@ from lengthwise.training.report_plots import (
     prediction_figure,
     queue_figure,
 )
-from lengthwise.training.result import ArmResult, BenchResult, read_result
-from lengthwise.training.summary import RequestRecord
+from lengthwise.training.bench.result import ArmResult, BenchResult, read_result
 
 RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
     "result.json", "records.jsonl", "queue.jsonl", "report.html",

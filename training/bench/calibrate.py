@@ -24,11 +24,11 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
 from lengthwise.scheduler.vllm_adapter.engine.steps import read_step_log
-from lengthwise.training.bench_arms import Arm, configure, post_configure, server_status
-from lengthwise.training.bench_client import BenchError, Reply, drive_closed, wait_idle
-from lengthwise.training.bench_servers import BenchServers
-from lengthwise.training.bench_workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
-from lengthwise.training.machine import describe_machine, utc_now
+from lengthwise.training.bench.arms import Arm, configure, post_configure, server_status
+from lengthwise.training.bench.client import BenchError, Reply, drive_closed, wait_idle
+from lengthwise.training.bench.provenance import describe_machine, utc_now
+from lengthwise.training.bench.servers import BenchServers
+from lengthwise.training.bench.workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
 
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48

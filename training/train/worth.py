@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lengthwise.data.arena.workloads import ARENA
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench_arms import parse_arms
-from lengthwise.training.bench_workload import WorkloadSource
-from lengthwise.training.simulate import SimulateSettings, run_simulation
+from lengthwise.training.bench.arms import parse_arms
+from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
+from lengthwise.training.bench.workload import WorkloadSource
 
 if TYPE_CHECKING:
     from lengthwise.data.table import PromptTable

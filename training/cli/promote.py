@@ -12,7 +12,7 @@ from lengthwise.training import console
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.training.promote import Decision, Traffic
+    from lengthwise.training.bench.judge import Decision, Traffic
 
 
 def register(app: typer.Typer) -> None:
@@ -57,9 +57,9 @@ def promote(
     Both versions predict the same traffic and the simulator serves it with each. Exit status 1
     when the challenger is refused.
     """
-    from lengthwise.training import promote as promotion
-    from lengthwise.training.promotion_record import roll_back
-    from lengthwise.training.registry import check_writable, resolve_predictor
+    from lengthwise.training.bench import judge as promotion
+    from lengthwise.training.registry.models import check_writable, resolve_predictor
+    from lengthwise.training.registry.promotions import roll_back
 
     workspace = Workspace.current()
     if not dry_run:
@@ -102,8 +102,8 @@ def _traffic(
     seeds: int,
     load: float | None,
 ) -> tuple[list[Traffic], float | None]:
-    from lengthwise.training.bench_workload import is_arena, open_workload
-    from lengthwise.training.promote import Traffic, logged_traffic
+    from lengthwise.training.bench.judge import Traffic, logged_traffic
+    from lengthwise.training.bench.workload import is_arena, open_workload
 
     if from_log is not None:
         return [logged_traffic(from_log, requests)], load

@@ -17,19 +17,19 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench_arms import STOCK, Arm, arm_order, configure, server_status
-from lengthwise.training.bench_client import BenchError, QueueSample, ReplayLog, replay, wait_idle
-from lengthwise.training.bench_servers import BenchServers, warm_up
-from lengthwise.training.bench_workload import WorkloadSource, file_rate_rps, length_rows
-from lengthwise.training.machine import describe_machine, utc_now
-from lengthwise.training.result import BenchResult
-from lengthwise.training.summary import (
+from lengthwise.training.bench.arms import STOCK, Arm, arm_order, configure, server_status
+from lengthwise.training.bench.client import BenchError, QueueSample, ReplayLog, replay, wait_idle
+from lengthwise.training.bench.provenance import describe_machine, utc_now
+from lengthwise.training.bench.records import (
     RequestRecord,
     loaded_tokens_per_s,
     measured_duration_s,
     paired_difference,
     summarize_arm,
 )
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.servers import BenchServers, warm_up
+from lengthwise.training.bench.workload import WorkloadSource, file_rate_rps, length_rows
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

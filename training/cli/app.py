@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lengthwise.data.errors import InputError
-from lengthwise.training import cli_bench, cli_data, cli_model, cli_promote, cli_serve
+from lengthwise.training.cli import bench, data, model, promote, serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 
@@ -70,9 +70,5 @@ def main(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-for module in (cli_data, cli_model, cli_promote, cli_bench, cli_serve):
+for module in (data, model, promote, bench, serve):
     module.register(app)
-
-
-if __name__ == "__main__":
-    app()

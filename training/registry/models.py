@@ -24,8 +24,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import lengthwise
-from lengthwise.training.card import estimator_name, flatten, headline, native_directory, read_card
-from lengthwise.training.tracking_store import (
+from lengthwise.training.registry.card import (
+    estimator_name,
+    flatten,
+    headline,
+    native_directory,
+    read_card,
+)
+from lengthwise.training.registry.store import (
     URI_VARIABLE,
     RegistryError,
     check_store,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.registry.store import RegistryError
 
 # what tables show of an evaluation: (heading, key, format)
 _METRICS = (

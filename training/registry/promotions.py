@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lengthwise.training import plots
-from lengthwise.training.card import flatten
-from lengthwise.training.registry import (
+from lengthwise.training import figures
+from lengthwise.training.registry.card import flatten
+from lengthwise.training.registry.models import (
     CHALLENGER,
     CHAMPION,
     KIND_TAG,
@@ -17,7 +17,7 @@ from lengthwise.training.registry import (
     connect,
     experiment_id,
 )
-from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
 
 PREVIOUS = "previous"
@@ -47,7 +47,7 @@ def log_promotion(
             columns = ("predictor", "attainment", "coverage", "mae")
             table = {key: [side[key] for side in sides.values()] for key in columns}
             mlflow.log_table({"side": list(sides), **table}, "comparison.json")
-            figure = plots.promotion(
+            figure = figures.promotion(
                 {side["predictor"]: side["attainment"] for side in sides.values()},
                 decision["attainment_difference"],
                 decision["difference_ci95"],

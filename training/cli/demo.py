@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.sources.load import SYNTHETIC
-from lengthwise.training.bench_arms import parse_arms
-from lengthwise.training.bench_session import BenchRequest, measure
+from lengthwise.training.bench.arms import parse_arms
+from lengthwise.training.bench.report import REPORT_FILE
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.session import BenchRequest, measure
 from lengthwise.training.console import Steps
-from lengthwise.training.pipeline import TrainConfig, train
-from lengthwise.training.report import REPORT_FILE
-from lengthwise.training.result import BenchResult
+from lengthwise.training.train.pipeline import TrainConfig, train
 from lengthwise.training.workspace import Workspace
 
 WORKLOAD = "paper"

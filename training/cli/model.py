@@ -78,8 +78,8 @@ def train(
             raise InputError(f"--{next(iter(reader))} goes with {names}, not with {estimator}")
     if stream and from_log is None:
         raise InputError("--stream reads a request log: give --from-log DIR")
-    from lengthwise.training.pipeline import TrainConfig, print_result
-    from lengthwise.training.pipeline import train as run
+    from lengthwise.training.train.pipeline import TrainConfig, print_result
+    from lengthwise.training.train.pipeline import train as run
 
     config = TrainConfig(
         source=given[0] if given else None,
@@ -113,7 +113,7 @@ def register_model(
     From the URI of a logged model or from a predictor directory; a model that has a version
     keeps it, and only the alias moves.
     """
-    from lengthwise.training import registry
+    from lengthwise.training.registry import models as registry
 
     version = registry.register(model, alias=alias, workspace=Workspace.current())
     if as_json:
@@ -141,8 +141,8 @@ def predict(
     Rows keep their order and fields and gain predicted_tokens and quantiles.
     """
     from lengthwise.predictor.model import LengthPredictor
-    from lengthwise.training.predict import STANDARD_STREAM, predict_file
-    from lengthwise.training.registry import resolve_predictor
+    from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.train.predict import STANDARD_STREAM, predict_file
 
     resolved = resolve_predictor(model, workspace=Workspace.current())
     predictor = LengthPredictor.load(resolved.directory)
@@ -154,9 +154,9 @@ def predict(
 
 def compare(as_json: JsonOption = False) -> None:
     """Versions, their metrics, their SLO attainment."""
-    from lengthwise.training.attainment import versions_table
-    from lengthwise.training.compare import as_json as document
-    from lengthwise.training.compare import print_versions
+    from lengthwise.training.cli.versions import as_json as document
+    from lengthwise.training.cli.versions import print_versions
+    from lengthwise.training.registry.attainment import versions_table
 
     rows = versions_table(workspace=Workspace.current())
     if as_json:

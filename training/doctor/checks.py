@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lengthwise.data.errors import InputError
-from lengthwise.training.doctor_places import (
+from lengthwise.training.doctor.places import (
     Check,
     metrics_dir,
     numba_cache,
     port_free,
     request_log,
 )
-from lengthwise.training.tracking_store import check_store, display, sqlite_file, tracking_uri
+from lengthwise.training.registry.store import check_store, display, sqlite_file, tracking_uri
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.training.registry import ResolvedPredictor
+    from lengthwise.training.registry.models import ResolvedPredictor
 
 DISTRIBUTION = "lengthwise"
 _TRAIN = "lengthwise train --register"
@@ -144,7 +144,7 @@ def _workspace(workspace: Workspace) -> list[Check]:
 
 def _tracking(workspace: Workspace) -> list[Check]:
     """The store, and the champion in it. One that can only be read serves, but learns nothing."""
-    from lengthwise.training import registry
+    from lengthwise.training.registry import models as registry
 
     name, uri = "tracking store", tracking_uri(workspace)
     file = sqlite_file(uri)

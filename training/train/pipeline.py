@@ -17,8 +17,9 @@ from lengthwise.data.sources.load import SYNTHETIC, default_source, load_table
 from lengthwise.data.splits import split_table
 from lengthwise.data.table import take_rows
 from lengthwise.predictor.distribution import LengthDistribution
-from lengthwise.training import console, registry
-from lengthwise.training.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training import console
+from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.card import METRIC_HEADINGS, flatten, headline, metric_cells
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def train(
     """
     from lengthwise.predictor.fitting.evaluate import evaluate
     from lengthwise.predictor.fitting.fit import check_estimator
-    from lengthwise.training.decision_value import decision_value
+    from lengthwise.training.train.worth import decision_value
 
     steps = steps or console.SilentSteps()
     started = time.perf_counter()
@@ -246,7 +247,7 @@ def _fit(
 def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> dict[str, Figure]:
     """The figures of a predictor on rows it has not seen, by file name."""
     from lengthwise.predictor.fitting.evaluate import predict_table
-    from lengthwise.training import plots
+    from lengthwise.training import figures
 
     classes = list(test["slo_class"])
     lengths = predict_table(predictor, test)
@@ -261,8 +262,8 @@ def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> di
         for model, p in {"learned": lengths, "class median": prior}.items()
     }
     return {
-        "predicted_against_true": plots.predicted_against_true(true, lengths.median(), note=note),
-        "calibration": plots.calibration(
+        "predicted_against_true": figures.predicted_against_true(true, lengths.median(), note=note),
+        "calibration": figures.calibration(
             true,
             {
                 "learned": (lengths.levels, lengths.quantiles),
@@ -271,9 +272,9 @@ def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> di
             },
             note=note,
         ),
-        "importances": plots.importances(predictor.card["importances"], note=note),
-        "error_by_class": plots.error_by_class(errors, note=note),
-        "interval_width": plots.interval_width(
+        "importances": figures.importances(predictor.card["importances"], note=note),
+        "error_by_class": figures.error_by_class(errors, note=note),
+        "interval_width": figures.interval_width(
             lengths.quantile(0.1), lengths.quantile(0.9), classes, level="80 %", note=note
         ),
     }

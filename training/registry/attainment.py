@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lengthwise.training.card import flatten
-from lengthwise.training.registry import (
+from lengthwise.training.registry.card import flatten
+from lengthwise.training.registry.models import (
     EXPERIMENT,
     KIND_TAG,
     MODEL_ID_TAG,

@@ -21,7 +21,7 @@ from lengthwise.scheduler.vllm_adapter.live import (
     read_live,
     write_live,
 )
-from lengthwise.training.registry import (
+from lengthwise.training.registry.models import (
     CHAMPION,
     MODEL_NAME,
     SHADOW,

@@ -12,12 +12,12 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
-from lengthwise.training.registry import DEFAULT_PREDICTOR
+from lengthwise.training.registry.models import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
-    from lengthwise.training.result import BenchResult
+    from lengthwise.training.bench.result import BenchResult
 
 WORKLOAD_HELP = "paper | mixed | tails, or a workload file (JSON lines)."
 JsonOption = Annotated[bool, typer.Option("--json", help="Only the JSON document on stdout.")]
@@ -49,10 +49,14 @@ def calibrate(
 
     Further options go to vLLM. The profile is kept in the workspace, where bench finds it.
     """
-    from lengthwise.training.bench_servers import start_servers
-    from lengthwise.training.bench_session import profile_path
-    from lengthwise.training.bench_workload import open_workload
-    from lengthwise.training.calibrate import calibrate_server, calibration_rows, write_profile
+    from lengthwise.training.bench.calibrate import (
+        calibrate_server,
+        calibration_rows,
+        write_profile,
+    )
+    from lengthwise.training.bench.servers import start_servers
+    from lengthwise.training.bench.session import profile_path
+    from lengthwise.training.bench.workload import open_workload
 
     workspace = Workspace.current()
     requests = open_workload(workload, source=source)
@@ -109,12 +113,12 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
-    from lengthwise.training.bench_arms import parse_arms
-    from lengthwise.training.bench_session import read_profile
-    from lengthwise.training.bench_workload import open_workload
-    from lengthwise.training.registry import resolve_predictor
-    from lengthwise.training.report import write_run
-    from lengthwise.training.simulate import SimulateSettings, run_simulation
+    from lengthwise.training.bench.arms import parse_arms
+    from lengthwise.training.bench.report import write_run
+    from lengthwise.training.bench.session import read_profile
+    from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
+    from lengthwise.training.bench.workload import open_workload
+    from lengthwise.training.registry.models import resolve_predictor
 
     arms = parse_arms(policy, default_lengths=lengths)
     chosen = open_workload(workload, source=source, arrivals=arrivals)
@@ -190,9 +194,9 @@ def bench(
 
     Further options go to vLLM, for both servers alike: --max-num-seqs 16 ...
     """
-    from lengthwise.training.bench_arms import parse_arms
-    from lengthwise.training.bench_session import BenchRequest, measure
-    from lengthwise.training.bench_workload import is_arena
+    from lengthwise.training.bench.arms import parse_arms
+    from lengthwise.training.bench.session import BenchRequest, measure
+    from lengthwise.training.bench.workload import is_arena
 
     if load is None and is_arena(workload):
         load = 1.5
@@ -225,7 +229,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="HTML to write; default: in the run.")] = None,
 ) -> None:
     """Write the HTML report of a run again, from its files."""
-    from lengthwise.training.report import REPORT_FILE, read_run, render
+    from lengthwise.training.bench.report import REPORT_FILE, read_run, render
 
     page = out or run / REPORT_FILE
     page.write_text(render(*read_run(run)), encoding="utf-8")
@@ -241,7 +245,7 @@ def demo(
     """Train, register, calibrate, serve and compare with stock vLLM, all in one go."""
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, got {minutes:g}")
-    from lengthwise.training.demo import run_demo
+    from lengthwise.training.cli.demo import run_demo
 
     with engine_errors(), console.progress() as steps:
         result, page = run_demo(
@@ -258,7 +262,7 @@ def demo(
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
     from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
-    from lengthwise.training.bench_client import BenchError
+    from lengthwise.training.bench.client import BenchError
 
     try:
         yield
@@ -300,7 +304,7 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from lengthwise.training.report import arm_rows, headline, subline, warnings
+    from lengthwise.training.bench.report import arm_rows, headline, subline, warnings
 
     if not as_json:
         kind = "measured" if result.provenance == "measured" else "modeled, no engine ran"

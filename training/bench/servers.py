@@ -20,14 +20,14 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.training.bench_client import (
+from lengthwise.training.bench.client import (
     BenchError,
     Call,
     completion_body,
     drive_closed,
     served_model,
 )
-from lengthwise.training.registry import ResolvedPredictor
+from lengthwise.training.registry.models import ResolvedPredictor
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle

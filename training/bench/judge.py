@@ -28,11 +28,11 @@ from lengthwise.predictor.fitting.metrics import coverage, interval, mae
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, to_sim
-from lengthwise.training.promotion_record import log_promotion, make_champion
-from lengthwise.training.registry import ResolvedPredictor
-from lengthwise.training.simulate import to_records
-from lengthwise.training.summary import RequestRecord, paired_difference
+from lengthwise.training.bench.records import RequestRecord, paired_difference
+from lengthwise.training.bench.simulator_runner import to_records
+from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, to_sim
+from lengthwise.training.registry.models import ResolvedPredictor
+from lengthwise.training.registry.promotions import log_promotion, make_champion
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,8 +12,12 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
-from lengthwise.training.registry import DEFAULT_PREDICTOR, ResolvedPredictor, resolve_predictor
-from lengthwise.training.tracking_store import RegistryError
+from lengthwise.training.registry.models import (
+    DEFAULT_PREDICTOR,
+    ResolvedPredictor,
+    resolve_predictor,
+)
+from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
 
 NO_PREDICTOR = "none"
@@ -101,7 +105,12 @@ def serve(
         raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
     from lengthwise.scheduler.vllm_adapter.server.launch import serve_forever
     from lengthwise.scheduler.vllm_adapter.settings import make_settings
-    from lengthwise.training.follow import FileKeeper, Follower, followed_alias, read_policy_file
+    from lengthwise.training.registry.follow import (
+        FileKeeper,
+        Follower,
+        followed_alias,
+        read_policy_file,
+    )
 
     workspace = Workspace.current()
     resolved = find_predictor(predictor, workspace)
@@ -160,8 +169,8 @@ def follow(
     For a server that `lengthwise serve` did not start: its settings name the same live_file. The
     aliases champion and shadow of output-length become its predictor and its shadow.
     """
-    from lengthwise.training.follow import Follower
-    from lengthwise.training.follow import follow as keep_following
+    from lengthwise.training.registry.follow import Follower
+    from lengthwise.training.registry.follow import follow as keep_following
 
     say = partial(console.stderr().print, markup=False, soft_wrap=True)
     follower = Follower(Workspace.current(), say)
@@ -237,7 +246,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from lengthwise.training.doctor import failed, run_checks
+    from lengthwise.training.doctor.checks import failed, run_checks
 
     checks = run_checks(workspace=Workspace.current(), model=model, port=port, log_dir=request_log)
     if as_json:

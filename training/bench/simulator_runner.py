@@ -16,12 +16,12 @@ from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimResult
-from lengthwise.training.bench_arms import Arm
-from lengthwise.training.bench_client import QueueSample
-from lengthwise.training.bench_workload import WorkloadSource, capacity_rps, length_rows, to_sim
-from lengthwise.training.machine import utc_now
-from lengthwise.training.result import BenchResult
-from lengthwise.training.summary import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.provenance import utc_now
+from lengthwise.training.bench.records import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, length_rows, to_sim
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
