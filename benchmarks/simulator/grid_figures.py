@@ -1,6 +1,6 @@
 """The scheduler's figures, from the grid's result file.
 
-    python benchmarks/scheduler_figures.py --grid grid.jsonl
+    python -m benchmarks.simulator.grid_figures --grid grid.jsonl
 
 Writes attainment.png, lengths.png, queue.png and plan_time.png to docs/figures/. Queue growth is
 played here (one cell, seconds); plan time is read from ``--overhead``, what
@@ -23,11 +23,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import BLIND, RULES, Cells, Line, by_cell, interval, present
-from benchmarks.scheduler_cells import LENGTHS, WORKLOADS, Cell, build
-from benchmarks.scheduler_grid import policy_of
+from benchmarks.simulator.cells import LENGTHS, WORKLOADS, Cell, build
+from benchmarks.simulator.grid import policy_of
+from benchmarks.simulator.grid_tables import BLIND, RULES, Cells, Line, by_cell, interval, present
 from lengthwise.scheduler.simulator.run import simulate
 
 HERE = Path(__file__).parent
