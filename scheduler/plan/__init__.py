@@ -1,1 +1,1 @@
-"""How a plan is made: the engine played forward, what a plan is worth, and the search."""
+"""The steps of a plan: figures, forecast, selection, batch limit, search, slots taken back."""
