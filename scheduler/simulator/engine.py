@@ -6,6 +6,10 @@ preempted (its tokens are recomputed later) and goes to the queue's front; if no
 preempted, waiting requests are admitted in the queue's order until slots, budget or KV end,
 the head of the line blocking. A prompt's last chunk yields the first token.
 
+A plan may limit the prompt tokens of a step: its budget is then the decodes' tokens and the
+limit (at least LEAST_PREFILL_TOKENS), never more than the engine's own. Who is still in his
+prompt runs last, so the limit never costs a decode.
+
 Requests are rows; a row's phase is told by where it stands: in the queue, running, or done.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduler.compiled import njit
-from scheduler.problem import FloatArray, IntArray
+from scheduler.problem import LEAST_PREFILL_TOKENS, FloatArray, IntArray
 
 # Row state, integers.
 LEFT, GENERATED, COMPUTED, ANSWER, PROMPT = range(5)
@@ -40,12 +44,14 @@ def run_until(
 ) -> tuple[int, int]:
     """Step until ``until_s``, idleness, or the first finish at or after ``finish_stop_s``.
 
-    ``step_time`` is StepTimeModel.coefficients; ``limits`` slots, KV tokens, token budget.
+    ``step_time`` is StepTimeModel.coefficients; ``limits`` slots, KV tokens, token budget, and
+    the most prompt tokens a step may take beside its decodes (the budget for no limit).
     ``running`` and ``queue`` hold row numbers, their first ``*_count`` entries valid (the
     queue's first = next). Everything is changed in place; returns the new counts. A step in
     flight at ``until_s`` is completed, as an engine would.
     """
     slots, kv, budget_tokens = limits[0], limits[1], limits[2]
+    prefill_limit = max(limits[3], LEAST_PREFILL_TOKENS)
     base, prefill_step, prefill_token = step_time[0], step_time[1], step_time[2]
     decode_seq, context_token = step_time[3], step_time[4]
     # Entries before ``head`` are gone; a preempted row steps back, at most all that run can.
@@ -58,6 +64,11 @@ def run_until(
     stop = False
     while not stop and clock[NOW] < until_s and (running_count > 0 or head < tail):
         budget = budget_tokens
+        if prefill_limit < budget_tokens:
+            decoding = 0
+            for p in range(running_count):
+                decoding += rows[running[p], LEFT] == 0
+            budget = min(budget_tokens, decoding + prefill_limit)
         prefill, decodes, context = 0, 0, 0
         preempted = False
         p = 0

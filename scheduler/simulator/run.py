@@ -164,7 +164,8 @@ def simulate(
     state[:, e.ANSWER] = workload.output_tokens
     times = np.full((n, 3), np.nan)
     capacity = profile.capacity
-    limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens])
+    budget = capacity.max_num_batched_tokens
+    limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget])
     model = profile.scaled_step_time
     coefficients = np.array(model.coefficients)
     running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
@@ -200,6 +201,8 @@ def simulate(
         now_s = float(clock[e.NOW])
         if not running_count and not queue_count:
             clock[e.NOW] = now_s = max(now_s, float(workload.arrival_s[arrived]))
+        if not queue_count:
+            limits[3] = budget  # whom it was to protect a plan no longer knows
         while arrived < n and workload.arrival_s[arrived] <= now_s:
             queue[queue_count] = arrived
             queue_count += 1
@@ -235,6 +238,7 @@ def simulate(
             plan_s.append(elapsed_s)
             queue_len.append((now_s, queue_count))
             limits[0] = min(capacity.max_num_seqs, plan.max_running or capacity.max_num_seqs)
+            limits[3] = budget if plan.max_prefill_tokens is None else plan.max_prefill_tokens
             victims = running[plan.preempt]
             kept = np.delete(running[:running_count], plan.preempt)
             running_count, queue_count = len(kept), queue_count + len(victims)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.slo import Slo
-from scheduler.problem import FloatArray, IntArray, RequestArrays
+from scheduler.problem import NO_PREFIX, FloatArray, IntArray, RequestArrays
 from scheduler.vllm_adapter.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
@@ -154,6 +154,7 @@ class RequestTable:
         return RequestArrays(
             **{name: column[rows] for name, column in self._columns.items()},
             class_id=self._class_id[rows],
+            prefix_id=np.full(len(rows), NO_PREFIX, dtype=np.int64),
             quantiles=self._quantiles[rows],
         )
 
