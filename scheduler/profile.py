@@ -67,7 +67,7 @@ class EngineProfile:
     ``capacity_scale`` corrects the saturated throughput to a measured one, where both exist.
     ``prefix_cache`` and ``speculation`` are None where the engine has none. ``scale`` says how
     the arena's workloads are asked of it: "fixed" as they stand, "gpu" with prompts and
-    objectives of its order (``simulator/scaling``).
+    objectives of its order (``training/bench_scaling``).
     """
 
     name: str
