@@ -51,8 +51,9 @@ class RequestArrays:
     given up its slot. ``quantiles`` are those of the whole answer's length at
     ``Problem.levels``, non-decreasing.
 
-    ``cached_tokens`` are those of the prompt that a prefix cache would give for nothing now;
-    for waiting rows ``prefill_left_tokens`` is already without them: what must be computed.
+    ``cached_tokens`` of a waiting row are those a prefix cache would give it for nothing now;
+    its ``prefill_left_tokens`` is already without them: what must be computed. Of a running row
+    they are the tokens it shares, which it would likely find again after giving up its slot.
     Rows with the same ``prefix_id`` (-1 for none) share their first ``prefix_tokens``: once one
     of them is computed, the others have them cached. The last three columns may be left out, as
     for an engine without a prefix cache.

@@ -12,10 +12,23 @@ from scheduler.admission import Action, AdmissionControl
 from scheduler.arrival_rate import ArrivalRate
 from scheduler.fairness import TenantFairness
 from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
+from scheduler.problem import (
+    NO_PREFIX,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Problem,
+    RequestArrays,
+)
 from scheduler.profile import EngineProfile
 from scheduler.replan import ReplanGate
 from scheduler.simulator import engine as e
+from scheduler.simulator.prefix_cache import (
+    PrefixCacheState,
+    cached_tokens,
+    empty_cache,
+    give_up,
+)
 
 PlanCost = Literal["free", "measured"]
 
@@ -89,6 +102,7 @@ class SimResult:
     prefilled_tokens: int
     kv_peak_tokens: int
     end_s: float
+    cached_tokens: int = 0  # found in the prefix cache, not computed again
     actions: tuple[Action, ...] = ()  # of admission control, where it was on
 
     def ttft_s(self, workload: SimWorkload) -> FloatArray:
@@ -114,9 +128,15 @@ class SimResult:
 
 
 def _rows(
-    workload: SimWorkload, index: IntArray, state: IntArray, times: FloatArray, queued_s: FloatArray
+    workload: SimWorkload,
+    index: IntArray,
+    state: IntArray,
+    times: FloatArray,
+    queued_s: FloatArray,
+    cache: PrefixCacheState | None,
+    waiting: bool,
 ) -> RequestArrays:
-    return RequestArrays(
+    rows = RequestArrays(
         arrival_s=workload.arrival_s[index],
         queued_s=queued_s[index],
         prompt_tokens=workload.prompt_tokens[index].astype(np.float64),
@@ -129,6 +149,18 @@ def _rows(
         weight=workload.weight[index],
         class_id=workload.class_id[index],
         quantiles=workload.quantiles[index],
+    )
+    if cache is None:
+        return rows
+    cached = cache.shared[index].astype(np.float64)
+    if waiting:
+        cached = cached_tokens(cache, index, state[index, e.LEFT])
+    return replace(
+        rows,
+        prefill_left_tokens=rows.prefill_left_tokens - (cached if waiting else 0.0),
+        cached_tokens=cached,
+        prefix_id=cache.prefix[index],
+        prefix_tokens=cache.shareable[index].astype(np.float64),
     )
 
 
@@ -182,7 +214,16 @@ def simulate(
     coefficients = np.array(model.coefficients)
     running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
     queue = np.empty(n, dtype=np.int64)
-    clock = np.zeros(6)
+    clock = np.zeros(7)
+    cache = _cache(workload, profile)
+    speculation = None
+    if profile.speculation is not None:
+        speculation = e.SpeculationState(
+            float(profile.speculation.accepted_tokens),
+            1 + profile.speculation.draft_tokens,
+            owed=np.zeros(n),
+            gained=np.zeros(n, dtype=np.int64),
+        )
     gate, rate = ReplanGate(plan_share), ArrivalRate()
     plan_s: list[float] = []
     queue_len: list[tuple[float, int]] = []
@@ -201,8 +242,8 @@ def simulate(
         return Problem(
             now_s=now_s,
             levels=workload.levels,
-            waiting=_rows(known, waiting, state, times, queued_s),
-            running=_rows(known, running[:running_count], state, times, queued_s),
+            waiting=_rows(known, waiting, state, times, queued_s, cache, True),
+            running=_rows(known, running[:running_count], state, times, queued_s, cache, False),
             capacity=capacity,
             step_time=model,
             max_wait_s=max_wait_s,
@@ -255,7 +296,10 @@ def simulate(
             kept = np.delete(running[:running_count], plan.preempt)
             running_count, queue_count = len(kept), queue_count + len(victims)
             running[:running_count] = kept
-            # their KV cache goes: what they have is computed again when they resume
+            # their KV memory goes: what they have is computed again when they resume, but for
+            # what a prefix cache still holds by then
+            if cache is not None:
+                give_up(cache, victims, state[victims, e.COMPUTED])
             state[victims, e.LEFT] = state[victims, e.PROMPT] + state[victims, e.GENERATED]
             state[victims, e.COMPUTED] = 0
             queued_s[victims], yielded[victims] = now_s, True
@@ -279,6 +323,8 @@ def simulate(
             queue,
             queue_count,
             clock,
+            cache,
+            speculation,
         )
         yielded[running[:running_count]] = False
         gate.mark()
@@ -295,8 +341,19 @@ def simulate(
         prefilled_tokens=int(clock[e.PREFILLED]),
         kv_peak_tokens=int(clock[e.KV_PEAK]),
         end_s=float(clock[e.NOW]),
+        cached_tokens=int(clock[e.CACHED]),
         actions=tuple(actions),
     )
+
+
+def _cache(workload: SimWorkload, profile: EngineProfile) -> PrefixCacheState | None:
+    """The profile's prefix cache, empty; None where it has none."""
+    if profile.prefix_cache is None:
+        return None
+    ids, tokens = workload.prefix_id, workload.prefix_tokens
+    if ids is None or tokens is None:
+        ids, tokens = np.full(len(workload), NO_PREFIX), np.zeros(len(workload), dtype=np.int64)
+    return empty_cache(profile.prefix_cache.block_tokens, profile.capacity.kv_tokens, ids, tokens)
 
 
 def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
