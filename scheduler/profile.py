@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from scheduler.problem import Capacity
-from scheduler.step_time import COEFFICIENTS, StepTimeModel
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 Part = TypeVar("Part")
 Scale = Literal["fixed", "gpu"]
@@ -67,7 +67,7 @@ class EngineProfile:
     ``capacity_scale`` corrects the saturated throughput to a measured one, where both exist.
     ``prefix_cache`` and ``speculation`` are None where the engine has none. ``scale`` says how
     the arena's workloads are asked of it: "fixed" as they stand, "gpu" with prompts and
-    objectives of its order (``training/bench_scaling``).
+    objectives of its order (``training/bench/scaling``).
     """
 
     name: str

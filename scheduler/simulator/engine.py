@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import LEAST_PREFILL_TOKENS, FloatArray, IntArray
-from scheduler.simulator import prefix_cache as pc
-from scheduler.simulator.prefix_cache import PrefixCacheState
+from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS
+from lengthwise.scheduler.simulator import prefix_cache as pc
+from lengthwise.scheduler.simulator.prefix_cache import PrefixCacheState
 
 # Row state, integers.
 LEFT, GENERATED, COMPUTED, ANSWER, PROMPT = range(5)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import NO_PREFIX, FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.problem import NO_PREFIX
 
 NOBODY = -1
 # marks: where the queue of free memory begins and ends; tokens taken from it but not yet removed.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from scheduler.profile import EngineProfile
-from scheduler.simulator import engine as e
-from scheduler.simulator import prefix_cache as pc
-from scheduler.simulator.run import SimWorkload
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator import prefix_cache as pc
+from lengthwise.scheduler.simulator.workload import SimWorkload
 
 
 @dataclass

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from naive_engine import CompiledEngine, NaiveEngine
 from planning_cases import MODEL, draw_workload
 
-from scheduler.policies import make_policy
-from scheduler.problem import NO_PREFIX, Capacity
-from scheduler.profile import EngineProfile, PrefixCache, Speculation
-from scheduler.simulator import engine as e
-from scheduler.simulator import prefix_cache as pc
-from scheduler.simulator.run import SimWorkload, simulate
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import NO_PREFIX, Capacity
+from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
+from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator import prefix_cache as pc
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimWorkload
 
 PLAIN = EngineProfile("plain", MODEL, Capacity(6, 3_000, 128), "test")
 CACHED = replace(PLAIN, prefix_cache=PrefixCache(16))
