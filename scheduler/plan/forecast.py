@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
-from scheduler.problem import FloatArray, Problem, RequestArrays
+from lengthwise.data.arrays import FloatArray
+from lengthwise.scheduler.problem import Problem, RequestArrays
 
 RING = 256
 STRIDE = 97  # spreads a few stand-ins over the whole ring
+DEFAULT_OBJECTIVE_S = 10.0  # where nobody has one
 PERSISTENCE_S = 5.0  # how long a rate above the usual one is trusted to last
 
 
@@ -42,18 +44,16 @@ class ArrivalForecast:
         if self._ring is None or self._ring.quantiles.shape[1] != fresh.quantiles.shape[1]:
             self._ring = fresh
         else:
-            self._ring = concatenated(self._ring, fresh)
+            self._ring = self._ring.concatenated(fresh)
         if len(self._ring) > self.size:
             self._ring = self._ring.take(np.arange(len(self._ring) - self.size, len(self._ring)))
 
-    def mean_slack(self, problem: Problem) -> float:
-        """Mean time between arrival and the end of the objectives of recent requests."""
-        if self._ring is None:
-            return 10.0
-        ring = self._ring
-        ends = np.minimum(ring.ttft_s, ring.e2e_s)
-        ends = ends[np.isfinite(ends)]
-        return float(ends.mean()) if len(ends) else 10.0
+    def mean_objective_s(self, problem: Problem) -> float:
+        """Mean of the first objective (TTFT or e2e) of recent requests that have one."""
+        rows = problem.waiting if self._ring is None else self._ring
+        first_s = np.minimum(rows.ttft_s, rows.e2e_s)
+        first_s = first_s[np.isfinite(first_s)]
+        return float(first_s.mean()) if len(first_s) else DEFAULT_OBJECTIVE_S
 
     def expected(self, problem: Problem, horizon_s: float, most: int) -> RequestArrays:
         """At most ``most`` stand-ins within ``horizon_s``, sorted by arrival, prompts uncomputed.
@@ -72,7 +72,7 @@ class ArrivalForecast:
             rows,
             arrival_s=now_s + at_s,
             queued_s=now_s + at_s,
-            prefill_left_tokens=rows.prompt_tokens.copy(),
+            prefill_left_tokens=rows.prompt_tokens - rows.cached_tokens,
             generated_tokens=np.zeros(len(rows)),
             first_token_s=np.full(len(rows), np.nan),
         )
@@ -84,12 +84,3 @@ def arrival_times(usual: float, rate: float, horizon_s: float, most: int) -> Flo
     mass = usual * grid + (rate - usual) * PERSISTENCE_S * (1.0 - np.exp(-grid / PERSISTENCE_S))
     count = min(most, int(mass[-1] + 0.5))
     return np.interp(np.arange(count) + 0.5, mass, grid)
-
-
-def concatenated(first: RequestArrays, second: RequestArrays) -> RequestArrays:
-    """The rows of both, in that order."""
-    columns = {
-        f.name: np.concatenate([getattr(first, f.name), getattr(second, f.name)])
-        for f in fields(first)
-    }
-    return RequestArrays(**columns)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.compiled import njit
-from scheduler.problem import IntArray
+from lengthwise.data.arrays import njit
+from lengthwise.data.arrays import IntArray
 
 
 @njit(inline="always")

@@ -2,14 +2,15 @@
 
 vLLM's step loop in numbers, as ``simulator.engine`` plays it, but from event to event:
 
-    running requests decode a token each; prompts that are not yet computed take chunks of what
-    the token budget leaves, oldest first; then the queue's head is admitted while there are
-    slots, KV memory and budget, and blocks the line where there is not; when the KV cache is
-    full the last running request is preempted and queues again at the front.
+    running requests decode; prompts that are not yet computed take chunks of what the token
+    budget and the plan's prefill limit leave, oldest first; then the queue's head is admitted
+    while there are slots, KV memory and budget, and blocks the line where there is not; when
+    the KV memory is full the last running request is preempted and goes to the queue's front.
 
 Steps in which nothing but decoding happens are taken many at a time, with the time of an
 arithmetic series. Expected arrivals stand in the order with everybody else and may be admitted
-from their arrival on. The plain twin is ``tests/scheduler/naive.py``.
+from their arrival on. A shared prefix is computed by the first who has it and found by all who
+are admitted after. The plain twin is ``tests/scheduler/naive.py``.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.plan.heap import pop, push
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.plan.heap import pop, push
 
 WAITING, PREFILLING, DECODING, DONE, FRONT, TAIL = range(6)
 ROW_BITS = 22
 ROW_MASK = (1 << ROW_BITS) - 1
 MOST_EVENTS = 50_000
-LEAST_PREFILL = 16.0  # tokens a step that a running prefill gets under any limit
+LEAST_PREFILL = 16.0  # problem.LEAST_PREFILL_TOKENS
 
 
 class Engine(NamedTuple):
-    """Step-time coefficients in seconds, limits, and output tokens a decode step yields."""
+    """Step-time coefficients in seconds, limits in tokens and sequences, and what a decode is."""
 
     base_s: float
     prefill_step_s: float
@@ -41,19 +41,23 @@ class Engine(NamedTuple):
     kv_tokens: float
     batched_tokens: float
     tokens_per_step: float
+    decode_budget: float
 
 
 class Rows(NamedTuple):
-    """Requests, ``(k,)`` each: those running, those waiting, then the expected arrivals by time.
+    """Requests, ``(k,)`` each: running, recovering, waiting, then the expected by arrival.
 
-    ``left`` is prompt tokens not computed, ``target`` the tokens computed when prefill ends,
-    ``need`` the output tokens to come, ``latest_s`` the last admission that may still meet the
-    objectives, ``strata (k, s)`` equally likely values of what is to come.
+    ``left`` is the tokens to compute before the next output token, ``target`` the context by
+    then, ``shared`` those of it that a prefix cache holds for others too; ``need`` the output
+    tokens to come and ``strata (k, s)`` equally likely values of it; ``latest_s`` the last
+    admission that may still meet the objectives. ``prefix`` names a shared beginning (-1 none),
+    of which ``saved`` tokens need not be computed once another row has done so.
     """
 
     arrival_s: FloatArray
     left: FloatArray
     target: FloatArray
+    shared: FloatArray
     need: FloatArray
     generated: FloatArray
     first_s: FloatArray
@@ -63,15 +67,22 @@ class Rows(NamedTuple):
     weight: FloatArray
     latest_s: FloatArray
     strata: FloatArray
+    prefix: IntArray
+    saved: FloatArray
 
 
 class Work(NamedTuple):
-    """Scratch of a rollout and what it found: ``first_s`` and ``finish_s``, inf if not reached."""
+    """Scratch of a rollout and what it found.
+
+    ``first_s`` and ``finish_s`` are inf or NaN where not reached; ``phase``, ``need`` and
+    ``left`` tell where each row stands at the end; ``end`` holds the END_ figures.
+    """
 
     first_s: FloatArray
     finish_s: FloatArray
     left: FloatArray
     target: FloatArray
+    shared: FloatArray
     need: FloatArray
     held: FloatArray
     began: IntArray
@@ -79,31 +90,29 @@ class Work(NamedTuple):
     phase: IntArray
     place: IntArray
     where: IntArray
+    computed: IntArray
     heap: IntArray
     stack: IntArray
     filling: IntArray
     front: IntArray
     missed: IntArray
     tail: IntArray
-    end: FloatArray  # END_COLUMNS of the last rollout
+    end: FloatArray
 
 
-END_S, END_STEPS, END_RUNNING, END_NEXT, END_FRONT, END_MISSED, END_TAIL, PREEMPTED, RECOMPUTED = (
-    range(9)
-)
+END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
 
 
 def work_for(k: int) -> Work:
-    """Scratch for rollouts of up to ``k`` rows."""
-    f, i = (lambda: np.zeros(k)), (lambda size=k: np.zeros(size, dtype=np.int64))
-    return Work(
-        f(), f(), f(), f(), f(), f(), i(), i(), i(), i(), i(),
-        i(4 * k + 8), i(4 * k + 8), i(k + 1), i(k + 1), i(k + 1), i(k + 1), np.zeros(9),
-    )  # fmt: skip
+    """Scratch for rollouts of ``k`` rows."""
+    floats = [np.zeros(k) for _ in range(7)]
+    whole = [np.zeros(k, dtype=np.int64) for _ in range(6)]
+    lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
+    return Work(*floats, *whole, *lists, np.zeros(5))
 
 
 @njit(inline="always")
-def _decode_s(engine: Engine, steps: float, active: float, context: float) -> float:
+def decode_s(engine: Engine, steps: float, active: float, context: float) -> float:
     """Seconds of ``steps`` steps of ``active`` decodes that start with ``context`` tokens."""
     one = engine.base_s + engine.decode_seq_s * active + engine.context_token_s * context
     growth = engine.context_token_s * active * engine.tokens_per_step
@@ -115,6 +124,7 @@ def rollout(
     engine: Engine,
     rows: Rows,
     running: int,
+    recovering: int,
     expected: int,
     order: IntArray,
     given_up: IntArray,
@@ -127,16 +137,20 @@ def rollout(
 ) -> None:
     """Play from ``begin_s`` to ``until_s``; the outcome is in ``w``.
 
-    ``running`` rows come first, rows from ``expected`` on arrive later; ``order`` holds all
-    others once. ``given_up (running,)`` marks those who lose their slots now. ``skip_late``
-    sends who can no longer meet anything to the end of the line when its turn comes.
+    ``running`` rows come first, then ``recovering`` ones, who queue before the ``order`` of all
+    others; rows from ``expected`` on arrive later. ``given_up (running,)`` marks those who lose
+    their slots now and queue behind everybody. ``skip_late`` sends who can no longer meet
+    anything there too when its turn comes.
     """
     k = len(rows.need)
-    speed, budget_tokens = engine.tokens_per_step, engine.batched_tokens
+    speed, kv = engine.tokens_per_step, engine.kv_tokens
     slots = min(engine.slots, max_running)
+    limit = max(max_prefill, LEAST_PREFILL)
     for i in range(k):
         w.left[i], w.target[i], w.need[i] = rows.left[i], rows.target[i], rows.need[i]
         w.first_s[i], w.finish_s[i], w.phase[i] = rows.first_s[i], np.inf, WAITING
+        w.shared[i] = rows.shared[i]
+        w.computed[i] = 0  # of the prefix that has this number
     for p in range(len(order)):
         w.place[order[p]] = p
     t, step, used, context = begin_s, 0, 0.0, 0.0
@@ -145,8 +159,8 @@ def rollout(
     preemptions, recomputed = 0, 0.0
     for i in range(running):
         if given_up[i]:
-            w.left[i] = w.target[i]
-            recomputed += w.target[i]
+            w.left[i] = w.target[i] - w.shared[i]
+            recomputed += w.left[i]
             w.phase[i] = TAIL
             w.tail[tail] = i
             tail += 1
@@ -158,7 +172,7 @@ def rollout(
             w.phase[i] = PREFILLING
             w.filling[filling] = i
             filling += 1
-            used += w.target[i] - w.left[i]
+            used += w.target[i] - w.left[i] - w.shared[i]
         else:
             w.phase[i] = DECODING
             w.held[i], w.began[i] = w.target[i] - 1.0, 0
@@ -166,8 +180,14 @@ def rollout(
             push(w.heap, heap, (w.ends[i] << ROW_BITS) | i)
             heap += 1
             active += 1
-            used += w.held[i]
+            used += w.held[i] - w.shared[i]
             context += w.held[i]
+            if rows.prefix[i] >= 0:
+                w.computed[rows.prefix[i]] = 1
+    for i in range(running + recovering - 1, running - 1, -1):
+        w.phase[i] = FRONT
+        w.front[front] = i
+        front += 1
     events = 0
     while t < until_s and events < MOST_EVENTS:
         events += 1
@@ -184,37 +204,37 @@ def rollout(
                     break
                 t = rows.arrival_s[arrived]
                 continue
-        # memory for one more token of everyone who decodes
+        # memory for the next tokens of everyone who decodes
         preempted = False
-        while used + active * speed > engine.kv_tokens and alive > 1:
+        while used + active * speed > kv and alive > 1:
             top -= 1
             i = w.stack[top]
             if w.where[i] != top or (w.phase[i] != DECODING and w.phase[i] != PREFILLING):
                 continue
             if w.phase[i] == DECODING:
                 done = speed * (step - w.began[i])
-                used -= w.held[i] + done
+                used -= w.held[i] + done - w.shared[i]
                 context -= w.held[i] + done
                 active -= 1
                 w.target[i] += done
                 w.need[i] = max(1.0, w.need[i] - done)
+                recomputed += w.target[i] - w.shared[i]
             else:
-                used -= w.target[i] - w.left[i]
+                used -= w.target[i] - w.left[i] - w.shared[i]
+                recomputed += w.target[i] - w.left[i] - w.shared[i]
                 filling -= 1
-            recomputed += w.target[i] - w.left[i]
-            w.left[i] = w.target[i]
+            w.left[i] = w.target[i] - w.shared[i]
             w.phase[i] = FRONT
             w.front[front] = i
             front += 1
             alive -= 1
             preemptions += 1
             preempted = True
-        # prefill of who runs, then of who is admitted
-        budget = min(budget_tokens - active * speed, max(max_prefill, LEAST_PREFILL))
+        budget = min(engine.batched_tokens - active * engine.decode_budget, limit)
         prefill = 0.0
         for q in range(filling):
             i = w.filling[q]
-            chunk = min(w.left[i], budget, max(engine.kv_tokens - used - active * speed, 1.0))
+            chunk = min(w.left[i], budget, max(kv - used - active * speed, 1.0))
             if chunk <= 0.0:
                 break
             w.left[i] -= chunk
@@ -223,7 +243,7 @@ def rollout(
             budget -= chunk
         blocked = preempted or alive >= slots
         while not preempted and alive < slots and budget > 0.0:
-            while ahead < len(order) and (order[ahead] >= arrived):
+            while ahead < len(order) and order[ahead] >= arrived:
                 ahead += 1
             source = -1
             if front > 0:
@@ -240,10 +260,15 @@ def rollout(
                 w.phase[i] = TAIL
                 w.tail[tail] = i
                 tail += 1
-            elif used + w.left[i] > engine.kv_tokens and alive > 0:
-                blocked = True
-                break
             else:
+                found = 0.0
+                if rows.saved[i] > 0.0 and w.computed[rows.prefix[i]]:
+                    found = min(rows.saved[i] - (w.shared[i] - rows.shared[i]), w.left[i] - 1.0)
+                if used + w.left[i] - found > kv and alive > 0:
+                    blocked = True
+                    break
+                w.shared[i] += found
+                w.left[i] -= found
                 chunk = min(w.left[i], budget)
                 w.left[i] -= chunk
                 used += chunk
@@ -281,14 +306,13 @@ def rollout(
                 pop(w.heap, heap)
                 heap -= 1
             steps = (w.heap[0] >> ROW_BITS) - step
-            growth = active * speed
-            steps = min(steps, max(1, int((engine.kv_tokens - used) // growth)))
+            steps = min(steps, max(1, int((kv - used) // (active * speed))))
             soonest = until_s
             if not blocked and arrived < k:
                 soonest = min(soonest, rows.arrival_s[arrived])
-            one = _decode_s(engine, 1.0, active, context)
+            one = decode_s(engine, 1.0, active, context)
             steps = max(1, min(steps, int(np.ceil((soonest - t) / one))))
-        t += _decode_s(engine, steps, active, context)
+        t += decode_s(engine, steps, active, context)
         if prefill > 0.0:
             t += engine.prefill_step_s + engine.prefill_token_s * prefill
         step += steps
@@ -301,7 +325,7 @@ def rollout(
             if w.phase[i] != DECODING or w.ends[i] != key >> ROW_BITS:
                 continue
             held = w.held[i] + speed * (step - w.began[i])
-            used -= held
+            used -= held - w.shared[i]
             context -= held
             active -= 1
             alive -= 1
@@ -313,11 +337,13 @@ def rollout(
                 w.filling[kept] = i
                 kept += 1
                 continue
+            if rows.prefix[i] >= 0:
+                w.computed[rows.prefix[i]] = 1
             if np.isnan(w.first_s[i]):
                 w.first_s[i] = t
             w.need[i] -= 1.0
             if w.need[i] <= 0.0:
-                used -= w.target[i]
+                used -= w.target[i] - w.shared[i]
                 alive -= 1
                 w.phase[i], w.finish_s[i] = DONE, t
                 continue
@@ -327,10 +353,10 @@ def rollout(
             w.phase[i] = DECODING
             if heap == len(w.heap):
                 live = 0
-                for q2 in range(heap):
-                    j = w.heap[q2] & ROW_MASK
-                    if w.phase[j] == DECODING and w.ends[j] == w.heap[q2] >> ROW_BITS:
-                        push(w.heap, live, w.heap[q2])
+                for place in range(heap):
+                    j = w.heap[place] & ROW_MASK
+                    if w.phase[j] == DECODING and w.ends[j] == w.heap[place] >> ROW_BITS:
+                        push(w.heap, live, w.heap[place])
                         live += 1
                 heap = live
             push(w.heap, heap, (w.ends[i] << ROW_BITS) | i)
@@ -341,6 +367,5 @@ def rollout(
     for i in range(k):
         if w.phase[i] == DECODING:
             w.need[i] = max(0.0, w.need[i] - speed * (step - w.began[i]))
-    w.end[END_S], w.end[END_STEPS], w.end[END_RUNNING], w.end[END_NEXT] = t, step, alive, ahead
-    w.end[END_FRONT], w.end[END_MISSED], w.end[END_TAIL] = front, missed, taken
-    w.end[PREEMPTED], w.end[RECOMPUTED] = preemptions, recomputed
+    w.end[END_S], w.end[END_STEPS], w.end[END_RUNNING] = t, step, alive
+    w.end[END_PREEMPTIONS], w.end[END_RECOMPUTED] = preemptions, recomputed

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.lengths import STRATA, cdf_at, quantile_at, remaining_mean
-from scheduler.plan.rollout import Engine, Rows
-from scheduler.problem import FloatArray, IntArray, Problem, RequestArrays
+from lengthwise.data.arrays import FloatArray, njit
+from lengthwise.scheduler.lengths import (
+    OUTLIVED_SHARE,
+    STRATA,
+    cdf_at,
+    quantile_at,
+    remaining_mean,
+)
+from lengthwise.scheduler.plan.rollout import Engine, Rows
+from lengthwise.scheduler.problem import Problem, RequestArrays
 
 GOLDEN = 0.6180339887498949
 
@@ -18,28 +24,27 @@ GOLDEN = 0.6180339887498949
 class Snapshot:
     """A problem as the rollout sees it.
 
-    Rows ``[0, running)`` run, ``[running, expected)`` wait, the rest are expected arrivals.
-    ``token_s`` is the seconds a token takes in a full batch, prefill stalls included.
+    Rows ``[0, running)`` run, ``[running, waiting)`` recover, ``[waiting, expected)`` wait and
+    the rest are expected arrivals. ``token_s`` is the seconds a token takes in a full batch,
+    prefill stalls included.
     """
 
     engine: Engine
     rows: Rows
     running: int
+    waiting: int
     expected: int
     now_s: float
     token_s: float
 
+    def __len__(self) -> int:
+        return len(self.rows.need)
 
-def engine_of(problem: Problem) -> Engine:
-    """The engine's numbers for the rollout."""
-    capacity = problem.capacity
-    return Engine(
-        *problem.step_time.coefficients,
-        float(capacity.max_num_seqs),
-        float(capacity.kv_tokens),
-        float(capacity.max_num_batched_tokens),
-        1.0,
-    )
+    @property
+    def slot_s(self) -> FloatArray:
+        """Slot-seconds each row will take, the stall of all slots by its prefill included."""
+        prefill_s = self.engine.slots * self.engine.prefill_token_s * self.rows.left
+        return self.rows.need * self.token_s + prefill_s
 
 
 @njit
@@ -61,16 +66,15 @@ def _lengths(
     last = len(levels) - 1
     for i in range(len(need)):
         row, done = quantiles[i], generated[i]
+        past = 0.0
         if row[0] == row[last]:  # a length that is known
-            left = max(1.0, row[0] - done)
-            if row[0] <= done:
-                left = max(1.0, 0.5 * done)
-            need[i] = left
-            strata[i, :] = left
+            need[i] = row[0] - done if row[0] > done else max(1.0, OUTLIVED_SHARE * done)
+            strata[i, :] = need[i]
             continue
-        past = cdf_at(levels, row, done) if done > 0.0 else 0.0
-        if past >= 1.0 - 1e-6:
-            need[i] = max(1.0, 0.5 * done)
+        if done > 0.0:
+            past = cdf_at(levels, row, done)
+        if past >= 1.0 - 1e-6:  # it has outlived its prediction
+            need[i] = max(1.0, OUTLIVED_SHARE * done)
             strata[i, :] = need[i]
             continue
         for s in range(len(places)):
@@ -83,71 +87,110 @@ def _lengths(
             need[i] = remaining_mean(levels, row, done)
 
 
-def full_batch_token_s(problem: Problem, mean_prompt: float, mean_need: float, n: int) -> float:
-    """Seconds a token takes when as many run as may and would, prefill stalls included."""
-    context = mean_prompt + mean_need / 2.0
+def engine_of(problem: Problem, pace: float = 1.0) -> Engine:
+    """The engine's numbers for the rollout, every step ``pace`` times as long."""
     capacity = problem.capacity
-    batch = max(1.0, min(capacity.max_num_seqs, n, capacity.kv_tokens / max(context, 1.0)))
-    step_s = problem.step_time.step_s(0.0, batch, batch * context)
-    prefill_s = problem.step_time.prefill_step_s + problem.step_time.prefill_token_s * mean_prompt
-    return step_s + prefill_s * batch / max(mean_need, 1.0)
+    return Engine(
+        *(pace * seconds for seconds in problem.step_time.coefficients),
+        float(capacity.max_num_seqs),
+        float(capacity.kv_tokens),
+        float(capacity.max_num_batched_tokens),
+        float(problem.tokens_per_step),
+        float(problem.decode_budget_tokens),
+    )
 
 
 def snapshot(
-    problem: Problem, everybody: RequestArrays, expected: int, start_quantile: float
+    problem: Problem,
+    everybody: RequestArrays,
+    waiting: int,
+    expected: int,
+    start_quantile: float,
+    pace: float = 1.0,
 ) -> Snapshot:
-    """The rollout's view of ``everybody``: running, waiting, expected arrivals, in that order."""
-    k, running = len(everybody), len(problem.running)
-    need, strata = np.empty(k), np.empty((k, len(STRATA)))
-    places = np.array(STRATA)
-    quantiles = np.maximum.accumulate(np.maximum(everybody.quantiles, 1.0), axis=1)
+    """The rollout's view of ``everybody``: running, recovering, waiting and expected rows.
+
+    ``waiting`` and ``expected`` say where the last two begin; ``start_quantile`` is the length
+    level that the latest start is computed at. Raises ValueError on times or quantiles that are
+    not numbers.
+    """
+    rows = everybody
+    for name in ("arrival_s", "prompt_tokens", "prefill_left_tokens", "generated_tokens", "weight"):
+        if not np.isfinite(getattr(rows, name)).all():
+            raise ValueError(f"{name} must be finite, got {getattr(rows, name)}")
+    if not np.isfinite(rows.quantiles).all():
+        raise ValueError("quantiles must be finite")
+    if np.isnan(rows.ttft_s + rows.tpot_s + rows.e2e_s).any():
+        raise ValueError("objectives must be numbers, infinite where there is none")
+    running = len(problem.running)
+    need, strata = np.empty(len(rows)), np.empty((len(rows), len(STRATA)))
     _lengths(
         np.ascontiguousarray(problem.levels, dtype=np.float64),
-        quantiles,
-        everybody.generated_tokens,
+        np.maximum.accumulate(np.maximum(rows.quantiles, 1.0), axis=1),
+        rows.generated_tokens,
         running,
-        places,
+        np.array(STRATA),
         need,
         strata,
     )
-    objectives = (
-        np.isfinite(everybody.ttft_s) | np.isfinite(everybody.tpot_s) | np.isfinite(everybody.e2e_s)
+    engine = engine_of(problem, pace)
+    queued = slice(waiting, None) if waiting < len(rows) else slice(None)
+    token_s = _full_batch_token_s(
+        engine,
+        float(rows.prompt_tokens[queued].mean()),
+        float(rows.prefill_left_tokens[queued].mean()),
+        float(need[queued].mean()),
+        len(rows),
     )
-    waiting = slice(running, expected) if expected > running else slice(0, k)
-    mean_prompt = float(everybody.prefill_left_tokens[waiting].mean()) if k else 1.0
-    mean_need = float(need[waiting].mean()) if k else 1.0
-    token_s = full_batch_token_s(problem, mean_prompt, mean_need, k)
-    engine = engine_of(problem)
-    left = everybody.prefill_left_tokens
-    place = start_quantile * len(STRATA) - 0.5
-    low = int(np.clip(np.floor(place), 0, len(STRATA) - 2))
-    share = float(np.clip(place - low, 0.0, 1.0))
-    cautious = strata[:, low] * (1.0 - share) + strata[:, low + 1] * share
+    left = np.maximum(rows.prefill_left_tokens, 0.0)
+    left[waiting:] = np.maximum(left[waiting:], 1.0)
     chunks = np.maximum(1.0, np.ceil(left / engine.batched_tokens))
     first_s = chunks * (engine.base_s + engine.prefill_step_s) + engine.prefill_token_s * left
-    ttft_by_s = everybody.arrival_s + everybody.ttft_s
-    e2e_by_s = everybody.arrival_s + everybody.e2e_s
+    place = float(np.clip(start_quantile * len(STRATA) - 0.5, 0.0, len(STRATA) - 1.0))
+    low = min(int(place), len(STRATA) - 2)
+    cautious = strata[:, low] + (place - low) * (strata[:, low + 1] - strata[:, low])
+    ttft_by_s, e2e_by_s = rows.arrival_s + rows.ttft_s, rows.arrival_s + rows.e2e_s
     latest_s = np.minimum(
-        np.where(np.isnan(everybody.first_token_s), ttft_by_s - first_s, np.inf),
+        np.where(np.isnan(rows.first_token_s), ttft_by_s - first_s, np.inf),
         e2e_by_s - first_s - token_s * (cautious - 1.0),
     )
-    rows = Rows(
-        arrival_s=everybody.arrival_s,
-        left=left.copy(),
-        target=everybody.prompt_tokens + everybody.generated_tokens,
-        need=np.ceil(need),
-        generated=everybody.generated_tokens,
-        first_s=everybody.first_token_s,
-        ttft_by_s=ttft_by_s,
-        tpot_s=everybody.tpot_s,
-        e2e_by_s=e2e_by_s,
-        weight=np.where(objectives, np.maximum(everybody.weight, 0.0), 0.0),
-        latest_s=latest_s,
-        strata=strata,
+    has_objective = np.minimum(np.minimum(rows.ttft_s, rows.tpot_s), rows.e2e_s) < np.inf
+    prefix = rows.prefix_id.copy()
+    known = prefix >= 0
+    prefix[known] = np.unique(prefix[known], return_inverse=True)[1]
+    return Snapshot(
+        engine,
+        Rows(
+            arrival_s=rows.arrival_s,
+            left=left,
+            target=rows.prompt_tokens + rows.generated_tokens,
+            shared=np.minimum(rows.cached_tokens, rows.prompt_tokens - 1.0).clip(0.0),
+            need=np.ceil(need),
+            generated=rows.generated_tokens,
+            first_s=rows.first_token_s,
+            ttft_by_s=ttft_by_s,
+            tpot_s=rows.tpot_s,
+            e2e_by_s=e2e_by_s,
+            weight=np.where(has_objective, np.maximum(rows.weight, 0.0), 0.0),
+            latest_s=latest_s,
+            strata=strata,
+            prefix=prefix,
+            saved=np.maximum(rows.prefix_tokens - rows.cached_tokens, 0.0) * known,
+        ),
+        running,
+        waiting,
+        expected,
+        problem.now_s,
+        token_s,
     )
-    return Snapshot(engine, rows, running, expected, problem.now_s, token_s)
 
 
-def waiting_rows(shot: Snapshot) -> IntArray:
-    """Row numbers of those waiting and expected."""
-    return np.arange(shot.running, len(shot.rows.need), dtype=np.int64)
+def _full_batch_token_s(
+    engine: Engine, mean_prompt: float, mean_left: float, mean_need: float, n: int
+) -> float:
+    """Seconds a token takes when as many run as may and would, prefill stalls included."""
+    context = mean_prompt + mean_need / 2.0
+    batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
+    step_s = engine.base_s + engine.decode_seq_s * batch + engine.context_token_s * batch * context
+    prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_left
+    return step_s / engine.tokens_per_step + prefill_s * batch / max(mean_need, 1.0)

@@ -5,7 +5,7 @@ plan (slots given up, limits, the searched order) the chance that the same plan 
 promised. When the row ends, the ledger of the part takes in both. A part has broken its promise
 when, over the last rows,
 
-    Σ(promised - met) > Σ(promised - promised without) + Z·sqrt(Σ p(1 - p))
+    Σ(promised - met) > Σ(promised - promised without) + MARGIN·n + Z·sqrt(Σ p(1 - p))
 
 that is when what came is worse than even its absence was said to be, and surely so; or when the
 promises are wrong in either direction by more than TOLERANCE, because then the model that chose
@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scheduler.problem import FloatArray
+from lengthwise.data.arrays import FloatArray
 
 PARTS = ("slots", "limits", "order")
-WINDOW = 128
-LEAST = 48  # rows before anything is judged
-Z = 2.5
-TOLERANCE = 0.2
+WINDOW = 256
+LEAST = 96  # rows before anything is judged
+Z = 3.0
+TOLERANCE = 0.3
+MARGIN = 0.1
 FIRST_PROBATION_S = 30.0
 LONGEST_PROBATION_S = 960.0
 
@@ -39,6 +40,7 @@ class _Ledger:
 
     rows: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     until_s: float = -math.inf
+    for_wrong: bool = False
     probation_s: float = FIRST_PROBATION_S
 
     def broken(self) -> bool:
@@ -47,7 +49,8 @@ class _Ledger:
         promised, without, met = np.array(self.rows).T
         noise = Z * math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * len(promised))
         short = float((promised - met).sum())
-        return short > max(0.0, float((promised - without).sum())) + noise
+        gain = max(0.0, float((promised - without).sum()))
+        return short > gain + MARGIN * len(promised) + noise
 
     def wrong(self) -> bool:
         if len(self.rows) < LEAST:
@@ -84,17 +87,21 @@ class Trust:
         for part, (promised, without) in self._promises.pop(arrival_s, {}).items():
             ledger = self._ledgers[part]
             ledger.rows.append((promised, without, float(met)))
-            if self._now_s >= ledger.until_s and (ledger.broken() or ledger.wrong()):
+            wrong = ledger.wrong()
+            if self._now_s >= ledger.until_s and (wrong or ledger.broken()):
+                ledger.for_wrong = wrong
                 ledger.until_s = self._now_s + ledger.probation_s
                 ledger.probation_s = min(2.0 * ledger.probation_s, LONGEST_PROBATION_S)
                 ledger.rows.clear()
 
     def allows(self, part: str, now_s: float) -> bool:
         """Whether plans may have this part now."""
-        ledger = self._ledgers[part]
-        if now_s < ledger.until_s:
-            return False
-        return True
+        return now_s >= self._ledgers[part].until_s
+
+    def lost(self, now_s: float) -> bool:
+        """Whether the order's promises were so wrong that no rule's can be believed either."""
+        ledger = self._ledgers["order"]
+        return now_s < ledger.until_s and ledger.for_wrong
 
     def status(self) -> dict[str, dict[str, float]]:
         """For each part: promised and met shares of the last rows, and seconds of withdrawal left."""

@@ -1,11 +1,14 @@
-"""What a plan is worth: the expected attained weight of everybody in its rollout, less latency.
+"""What a plan is worth: the expected attained weight of everybody in its rollout, and what it costs.
 
-    value = Σ weight·P(all objectives hold) - latency·Σ time in the system / time unit
-            - recompute·tokens computed again after a plan took their slots
+    value = Σ weight·P(all objectives hold)
+            + tokens_price·(output tokens made) / (a request's mean tokens)
+            - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
 equally likely lengths that end in time at that pace. Who has not ended when the rollout does goes
-on at the last pace; who has not begun is admitted as the slots of those before it come free.
+on at its mean pace; who has not begun is admitted as the slots of those before come free. A slot
+taken back costs the time of computing its tokens again: the price of that time is what the
+engine attains in it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.plan import rollout as ro
-from scheduler.plan.rollout import Engine, Rows, Work
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.plan import rollout as ro
+from lengthwise.scheduler.plan.rollout import Engine, Rows, Work
 
 SQRT3 = math.sqrt(3.0)
 
@@ -27,16 +29,18 @@ class Objective(NamedTuple):
     """How outcomes are weighed; see the module's head.
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
-    ``tpot_spread`` that of a pace; ``time_unit_s`` is the time that ``latency`` is the price of.
+    ``tpot_spread`` that of a pace. ``mean_tokens`` and ``mean_time_s`` are a request's.
+    ``recompute_share`` of the attained weight a second is lost while tokens of slots taken back
+    are computed again.
     """
 
     spread: float
     tpot_spread: float
-    latency: float
-    time_unit_s: float
-    recompute: float
-    tokens: float
-    token_unit: float
+    latency_price: float
+    tokens_price: float
+    mean_tokens: float
+    mean_time_s: float
+    recompute_share: float
 
 
 @njit(inline="always")
@@ -50,15 +54,16 @@ def ramp(slack: float, spread: float) -> float:
     return 0.5 + slack / (2.0 * half)
 
 
-@njit(inline="always")
+@njit
 def _chance(
-    rows: Rows, i: int, first_s: float, finish_s: float, need: float, now_s: float, o: Objective
+    rows: Rows, i: int, first_s: float, finish_s: float, now_s: float, o: Objective
 ) -> float:
     """P(all objectives of row ``i`` hold), given its mean course."""
-    known = not np.isnan(rows.first_s[i])
+    begun = not np.isnan(rows.first_s[i])
+    need = rows.need[i]
     p = 1.0
     if rows.ttft_by_s[i] < np.inf:
-        if known:
+        if begun:
             p = 1.0 if first_s <= rows.ttft_by_s[i] else 0.0
         else:
             p = ramp(rows.ttft_by_s[i] - first_s, o.spread * (first_s - now_s) + 1e-6)
@@ -66,20 +71,19 @@ def _chance(
         tokens = rows.generated[i] + need - 1.0
         if tokens > 0.0:
             pace = (finish_s - first_s) / tokens
-            p *= ramp(rows.tpot_s[i] - pace, o.tpot_spread * pace)
+            p *= ramp(rows.tpot_s[i] - pace, o.tpot_spread * pace + 1e-9)
     if p > 0.0 and rows.e2e_by_s[i] < np.inf:
-        start = max(now_s, first_s) if known else first_s
-        more = need if known else need - 1.0
-        if more > 0.0:
-            pace = (finish_s - start) / more
-            spread = o.spread * (finish_s - now_s) + 1e-6
-            met, count = 0.0, rows.strata.shape[1]
-            for s in range(count):
-                tokens = rows.strata[i, s] if known else rows.strata[i, s] - 1.0
-                met += ramp(rows.e2e_by_s[i] - start - pace * tokens, spread)
-            p *= met / count
-        else:
-            p *= ramp(rows.e2e_by_s[i] - finish_s, o.spread * (finish_s - now_s) + 1e-6)
+        start = now_s if begun else first_s
+        more = need if begun else need - 1.0
+        spread = o.spread * (finish_s - now_s) + 1e-6
+        if more <= 0.0:
+            return p * ramp(rows.e2e_by_s[i] - finish_s, spread)
+        pace = (finish_s - start) / more
+        met, count = 0.0, rows.strata.shape[1]
+        for s in range(count):
+            tokens = rows.strata[i, s] if begun else rows.strata[i, s] - 1.0
+            met += ramp(rows.e2e_by_s[i] - start - pace * tokens, spread)
+        p *= met / count
     return p
 
 
@@ -88,6 +92,7 @@ def worth(
     engine: Engine,
     rows: Rows,
     running: int,
+    recovering: int,
     order: IntArray,
     given_up: IntArray,
     begin_s: float,
@@ -97,37 +102,41 @@ def worth(
     chance: FloatArray,
 ) -> float:
     """Value of the rollout that ``w`` holds; ``chance (k,)`` is filled on the way."""
-    k = len(rows.need)
-    steps = max(w.end[ro.END_STEPS], 1.0)
-    ended_s = w.end[ro.END_S]
-    pace_s = max((ended_s - begin_s) / steps, engine.base_s) / engine.tokens_per_step
+    ended_s = max(w.end[ro.END_S], until_s)
+    pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
+    pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
-    value, total_s, ahead_s, recompute, made = 0.0, 0.0, 0.0, 0.0, 0.0
-    horizon_s = max(ended_s, until_s)
-    for place in range(-running, len(order)):
-        i = order[place] if place >= 0 else place + running
-        first, finish = w.first_s[i], w.finish_s[i]
-        need = rows.need[i]
-        phase = w.phase[i]
-        chance[i] = 0.0
-        made += rows.need[i] - (w.need[i] if phase != ro.DONE else 0.0)
+    attained, total_s, made, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    first_rows = running + recovering
+    for place in range(-first_rows, len(order)):
+        i = order[place] if place >= 0 else place + first_rows
+        first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
         if phase == ro.DECODING:
             finish = ended_s + w.need[i] * pace_s
         elif phase == ro.PREFILLING:
             if np.isnan(first):
                 first = ended_s + pace_s
-            finish = first + w.need[i] * pace_s
+            finish = max(ended_s, first) + w.need[i] * pace_s
         elif phase != ro.DONE:
-            start = max(horizon_s + ahead_s / slots, rows.arrival_s[i])
             prefill_s = engine.prefill_token_s * w.left[i]
+            start = max(ended_s + ahead_s / slots, rows.arrival_s[i]) + prefill_s
             ahead_s += w.need[i] * pace_s + slots * prefill_s
             if np.isnan(first):
-                first = start + prefill_s + pace_s
-            finish = start + prefill_s + w.need[i] * pace_s
-        total_s += min(finish, horizon_s) - max(rows.arrival_s[i], begin_s)
-        if place < 0 and given_up[i]:
-            recompute += rows.target[i]
+                first = start + pace_s
+            finish = start + w.need[i] * pace_s
+        total_s += min(finish, ended_s) - max(rows.arrival_s[i], begin_s)
+        made += rows.need[i]
+        if phase != ro.DONE:
+            made -= w.need[i]
+        if i < running and given_up[i]:
+            again += rows.target[i] - rows.shared[i]
+        chance[i] = 0.0
         if rows.weight[i] > 0.0:
-            chance[i] = _chance(rows, i, first, finish, need, begin_s, o)
-            value += rows.weight[i] * chance[i]
-    return value - o.latency * total_s / o.time_unit_s - o.recompute * recompute + o.tokens * made / o.token_unit
+            chance[i] = _chance(rows, i, first, finish, begin_s, o)
+            attained += rows.weight[i] * chance[i]
+    lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
+    return (
+        attained * (1.0 - o.recompute_share * lost_share)
+        + o.tokens_price * made / o.mean_tokens
+        - o.latency_price * total_s / o.mean_time_s
+    )

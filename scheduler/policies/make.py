@@ -24,13 +24,13 @@ POLICIES = (
 
 
 def make_policy(
-    name: str, *, budget_s: float | None = 0.001, seed: int = 0, **params: Any
+    name: str, *, budget_s: float | None = None, seed: int = 0, **params: Any
 ) -> Policy:
     """The policy called ``name``, one of POLICIES; ``params`` go to it.
 
-    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations`` (a fixed amount of search
-    instead of a time budget: then the plans depend on the problems and the seed alone);
-    ``sa-paper`` takes the fields of ``PaperSettings``. Raises ValueError for an unknown name
+    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations``, the most search steps of
+    a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``, seconds a
+    plan may take, plans depend on the problems and the seed alone. Raises ValueError for an unknown name
     or parameter.
     """
     if name not in POLICIES:
