@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lengthwise.data.arrays import njit
-from lengthwise.data.arrays import IntArray
+from lengthwise.data.arrays import IntArray, njit
 
 
 @njit(inline="always")

@@ -176,8 +176,7 @@ def anneal(
         value = value_of(picture, trial, skip_late)
         change = values[0] - value
         if change <= 0.0 or (
-            temperatures[step] > 0.0
-            and u[4] < math.exp(-min(change / temperatures[step], 700.0))
+            temperatures[step] > 0.0 and u[4] < math.exp(-min(change / temperatures[step], 700.0))
         ):
             values[0] = value
             copy_parts(current, trial)

@@ -1,4 +1,4 @@
-"""What a plan is worth: the expected attained weight of everybody in its rollout, and what it costs.
+"""What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
     value = Σ weight·P(all objectives hold)
             + tokens_price·(output tokens made) / (a request's mean tokens)

@@ -315,9 +315,7 @@ class AnnealingPolicy:
         return ("fcfs",) if self.trust.lost(now_s) else tuple(RULES)
 
     def _late(self, began: float, share: float = 1.0) -> bool:
-        return self.budget_s is not None and (
-            time.perf_counter() - began > share * self.budget_s
-        )
+        return self.budget_s is not None and (time.perf_counter() - began > share * self.budget_s)
 
     def _remember(
         self, problem: Problem, shot: Snapshot, picture: s.Picture, start: _Start, best: s.Parts

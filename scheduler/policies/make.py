@@ -30,8 +30,9 @@ def make_policy(
 
     ``sa`` takes the fields of ``annealing.Settings`` and ``iterations``, the most search steps of
     a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``, seconds a
-    plan may take, plans depend on the problems and the seed alone. Raises ValueError for an unknown name
-    or parameter.
+    plan may take, plans depend on the problems and the seed alone.
+
+    Raises ValueError for an unknown name or parameter.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
