@@ -9,12 +9,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
@@ -96,7 +97,7 @@ class BenchServers:
             Call(
                 r.arrival_s,
                 completion_body(
-                    r,
+                    replace(r, prompt=whole_prompt(r, i)),
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
                     max_tokens=self.max_tokens,
