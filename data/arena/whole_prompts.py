@@ -13,12 +13,12 @@ from lengthwise.data.workload import WorkloadRequest
 
 # one token each, with the space before them, in Tekken and in the tiny model's part of it
 _TEXT = (
-    "time year people way day man thing woman life child world school state family student "
+    "time year people way day man thing woman life child world school state family "
     "group country problem hand part place case week company system program question work "
     "government number night point home water room mother area money story fact month lot "
-    "right study book eye job word business issue side kind head house service friend father "
-    "power hour game line end member law car city community name president team minute idea "
-    "body information back parent face others level office door health person art war "
+    "right study book job word business issue side kind head house service friend father "
+    "power game line end member law car city community name team idea "
+    "body information back parent face others level door health person art war "
     "history"
 )
 _WORDS = _TEXT.split()
