@@ -52,3 +52,9 @@ def test_a_whole_prompt_is_left_alone():
     assert whole_prompt(request, 0) == "as it is"
     assert whole_prompt(replace(request, prompt=None), 0) is None
     assert words("a", 0) == ""
+
+
+def test_readable_tokens_are_those_of_the_text():
+    request = WorkloadRequest(0.0, 50, 3, Slo(), prompt="own words", text_tokens=2)
+    assert request.readable_tokens == 2
+    assert replace(request, text_tokens=None).readable_tokens == 50

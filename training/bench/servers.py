@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,13 +102,20 @@ class BenchServers:
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
                     max_tokens=self.max_tokens,
-                    prompt_ids=None if r.prompt else filler_ids(r.prompt_tokens, i),
+                    prompt_ids=None if r.prompt else prompt_ids(r, i),
                     cache_salt=salt,
                     tell_length=tell_length,
                 ),
             )
             for i, r in enumerate(requests)
         ]
+
+
+def prompt_ids(request: WorkloadRequest, seed: int) -> list[int]:
+    """Token ids for a request whose text is unknown, its shared beginning as everybody's."""
+    shared = request.prefix_tokens or 0
+    beginning = filler_ids(shared, zlib.crc32(str(request.prefix).encode())) if shared else []
+    return [*beginning, *filler_ids(request.prompt_tokens - shared, seed)][: request.prompt_tokens]
 
 
 def filler_ids(n: int, seed: int) -> list[int]:
