@@ -173,6 +173,9 @@ class Problem:
     decode_budget_tokens: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("tokens_per_step", "decode_budget_tokens"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         q = len(self.levels)
         for name in ("waiting", "running", "recovering"):
             rows: RequestArrays | None = getattr(self, name)

@@ -104,7 +104,7 @@ class Trust:
         return now_s < ledger.until_s and ledger.for_wrong
 
     def status(self) -> dict[str, dict[str, float]]:
-        """For each part: promised and met shares of the last rows, and seconds of withdrawal left."""
+        """Of each part: promised and met shares of the last rows, seconds of withdrawal left."""
         found = {}
         for part, ledger in self._ledgers.items():
             rows = np.array(ledger.rows) if ledger.rows else np.zeros((0, 3))

@@ -93,7 +93,7 @@ def simulate(
     *,
     max_wait_s: float = 120.0,
     plan_cost: PlanCost = "free",
-    plan_share: float = 0.01,
+    plan_share: float = 0.1,
     fairness: TenantFairness | None = None,
     admission: AdmissionControl | None = None,
     admission_policy: Policy | None = None,

@@ -60,7 +60,7 @@ class Traffic:
             return predictor.predict(
                 [r.prompt for r in self.requests],
                 classes,
-                [r.prompt_tokens for r in self.requests],
+                [r.readable_tokens for r in self.requests],
             )
         if predictor.feature_contract != self.feature_contract:
             raise InputError(
