@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.jobs import prepare
@@ -129,7 +129,7 @@ class AnnealingPolicy:
         shot, queue = self._snapshot(planned)
         picture = self._picture(planned, shot)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
-        best, value, steps = self._annealed(shot, picture, start, start_value, began)
+        best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
         self._remember(planned, shot, picture, start, best)
         waiting = best.order[best.order < shot.expected] - shot.waiting
         engine, (most, prefill) = shot.engine, best.limits
@@ -266,6 +266,7 @@ class AnnealingPolicy:
 
     def _annealed(
         self,
+        problem: Problem,
         shot: Snapshot,
         picture: s.Picture,
         start: _Start,
@@ -277,7 +278,9 @@ class AnnealingPolicy:
         current = s.Parts(start.order.copy(), nobody, start.limits.copy())
         # the start's own chances say who is losing
         s.value_of(picture, current, start.skip_late)
-        losing = np.flatnonzero(picture.chance[: shot.running] <= self.settings.losing)
+        losing = np.flatnonzero(
+            (picture.chance[: shot.running] <= self.settings.losing) & _may_yield(problem)
+        )
         kinds = self._kinds(shot.now_s, len(losing))
         best, trial = _copied(current), _copied(current)
         values = np.array([start_value, start_value])
@@ -371,6 +374,13 @@ class AnnealingPolicy:
         fresh = ~old
         key[fresh] = np.where(behind[fresh] >= 0, key[np.maximum(behind[fresh], 0)] + 0.5, -1.0)
         return base[np.argsort(key, kind="stable")]
+
+
+def _may_yield(problem: Problem) -> BoolArray:
+    """Running rows that may lose their slots: never twice, nor who waited to the bound for it."""
+    running = problem.running
+    once = running.queued_s <= running.arrival_s
+    return once & (problem.now_s - running.arrival_s <= problem.max_wait_s)
 
 
 def _copied(parts: s.Parts) -> s.Parts:
