@@ -99,7 +99,7 @@ class BenchServers:
                     r,
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
-                    max_tokens=self.max_tokens,
+                    max_tokens=min(self.max_tokens, r.max_tokens or self.max_tokens),
                     prompt_ids=None if r.prompt else filler_ids(r.prompt_tokens, i),
                     cache_salt=salt,
                     tell_length=tell_length,
