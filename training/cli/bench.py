@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -242,15 +243,48 @@ def bench(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a bench or simulate run.")],
-    out: Annotated[Path | None, typer.Option(help="HTML to write; default: in the run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Directories of bench or simulate runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Of one run: HTML to write; default: in the run.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Of several: the arm to compare with the others [the best].")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write the HTML report of a run again, from its files."""
-    from lengthwise.training.bench.report import REPORT_FILE, read_run, render
+    """Write the HTML report of a run again; of several, compare an arm with the others.
 
-    page = out or run / REPORT_FILE
-    page.write_text(render(*read_run(run)), encoding="utf-8")
-    print(page)
+    Of several runs the table holds paired differences on the same requests, in each run and over
+    all of them, with 95 % intervals.
+    """
+    from lengthwise.training.bench.report import REPORT_FILE, best_arm, read_run, render
+
+    read = [read_run(run) for run in runs]
+    if len(runs) == 1:
+        page = out or runs[0] / REPORT_FILE
+        page.write_text(render(*read[0]), encoding="utf-8")
+        print(page)
+        return
+    from lengthwise.training.bench.paired import RunRecords, paired_over_runs
+
+    best = best_arm(read[0][0])
+    chosen = arm or (best.label if best else read[0][0].arms[0].label)
+    named = [
+        RunRecords(run.name, result, records)
+        for run, (result, records, _) in zip(runs, read, strict=True)
+    ]
+    found = paired_over_runs(named, chosen)
+    if not as_json:
+        console.print_table(
+            f"{chosen}: SLO met, points more than",
+            ["run", "arm", "requests", "points", "95 % interval"],
+            [
+                [d.run, d.other, str(d.requests), f"{d.points:+.1f}",
+                 f"{d.ci95[0]:+.1f} to {d.ci95[1]:+.1f}"]
+                for d in found
+            ],
+        )  # fmt: skip
+    console.print_json({"arm": chosen, "differences": [asdict(d) for d in found]})
 
 
 def demo(
