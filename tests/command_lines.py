@@ -11,7 +11,7 @@ def unknown_in(command):
     """What of the words after `lengthwise` the command line does not know."""
     words = shlex.split(command.replace("...", ""), comments=True)
     known = typer.main.get_command(app)
-    while words and hasattr(known, "commands"):
+    while words and hasattr(known, "commands") and not words[0].startswith("-"):
         if words[0] not in known.commands:
             return words[0]
         known = known.commands[words.pop(0)]

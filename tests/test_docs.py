@@ -15,7 +15,7 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```[^\n]*\n(.*?)^```|^((?: {4}\S[^\n]*\n)+)|`([^`\n]+)`", re.M | re.S)
-COMMAND = re.compile(r"(?<![\w.@:-])(?:\S*bin/)?lengthwise ((?:data )?[a-z]+\b[^`|&#>;')\n]*)")
+COMMAND = re.compile(r"(?<![\w.@:-])(?:\S*bin/)?lengthwise (?!import\b)((?:data )?[a-z]+\b[^`|&#>;')\n]*)")
 
 
 def anchors(path):
@@ -26,10 +26,10 @@ def anchors(path):
 
 
 def code_of(path):
-    """Everything that is code: a page's blocks and spans, another file whole."""
+    """Everything that is code: a page's blocks and spans, another file without its prose."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".md":
-        return [text]
+        return [re.sub(r"^# \S.*$", "", text, flags=re.M)]
     return ["".join(groups) for groups in CODE.findall(text)]
 
 
