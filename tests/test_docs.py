@@ -15,7 +15,9 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```[^\n]*\n(.*?)^```|^((?: {4}\S[^\n]*\n)+)|`([^`\n]+)`", re.M | re.S)
-COMMAND = re.compile(r"(?<![\w.@:-])(?:\S*bin/)?lengthwise (?!import\b)((?:data )?[a-z]+\b[^`|&#>;')\n]*)")
+COMMAND = re.compile(
+    r"(?<![\w.@:-])(?:\S*bin/)?lengthwise (?!import\b)((?:data )?[a-z]+\b[^`|&#>;')\n]*)"
+)
 
 
 def anchors(path):
