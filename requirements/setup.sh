@@ -24,7 +24,7 @@ find_python() {
 
 # PyTorch hands its own folder to the linker unquoted, so it may not lie below a space.
 without_space() {
-    for parent in "${XDG_CACHE_HOME:-}" "${HOME:-/nowhere}/.cache" "${TMPDIR:-/tmp}" /tmp; do
+    for parent in "${XDG_CACHE_HOME:-}" "${HOME:+$HOME/.cache}" "${TMPDIR:-/tmp}" /tmp; do
         case $parent in '' | *[[:space:]]*) continue ;; esac
         place="$parent/lengthwise/venv-$(pwd | cksum | cut -d' ' -f1)"
         if mkdir -p "$place" 2>/dev/null; then echo "$place"; return; fi

@@ -107,6 +107,7 @@ def test_in_a_path_with_a_space_the_environment_lies_elsewhere(set_up, tmp_path)
     assert (home / ".venv/bin/python").exists()
 
 
-def test_it_needs_no_home(set_up):
-    done, _, _ = set_up({"python3.11": FAKE}, pip=torch_line(), folder="a b/lengthwise")
+def test_it_needs_no_home(set_up, tmp_path):
+    done, home, _ = set_up({"python3.11": FAKE}, pip=torch_line(), folder="a b/lengthwise")
     assert done.returncode == 0, done.stderr
+    assert (home / ".venv").readlink().is_relative_to(tmp_path / "lengthwise")
