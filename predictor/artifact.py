@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.predictor.calibration import CalibratedLevels
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
@@ -96,7 +97,7 @@ def load_predictor(directory: Path) -> LengthPredictor:
     """Read an artifact; InputError names the file and the rule it breaks."""
     from lengthwise.predictor.model import LengthPredictor
 
-    card = _read(directory / "card.json")
+    card = read_object(directory / "card.json")
     if card.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{directory}: artifact format {card.get('format_version')!r}, "
@@ -128,7 +129,7 @@ def load_predictor(directory: Path) -> LengthPredictor:
             f"{directory}: the estimator reads {estimator.reads_columns} features, "
             f"there are {columns}"
         )
-    calibration = CalibratedLevels.from_json(_read(directory / "calibration.json"))
+    calibration = CalibratedLevels.from_json(read_object(directory / "calibration.json"))
     return LengthPredictor(features, estimator, calibration, card, _load_reading(directory, card))
 
 
@@ -141,12 +142,12 @@ def _load_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
     from lengthwise.predictor.model import Reading
 
     reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
-    calibration = CalibratedLevels.from_json(_read(directory / "reader" / "calibration.json"))
+    calibration = CalibratedLevels.from_json(read_object(directory / "reader" / "calibration.json"))
     return Reading(reader, float(card["reader"]["share"]), calibration)
 
 
 def _load_features(directory: Path) -> PromptFeatures:
-    settings = _read(directory / "features.json")
+    settings = read_object(directory / "features.json")
     path = directory / "features.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -190,15 +191,3 @@ def _embedding_settings(features: PromptFeatures) -> dict[str, Any] | None:
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON (truncated?): {error.msg}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold a JSON object, got {type(document).__name__}")
-    return document
