@@ -167,7 +167,6 @@ def named_files():
 MODULES = named_files()
 # who imports each other inside functions or for types; the list may only shrink
 KNOWN_CIRCLES = {
-    frozenset({"lengthwise.predictor.artifact", "lengthwise.predictor.model"}),
     frozenset(
         f"lengthwise.scheduler.vllm_adapter.engine.{name}"
         for name in ("admission", "control", "scheduler")
