@@ -276,7 +276,7 @@ def rollout(
                 if rows.saved[i] > 0.0 and w.computed[rows.prefix[i]]:
                     found = min(rows.saved[i] - (w.shared[i] - rows.shared[i]), w.left[i] - 1.0)
                 own = w.target[i] - w.shared[i] - found  # what it finds of its own is held too
-                if used + own > kv and alive > 0:
+                if used + active * speed + own > kv and alive > 0:
                     blocked = True
                     break
                 w.shared[i] += found
@@ -321,7 +321,7 @@ def rollout(
             steps = (w.heap[0] >> ROW_BITS) - step
             steps = min(steps, max(1, int((kv - used) // (active * speed))))
             soonest = until_s
-            if not blocked and arrived < k:
+            if arrived < k and (not blocked or (alive < slots and front == 0)):
                 soonest = min(soonest, rows.arrival_s[arrived])
             steps = min(steps, steps_within(engine, soonest - t, active, context))
         t += decode_s(engine, steps, active, context)

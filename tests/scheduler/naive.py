@@ -147,7 +147,7 @@ class Play:
             self.blocked = True
         elif not self.blocked:
             prefill += self.admit(budget - prefill)
-        decoding = self.decoding
+        decoding, before = self.decoding, len(self.arrived)
         self.now_s += (
             self.engine.base_s
             + self.engine.decode_seq_s * len(decoding)
@@ -160,7 +160,9 @@ class Play:
         filling = [q for q in self.running if q.state == "prefilling"]
         self.end_prompts(filling)
         # a line that memory blocks is looked at again when something has changed but decodes
-        if ended or prefill > 0 or filling or self.used + self.decodes_need > self.engine.kv_tokens:
+        came = len(self.arrived) > before and not self.front
+        full = self.used + self.decodes_need > self.engine.kv_tokens
+        if ended or prefill > 0 or filling or came or full:
             self.blocked = False
 
     def make_room(self) -> bool:
@@ -211,7 +213,8 @@ class Play:
             found = 0.0
             if q.saved > 0 and q.prefix in self.computed:
                 found = min(q.saved - q.found, q.left - 1.0)
-            if self.used + q.target - q.shared - found > self.engine.kv_tokens and self.running:
+            needed = self.used + self.decodes_need + q.target - q.shared - found
+            if needed > self.engine.kv_tokens and self.running:
                 self.blocked = True
                 break
             source.remove(q)
