@@ -119,6 +119,17 @@ def decode_s(engine: Engine, steps: float, active: float, context: float) -> flo
     return steps * one + growth * steps * (steps - 1.0) / 2.0
 
 
+@njit(inline="always")
+def steps_within(engine: Engine, seconds: float, active: float, context: float) -> int:
+    """The fewest decode steps, at least 1, that take ``seconds`` or more."""
+    one = decode_s(engine, 1.0, active, context)
+    half = engine.context_token_s * active * engine.tokens_per_step / 2.0
+    linear = one - half
+    if half < 1e-9 * one:
+        return max(1, int(np.ceil(min(seconds / one, 1e9))))
+    return max(1, int(np.ceil((np.sqrt(linear**2 + 4.0 * half * seconds) - linear) / (2.0 * half))))
+
+
 @njit(nogil=True)
 def rollout(
     engine: Engine,
@@ -264,11 +275,13 @@ def rollout(
                 found = 0.0
                 if rows.saved[i] > 0.0 and w.computed[rows.prefix[i]]:
                     found = min(rows.saved[i] - (w.shared[i] - rows.shared[i]), w.left[i] - 1.0)
-                if used + w.left[i] - found > kv and alive > 0:
+                own = w.target[i] - w.shared[i] - found  # what it finds of its own is held too
+                if used + active * speed + own > kv and alive > 0:
                     blocked = True
                     break
                 w.shared[i] += found
                 w.left[i] -= found
+                used += own - w.left[i]
                 chunk = min(w.left[i], budget)
                 w.left[i] -= chunk
                 used += chunk
@@ -308,10 +321,9 @@ def rollout(
             steps = (w.heap[0] >> ROW_BITS) - step
             steps = min(steps, max(1, int((kv - used) // (active * speed))))
             soonest = until_s
-            if not blocked and arrived < k:
+            if arrived < k and (not blocked or (alive < slots and front == 0)):
                 soonest = min(soonest, rows.arrival_s[arrived])
-            one = decode_s(engine, 1.0, active, context)
-            steps = max(1, min(steps, int(np.ceil((soonest - t) / one))))
+            steps = min(steps, steps_within(engine, soonest - t, active, context))
         t += decode_s(engine, steps, active, context)
         if prefill > 0.0:
             t += engine.prefill_step_s + engine.prefill_token_s * prefill
