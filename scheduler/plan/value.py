@@ -1,14 +1,18 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
-    value = Σ weight·P(all objectives hold)
-            + work_price·(work done) / (a request's mean work)
+    value = Σ weight·P(all objectives hold)                     of those that end in time
+            - work_price·(work left)                            of those that run at the horizon
+            + Σ max(0, weight·P - work_price·work)              of those that have not begun by then
+            + tokens_price·(work done) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
 equally likely lengths that end in time at that pace. Who has not ended when the rollout does goes
-on at its mean pace; who has not begun is admitted as the slots of those before come free. A slot
-taken back costs the time of computing its tokens again: the price of that time is what the
-engine attains in it.
+on at its mean pace; who has not begun is admitted as the slots of those before come free.
+
+The work price is what the engine attains per unit of work when it is saturated (``earned_price``).
+Without it, putting off costs nothing within the horizon, and a plan that leaves the engine half
+empty for the sake of a few tight objectives looks good each time it is made.
 """
 
 from __future__ import annotations
@@ -29,21 +33,20 @@ class Objective(NamedTuple):
     """How outcomes are weighed; see the module's head.
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
-    ``tpot_spread`` that of a pace. ``mean_time_s`` is a request's in
-    a full batch. Work is counted in slot-seconds: ``token_s`` for an output token, and for a
-    prompt token what it takes from all slots; ``mean_work_s`` is a request's.
-    ``recompute_share`` of the attained weight a second is lost while tokens of slots taken back
-    are computed again.
+    ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
+    counted in slot-seconds: ``token_s`` for an output token, and for a prompt token what it takes
+    from a full batch of ``batch``; ``work_price`` is for one.
     """
 
     spread: float
     tpot_spread: float
     latency_price: float
+    tokens_price: float
     work_price: float
     mean_time_s: float
     mean_work_s: float
     token_s: float
-    recompute_share: float
+    batch: float
 
 
 @njit(inline="always")
@@ -109,12 +112,18 @@ def worth(
     pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
-    attained, total_s, done_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
-    stall_s = engine.slots * engine.prefill_token_s
+    stall_s = o.batch * engine.prefill_token_s
+    attained, total_s, ahead_s = 0.0, 0.0, 0.0
+    earned, done_s, left_s = 0.0, 0.0, 0.0
     first_rows = running + recovering
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
+        begun = phase == ro.DECODING or phase == ro.PREFILLING or phase == ro.DONE
+        work_s = stall_s * rows.left[i] + o.token_s * rows.need[i]
+        more_s = 0.0
+        if phase != ro.DONE:
+            more_s = stall_s * w.left[i] + o.token_s * w.need[i]
         if phase == ro.DECODING:
             finish = ended_s + w.need[i] * pace_s
         elif phase == ro.PREFILLING:
@@ -129,17 +138,34 @@ def worth(
                 first = start + pace_s
             finish = start + w.need[i] * pace_s
         total_s += min(finish, ended_s) - max(rows.arrival_s[i], begin_s)
-        done_s += stall_s * max(rows.left[i] - w.left[i], 0.0)
-        done_s += o.token_s * (rows.need[i] - (0.0 if phase == ro.DONE else w.need[i]))
-        if i < running and given_up[i]:
-            again += rows.target[i] - rows.shared[i]
         chance[i] = 0.0
         if rows.weight[i] > 0.0:
             chance[i] = _chance(rows, i, first, finish, begin_s, o)
-            attained += rows.weight[i] * chance[i]
-    lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
+        worth_it = rows.weight[i] * chance[i]
+        done_s += max(work_s - more_s, 0.0)  # below 0 where a slot was taken: computed again
+        if begun:
+            attained += worth_it - o.work_price * more_s
+            earned += worth_it * max(work_s - more_s, 0.0) / max(work_s, 1e-9)
+        else:
+            attained += max(worth_it - o.work_price * more_s, 0.0)
+            left_s += more_s
+        if i < running and given_up[i]:
+            attained -= o.work_price * max(more_s - work_s, 0.0)
+    w.end[ro.END_EARNED], w.end[ro.END_DONE_S], w.end[ro.END_LEFT_S] = earned, done_s, left_s
     return (
-        attained * (1.0 - o.recompute_share * lost_share)
-        + o.work_price * done_s / o.mean_work_s
+        attained
+        + o.tokens_price * done_s / o.mean_work_s
         - o.latency_price * total_s / o.mean_time_s
     )
+
+
+SATURATED = 0.25  # work that waits at the horizon, as a share of that done by then
+
+
+def earned_price(w: Work) -> float:
+    """Attained weight per slot-second of the plan that ``worth`` last looked at; 0 while all
+    that waits can be taken in, rising as more is left over."""
+    earned, done_s, left_s = w.end[ro.END_EARNED], w.end[ro.END_DONE_S], w.end[ro.END_LEFT_S]
+    if done_s <= 0.0:
+        return 0.0
+    return float(min(1.0, left_s / (SATURATED * done_s)) * earned / done_s)
