@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, njit
-from lengthwise.scheduler.lengths import fresh_mean, remaining_mean
+from lengthwise.data.lengths import fresh_mean, remaining_mean
 from lengthwise.scheduler.problem import Problem
 
 # Engine numbers, one array: step-time coefficients, then the clock.

@@ -40,7 +40,7 @@ def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> O
         engine, shot.rows, running, waiting - running, k, rows, nobody, engine.slots,
         engine.batched_tokens, False, now_s, until_s, w,
     )  # fmt: skip
-    objective = Objective(SPREAD, TPOT_SPREAD, 0.0, 0.0, 1.0, 1.0, 0.0)
+    objective = Objective(SPREAD, TPOT_SPREAD, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     worth(
         engine, shot.rows, running, waiting - running, rows, nobody, now_s, until_s, objective, w,
         chance,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, njit
-from lengthwise.scheduler.lengths import (
+from lengthwise.data.lengths import (
     OUTLIVED_SHARE,
     STRATA,
     cdf_at,

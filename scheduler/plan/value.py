@@ -1,7 +1,7 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
     value = Σ weight·P(all objectives hold)
-            + tokens_price·(output tokens made) / (a request's mean tokens)
+            + work_price·(work done) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
@@ -29,7 +29,9 @@ class Objective(NamedTuple):
     """How outcomes are weighed; see the module's head.
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
-    ``tpot_spread`` that of a pace. ``mean_tokens`` and ``mean_time_s`` are a request's.
+    ``tpot_spread`` that of a pace. ``mean_time_s`` is a request's in
+    a full batch. Work is counted in slot-seconds: ``token_s`` for an output token, and for a
+    prompt token what it takes from all slots; ``mean_work_s`` is a request's.
     ``recompute_share`` of the attained weight a second is lost while tokens of slots taken back
     are computed again.
     """
@@ -37,9 +39,10 @@ class Objective(NamedTuple):
     spread: float
     tpot_spread: float
     latency_price: float
-    tokens_price: float
-    mean_tokens: float
+    work_price: float
     mean_time_s: float
+    mean_work_s: float
+    token_s: float
     recompute_share: float
 
 
@@ -106,7 +109,8 @@ def worth(
     pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
-    attained, total_s, made, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    attained, total_s, done_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    stall_s = engine.slots * engine.prefill_token_s
     first_rows = running + recovering
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
@@ -125,9 +129,8 @@ def worth(
                 first = start + pace_s
             finish = start + w.need[i] * pace_s
         total_s += min(finish, ended_s) - max(rows.arrival_s[i], begin_s)
-        made += rows.need[i]
-        if phase != ro.DONE:
-            made -= w.need[i]
+        done_s += stall_s * max(rows.left[i] - w.left[i], 0.0)
+        done_s += o.token_s * (rows.need[i] - (0.0 if phase == ro.DONE else w.need[i]))
         if i < running and given_up[i]:
             again += rows.target[i] - rows.shared[i]
         chance[i] = 0.0
@@ -137,6 +140,6 @@ def worth(
     lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
     return (
         attained * (1.0 - o.recompute_share * lost_share)
-        + o.tokens_price * made / o.mean_tokens
+        + o.work_price * done_s / o.mean_work_s
         - o.latency_price * total_s / o.mean_time_s
     )

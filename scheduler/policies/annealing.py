@@ -51,7 +51,7 @@ class Settings:
     spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
     tpot_spread: float = 0.03
     latency_price: float = 0.05  # of a request's mean time, in attained requests
-    tokens_price: float = 0.5  # of a request's mean tokens, in attained requests
+    work_price: float = 0.5  # of a request's mean work, in attained requests
     recompute_share: float = 1.0
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
@@ -194,9 +194,10 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            knobs.tokens_price,
-            mean_tokens,
+            knobs.work_price,
             mean_tokens * shot.token_s,
+            max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
+            shot.token_s,
             knobs.recompute_share,
         )
         until_s = problem.now_s + self._horizon_s(problem)

@@ -25,7 +25,7 @@ from lengthwise.scheduler.simulator.workload import SimWorkload
 
 HEAD, REACH = 64, 192
 ROUND = 200
-EXACT = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 0.0)
+EXACT = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
 KINDS = np.array([s.SWAP, s.INSERT, s.BLOCK, s.INSERT, s.BATCH, s.PREFILL], dtype=np.int64)
 LIMITS = (1.0, 0.7, 0.5)  # shares of the slots that starts are tried under
 

@@ -101,7 +101,7 @@ class BenchServers:
                     replace(r, prompt=whole_prompt(r, i)),
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
-                    max_tokens=self.max_tokens,
+                    max_tokens=min(self.max_tokens, r.max_tokens or self.max_tokens),
                     prompt_ids=None if r.prompt else prompt_ids(r, i),
                     cache_salt=salt,
                     tell_length=tell_length,
