@@ -38,7 +38,7 @@ MOST_EXPECTED = 512
 def coming(
     workload: SimWorkload, profile: EngineProfile, now_s: float, until_s: float
 ) -> RequestArrays:
-    """The arrivals after ``now_s``, up to ``until_s``, as a planner that knew them would see them."""
+    """The arrivals from ``now_s`` to ``until_s``, as a planner that knew them would see them."""
     rows = np.flatnonzero((workload.arrival_s > now_s) & (workload.arrival_s < until_s))
     rows = rows[:MOST_EXPECTED]
     columns: dict[str, Any] = {}
