@@ -22,7 +22,7 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import rollout as ro
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
-from lengthwise.scheduler.plan.value import Objective, worth
+from lengthwise.scheduler.plan.value import CERTAIN, worth
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
@@ -31,7 +31,6 @@ from lengthwise.scheduler.simulator.prefix_cache import empty_cache
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 0.0)
 MOST_EXPECTED = 512
 
 

@@ -1,14 +1,18 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
-    value = Σ weight·P(all objectives hold)                     of those that end in time
-            - work_price·(work left)                            of those that run at the horizon
-            + Σ max(0, weight·P - work_price·work)              of those that have not begun by then
+    value = Σ weight·P(all objectives hold)·impatience^(wait / horizon)    of those that end
+            - work_price·(work left)                      of those that run at the horizon
+            + Σ max(0, weight·P·.. - work_price·work)     of those that have not begun by then
             + tokens_price·(work done) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
 equally likely lengths that end in time at that pace. Who has not ended when the rollout does goes
 on at its mean pace; who has not begun is admitted as the slots of those before come free.
+
+The impatience (below 1) is what keeps a plan from being put off for ever: a horizon that recedes
+with the clock has room for the same work a moment later, so without it "idle now, serve later" is
+worth as much each time as serving.
 
 The work price is what the engine attains per unit of work when it is saturated (``earned_price``).
 Without it, putting off costs nothing within the horizon, and a plan that leaves the engine half
@@ -36,6 +40,7 @@ class Objective(NamedTuple):
     ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
     counted in slot-seconds: ``token_s`` for an output token, and for a prompt token what it takes
     from a full batch of ``batch``; ``work_price`` is for one.
+    ``impatience`` is what a chance keeps of its worth when its first token comes a horizon later.
     """
 
     spread: float
@@ -43,10 +48,15 @@ class Objective(NamedTuple):
     latency_price: float
     tokens_price: float
     work_price: float
+    impatience: float
     mean_time_s: float
     mean_work_s: float
     token_s: float
     batch: float
+
+
+# Attainment alone, every predicted time taken at its word.
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -115,7 +125,7 @@ def worth(
     stall_s = o.batch * engine.prefill_token_s
     attained, total_s, ahead_s = 0.0, 0.0, 0.0
     earned, done_s, left_s = 0.0, 0.0, 0.0
-    first_rows = running + recovering
+    first_rows, span_s = running + recovering, max(until_s - begin_s, 1e-6)
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
@@ -142,6 +152,8 @@ def worth(
         if rows.weight[i] > 0.0:
             chance[i] = _chance(rows, i, first, finish, begin_s, o)
         worth_it = rows.weight[i] * chance[i]
+        if np.isnan(rows.first_s[i]):
+            worth_it *= o.impatience ** (max(first - begin_s, 0.0) / span_s)
         done_s += max(work_s - more_s, 0.0)  # below 0 where a slot was taken: computed again
         if begun:
             attained += worth_it - o.work_price * more_s

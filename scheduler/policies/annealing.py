@@ -54,6 +54,7 @@ class Settings:
     latency_price: float = 0.05  # of a request's mean time, in attained requests
     tokens_price: float = 0.3  # of a request's mean work, in attained requests
     work_price: float = 1.0  # of what saturated work earns; see plan.value
+    impatience: float = 0.7  # what a chance keeps of its worth if it comes a horizon later
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
@@ -202,6 +203,7 @@ class AnnealingPolicy:
             knobs.latency_price,
             knobs.tokens_price,
             knobs.work_price * self._price,
+            knobs.impatience,
             mean_tokens * shot.token_s,
             max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
             shot.token_s,
