@@ -31,7 +31,10 @@ from lengthwise.scheduler.simulator.prefix_cache import empty_cache
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 0.0)
+CERTAIN = Objective(
+    spread=1e-9, tpot_spread=1e-9, latency_price=0.0, work_price=0.0, mean_time_s=1.0,
+    mean_work_s=1.0, token_s=1.0, recompute_share=0.0,
+)  # fmt: skip
 MOST_EXPECTED = 512
 
 
