@@ -101,7 +101,6 @@ class Work(NamedTuple):
 
 
 END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
-END_EARNED, END_DONE_S, END_LEFT_S = range(5, 8)  # filled by ``value.worth``
 
 
 def work_for(k: int) -> Work:
@@ -109,7 +108,7 @@ def work_for(k: int) -> Work:
     floats = [np.zeros(k) for _ in range(7)]
     whole = [np.zeros(k, dtype=np.int64) for _ in range(6)]
     lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
-    return Work(*floats, *whole, *lists, np.zeros(8))
+    return Work(*floats, *whole, *lists, np.zeros(5))
 
 
 @njit(inline="always")

@@ -138,12 +138,15 @@ def snapshot(
     queued = slice(waiting, None) if waiting < len(rows) else slice(None)
     batch, token_s = _full_batch(
         engine,
-        float(rows.prompt_tokens[queued].mean()),
-        float(rows.prefill_left_tokens[queued].mean()),
-        float(need[queued].mean()),
+        _mean(rows.prompt_tokens[queued]),
+        _mean(rows.prefill_left_tokens[queued]),
+        _mean(need[queued]),
         len(rows),
     )
-    left = np.maximum(rows.prefill_left_tokens, 0.0)
+    # a first token that nobody timed came in time; one that is on its way comes with a step
+    untimed = np.isnan(rows.first_token_s) & (rows.generated_tokens > 0.0)
+    begun_s = np.where(untimed, rows.arrival_s, rows.first_token_s)
+    left = np.maximum(rows.prefill_left_tokens, np.isnan(begun_s))
     left[waiting:] = np.maximum(left[waiting:], 1.0)
     chunks = np.maximum(1.0, np.ceil(left / engine.batched_tokens))
     first_s = chunks * (engine.base_s + engine.prefill_step_s) + engine.prefill_token_s * left
@@ -152,7 +155,7 @@ def snapshot(
     cautious = strata[:, low] + (place - low) * (strata[:, low + 1] - strata[:, low])
     ttft_by_s, e2e_by_s = rows.arrival_s + rows.ttft_s, rows.arrival_s + rows.e2e_s
     latest_s = np.minimum(
-        np.where(np.isnan(rows.first_token_s), ttft_by_s - first_s, np.inf),
+        np.where(np.isnan(begun_s), ttft_by_s - first_s, np.inf),
         e2e_by_s - first_s - token_s * (cautious - 1.0),
     )
     has_objective = np.minimum(np.minimum(rows.ttft_s, rows.tpot_s), rows.e2e_s) < np.inf
@@ -168,7 +171,7 @@ def snapshot(
             shared=np.minimum(rows.cached_tokens, rows.prompt_tokens - 1.0).clip(0.0),
             need=np.ceil(need),
             generated=rows.generated_tokens,
-            first_s=rows.first_token_s,
+            first_s=begun_s,
             ttft_by_s=ttft_by_s,
             tpot_s=rows.tpot_s,
             e2e_by_s=e2e_by_s,
@@ -185,6 +188,10 @@ def snapshot(
         token_s,
         batch,
     )
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else 1.0
 
 
 def _full_batch(

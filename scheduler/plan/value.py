@@ -1,9 +1,8 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
-    value = Σ weight·P(all objectives hold)·impatience^(wait / horizon)    of those that end
-            - work_price·(work left)                      of those that run at the horizon
-            + Σ max(0, weight·P·.. - work_price·work)     of those that have not begun by then
+    value = Σ weight·P(all objectives hold)·impatience^(wait / horizon)
             + tokens_price·(work done) / (a request's mean work)
+            - (work done again for slots taken back) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
@@ -13,10 +12,6 @@ on at its mean pace; who has not begun is admitted as the slots of those before 
 The impatience (below 1) is what keeps a plan from being put off for ever: a horizon that recedes
 with the clock has room for the same work a moment later, so without it "idle now, serve later" is
 worth as much each time as serving.
-
-The work price is what the engine attains per unit of work when it is saturated (``earned_price``).
-Without it, putting off costs nothing within the horizon, and a plan that leaves the engine half
-empty for the sake of a few tight objectives looks good each time it is made.
 """
 
 from __future__ import annotations
@@ -39,7 +34,7 @@ class Objective(NamedTuple):
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
     ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
     counted in slot-seconds: ``token_s`` for an output token, and for a prompt token what it takes
-    from a full batch of ``batch``; ``work_price`` is for one.
+    from a full batch of ``batch``.
     ``impatience`` is what a chance keeps of its worth when its first token comes a horizon later.
     """
 
@@ -47,7 +42,6 @@ class Objective(NamedTuple):
     tpot_spread: float
     latency_price: float
     tokens_price: float
-    work_price: float
     impatience: float
     mean_time_s: float
     mean_work_s: float
@@ -56,7 +50,7 @@ class Objective(NamedTuple):
 
 
 # Attainment alone, every predicted time taken at its word.
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -123,13 +117,11 @@ def worth(
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
     stall_s = o.batch * engine.prefill_token_s
-    attained, total_s, ahead_s = 0.0, 0.0, 0.0
-    earned, done_s, left_s = 0.0, 0.0, 0.0
+    attained, total_s, ahead_s, done_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first_rows, span_s = running + recovering, max(until_s - begin_s, 1e-6)
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
-        begun = phase == ro.DECODING or phase == ro.PREFILLING or phase == ro.DONE
         work_s = stall_s * rows.left[i] + o.token_s * rows.need[i]
         more_s = 0.0
         if phase != ro.DONE:
@@ -154,30 +146,12 @@ def worth(
         worth_it = rows.weight[i] * chance[i]
         if np.isnan(rows.first_s[i]):
             worth_it *= o.impatience ** (max(first - begin_s, 0.0) / span_s)
-        done_s += max(work_s - more_s, 0.0)  # below 0 where a slot was taken: computed again
-        if begun:
-            attained += worth_it - o.work_price * more_s
-            earned += worth_it * max(work_s - more_s, 0.0) / max(work_s, 1e-9)
-        else:
-            attained += max(worth_it - o.work_price * more_s, 0.0)
-            left_s += more_s
+        attained += worth_it
+        done_s += max(work_s - more_s, 0.0)
         if i < running and given_up[i]:
-            attained -= o.work_price * max(more_s - work_s, 0.0)
-    w.end[ro.END_EARNED], w.end[ro.END_DONE_S], w.end[ro.END_LEFT_S] = earned, done_s, left_s
+            again_s += stall_s * (rows.target[i] - rows.shared[i])
     return (
         attained
-        + o.tokens_price * done_s / o.mean_work_s
+        + (o.tokens_price * done_s - again_s) / o.mean_work_s
         - o.latency_price * total_s / o.mean_time_s
     )
-
-
-SATURATED = 0.25  # work that waits at the horizon, as a share of that done by then
-
-
-def earned_price(w: Work) -> float:
-    """Attained weight per slot-second of the plan that ``worth`` last looked at; 0 while all
-    that waits can be taken in, rising as more is left over."""
-    earned, done_s, left_s = w.end[ro.END_EARNED], w.end[ro.END_DONE_S], w.end[ro.END_LEFT_S]
-    if done_s <= 0.0:
-        return 0.0
-    return float(min(1.0, left_s / (SATURATED * done_s)) * earned / done_s)

@@ -29,13 +29,14 @@ from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
-from lengthwise.scheduler.plan.value import Objective, earned_price
+from lengthwise.scheduler.plan.value import Objective
 from lengthwise.scheduler.plan.wait_bound import find_overdue
 from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
-PRICE_GAIN = 0.3  # a plan's say in the price of work
+HOPELESS_SHARE = 0.2  # lost share from which on the impatience is whole
+LOST_GAIN = 0.3  # a plan's say in the lost share
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -51,10 +52,9 @@ class Settings:
     start_quantile: float = 0.7  # length level the latest start is computed at
     spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
     tpot_spread: float = 0.03
-    latency_price: float = 0.05  # of a request's mean time, in attained requests
-    tokens_price: float = 0.3  # of a request's mean work, in attained requests
-    work_price: float = 1.0  # of what saturated work earns; see plan.value
-    impatience: float = 0.7  # what a chance keeps of its worth if it comes a horizon later
+    latency_price: float = 0.02  # of a request's mean time, in attained requests
+    tokens_price: float = 0.5  # of a request's mean work, in attained requests
+    impatience: float = 0.3  # what a chance keeps of its worth if it comes a horizon later
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
@@ -110,7 +110,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._limits: tuple[float, float] = (np.inf, np.inf)
-        self._price = 0.0  # attained weight per slot-second of saturated work
+        self._lost = 0.0  # share of who could be met that the best order without limits loses
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
     @classmethod
@@ -202,8 +202,7 @@ class AnnealingPolicy:
             knobs.tpot_spread,
             knobs.latency_price,
             knobs.tokens_price,
-            knobs.work_price * self._price,
-            knobs.impatience,
+            knobs.impatience ** min(1.0, self._lost / HOPELESS_SHARE),
             mean_tokens * shot.token_s,
             max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
             shot.token_s,
@@ -278,7 +277,10 @@ class AnnealingPolicy:
                 break
         assert best is not None and free is not None
         s.value_of(picture, free[0], free[2])
-        self._price += PRICE_GAIN * (earned_price(picture.work) - self._price)
+        hopeful = (shot.rows.weight > 0) & (shot.rows.latest_s >= now_s)
+        if hopeful.any():
+            lost = 1.0 - float(picture.chance[hopeful].mean())
+            self._lost += LOST_GAIN * (lost - self._lost)
         return *best, evaluated
 
     def _annealed(

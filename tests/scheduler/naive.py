@@ -302,7 +302,7 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
     token_s /= engine.tokens_per_step
     slots = max(len(play.running), 1)
     chances = [0.0] * len(rows.need)
-    attained, total_s, made, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    attained, total_s, work_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
     first = play.running_rows + play.recovering
     for i in [*range(first), *play.order]:
         q = play.requests[i]
@@ -323,7 +323,9 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        made += rows.need[i] - to_come
+        work_s += o.token_s * (rows.need[i] - to_come)
+        if q.left < rows.left[i]:  # a prompt holds every slot up
+            work_s += engine.slots * engine.prefill_token_s * (rows.left[i] - q.left)
         if i < play.running_rows and play.given_up[i]:
             again += rows.target[i] - rows.shared[i]
         if rows.weight[i] > 0:
@@ -331,5 +333,5 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
             attained += rows.weight[i] * chances[i]
     lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
     value = attained * (1.0 - o.recompute_share * lost_share)
-    value += o.tokens_price * made / o.mean_tokens - o.latency_price * total_s / o.mean_time_s
+    value += o.work_price * work_s / o.mean_work_s - o.latency_price * total_s / o.mean_time_s
     return value, chances

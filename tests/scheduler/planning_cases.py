@@ -40,6 +40,7 @@ def draw_problem(seed: int, waiting: int, running: int = 4, **capacity: int) -> 
     active = replace(
         active,
         generated_tokens=generated,
+        first_token_s=np.where(generated == 0, np.nan, rng.uniform(active.arrival_s, 5.0)),
         prefill_left_tokens=np.where(generated == 0, active.prompt_tokens, 0.0),
     )
     return Problem(

@@ -12,7 +12,10 @@ from lengthwise.scheduler.plan.search import Parts, Picture
 from lengthwise.scheduler.plan.value import Objective
 
 BEGIN_S = 5.0
-OBJECTIVE = Objective(0.05, 0.03, 0.05, 0.5, 40.0, 2.0, 1.0)
+OBJECTIVE = Objective(
+    spread=0.05, tpot_spread=0.03, latency_price=0.05, work_price=0.5, mean_time_s=2.0,
+    mean_work_s=0.4, token_s=0.01, recompute_share=1.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
