@@ -10,7 +10,7 @@ vLLM's step loop in numbers, as ``simulator.engine`` plays it, but from event to
 Steps in which nothing but decoding happens are taken many at a time, with the time of an
 arithmetic series. Expected arrivals stand in the order with everybody else and may be admitted
 from their arrival on. A shared prefix is computed by the first who has it and found by all who
-are admitted after. The plain twin is ``tests/scheduler/naive.py``.
+are admitted after; its memory counts once. The plain twin is ``tests/scheduler/naive.py``.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class Work(NamedTuple):
     shared: FloatArray
     need: FloatArray
     held: FloatArray
+    common: FloatArray
     began: IntArray
     ends: IntArray
     phase: IntArray
     place: IntArray
     where: IntArray
     computed: IntArray
+    sharers: IntArray
     heap: IntArray
     stack: IntArray
     filling: IntArray
@@ -105,8 +107,8 @@ END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
 
 def work_for(k: int) -> Work:
     """Scratch for rollouts of ``k`` rows."""
-    floats = [np.zeros(k) for _ in range(7)]
-    whole = [np.zeros(k, dtype=np.int64) for _ in range(6)]
+    floats = [np.zeros(k) for _ in range(8)]
+    whole = [np.zeros(k, dtype=np.int64) for _ in range(7)]
     lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
     return Work(*floats, *whole, *lists, np.zeros(5))
 
@@ -128,6 +130,44 @@ def steps_within(engine: Engine, seconds: float, active: float, context: float) 
     if half < 1e-9 * one:
         return max(1, int(np.ceil(min(seconds / one, 1e9))))
     return max(1, int(np.ceil((np.sqrt(linear**2 + 4.0 * half * seconds) - linear) / (2.0 * half))))
+
+
+@njit(inline="always")
+def join(w: Work, prefix: int, shared: float) -> float:
+    """One more runs on a prefix's memory, ``shared`` tokens of it; the KV tokens that takes."""
+    w.sharers[prefix] += 1
+    grown = max(0.0, shared - w.common[prefix])
+    w.common[prefix] += grown
+    return grown
+
+
+@njit(inline="always")
+def leave(rows: Rows, w: Work, i: int) -> float:
+    """Row ``i`` gives up its slot; the KV tokens that nobody shares with it any more."""
+    prefix = rows.prefix[i]
+    if prefix < 0 or w.shared[i] <= 0.0:
+        return 0.0
+    w.sharers[prefix] -= 1
+    if w.sharers[prefix] > 0:
+        return 0.0
+    freed = w.common[prefix]
+    w.common[prefix] = 0.0
+    return freed
+
+
+@njit(inline="always")
+def publish(rows: Rows, w: Work, i: int) -> float:
+    """What row ``i`` has computed of its prefix is the others' at once; the KV tokens that takes
+    more, or less."""
+    prefix, whole = rows.prefix[i], rows.shared[i] + rows.saved[i]
+    if prefix < 0 or whole <= w.shared[i] or w.target[i] - w.left[i] < whole:
+        return 0.0
+    w.computed[prefix] = 1
+    if w.shared[i] > 0.0:
+        w.sharers[prefix] -= 1
+    own = whole - w.shared[i]
+    w.shared[i] = whole
+    return join(w, prefix, whole) - own
 
 
 @njit(nogil=True)
@@ -161,7 +201,10 @@ def rollout(
         w.left[i], w.target[i], w.need[i] = rows.left[i], rows.target[i], rows.need[i]
         w.first_s[i], w.finish_s[i], w.phase[i] = rows.first_s[i], np.inf, WAITING
         w.shared[i] = rows.shared[i]
-        w.computed[i] = 0  # of the prefix that has this number
+        w.computed[i], w.sharers[i], w.common[i] = 0, 0, 0.0  # of the prefix of this number
+    for i in range(k):
+        if rows.prefix[i] >= 0 and rows.shared[i] > 0.0:
+            w.computed[rows.prefix[i]] = 1
     for p in range(len(order)):
         w.place[order[p]] = p
     t, step, used, context = begin_s, 0, 0.0, 0.0
@@ -179,6 +222,8 @@ def rollout(
         w.stack[top], w.where[i] = i, top
         top += 1
         alive += 1
+        if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
+            used += join(w, rows.prefix[i], w.shared[i])
         if w.left[i] > 0.0:
             w.phase[i] = PREFILLING
             w.filling[filling] = i
@@ -193,8 +238,6 @@ def rollout(
             active += 1
             used += w.held[i] - w.shared[i]
             context += w.held[i]
-            if rows.prefix[i] >= 0:
-                w.computed[rows.prefix[i]] = 1
     for i in range(running + recovering - 1, running - 1, -1):
         w.phase[i] = FRONT
         w.front[front] = i
@@ -234,6 +277,7 @@ def rollout(
                 used -= w.target[i] - w.left[i] - w.shared[i]
                 recomputed += w.target[i] - w.left[i] - w.shared[i]
                 filling -= 1
+            used -= leave(rows, w, i)
             w.left[i] = w.target[i] - w.shared[i]
             w.phase[i] = FRONT
             w.front[front] = i
@@ -249,7 +293,7 @@ def rollout(
             if chunk <= 0.0:
                 break
             w.left[i] -= chunk
-            used += chunk
+            used += chunk + publish(rows, w, i)
             prefill += chunk
             budget -= chunk
         blocked = preempted or alive >= slots
@@ -276,15 +320,20 @@ def rollout(
                 if rows.saved[i] > 0.0 and w.computed[rows.prefix[i]]:
                     found = min(rows.saved[i] - (w.shared[i] - rows.shared[i]), w.left[i] - 1.0)
                 own = w.target[i] - w.shared[i] - found  # what it finds of its own is held too
-                if used + active * speed + own > kv and alive > 0:
+                begun = 0.0  # of its prefix, if nobody runs on that now
+                if rows.prefix[i] >= 0 and w.sharers[rows.prefix[i]] == 0:
+                    begun = w.shared[i] + found
+                if used + active * speed + own + begun > kv and alive > 0:
                     blocked = True
                     break
                 w.shared[i] += found
                 w.left[i] -= found
                 used += own - w.left[i]
+                if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
+                    used += join(w, rows.prefix[i], w.shared[i])
                 chunk = min(w.left[i], budget)
                 w.left[i] -= chunk
-                used += chunk
+                used += chunk + publish(rows, w, i)
                 prefill += chunk
                 budget -= chunk
                 w.phase[i] = PREFILLING
@@ -337,7 +386,7 @@ def rollout(
             if w.phase[i] != DECODING or w.ends[i] != key >> ROW_BITS:
                 continue
             held = w.held[i] + speed * (step - w.began[i])
-            used -= held - w.shared[i]
+            used -= held - w.shared[i] + leave(rows, w, i)
             context -= held
             active -= 1
             alive -= 1
@@ -349,13 +398,11 @@ def rollout(
                 w.filling[kept] = i
                 kept += 1
                 continue
-            if rows.prefix[i] >= 0:
-                w.computed[rows.prefix[i]] = 1
             if np.isnan(w.first_s[i]):
                 w.first_s[i] = t
             w.need[i] -= 1.0
             if w.need[i] <= 0.0:
-                used -= w.target[i] - w.shared[i]
+                used -= w.target[i] - w.shared[i] + leave(rows, w, i)
                 alive -= 1
                 w.phase[i], w.finish_s[i] = DONE, t
                 continue
