@@ -110,7 +110,7 @@ def work_for(k: int) -> Work:
     floats = [np.zeros(k) for _ in range(8)]
     whole = [np.zeros(k, dtype=np.int64) for _ in range(7)]
     lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
-    return Work(*floats, *whole, *lists, np.zeros(5))
+    return Work._make((*floats, *whole, *lists, np.zeros(5)))
 
 
 @njit(inline="always")
