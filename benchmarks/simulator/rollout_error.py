@@ -22,7 +22,7 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import rollout as ro
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
-from lengthwise.scheduler.plan.value import Objective, worth
+from lengthwise.scheduler.plan.value import CERTAIN, worth
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
@@ -31,10 +31,6 @@ from lengthwise.scheduler.simulator.prefix_cache import empty_cache
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
-CERTAIN = Objective(
-    spread=1e-9, tpot_spread=1e-9, latency_price=0.0, work_price=0.0, mean_time_s=1.0,
-    mean_work_s=1.0, token_s=1.0, recompute_share=0.0,
-)  # fmt: skip
 MOST_EXPECTED = 512
 
 

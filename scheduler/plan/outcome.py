@@ -9,7 +9,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan.rollout import rollout, work_for
 from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.value import Objective, worth
+from lengthwise.scheduler.plan.value import CERTAIN, worth
 from lengthwise.scheduler.problem import Problem
 
 HORIZON_S = 600.0
@@ -40,7 +40,7 @@ def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> O
         engine, shot.rows, running, waiting - running, k, rows, nobody, engine.slots,
         engine.batched_tokens, False, now_s, until_s, w,
     )  # fmt: skip
-    objective = Objective(SPREAD, TPOT_SPREAD, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
+    objective = CERTAIN._replace(spread=SPREAD, tpot_spread=TPOT_SPREAD)
     worth(
         engine, shot.rows, running, waiting - running, rows, nobody, now_s, until_s, objective, w,
         chance,

@@ -25,8 +25,8 @@ class Snapshot:
     """A problem as the rollout sees it.
 
     Rows ``[0, running)`` run, ``[running, waiting)`` recover, ``[waiting, expected)`` wait and
-    the rest are expected arrivals. ``token_s`` is the seconds a token takes in a full batch,
-    prefill stalls included.
+    the rest are expected arrivals. ``batch`` is how many run when as many do as may and would,
+    ``token_s`` the seconds a token takes then, prefill stalls included.
     """
 
     engine: Engine
@@ -36,6 +36,7 @@ class Snapshot:
     expected: int
     now_s: float
     token_s: float
+    batch: float
 
     def __len__(self) -> int:
         return len(self.rows.need)
@@ -43,7 +44,7 @@ class Snapshot:
     @property
     def slot_s(self) -> FloatArray:
         """Slot-seconds each row will take, the stall of all slots by its prefill included."""
-        prefill_s = self.engine.slots * self.engine.prefill_token_s * self.rows.left
+        prefill_s = self.batch * self.engine.prefill_token_s * self.rows.left
         return self.rows.need * self.token_s + prefill_s
 
 
@@ -131,7 +132,7 @@ def snapshot(
     )
     engine = engine_of(problem, pace)
     queued = slice(waiting, None) if waiting < len(rows) else slice(None)
-    token_s = _full_batch_token_s(
+    batch, token_s = _full_batch(
         engine,
         _mean(rows.prompt_tokens[queued]),
         _mean(rows.prefill_left_tokens[queued]),
@@ -181,6 +182,7 @@ def snapshot(
         expected,
         problem.now_s,
         token_s,
+        batch,
     )
 
 
@@ -188,12 +190,12 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if len(values) else 1.0
 
 
-def _full_batch_token_s(
+def _full_batch(
     engine: Engine, mean_prompt: float, mean_left: float, mean_need: float, n: int
-) -> float:
-    """Seconds a token takes when as many run as may and would, prefill stalls included."""
+) -> tuple[float, float]:
+    """How many run when as many do as may and would, and the seconds a token takes then."""
     context = mean_prompt + mean_need / 2.0
     batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
     step_s = engine.base_s + engine.decode_seq_s * batch + engine.context_token_s * batch * context
     prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_left
-    return step_s / engine.tokens_per_step + prefill_s * batch / max(mean_need, 1.0)
+    return batch, step_s / engine.tokens_per_step + prefill_s * batch / max(mean_need, 1.0)

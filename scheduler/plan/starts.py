@@ -22,7 +22,7 @@ def selection_order(shot: Snapshot) -> IntArray:
     """Moore and Hodgson's choice by latest start, then what else can be met, then the shortest."""
     latest_s, slot_s, value = _queued(shot)
     by_latest = np.argsort(latest_s, kind="stable").astype(np.int64)
-    taken, _ = select(latest_s, slot_s, value, by_latest, shot.now_s, shot.engine.slots)
+    taken, _ = select(latest_s, slot_s, value, by_latest, shot.now_s, shot.batch)
     rank = np.where((taken > 0) & (value > 0), 0, np.where(value > 0, 1, 2))
     within = np.where(rank < 2, latest_s, slot_s)
     return np.lexsort((within, rank)).astype(np.int64)

@@ -1,14 +1,17 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
-    value = Σ weight·P(all objectives hold)
-            + work_price·(work done) / (a request's mean work)
+    value = Σ weight·P(all objectives hold)·impatience^(wait / horizon)
+            + tokens_price·(work done) / (a request's mean work)
+            - (work done again for slots taken back) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
 
 A request's pace is that of the rollout; its length stays uncertain: P(e2e holds) is the share of
 equally likely lengths that end in time at that pace. Who has not ended when the rollout does goes
-on at its mean pace; who has not begun is admitted as the slots of those before come free. A slot
-taken back costs the time of computing its tokens again: the price of that time is what the
-engine attains in it.
+on at its mean pace; who has not begun is admitted as the slots of those before come free.
+
+The impatience (below 1) is what keeps a plan from being put off for ever: a horizon that recedes
+with the clock has room for the same work a moment later, so without it "idle now, serve later" is
+worth as much each time as serving.
 """
 
 from __future__ import annotations
@@ -29,21 +32,25 @@ class Objective(NamedTuple):
     """How outcomes are weighed; see the module's head.
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
-    ``tpot_spread`` that of a pace. ``mean_time_s`` is a request's in
-    a full batch. Work is counted in slot-seconds: ``token_s`` for an output token, and for a
-    prompt token what it takes from all slots; ``mean_work_s`` is a request's.
-    ``recompute_share`` of the attained weight a second is lost while tokens of slots taken back
-    are computed again.
+    ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
+    counted in slot-seconds: ``token_s`` for an output token, and for a prompt token what it takes
+    from a full batch of ``batch``.
+    ``impatience`` is what a chance keeps of its worth when its first token comes a horizon later.
     """
 
     spread: float
     tpot_spread: float
     latency_price: float
-    work_price: float
+    tokens_price: float
+    impatience: float
     mean_time_s: float
     mean_work_s: float
     token_s: float
-    recompute_share: float
+    batch: float
+
+
+# Attainment alone, every predicted time taken at its word.
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -109,12 +116,16 @@ def worth(
     pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
-    attained, total_s, done_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
-    stall_s = engine.slots * engine.prefill_token_s
-    first_rows = running + recovering
+    stall_s = o.batch * engine.prefill_token_s
+    attained, total_s, ahead_s, done_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    first_rows, span_s = running + recovering, max(until_s - begin_s, 1e-6)
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
+        work_s = stall_s * rows.left[i] + o.token_s * rows.need[i]
+        more_s = 0.0
+        if phase != ro.DONE:
+            more_s = stall_s * w.left[i] + o.token_s * w.need[i]
         if phase == ro.DECODING:
             finish = ended_s + w.need[i] * pace_s
         elif phase == ro.PREFILLING:
@@ -129,17 +140,18 @@ def worth(
                 first = start + pace_s
             finish = start + w.need[i] * pace_s
         total_s += min(finish, ended_s) - max(rows.arrival_s[i], begin_s)
-        done_s += stall_s * max(rows.left[i] - w.left[i], 0.0)
-        done_s += o.token_s * (rows.need[i] - (0.0 if phase == ro.DONE else w.need[i]))
-        if i < running and given_up[i]:
-            again += rows.target[i] - rows.shared[i]
         chance[i] = 0.0
         if rows.weight[i] > 0.0:
             chance[i] = _chance(rows, i, first, finish, begin_s, o)
-            attained += rows.weight[i] * chance[i]
-    lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
+        worth_it = rows.weight[i] * chance[i]
+        if np.isnan(rows.first_s[i]):
+            worth_it *= o.impatience ** (max(first - begin_s, 0.0) / span_s)
+        attained += worth_it
+        done_s += max(work_s - more_s, 0.0)
+        if i < running and given_up[i]:
+            again_s += stall_s * (rows.target[i] - rows.shared[i])
     return (
-        attained * (1.0 - o.recompute_share * lost_share)
-        + o.work_price * done_s / o.mean_work_s
+        attained
+        + (o.tokens_price * done_s - again_s) / o.mean_work_s
         - o.latency_price * total_s / o.mean_time_s
     )

@@ -35,6 +35,8 @@ from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
+HOPELESS_SHARE = 0.2  # lost share from which on the impatience is whole
+LOST_GAIN = 0.3  # a plan's say in the lost share
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -43,16 +45,16 @@ class Settings:
     """Knobs of the planner; docs/scheduler.md says what each is worth."""
 
     horizon: float = 1.0  # of the rollout, in mean objectives (TTFT or e2e) of recent requests
-    shortest_horizon_s: float = 2.0
+    shortest_horizon_s: float = 8.0
     longest_horizon_s: float = 40.0
     most_waiting: int = 768  # rows that are planned; the rest follow by feasible-edf
     most_expected: int = 384
     start_quantile: float = 0.7  # length level the latest start is computed at
     spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
     tpot_spread: float = 0.03
-    latency_price: float = 0.05  # of a request's mean time, in attained requests
-    work_price: float = 0.5  # of a request's mean work, in attained requests
-    recompute_share: float = 1.0
+    latency_price: float = 0.02  # of a request's mean time, in attained requests
+    tokens_price: float = 0.5  # of a request's mean work, in attained requests
+    impatience: float = 0.3  # what a chance keeps of its worth if it comes a horizon later
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
@@ -108,6 +110,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._limits: tuple[float, float] = (np.inf, np.inf)
+        self._lost = 0.0  # share of who could be met that the best order without limits loses
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
     @classmethod
@@ -131,7 +134,11 @@ class AnnealingPolicy:
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
         self._remember(planned, shot, picture, start, best)
-        waiting = best.order[best.order < shot.expected] - shot.waiting
+        waiting = best.order[best.order < shot.expected]
+        if start.skip_late:
+            late = shot.rows.latest_s[waiting] < shot.now_s
+            waiting = np.concatenate([waiting[~late], waiting[late]])
+        waiting -= shot.waiting
         engine, (most, prefill) = shot.engine, best.limits
         return Plan(
             order=np.concatenate([rest[0][waiting], rest[1]]),
@@ -194,11 +201,12 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            knobs.work_price,
+            knobs.tokens_price,
+            knobs.impatience ** min(1.0, self._lost / HOPELESS_SHARE),
             mean_tokens * shot.token_s,
             max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
             shot.token_s,
-            knobs.recompute_share,
+            shot.batch,
         )
         until_s = problem.now_s + self._horizon_s(problem)
         return s.Picture(
@@ -241,15 +249,18 @@ class AnnealingPolicy:
             under.append(last)
         nobody = np.zeros(shot.running, dtype=np.int64)
         gap_s = shot.token_s * float(shot.rows.need.mean()) / engine.slots
+        starts = list(self._starts(problem, shot, queue))
         overdue = np.zeros(len(queue), dtype=np.bool_)
         overdue[: len(problem.waiting)] = find_overdue(
             problem.waiting.queued_s, now_s, problem.max_wait_s, gap_s
         )
+        shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
         oldest = np.flatnonzero(overdue)
         oldest = oldest[np.argsort(queue.queued_s[oldest], kind="stable")]
         best: tuple[_Start, float] | None = None
+        free: tuple[s.Parts, float, bool] | None = None  # the best without limits
         evaluated = 0
-        for name, order, skip_late in self._starts(problem, shot, queue):
+        for name, order, skip_late in starts:
             if not self._may("order", now_s) and name not in self._fallbacks(now_s):
                 continue
             bounded = np.concatenate([oldest, order[~overdue[order]]]) + shot.waiting
@@ -260,9 +271,16 @@ class AnnealingPolicy:
                 evaluated += 1
                 if best is None or value > best[1]:
                     best = start, value
+                if limits is none and (free is None or value > free[1]):
+                    free = parts, value, skip_late
             if self._late(began, 0.5):
                 break
-        assert best is not None
+        assert best is not None and free is not None
+        s.value_of(picture, free[0], free[2])
+        hopeful = (shot.rows.weight > 0) & (shot.rows.latest_s >= now_s)
+        if hopeful.any():
+            lost = 1.0 - float(picture.chance[hopeful].mean())
+            self._lost += LOST_GAIN * (lost - self._lost)
         return *best, evaluated
 
     def _annealed(

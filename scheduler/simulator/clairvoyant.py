@@ -18,14 +18,13 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.rollout import work_for
 from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.value import Objective
+from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.workload import SimWorkload
 
 HEAD, REACH = 64, 192
 ROUND = 200
-EXACT = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
 KINDS = np.array([s.SWAP, s.INSERT, s.BLOCK, s.INSERT, s.BATCH, s.PREFILL], dtype=np.int64)
 LIMITS = (1.0, 0.7, 0.5)  # shares of the slots that starts are tried under
 
@@ -118,7 +117,7 @@ def _picture(workload: SimWorkload, profile: EngineProfile) -> s.Picture:
     exact = shot.rows._replace(weight=_weight(workload))
     end_s = float(workload.arrival_s[-1]) + 1e6
     return s.Picture(
-        shot.engine, exact, 0, 0, 0, problem.now_s, end_s, EXACT, work_for(n), np.zeros(n)
+        shot.engine, exact, 0, 0, 0, problem.now_s, end_s, CERTAIN, work_for(n), np.zeros(n)
     )
 
 
