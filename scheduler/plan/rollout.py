@@ -132,42 +132,38 @@ def steps_within(engine: Engine, seconds: float, active: float, context: float) 
     return max(1, int(np.ceil((np.sqrt(linear**2 + 4.0 * half * seconds) - linear) / (2.0 * half))))
 
 
-@njit(inline="always")
-def join(w: Work, prefix: int, shared: float) -> float:
+# Arrays one by one: a tuple of twenty costs more to hand over than the call does.
+@njit
+def join(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
     """One more runs on a prefix's memory, ``shared`` tokens of it; the KV tokens that takes."""
-    w.sharers[prefix] += 1
-    grown = max(0.0, shared - w.common[prefix])
-    w.common[prefix] += grown
+    sharers[prefix] += 1
+    grown = max(0.0, shared - common[prefix])
+    common[prefix] += grown
     return grown
 
 
-@njit(inline="always")
-def leave(rows: Rows, w: Work, i: int) -> float:
-    """Row ``i`` gives up its slot; the KV tokens that nobody shares with it any more."""
-    prefix = rows.prefix[i]
-    if prefix < 0 or w.shared[i] <= 0.0:
+@njit
+def leave(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
+    """One runs on it no more; the KV tokens that nobody shares now."""
+    if prefix < 0 or shared <= 0.0:
         return 0.0
-    w.sharers[prefix] -= 1
-    if w.sharers[prefix] > 0:
+    sharers[prefix] -= 1
+    if sharers[prefix] > 0:
         return 0.0
-    freed = w.common[prefix]
-    w.common[prefix] = 0.0
-    return freed
+    freed = common[prefix]
+    common[prefix] = 0.0
+    return float(freed)
 
 
-@njit(inline="always")
-def publish(rows: Rows, w: Work, i: int) -> float:
-    """What row ``i`` has computed of its prefix is the others' at once; the KV tokens that takes
-    more, or less."""
-    prefix, whole = rows.prefix[i], rows.shared[i] + rows.saved[i]
-    if prefix < 0 or whole <= w.shared[i] or w.target[i] - w.left[i] < whole:
-        return 0.0
-    w.computed[prefix] = 1
-    if w.shared[i] > 0.0:
-        w.sharers[prefix] -= 1
-    own = whole - w.shared[i]
-    w.shared[i] = whole
-    return join(w, prefix, whole) - own
+@njit
+def publish(
+    sharers: IntArray, common: FloatArray, prefix: int, shared: float, whole: float
+) -> float:
+    """A row that held ``shared`` of its prefix has computed the ``whole``, which is the others'
+    too from now on; the KV tokens that takes more, or less."""
+    if shared > 0.0:
+        sharers[prefix] -= 1
+    return join(sharers, common, prefix, whole) - (whole - shared)
 
 
 @njit(nogil=True)
@@ -223,7 +219,7 @@ def rollout(
         top += 1
         alive += 1
         if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
-            used += join(w, rows.prefix[i], w.shared[i])
+            used += join(w.sharers, w.common, rows.prefix[i], w.shared[i])
         if w.left[i] > 0.0:
             w.phase[i] = PREFILLING
             w.filling[filling] = i
@@ -277,7 +273,7 @@ def rollout(
                 used -= w.target[i] - w.left[i] - w.shared[i]
                 recomputed += w.target[i] - w.left[i] - w.shared[i]
                 filling -= 1
-            used -= leave(rows, w, i)
+            used -= leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
             w.left[i] = w.target[i] - w.shared[i]
             w.phase[i] = FRONT
             w.front[front] = i
@@ -293,7 +289,11 @@ def rollout(
             if chunk <= 0.0:
                 break
             w.left[i] -= chunk
-            used += chunk + publish(rows, w, i)
+            used += chunk
+            whole = rows.shared[i] + rows.saved[i]
+            if w.shared[i] < whole <= w.target[i] - w.left[i]:
+                used += publish(w.sharers, w.common, rows.prefix[i], w.shared[i], whole)
+                w.computed[rows.prefix[i]], w.shared[i] = 1, whole
             prefill += chunk
             budget -= chunk
         blocked = preempted or alive >= slots
@@ -330,10 +330,14 @@ def rollout(
                 w.left[i] -= found
                 used += own - w.left[i]
                 if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
-                    used += join(w, rows.prefix[i], w.shared[i])
+                    used += join(w.sharers, w.common, rows.prefix[i], w.shared[i])
                 chunk = min(w.left[i], budget)
                 w.left[i] -= chunk
-                used += chunk + publish(rows, w, i)
+                used += chunk
+                whole = rows.shared[i] + rows.saved[i]
+                if w.shared[i] < whole <= w.target[i] - w.left[i]:
+                    used += publish(w.sharers, w.common, rows.prefix[i], w.shared[i], whole)
+                    w.computed[rows.prefix[i]], w.shared[i] = 1, whole
                 prefill += chunk
                 budget -= chunk
                 w.phase[i] = PREFILLING
@@ -386,7 +390,7 @@ def rollout(
             if w.phase[i] != DECODING or w.ends[i] != key >> ROW_BITS:
                 continue
             held = w.held[i] + speed * (step - w.began[i])
-            used -= held - w.shared[i] + leave(rows, w, i)
+            used -= held - w.shared[i] + leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
             context -= held
             active -= 1
             alive -= 1
@@ -402,7 +406,11 @@ def rollout(
                 w.first_s[i] = t
             w.need[i] -= 1.0
             if w.need[i] <= 0.0:
-                used -= w.target[i] - w.shared[i] + leave(rows, w, i)
+                used -= (
+                    w.target[i]
+                    - w.shared[i]
+                    + leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
+                )
                 alive -= 1
                 w.phase[i], w.finish_s[i] = DONE, t
                 continue
