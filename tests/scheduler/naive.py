@@ -322,7 +322,8 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
     token_s /= engine.tokens_per_step
     slots = max(len(play.running), 1)
     chances = [0.0] * len(rows.need)
-    attained, total_s, work_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    stall_s = o.batch * engine.prefill_token_s  # a prompt token holds the whole batch up
+    attained, total_s, work_s, ahead_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first = play.running_rows + play.recovering
     for i in [*range(first), *play.order]:
         q = play.requests[i]
@@ -343,15 +344,18 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        work_s += o.token_s * (rows.need[i] - to_come)
-        if q.left < rows.left[i]:  # a prompt holds every slot up
-            work_s += engine.slots * engine.prefill_token_s * (rows.left[i] - q.left)
+        before_s = o.token_s * rows.need[i] + stall_s * rows.left[i]
+        after_s = 0.0 if q.state == "done" else o.token_s * to_come + stall_s * q.left
+        work_s += max(0.0, before_s - after_s)
         if i < play.running_rows and play.given_up[i]:
-            again += rows.target[i] - rows.shared[i]
+            again_s += stall_s * (rows.target[i] - rows.shared[i])
         if rows.weight[i] > 0:
             chances[i] = chance(rows, i, first_s, finish_s, begin_s, o)
-            attained += rows.weight[i] * chances[i]
-    lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
-    value = attained * (1.0 - o.recompute_share * lost_share)
-    value += o.work_price * work_s / o.mean_work_s - o.latency_price * total_s / o.mean_time_s
+            attained_weight = rows.weight[i] * chances[i]
+            if math.isnan(rows.first_s[i]):
+                wait_s = max(0.0, first_s - begin_s)
+                attained_weight *= o.impatience ** (wait_s / max(until_s - begin_s, 1e-6))
+            attained += attained_weight
+    value = attained + (o.tokens_price * work_s - again_s) / o.mean_work_s
+    value -= o.latency_price * total_s / o.mean_time_s
     return value, chances
