@@ -65,7 +65,9 @@ class FakeEngine:
                 is_encoder_decoder=False,
             ),
             cache_config=cache,
-            additional_config={"lengthwise": {"settings": settings or {}}},
+            additional_config={
+                "lengthwise": {"settings": {"plan_in_thread": False} | (settings or {})}
+            },
         )
         cache.num_gpu_blocks = blocks
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)

@@ -143,7 +143,7 @@ def test_steps_are_timed_with_what_they_did(engine):
     ("part", "method"),
     [
         ("intake", "track"),
-        ("planner", "order"),
+        ("planner", "plan_now"),
         ("timer", "end"),
         ("refit", "poll"),
         ("outcomes", "record"),

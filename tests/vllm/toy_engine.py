@@ -52,7 +52,7 @@ class ToyEngine:
     def __init__(self, settings: dict[str, Any] | None = None, slots: int = 4) -> None:
         self.queue = ToyQueue()
         self.core = Core(
-            make_settings(settings or {}),
+            make_settings({"plan_in_thread": False} | (settings or {})),
             self.queue,
             engine_metrics(),
             Capacity(slots, 16_000, 256),
@@ -103,7 +103,7 @@ class ToyEngine:
         self.admitted += [request.request_id for request in new]
         prefill = sum(request.prefill_left for request in new)
         features = (prefill, len(self.running) - len(new), 10) if self.running else None
-        core.stepped([request.request_id for request in new], features, now_s)
+        core.stepped([request.request_id for request in new], features, self.running_now, now_s)
         by_id = {request.request_id: request for request in self.running}
         for request in self.running:
             request.prefill_left = 0

@@ -28,7 +28,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS, Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
 from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision, Running
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
@@ -67,6 +67,7 @@ class LengthwiseScheduler(AsyncScheduler):
         assert not self.waiting, "the queue is replaced before any request arrives"
         self.waiting: VllmQueue = VllmQueue()
         self._most_running = self._slots()
+        self._token_budget = int(self.max_num_scheduled_tokens)
         self.core = Core(
             settings_from_additional_config(self.vllm_config.additional_config),
             self.waiting,
@@ -97,11 +98,11 @@ class LengthwiseScheduler(AsyncScheduler):
             now_s = time.monotonic()
             decision = self.core.before_step(len(self.running), self._running_now, now_s)
             self._take_slots(decision.preempt, now_s)
-        self._limit_running(decision.max_running)
+        self._limit(decision)
         output = super().schedule(*args, **kwargs)
         with self.core.advice("step"):
             admitted = [new.req_id for new in output.scheduled_new_reqs]
-            self.core.stepped(admitted, self._features(output), time.monotonic())
+            self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,11 +151,22 @@ class LengthwiseScheduler(AsyncScheduler):
         limit = getattr(self, "max_num_active_reqs", None)
         return int(self.max_num_running_reqs if limit is None else limit)
 
-    def _limit_running(self, most: int | None) -> None:
-        """Let at most so many run from now on (None: as many as vLLM would), where vLLM can."""
+    def _limit(self, decision: Decision) -> None:
+        """Hold the next step to the plan's limits, where vLLM can; None: to vLLM's own."""
         if hasattr(self, "max_num_active_reqs"):
+            most = decision.max_running
             limit = self._most_running if most is None else min(self._most_running, most)
             self.max_num_active_reqs: int = limit
+        budget = self._token_budget
+        if decision.max_prefill_tokens is not None:
+            prefill = max(LEAST_PREFILL_TOKENS, decision.max_prefill_tokens)
+            budget = min(budget, self._decode_tokens() + prefill)
+        self.max_num_scheduled_tokens: int = budget
+
+    def _decode_tokens(self) -> int:
+        """What the running requests that are past their prompts take of a step's budget."""
+        decodes = sum(_prefill_left(request) == 0 for request in self.running)
+        return decodes * (1 + int(self.num_spec_tokens))
 
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)
@@ -183,11 +195,8 @@ class LengthwiseScheduler(AsyncScheduler):
         ids, generated, left = [], [], []
         for request in self.running:
             ids.append(request.request_id)
-            tokens = int(request.num_output_tokens)
-            to_come = int(request.num_prompt_tokens) + tokens - int(request.num_computed_tokens)
-            generated.append(tokens)
-            # A decoding request always has its newest token still to compute: not a prefill.
-            left.append(to_come if to_come > 1 else 0)
+            generated.append(int(request.num_output_tokens))
+            left.append(_prefill_left(request))
         return Running(ids, generated, left)
 
     def _generated(self, request_id: str) -> int | None:
@@ -210,6 +219,14 @@ class LengthwiseScheduler(AsyncScheduler):
                 # vLLM has already advanced num_computed_tokens past this step's tokens.
                 context += request.num_computed_tokens
         return total - decode_tokens, decodes, context
+
+
+def _prefill_left(request: Request) -> int:
+    """Tokens of a prompt (and, after a preemption, of the answer) still to compute."""
+    known = request.num_prompt_tokens + request.num_output_tokens
+    left = int(known - request.num_computed_tokens)
+    # A decoding request always has its newest token still to compute: not a prefill.
+    return left if left > 1 else 0
 
 
 def _arrival(request: Request) -> tuple[Arrival, Any]:
