@@ -149,9 +149,9 @@ def test_the_request_table_grows_and_reuses_rows():
     for i in range(0, 600, 2):
         assert table.remove(f"r{i}") is not None
     assert table.remove("r0") is None
-    ids = table.known([f"r{i}" for i in range(600)])
+    ids, rows = table.by_arrival([f"r{i}" for i in range(600)])
     assert ids == [f"r{i}" for i in range(599, 0, -2)]
-    arrays = table.arrays(ids)
+    arrays = table.arrays(rows)
     assert arrays.arrival_s.tolist() == [float(600 - i) for i in range(599, 0, -2)]
     assert np.isinf(arrays.tpot_s).all()
     assert (arrays.ttft_s == 1.0).all()

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from lengthwise.data.arrays import IntArray
 from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
@@ -206,7 +209,8 @@ class Core:
         free_slots = self.slots - running_count
         if not self.settings.plan_in_thread and self.planner.due(now_s):
             with self.advice("plan"):
-                planned = self._plan_now(running(), now_s)
+                picture = self.picture(running(), now_s)
+                planned = None if picture is None else self.planner.plan_now(picture)
         preempt: list[str] = []
         if planned is not None:
             preempt = self._adopt(planned, free_slots, now_s)
@@ -243,10 +247,9 @@ class Core:
         self.queue.settle()
         if features is not None:
             self.timer.begin(features, now_s)
-        if self.queue and self.settings.plan_in_thread and self.planner.due(now_s):
-            snapshot = self._snapshot(running(), now_s)
-            if snapshot is not None:
-                self.planner.start(snapshot, now_s)
+        planning = self.settings.plan_in_thread and self.planner.due(now_s)
+        if planning and self.queue and (picture := self.picture(running(), now_s)) is not None:
+            self.planner.start(picture, now_s)
 
     def step_ended(
         self,
@@ -272,25 +275,24 @@ class Core:
 
     # -- what control and admission ask -------------------------------------------------------
 
-    def tenants_of(self, waiting_ids: Sequence[str], running_ids: Sequence[str]) -> Tenants | None:
-        """Whose rows a problem's are; None for one tenant alone, or when fairness is off."""
-        table = self.table
-        if not self.settings.fair_tenants or len(table.tenants) < 2:
-            return None
-        return Tenants(
-            table.tenant_ids(waiting_ids), table.tenant_ids(running_ids), table.tenants.weights()
-        )
+    def picture(
+        self, running: Running, now_s: float, candidate: str | None = None
+    ) -> Snapshot | None:
+        """The picture as it is, with a tracked ``candidate`` as the last of the waiting.
 
-    def note_progress(self, running: Running) -> list[str]:
-        """Bring the running rows up to date; the ids of those that are tracked."""
-        known = [index for index, name in enumerate(running.ids) if name in self.table]
-        ids = [running.ids[index] for index in known]
-        self.table.note_progress(
-            ids,
-            [running.prefill_left_tokens[index] for index in known],
-            [running.generated_tokens[index] for index in known],
+        None when nobody waits whom a plan could order.
+        """
+        table = self.table
+        ids, rows = table.by_arrival(self.queue.plannable_ids())
+        if candidate is not None:
+            ids, rows = [*ids, candidate], np.append(rows, table.rows([candidate]))
+        if not ids:
+            return None
+        running_ids, running_rows = self._progress(running)
+        problem = self.planner.problem(
+            table.arrays(rows), table.arrays(running_rows), table.levels, now_s
         )
-        return ids
+        return Snapshot(ids, running_ids, problem, self._tenants(rows, running_rows))
 
     def status(self, now_s: float) -> dict[str, Any]:
         """Plain values for the status endpoint; each part says its own."""
@@ -347,20 +349,24 @@ class Core:
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _snapshot(self, running: Running, now_s: float) -> Snapshot | None:
-        """The picture as it is; None when nobody waits whom a plan could order."""
-        ids = self.table.known(self.queue.plannable_ids())
-        if not ids:
-            return None
-        running_ids = self.note_progress(running)
-        problem = self.planner.problem(
-            self.table.arrays(ids), self.table.arrays(running_ids), self.table.levels, now_s
-        )
-        return Snapshot(ids, running_ids, problem, self.tenants_of(ids, running_ids))
+    def _progress(self, running: Running) -> tuple[Sequence[str], IntArray]:
+        """Bring the running rows up to date; ids and rows of those that are tracked."""
+        rows = self.table.rows(running.ids)
+        if len(rows) and rows.min() < 0:
+            known = np.flatnonzero(rows >= 0).tolist()
+            columns = (running.ids, running.generated_tokens, running.prefill_left_tokens)
+            running = Running(*([column[place] for place in known] for column in columns))
+            rows = rows[known]
+        self.table.note_progress(rows, running.prefill_left_tokens, running.generated_tokens)
+        return running.ids, rows
 
-    def _plan_now(self, running: Running, now_s: float) -> Planned | None:
-        snapshot = self._snapshot(running, now_s)
-        return None if snapshot is None else self.planner.plan_now(snapshot)
+    def _tenants(self, waiting: IntArray, running: IntArray) -> Tenants | None:
+        """Whose the rows are; None for one tenant alone, or when fairness is off."""
+        table = self.table
+        if not self.settings.fair_tenants or len(table.tenants) < 2:
+            return None
+        weights = table.tenants.weights()
+        return Tenants(table.tenant_ids(waiting), table.tenant_ids(running), weights)
 
     def _adopt(self, planned: Planned, free_slots: int, now_s: float) -> list[str]:
         """Put a plan in force, as far as it still fits; who is to give up its slot.

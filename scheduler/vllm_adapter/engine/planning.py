@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -50,8 +50,8 @@ class Tenants:
 class Snapshot:
     """The picture that a plan is made of: copies, so that it stays as it was."""
 
-    waiting_ids: list[str]
-    running_ids: list[str]
+    waiting_ids: Sequence[str]
+    running_ids: Sequence[str]
     problem: Problem
     tenants: Tenants | None
 
