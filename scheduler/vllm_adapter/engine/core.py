@@ -30,8 +30,9 @@ from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner, Snapshot, Tenants
+from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
-from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
@@ -70,7 +71,9 @@ class Decision:
 class Core:
     """Queue, table, plans, outcomes and tallies of one engine.
 
-    ``may_yield`` says whether the engine can take slots back; ``slots`` how many may run.
+    ``may_yield`` says whether the engine can take slots back. ``cached_tokens`` asks its prefix
+    cache about a queued request, None for one without; its blocks have ``block_tokens``.
+    ``draft_tokens`` are proposed by speculation for each decoding sequence and step.
     """
 
     def __init__(
@@ -82,6 +85,9 @@ class Core:
         *,
         max_model_len: int,
         may_yield: bool,
+        block_tokens: int = 16,
+        cached_tokens: Callable[[str], int | None] | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.settings = settings
         self.queue = queue
@@ -105,7 +111,13 @@ class Core:
         self.outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self.refit = StepTimeRefit(settings.refit_steps)
+        self.tokens_per_step = TokensPerStep(draft_tokens)
         self.drift = DriftWatch(priors.levels, metrics)
+        self._block_tokens = block_tokens
+        self._groups = PrefixGroups(self.table)
+        self._looks = None
+        if cached_tokens is not None:
+            self._looks = PrefixLooks(self.table, queue, cached_tokens)
         self._ages = QueueAges(self.table, queue)
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
@@ -142,6 +154,9 @@ class Core:
         self.table.add(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
+        if self._looks is not None:
+            self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
+            self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
@@ -152,6 +167,8 @@ class Core:
         self.queue.demote(request_id)
         self.table.note_yield(tracked, now_s, generated_tokens)
         self._ages.add(request_id, now_s)
+        if self._looks is not None:
+            self._looks.add(request_id)
         self._yields += 1
         self.metrics.yields.inc()
 
@@ -161,6 +178,7 @@ class Core:
         """A request ended (``finished``, ``length``, ``aborted``, ``failed``); once is counted."""
         self._without_token.discard(request_id)
         self.queue.forget(request_id)
+        self._groups.remove(request_id)
         tracked = self.table.remove(request_id)
         if tracked is None:
             return
@@ -247,6 +265,8 @@ class Core:
         self.queue.settle()
         if features is not None:
             self.timer.begin(features, now_s)
+        if self._looks is not None and self.queue:
+            self._looks.look()
         planning = self.settings.plan_in_thread and self.planner.due(now_s)
         if planning and self.queue and (picture := self.picture(running(), now_s)) is not None:
             self.planner.start(picture, now_s)
@@ -290,7 +310,11 @@ class Core:
             return None
         running_ids, running_rows = self._progress(running)
         problem = self.planner.problem(
-            table.arrays(rows), table.arrays(running_rows), table.levels, now_s
+            table.arrays(rows),
+            table.arrays(running_rows),
+            table.levels,
+            now_s,
+            self.tokens_per_step,
         )
         return Snapshot(ids, running_ids, problem, self._tenants(rows, running_rows))
 
@@ -306,7 +330,8 @@ class Core:
             "capacity": self.planner.capacity_status(),
             "plan": self.planner.status(now_s) | self._plan_status(now_s),
             "step_time": self.planner.step_time.to_dict()
-            | {"steps": self.timer.steps, "refits": self.refit.adopted},
+            | {"steps": self.timer.steps, "refits": self.refit.adopted}
+            | {"tokens_per_step": self.tokens_per_step.mean},
             "outcomes": self.outcomes.by_class(),
             "tenants": self.outcomes.tenants.status(now_s)
             | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},

@@ -28,6 +28,7 @@ from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
+from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -220,7 +221,12 @@ class Planner:
         return None
 
     def problem(
-        self, waiting: RequestArrays, running: RequestArrays, levels: Any, now_s: float
+        self,
+        waiting: RequestArrays,
+        running: RequestArrays,
+        levels: FloatArray,
+        now_s: float,
+        decode: TokensPerStep,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -232,6 +238,8 @@ class Planner:
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
             arrival_rate_rps=self.arrivals.rps(now_s),
+            accepted_tokens=decode.mean,
+            decode_budget_tokens=1 + decode.draft_tokens,
         )
 
     def capacity_status(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -34,6 +35,7 @@ from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision, Runnin
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.prefix_cache import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
@@ -68,6 +70,13 @@ class LengthwiseScheduler(AsyncScheduler):
         self.waiting: VllmQueue = VllmQueue()
         self._most_running = self._slots()
         self._token_budget = int(self.max_num_scheduled_tokens)
+        self._prefix_cache = PrefixCacheView(
+            self.kv_cache_manager,
+            groups=len(self.kv_cache_config.kv_cache_groups),
+            block_tokens=int(self.block_size),
+            hash_block_tokens=int(getattr(self, "hash_block_size", None) or self.block_size),
+            drop_last=bool(getattr(self, "use_eagle", False)),
+        )
         self.core = Core(
             settings_from_additional_config(self.vllm_config.additional_config),
             self.waiting,
@@ -77,6 +86,9 @@ class LengthwiseScheduler(AsyncScheduler):
             # What is in flight for a request that loses its slot must be dropped.
             may_yield=self.connector is None
             and "drop_stale_output" in inspect.signature(self._preempt_request).parameters,
+            block_tokens=int(self.block_size),
+            draft_tokens=int(self.num_spec_tokens),
+            cached_tokens=self._cached_tokens if self._prefix_cache.usable else None,
         )
         self.control = Control(self.core)
 
@@ -105,10 +117,15 @@ class LengthwiseScheduler(AsyncScheduler):
             self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
         return output
 
-    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    def update_from_output(
+        self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Let vLLM book the step's tokens, then time the step and note first tokens."""
-        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        outputs = super().update_from_output(scheduler_output, model_runner_output, *args, **kwargs)
         with self.core.advice("output"):
+            if self.num_spec_tokens:
+                drafted = scheduler_output.scheduled_spec_decode_tokens
+                self.core.tokens_per_step.note(*_accepted(drafted, model_runner_output))
             worked = bool(scheduler_output.total_num_scheduled_tokens)
             self.core.step_ended(
                 worked, len(self.running), self._generated, time.monotonic(), time.time()
@@ -199,6 +216,10 @@ class LengthwiseScheduler(AsyncScheduler):
             left.append(_prefill_left(request))
         return Running(ids, generated, left)
 
+    def _cached_tokens(self, request_id: str) -> int | None:
+        request = self.requests.get(request_id)
+        return None if request is None else self._prefix_cache.cached_tokens(request)
+
     def _generated(self, request_id: str) -> int | None:
         request = self.requests.get(request_id)
         return None if request is None else int(request.num_output_tokens)
@@ -229,6 +250,13 @@ def _prefill_left(request: Request) -> int:
     return left if left > 1 else 0
 
 
+def _accepted(drafted: Mapping[str, Any], output: Any) -> tuple[int, int]:
+    """Tokens given to the sequences that had drafts in a step, and how many these were."""
+    rows = [output.req_id_to_index[name] for name in drafted if name in output.req_id_to_index]
+    given = [len(output.sampled_token_ids[row]) for row in rows]
+    return sum(given), sum(count > 0 for count in given)
+
+
 def _arrival(request: Request) -> tuple[Arrival, Any]:
     params = request.sampling_params  # None of a pooling request
     arrival = Arrival(
@@ -236,6 +264,7 @@ def _arrival(request: Request) -> tuple[Arrival, Any]:
         float(request.arrival_time),
         int(request.num_prompt_tokens),
         int(request.max_tokens),
+        request.block_hashes,
     )
     return arrival, None if params is None else params.extra_args
 

@@ -30,10 +30,21 @@ _FLOAT_COLUMNS = (
     "tpot_s",
     "e2e_s",
     "weight",
+    "cached_tokens",
+    "prefix_tokens",
 )
-_ARRIVAL, _QUEUED, _PREFILL_LEFT, _GENERATED, _FIRST_TOKEN = map(
+_ARRIVAL, _QUEUED, _PROMPT, _PREFILL_LEFT, _GENERATED, _FIRST_TOKEN, _CACHED, _PREFIX = map(
     _FLOAT_COLUMNS.index,
-    ("arrival_s", "queued_s", "prefill_left_tokens", "generated_tokens", "first_token_s"),
+    (
+        "arrival_s",
+        "queued_s",
+        "prompt_tokens",
+        "prefill_left_tokens",
+        "generated_tokens",
+        "first_token_s",
+        "cached_tokens",
+        "prefix_tokens",
+    ),
 )
 _FIRST_ROWS = 256
 
@@ -86,6 +97,7 @@ class RequestTable:
         self._floats: FloatArray = np.zeros((len(_FLOAT_COLUMNS), 0))
         self._class_id: IntArray = np.zeros(0, dtype=np.int64)
         self._tenant_id: IntArray = np.zeros(0, dtype=np.int64)
+        self._prefix_id: IntArray = np.zeros(0, dtype=np.int64)
         self._quantiles: FloatArray = np.zeros((0, len(levels)), dtype=np.float64)
 
     def __len__(self) -> int:
@@ -116,10 +128,13 @@ class RequestTable:
             "tpot_s": np.inf if slo.tpot_s is None else slo.tpot_s,
             "e2e_s": np.inf if slo.e2e_s is None else slo.e2e_s,
             "weight": tracked.weight,
+            "cached_tokens": 0.0,
+            "prefix_tokens": 0.0,
         }
         self._floats[:, row] = [values[name] for name in _FLOAT_COLUMNS]
         self._class_id[row] = self._class_ids.setdefault(slo.slo_class, len(self._class_ids))
         self._tenant_id[row] = self.tenants.acquire(tracked.tenant)
+        self._prefix_id[row] = NO_PREFIX
         self._quantiles[row] = tracked.quantiles
         self._tracked[tracked.request_id] = tracked
         self._row_of[tracked.request_id] = row
@@ -152,6 +167,20 @@ class RequestTable:
         self._floats[_PREFILL_LEFT, tracked.row] = tracked.prompt_tokens + generated
         self._floats[_GENERATED, tracked.row] = generated
 
+    def note_cached(self, request_id: str, cached_tokens: int) -> None:
+        """So many tokens of a waiting request's beginning are in the engine's prefix cache."""
+        row = self._row_of[request_id]
+        known = self._floats[_PROMPT, row] + self._floats[_GENERATED, row]
+        cached = min(float(cached_tokens), known - 1.0)
+        self._floats[_CACHED, row] = cached
+        self._floats[_PREFILL_LEFT, row] = known - cached
+
+    def note_prefix(self, request_id: str, prefix_id: int, prefix_tokens: int) -> None:
+        """The request shares its first tokens with all others of this id."""
+        row = self._row_of[request_id]
+        self._prefix_id[row] = prefix_id
+        self._floats[_PREFIX, row] = prefix_tokens
+
     def rows(self, request_ids: Sequence[str]) -> IntArray:
         """The rows ``(n,)`` of requests, -1 of those not tracked."""
         rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
@@ -172,7 +201,7 @@ class RequestTable:
         return RequestArrays(
             **dict(zip(_FLOAT_COLUMNS, floats, strict=True)),
             class_id=self._class_id[rows],
-            prefix_id=np.full(len(rows), NO_PREFIX, dtype=np.int64),
+            prefix_id=self._prefix_id[rows],
             quantiles=self._quantiles[rows],
         )
 
@@ -186,6 +215,7 @@ class RequestTable:
         self._floats = np.ascontiguousarray(_longer(self._floats.T, size).T)
         self._class_id = _longer(self._class_id, size)
         self._tenant_id = _longer(self._tenant_id, size)
+        self._prefix_id = _longer(self._prefix_id, size)
         self._quantiles = _longer(self._quantiles, size)
         self._free.extend(range(size - 1, old - 1, -1))
 
