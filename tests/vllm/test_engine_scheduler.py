@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from engineless import FakeEngine, make_request
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.problem import Plan
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import _accepted
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -139,6 +141,16 @@ def test_steps_are_timed_with_what_they_did(engine):
     assert (samples[1:, 1] == 1).all()
     assert samples[1:, 2].tolist() == [21, 22, 23, 24, 25]
     assert (samples[:, 3] > 0).all()
+
+
+def test_accepted_drafts_are_counted(engine):
+    """Two of three sequences had drafts: one token and three came of them."""
+    fake = engine()
+    output = SimpleNamespace(
+        req_id_to_index={"a": 0, "b": 1, "c": 2}, sampled_token_ids=[[7], [7, 7, 7], [7]]
+    )
+    assert _accepted({"a": [-1, -1], "b": [-1, -1], "gone": [-1]}, output) == (4, 2)
+    assert fake.scheduler.lengthwise_status()["step_time"]["tokens_per_step"] == 1.0
 
 
 class Limiting:

@@ -9,6 +9,8 @@ translates what vLLM says, tells ``engine/core.py``, and calls ``super()``.
 | arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
 | when to plan                     | before ``schedule``          | the order is needed there      |
 | a slot taken back                | ``_preempt_request``         | vLLM's own way, before a step  |
+| how many run, prefill of a step  | two limits, before the same  | ``schedule`` reads both        |
+| cached beginnings of prompts     | the block pool's index       | it answers without a trace     |
 | work of a step, admissions       | after ``schedule``           | its output lists both          |
 | step duration, first tokens      | after ``update_from_output`` | a step's tokens exist there    |
 | finish, length cap, abort, error | ``_free_request``            | all ends pass it, aborts too   |
@@ -122,10 +124,11 @@ class LengthwiseScheduler(AsyncScheduler):
     ) -> Any:
         """Let vLLM book the step's tokens, then time the step and note first tokens."""
         outputs = super().update_from_output(scheduler_output, model_runner_output, *args, **kwargs)
-        with self.core.advice("output"):
-            if self.num_spec_tokens:
+        if self.num_spec_tokens:
+            with self.core.advice("speculation"):
                 drafted = scheduler_output.scheduled_spec_decode_tokens
                 self.core.tokens_per_step.note(*_accepted(drafted, model_runner_output))
+        with self.core.advice("output"):
             worked = bool(scheduler_output.total_num_scheduled_tokens)
             self.core.step_ended(
                 worked, len(self.running), self._generated, time.monotonic(), time.time()
