@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.data.errors import InputError
 from lengthwise.predictor import artifact
 from lengthwise.predictor.calibration import CalibratedLevels
-from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
+from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.reading import Reading
@@ -176,11 +176,9 @@ class LengthPredictor:
         quantiles = np.exp(np.minimum(np.maximum(logs, 0.0), _MAX_LOG_TOKENS))
         np.maximum.accumulate(quantiles, axis=1, out=quantiles)
         if max_tokens is None:
-            cap = CAP_FACTOR * quantiles[:, -1]
-        else:
-            cap = np.broadcast_to(np.maximum(np.asarray(max_tokens, np.float64), 1.0), len(logs))
-            quantiles = np.minimum(quantiles, cap[:, None])
-        return LengthDistribution.from_valid(self._levels, quantiles, cap)
+            return LengthDistribution.from_valid(self._levels, quantiles)
+        cap = np.broadcast_to(np.maximum(np.asarray(max_tokens, np.float64), 1.0), len(logs))
+        return LengthDistribution.from_valid(self._levels, np.minimum(quantiles, cap[:, None]), cap)
 
     def _prior(self, table: str, slo_class: str | None) -> Floats:
         rows = self.card[table]

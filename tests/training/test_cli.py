@@ -264,6 +264,9 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
     assert settings.slo_table == {"chat": {"ttft_ms": 500, "weight": 2}}
     assert settings.request_log == str(tmp_path / "log")
     assert (settings.request_log_max_mb, settings.request_log_max_age_days) == (50, 7)
+    kept = json.loads((tmp_path / "log" / "server.json").read_text())
+    assert (kept["model"], kept["limits"]) == ("tiny", {"max_num_seqs": 16})
+    assert kept["settings"]["slo_table"] == settings.slo_table
 
 
 def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(

@@ -1,4 +1,4 @@
-"""Where the requests of a comparison come from, and what rate means "load 1"."""
+"""Where the requests of a comparison come from, and what a scheduler may know of them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import numpy as np
 
 from lengthwise.data.arena.workloads import ARENA, ARRIVALS, arena_workload, build_workload
 from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
-from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.capacity import requests_needed, saturated_rps
 from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.training.bench.scaling import scale_to_engine
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
 
-CAPACITY_SAMPLE = 600
-CAPACITY_SEED = 90_001
+SAMPLE_SEED = 90_001
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSource:
     """A named workload of the arena over a table of prompts, or the requests of a file.
 
-    `split` is the side of the table that prompts come from; None for all of it.
+    `split` is the side of the table that prompts come from; None for all of it. `profile` is the
+    engine that a workload of the arena is scaled to; None to take it as it stands.
     """
 
     name: str
@@ -41,23 +43,28 @@ class WorkloadSource:
     requests: tuple[WorkloadRequest, ...] = ()
     arrivals: str = "poisson"
     split: str | None = "test"
+    profile: EngineProfile | None = None
 
     def draw(self, n: int, rate_rps: float, seed: int) -> list[WorkloadRequest]:
         """`n` requests at `rate_rps`; a file's requests keep their pattern, rescaled."""
         if self.table is not None:
-            return build_workload(
+            drawn = build_workload(
                 self.name, self.table, n, rate_rps, seed, self.arrivals, self.split
             )
+            if self.profile is None:
+                return drawn
+            return scale_to_engine(drawn, arena_workload(self.name).gpu, self.profile)
         chosen = self.requests[:n]
         factor = file_rate_rps(chosen) / rate_rps
         first_s = chosen[0].arrival_s
         return [replace(r, arrival_s=(r.arrival_s - first_s) * factor) for r in chosen]
 
-    def sample(self, n: int = CAPACITY_SAMPLE) -> list[WorkloadRequest]:
-        """Requests that stand for the workload when its capacity is computed."""
+    def sample(self, n: int) -> list[WorkloadRequest]:
+        """`n` requests that stand for the workload; a file's at once, a short one's over again."""
         if self.table is not None:
-            return self.draw(n, 1.0, CAPACITY_SEED)
-        return list(self.requests[:n])
+            return self.draw(n, 1.0, SAMPLE_SEED)
+        rows = self.requests
+        return [replace(rows[i % len(rows)], arrival_s=0.0) for i in range(n)]
 
 
 def is_arena(spec: str) -> bool:
@@ -66,14 +73,19 @@ def is_arena(spec: str) -> bool:
 
 
 def open_workload(
-    spec: str, *, source: str | None = None, arrivals: str = "poisson"
+    spec: str,
+    *,
+    source: str | None = None,
+    arrivals: str = "poisson",
+    profile: EngineProfile | None = None,
 ) -> WorkloadSource:
     """A workload by arena name or file.
 
     Args:
-        spec: `paper`, `mixed`, `tails`, or the path of a workload file.
+        spec: a name of the arena, or the path of a workload file.
         source: data source for an arena workload; by default its pack, else the synthetic corpus.
         arrivals: arrival process of an arena workload.
+        profile: engine that an arena workload is scaled to, where its profile asks for it.
 
     Raises:
         InputError: neither a known name nor a file, a malformed file, an unknown source.
@@ -82,7 +94,8 @@ def open_workload(
         raise InputError(f"unknown arrivals {arrivals!r}: must be one of {', '.join(ARRIVALS)}")
     if is_arena(spec):
         table = load_table(source or arena_workload(spec).default_source)
-        return WorkloadSource(spec, str(table.attrs["source_label"]), table, arrivals=arrivals)
+        label = str(table.attrs["source_label"])
+        return WorkloadSource(spec, label, table, arrivals=arrivals, profile=profile)
     path = Path(spec)
     if not path.is_file():
         raise InputError(
@@ -98,51 +111,36 @@ def file_rate_rps(requests: Sequence[WorkloadRequest]) -> float:
 
 
 def capacity_rps(source: WorkloadSource, profile: EngineProfile) -> float:
-    """Requests/s the engine can finish of this workload, by its calibrated profile."""
-    return modeled_rps(source.sample(), profile)
-
-
-def modeled_rps(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> float:
-    """Requests/s finished while more wait than fit, by the model; measured the same way."""
-    at_once = [replace(r, arrival_s=0.0) for r in requests]
-    played = simulate(to_sim(at_once), make_policy("fcfs"), profile)
-    tokens_per_s = saturated_tokens_per_s(
-        played.first_token_s, played.finish_s, played.output_tokens
-    )
-    return tokens_per_s / float(np.mean(played.output_tokens))
-
-
-def saturated_tokens_per_s(
-    first_s: np.ndarray, last_s: np.ndarray, output_tokens: np.ndarray
-) -> float:
-    """Output tokens/s while there was a queue and the engine was in its stride.
-
-    From the time a quarter of the requests have their first token, when a server is no longer
-    busy taking them in, to the last first token.
-
-    Args:
-        first_s: (n,) time of each first token.
-        last_s: (n,) time of each last token.
-        output_tokens: (n,) tokens, taken as evenly spread between the two.
+    """Requests/s of this workload that are load 1 on the engine; see `simulator.capacity`.
 
     Raises:
-        ValueError: all started at once, so that there never was a queue.
+        InputError: a request that does not fit in the engine's memory.
     """
-    start, end = np.quantile(first_s, 0.25), first_s.max()
-    if not end > start:
-        raise ValueError("saturated run too short: every request started at once")
-    span = np.maximum(last_s - first_s, 1e-9)
-    inside = np.clip(np.minimum(last_s, end) - np.maximum(first_s, start), 0.0, None) / span
-    tokens = (first_s >= start) + (output_tokens - 1) * inside
-    return float(tokens.sum() / (end - start))
+    requests = source.sample(requests_needed(profile))
+    check_fit(requests, profile)
+    return saturated_rps(to_sim(requests), profile)
+
+
+def check_fit(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> None:
+    """InputError if one request alone is more than the engine's KV memory holds."""
+    longest = max(r.prompt_tokens + r.output_tokens for r in requests)
+    if longest > profile.capacity.kv_tokens:
+        raise InputError(
+            f"a request of {longest} tokens does not fit: engine profile {profile.name!r} has "
+            f"{profile.capacity.kv_tokens} tokens of KV memory"
+        )
 
 
 def to_sim(
     requests: Sequence[WorkloadRequest],
     quantiles: np.ndarray | None = None,
     levels: np.ndarray | None = None,
+    weights: SloTable | None = None,
 ) -> SimWorkload:
-    """Arrays for the simulator; `quantiles` (n, q) at `levels` (q,), None where none will look."""
+    """Arrays for the simulator; `quantiles` (n, q) at `levels` (q,), None where none will look.
+
+    `weights`: the SLO table that says what each class is worth; 1 each without.
+    """
     if quantiles is None or levels is None:
         quantiles, levels = np.ones((len(requests), 1)), np.array([0.5])
 
@@ -151,6 +149,13 @@ def to_sim(
         return np.array([math.inf if v is None else v for v in values])
 
     classes = sorted({r.slo.slo_class for r in requests})
+    prefixes = {name: i for i, name in enumerate(sorted({r.prefix for r in requests if r.prefix}))}
+    shared = {}
+    if prefixes:
+        shared["prefix_id"] = np.array(
+            [NO_PREFIX if r.prefix is None else prefixes[r.prefix] for r in requests]
+        )
+        shared["prefix_tokens"] = np.array([r.prefix_tokens or 0 for r in requests])
     return SimWorkload(
         arrival_s=np.array([r.arrival_s for r in requests]),
         prompt_tokens=np.array([r.prompt_tokens for r in requests], dtype=np.int64),
@@ -158,10 +163,11 @@ def to_sim(
         ttft_s=limits("ttft_s"),
         tpot_s=limits("tpot_s"),
         e2e_s=limits("e2e_s"),
-        weight=np.ones(len(requests)),
+        weight=np.array([(weights or SloTable({})).weight(r.slo.slo_class) for r in requests]),
         class_id=np.array([classes.index(r.slo.slo_class) for r in requests], dtype=np.int64),
         quantiles=np.asarray(quantiles, dtype=float),
         levels=np.asarray(levels, dtype=float),
+        **shared,
     )
 
 
@@ -187,9 +193,8 @@ def length_rows(
     if lengths == "learned":
         if predictor is None:
             raise InputError("lengths 'learned' need a predictor: give its URI or directory")
-        lengths_known = predictor.predict(
-            [r.prompt for r in requests], classes, [r.prompt_tokens for r in requests]
-        )
+        tokens = [r.readable_tokens for r in requests]
+        lengths_known = predictor.predict([r.prompt for r in requests], classes, tokens)
         return lengths_known.quantiles, levels
     if lengths == "none":
         pooled = [None] * len(requests)
@@ -199,6 +204,14 @@ def length_rows(
     if predictor is not None:
         return np.stack([predictor.class_gaussian(name) for name in classes]), levels
     return gaussian_rows(true, classes, levels), levels
+
+
+def cut_at_max_tokens(quantiles: np.ndarray, requests: Sequence[WorkloadRequest]) -> np.ndarray:
+    """The quantiles (n, q), none above its request's `max_tokens`: what the server does too."""
+    if all(r.max_tokens is None for r in requests):
+        return quantiles
+    most = np.array([np.inf if r.max_tokens is None else r.max_tokens for r in requests])
+    return np.minimum(quantiles, most[:, None])
 
 
 def gaussian_rows(true: np.ndarray, groups: Sequence[str | None], levels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +17,19 @@ from lengthwise.training.registry.models import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.predictor.model import LengthPredictor
     from lengthwise.training.bench.result import BenchResult
 
-WORKLOAD_HELP = "paper | mixed | tails, or a workload file (JSON lines)."
+ARENA_LOAD = 1.5
+ARENA_REQUESTS = 1000
+KINDS = {
+    "measured": "measured",
+    "emulated": "emulated, no device computed",
+    "modeled": "modeled, no engine ran",
+}
+WORKLOAD_HELP = (
+    "paper | mixed | tails | agents | documents | tight | mixed-long, "
+    "or a workload file (JSON lines)."
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Only the JSON document on stdout.")]
 SourceOption = Annotated[
     str | None, typer.Option(help="Data source of a named workload; by default the best found.")
@@ -97,12 +107,22 @@ def simulate(
         str | None, typer.Option(help="Predictor: model URI or directory (learned, class).")
     ] = None,
     profile: Annotated[str, typer.Option(help="Engine profile: a name or a file.")] = "tiny-cpu",
-    requests: Annotated[int, typer.Option(min=1, help="Requests per seed.")] = 1000,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the workload.")] = 3,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests per seed [1000; a file's all].")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the workload [3; a file is played once].")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     source: SourceOption = None,
     arrivals: ArrivalsOption = "poisson",
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    plan_budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest search for one plan [a fixed number of steps, so that the figures do "
+            "not depend on how busy this machine is]."
+        ),
+    ] = None,
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first.")
     ] = 120.0,
@@ -110,44 +130,38 @@ def simulate(
     no_bound: Annotated[
         bool, typer.Option("--no-bound", help="Leave out what no scheduler can exceed.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to play in.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
     from lengthwise.training.bench.arms import parse_arms
     from lengthwise.training.bench.report import write_run
-    from lengthwise.training.bench.session import read_profile
-    from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
-    from lengthwise.training.bench.workload import open_workload
-    from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.bench.session import run_modeled
+    from lengthwise.training.bench.settings import BenchSettings
+    from lengthwise.training.bench.workload import is_arena
 
-    arms = parse_arms(policy, default_lengths=lengths)
-    chosen = open_workload(workload, source=source, arrivals=arrivals)
-    engine = read_profile(profile)
-    if load is None and chosen.table is not None:
-        load = 1.5
-    label, predictor = None, None
-    if model is not None or any(arm.lengths == "learned" for arm in arms):
-        resolved = resolve_predictor(model or DEFAULT_PREDICTOR, workspace=Workspace.current())
-        label, predictor = resolved.label, load_predictor(resolved.directory)
-    settings = SimulateSettings(
-        arms=arms,
-        load=load,
-        requests=requests,
-        seeds=seeds,
+    named = is_arena(workload)
+    settings = BenchSettings(
+        arms=parse_arms(policy, default_lengths=lengths),
+        workload=workload,
+        source=source,
+        arrivals=arrivals,
+        load=ARENA_LOAD if load is None and named else load,
+        requests=ARENA_REQUESTS if requests is None and named else requests,
+        repeats=seeds,
         seed=seed,
-        budget_s=plan_budget_ms / 1e3,
+        predictor=model,
+        profile=profile,
+        plan_budget_ms=plan_budget_ms,
         max_wait_s=max_wait,
-        with_bound=not no_bound,
     )
     with console.progress(quiet=as_json) as steps:
-        steps.step("simulate", (len(arms) + settings.with_bound) * seeds)
-        outcome = run_simulation(
-            chosen,
-            engine,
+        outcome = run_modeled(
             settings,
-            predictor=predictor,
-            predictor_label=label,
-            on_step=lambda _: steps.advance(),
+            workspace=Workspace.current(),
+            with_bound=not no_bound,
+            jobs=jobs,
+            steps=steps,
         )
     page = None
     if output is not None:
@@ -167,9 +181,12 @@ def bench(
     ] = "sa:learned",
     requests: Annotated[int | None, typer.Option(help="Requests per run.")] = None,
     duration: Annotated[
-        float | None, typer.Option(help="Seconds of arrivals per run, instead of --requests [60].")
+        float | None,
+        typer.Option(help="Seconds of arrivals per run, instead of --requests [60; a file's all]."),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Runs of every arm.")] = 3,
+    repeats: Annotated[
+        int | None, typer.Option(help="Runs of every arm [3; a file is played once].")
+    ] = None,
     model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
     predictor: Annotated[
         str, typer.Option(help="Model URI or directory, for learned and class lengths.")
@@ -187,7 +204,9 @@ def bench(
     arrivals: ArrivalsOption = "poisson",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request is lost.")] = 600.0,
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    plan_budget_ms: Annotated[
+        float | None, typer.Option(help="Longest search for one plan [the server's own].")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure stock vLLM and our arms on the same requests, on the real engine.
@@ -195,45 +214,77 @@ def bench(
     Further options go to vLLM, for both servers alike: --max-num-seqs 16 ...
     """
     from lengthwise.training.bench.arms import parse_arms
-    from lengthwise.training.bench.session import BenchRequest, measure
+    from lengthwise.training.bench.session import measure
+    from lengthwise.training.bench.settings import BenchSettings
     from lengthwise.training.bench.workload import is_arena
 
-    if load is None and is_arena(workload):
-        load = 1.5
-    request = BenchRequest(
-        workload=workload,
+    settings = BenchSettings(
         arms=parse_arms(arms),
-        predictor=predictor,
-        model=model,
+        workload=workload,
         source=source,
         arrivals=arrivals,
-        load=load,
+        load=ARENA_LOAD if load is None and is_arena(workload) else load,
         requests=requests,
         duration_s=duration,
         repeats=repeats,
         seed=seed,
         timeout_s=timeout,
         capacity_rps=capacity_rps,
+        predictor=predictor,
         profile=profile,
-        recalibrate=recalibrate,
         plan_budget_ms=plan_budget_ms,
+        model=model,
+        recalibrate=recalibrate,
         vllm_args=vllm_args(ctx),
     )
     with engine_errors(), console.progress(quiet=as_json) as steps:
-        done = measure(request, workspace=Workspace.current(), steps=steps, say=stage_printer())
+        done = measure(settings, workspace=Workspace.current(), steps=steps, say=stage_printer())
     show(done.outcome.result, done.page, as_json=as_json)
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a bench or simulate run.")],
-    out: Annotated[Path | None, typer.Option(help="HTML to write; default: in the run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Directories of bench or simulate runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Of one run: HTML to write; default: in the run.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Of several: the arm to compare with the others [the best].")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write the HTML report of a run again, from its files."""
-    from lengthwise.training.bench.report import REPORT_FILE, read_run, render
+    """Write the HTML report of a run again; of several, compare an arm with the others.
 
-    page = out or run / REPORT_FILE
-    page.write_text(render(*read_run(run)), encoding="utf-8")
-    print(page)
+    Of several runs the table holds paired differences on the same requests, in each run and over
+    all of them, with 95 % intervals.
+    """
+    from lengthwise.training.bench.report import REPORT_FILE, best_arm, read_run, render
+
+    read = [read_run(run) for run in runs]
+    if len(runs) == 1:
+        page = out or runs[0] / REPORT_FILE
+        page.write_text(render(*read[0]), encoding="utf-8")
+        print(page)
+        return
+    from lengthwise.training.bench.paired import RunRecords, paired_over_runs
+
+    best = best_arm(read[0][0])
+    chosen = arm or (best.label if best else read[0][0].arms[0].label)
+    named = [
+        RunRecords(run.name, result, records)
+        for run, (result, records, _) in zip(runs, read, strict=True)
+    ]
+    found = paired_over_runs(named, chosen)
+    if not as_json:
+        console.print_table(
+            f"{chosen}: SLO met, points more than",
+            ["run", "arm", "requests", "points", "95 % interval"],
+            [
+                [d.run, d.other, str(d.requests), f"{d.points:+.1f}",
+                 f"{d.ci95[0]:+.1f} to {d.ci95[1]:+.1f}"]
+                for d in found
+            ],
+        )  # fmt: skip
+    console.print_json({"arm": chosen, "differences": [asdict(d) for d in found]})
 
 
 def demo(
@@ -271,13 +322,6 @@ def engine_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def load_predictor(directory: Path) -> LengthPredictor:
-    """The predictor in a directory."""
-    from lengthwise.predictor.model import LengthPredictor
-
-    return LengthPredictor.load(directory)
-
-
 def stage_printer() -> Callable[[str], None]:
     """Prints one line per stage on stderr with the seconds since this call."""
     started_s = time.perf_counter()
@@ -307,7 +351,7 @@ def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     from lengthwise.training.bench.report import arm_rows, headline, subline, warnings
 
     if not as_json:
-        kind = "measured" if result.provenance == "measured" else "modeled, no engine ran"
+        kind = KINDS[result.provenance]
         load = "" if result.load is None else f" at load {result.load:g}"
         rows = arm_rows(result.arms)
         if result.bound is not None:

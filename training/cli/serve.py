@@ -142,6 +142,13 @@ def serve(
     )
     label = resolved.label if resolved else "no predictor"
     say = partial(console.stderr().print, markup=False, soft_wrap=True)
+    if request_log is not None:
+        from lengthwise.training.bench.served import write_served
+
+        try:
+            write_served(request_log, model, settings.model_dump(mode="json"), ctx.args)
+        except OSError as error:
+            say(f"{request_log} cannot be written to: {error}")
     say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
     alias = followed_alias(predictor)
     readers: list[Callable[[], dict[str, Any]]] = []

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.problem import RequestArrays
+from lengthwise.scheduler.problem import NO_PREFIX, RequestArrays
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
@@ -132,16 +132,20 @@ class RequestTable:
         tracked.first_token_s = now_s
         self._columns["first_token_s"][tracked.row] = now_s
 
-    def note_progress(self, tracked: Tracked, prefill_left: int, generated: int) -> None:
-        """Prompt tokens still to compute, and answer tokens so far."""
-        self._columns["prefill_left_tokens"][tracked.row] = prefill_left
-        self._columns["generated_tokens"][tracked.row] = generated
+    def note_progress(
+        self, request_ids: Sequence[str], prefill_left: Sequence[int], generated: Sequence[int]
+    ) -> None:
+        """Prompt tokens still to compute, and answer tokens so far, of tracked requests."""
+        rows = self._rows(request_ids)
+        self._columns["prefill_left_tokens"][rows] = prefill_left
+        self._columns["generated_tokens"][rows] = generated
 
     def note_yield(self, tracked: Tracked, now_s: float, generated: int) -> None:
         """The request gave up its slot: it queues anew, with everything to compute again."""
         tracked.queued_s = now_s
         self._columns["queued_s"][tracked.row] = now_s
-        self.note_progress(tracked, tracked.prompt_tokens + generated, generated)
+        self._columns["prefill_left_tokens"][tracked.row] = tracked.prompt_tokens + generated
+        self._columns["generated_tokens"][tracked.row] = generated
 
     def known(self, request_ids: Sequence[str]) -> list[str]:
         """Those of the ids that are tracked, oldest arrival first."""
@@ -155,6 +159,7 @@ class RequestTable:
         return RequestArrays(
             **{name: column[rows] for name, column in self._columns.items()},
             class_id=self._class_id[rows],
+            prefix_id=np.full(len(rows), NO_PREFIX, dtype=np.int64),
             quantiles=self._quantiles[rows],
         )
 
