@@ -100,7 +100,7 @@ def main() -> None:
         "pinball_gain": measured["pinball_gain"],
         "coverage": measured["coverage"],
     }
-    print_table(list(result), [[f"{value:.4g}" for value in result.values()]])
+    print_table(list(result), [[f"{value:,.6g}" for value in result.values()]])
     finish("stream", result)
 
 
