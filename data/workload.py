@@ -46,6 +46,11 @@ class WorkloadRequest:
     text_tokens: int | None = None
     max_tokens: int | None = None
 
+    @property
+    def readable_tokens(self) -> int:
+        """Tokens of the text that can be read: all of the prompt's, but for `text_tokens`."""
+        return self.prompt_tokens if self.text_tokens is None else self.text_tokens
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", check_arrival_s(self.arrival_s))
         for name in ("prompt_tokens", "output_tokens"):

@@ -65,7 +65,7 @@ class Traffic:
             return predictor.predict(
                 [r.prompt for r in requests],
                 classes,
-                [r.text_tokens or r.prompt_tokens for r in requests],
+                [r.readable_tokens for r in requests],
             )
         if predictor.feature_contract != self.feature_contract:
             raise InputError(

@@ -8,13 +8,15 @@ import json
 import signal
 import socket
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
@@ -96,17 +98,24 @@ class BenchServers:
             Call(
                 r.arrival_s,
                 completion_body(
-                    r,
+                    replace(r, prompt=whole_prompt(r, i)),
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
                     max_tokens=min(self.max_tokens, r.max_tokens or self.max_tokens),
-                    prompt_ids=None if r.prompt else filler_ids(r.prompt_tokens, i),
+                    prompt_ids=None if r.prompt else prompt_ids(r, i),
                     cache_salt=salt,
                     tell_length=tell_length,
                 ),
             )
             for i, r in enumerate(requests)
         ]
+
+
+def prompt_ids(request: WorkloadRequest, seed: int) -> list[int]:
+    """Token ids for a request whose text is unknown, its shared beginning as everybody's."""
+    shared = request.prefix_tokens or 0
+    beginning = filler_ids(shared, zlib.crc32(str(request.prefix).encode())) if shared else []
+    return [*beginning, *filler_ids(request.prompt_tokens - shared, seed)][: request.prompt_tokens]
 
 
 def filler_ids(n: int, seed: int) -> list[int]:

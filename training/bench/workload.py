@@ -193,7 +193,7 @@ def length_rows(
     if lengths == "learned":
         if predictor is None:
             raise InputError("lengths 'learned' need a predictor: give its URI or directory")
-        tokens = [r.text_tokens or r.prompt_tokens for r in requests]
+        tokens = [r.readable_tokens for r in requests]
         lengths_known = predictor.predict([r.prompt for r in requests], classes, tokens)
         return lengths_known.quantiles, levels
     if lengths == "none":
