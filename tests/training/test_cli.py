@@ -80,7 +80,7 @@ def test_train_register_predict_compare(run, workspace, tmp_path):
     document = json.loads(trained.stdout.splitlines()[-1])
     assert document["model_uri"] == "models:/output-length/1"
     assert document["metrics"]["mae"] > 0
-    assert document["metrics"]["baselines"]["constant"]["mae"] > 0
+    assert document["metrics"]["baselines"]["class_gaussian"]["mae"] > 0
     assert sum(document["rows"].values()) == 400
     plots = {path.name for path in workspace.artifacts.rglob("plots/*.png")}
     assert plots == {

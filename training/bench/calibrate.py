@@ -24,7 +24,7 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
-from lengthwise.scheduler.vllm_adapter.engine.steps import read_step_log
+from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.client import BenchError, Reply, drive_closed, wait_idle
 from lengthwise.training.bench.provenance import describe_machine, utc_now

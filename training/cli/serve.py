@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.training import console
 from lengthwise.training.registry.models import (
     DEFAULT_PREDICTOR,
@@ -225,17 +225,6 @@ def read_admission(mode_or_file: str) -> dict[str, Any]:
             f"--admission must be off, shed, downgrade or a JSON file, got {mode_or_file!r}"
         )
     return read_object(Path(mode_or_file), "admission settings")
-
-
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file; InputError when there is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {what} {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{what} {path} must hold an object, got {type(document).__name__}")
-    return document
 
 
 def doctor(
