@@ -238,7 +238,7 @@ class Planner:
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
             arrival_rate_rps=self.arrivals.rps(now_s),
-            accepted_tokens=decode.mean,
+            tokens_per_step=decode.mean,
             decode_budget_tokens=1 + decode.draft_tokens,
         )
 
