@@ -1,0 +1,84 @@
+"""What an emulated device is told: which profile, synchronous or not, where to log its steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lengthwise.data.errors import InputError, shown
+from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
+
+# A server's engine process finds its options through this variable, a path; engines that share a
+# process through ``additional_config["lengthwise"]["emulate"]``, an object.
+EMULATE_VARIABLE = "LENGTHWISE_EMULATE"
+EMULATE_KEY = "emulate"
+BLOCK_SIZE = 16  # vLLM's CPU default of 128 wastes KV cache in a way that no GPU does
+
+_PACKAGE = "lengthwise.scheduler.vllm_adapter.emulated"
+EXECUTOR = f"{_PACKAGE}.worker.EmulatedExecutor"
+REFUSALS = f"{_PACKAGE}.refusals:Refusals"
+
+
+@dataclass(frozen=True, slots=True)
+class EmulateOptions:
+    """``profile``: a name or a file. ``step_log``: a JSON array a step, see ``steps.StepLog``."""
+
+    profile: str
+    async_scheduling: bool = True
+    step_log: str | None = None
+
+    def write(self, path: Path) -> Path:
+        """Write the options as JSON; return the path."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return path
+
+
+def read_options(additional_config: Any) -> EmulateOptions:
+    """The options of this engine; InputError when there are none or one is unknown."""
+    given = None
+    if isinstance(additional_config, Mapping):
+        given = (additional_config.get(CONFIG_KEY) or {}).get(EMULATE_KEY)
+    path = os.environ.get(EMULATE_VARIABLE)
+    if given is None and path:
+        try:
+            given = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read emulation options {path}: {error}") from error
+    if not isinstance(given, Mapping) or "profile" not in given:
+        raise InputError(
+            f"an emulated engine needs {EMULATE_VARIABLE}, a JSON file with a profile, or "
+            f'additional_config {{"{CONFIG_KEY}": {{"{EMULATE_KEY}": {{"profile": ...}}}}}}, '
+            f"got {shown(given)}"
+        )
+    if unknown := set(given) - {field.name for field in fields(EmulateOptions)}:
+        raise InputError(f"unknown emulation options {sorted(unknown)}")
+    return EmulateOptions(**given)
+
+
+def emulable_profile(name_or_path: str | Path) -> EngineProfile:
+    """The profile; InputError when it is none, or asks for what the device does not do."""
+    try:
+        profile = load_profile(name_or_path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if profile.capacity.kv_tokens < BLOCK_SIZE:
+        raise InputError(
+            f"profile {profile.name!r}: kv_tokens must be at least a block of {BLOCK_SIZE}, "
+            f"got {profile.capacity.kv_tokens}"
+        )
+    if getattr(profile, "speculation", None) is not None:
+        raise InputError(
+            f"profile {profile.name!r} has speculation, which the emulated device does not do; "
+            "use a profile without it, or simulate"
+        )
+    return profile
+
+
+def caches_prefixes(profile: EngineProfile) -> bool:
+    """Whether the profile's engine keeps the KV cache of shared beginnings."""
+    return bool(getattr(profile, "prefix_cache", None))
