@@ -21,11 +21,12 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
-from benchmarks.scheduler_grid import SEARCH_STEPS, interval
-from scheduler.admission import AdmissionControl, AdmissionRule
-from scheduler.policies import make_policy
-from scheduler.simulator.run import simulate
+from benchmarks.scheduler_grid import SEARCH_STEPS
+from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.simulator.run import simulate
 
 LOADS = (1.1, 1.4, 2.0)
 SHARES = (0.1, 0.3, 0.5)

@@ -27,11 +27,11 @@ import yaml
 from matplotlib.figure import Figure
 from predictor_shared import finish, note
 
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from predictor.fit import fit_predictor
-from scheduler.vllm_adapter.launch import launch_server
-from scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = ROOT / "docs" / "operations"

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from predictor_shared import finish, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.drift import CAUSES, DriftMonitor, DriftSettings
-from predictor.fit import fit_predictor
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.serving.drift import CAUSES, DriftMonitor, DriftSettings
 
 FACTORS = (1.25, 1.5, 2.0, 0.67)
 CALM = 10_000  # requests of a stream without drift

@@ -22,11 +22,13 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import Cell, build, capacity_rps
-from benchmarks.scheduler_grid import SEARCH_STEPS, interval
-from scheduler.fairness import TenantFairness, jain_index
-from scheduler.policies import make_policy
-from scheduler.simulator.run import SimWorkload, simulate
+from benchmarks.scheduler_grid import SEARCH_STEPS
+from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.workload import SimWorkload
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)

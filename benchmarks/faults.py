@@ -28,12 +28,16 @@ from typing import Any
 import psutil
 from predictor_shared import finish, note, print_table
 
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from scheduler.vllm_adapter.launch import SCHEDULER_CLASS, ServerHandle, launch_server
-from scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
-from training.bench_client import wait_idle
-from training.bench_servers import free_port, leaving_on_sigterm
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
+from lengthwise.scheduler.vllm_adapter.server.launch import (
+    SCHEDULER_CLASS,
+    ServerHandle,
+    launch_server,
+)
+from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
+from lengthwise.training.bench.client import wait_idle
+from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
 
 FAULTS_DIR = Path(__file__).resolve().parents[1] / "tests" / "vllm" / "faults"
 sys.path.insert(0, str(FAULTS_DIR))
@@ -198,7 +202,7 @@ class Bench:
     """Files, the predictor and the requests that all parts share."""
 
     def __init__(self, scratch: Path, seconds: float, eager: Sequence[str]) -> None:
-        from predictor.fit import fit_predictor
+        from lengthwise.predictor.fitting.fit import fit_predictor
 
         self.scratch = scratch
         self.seconds = seconds

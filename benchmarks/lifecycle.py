@@ -28,14 +28,14 @@ import numpy as np
 import requests as http
 from predictor_shared import finish, note, print_table
 
-from data.workload import WorkloadRequest
-from scheduler.vllm_adapter.launch import LOGITS_PROCESSOR
-from scheduler.vllm_adapter.settings import REPLAY_VARIABLE
-from training.bench import to_records
-from training.bench_client import Call, completion_body, replay, wait_idle
-from training.bench_servers import ReplayTable, free_port
-from training.bench_workload import WorkloadSource, open_workload
-from training.summary import RequestRecord, paired_difference
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
+from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
+from lengthwise.training.bench.client import Call, completion_body, replay, wait_idle
+from lengthwise.training.bench.compare import to_records
+from lengthwise.training.bench.records import RequestRecord, paired_difference
+from lengthwise.training.bench.servers import ReplayTable, free_port
+from lengthwise.training.bench.workload import WorkloadSource, open_workload
 
 FACTOR = 2.0
 LONGEST = 1500
@@ -66,7 +66,7 @@ class Site:
         self.environment = os.environ | {
             "LENGTHWISE_HOME": str(root),
             REPLAY_VARIABLE: str(self.replay_file),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src"),
         }
         self._runs = 0
 

@@ -3,7 +3,7 @@
     python benchmarks/paired_arms.py sa:learned runs/bench-*
 
 Differences in attainment of the first arm to every other, in points, with 95 % intervals by block
-bootstrap over stretches of neighbouring requests (training.summary.attainment_interval).
+bootstrap over stretches of neighbouring requests (training.bench.records.attainment_interval).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from predictor_shared import finish, print_table
 
-from training.report import RECORDS_FILE, RESULT_FILE
-from training.summary import attainment_interval
+from lengthwise.training.bench.records import attainment_interval
+from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE
 
 Outcomes = dict[str, dict[int, list[bool]]]  # arm -> repeat -> met, in order of arrival
 

@@ -6,10 +6,10 @@ from itertools import combinations
 
 from predictor_shared import finish, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.evaluate import evaluate
-from predictor.fit import fit_predictor
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
 
 BLOCKS = ("structure", "text", "request")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from predictor_shared import finish, mean_and_half_width, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.evaluate import evaluate
-from predictor.fit import fit_predictor
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
 
 METRICS = ("tau", "within_task_tau", "mae", "within_25", "pinball_gain", "crps", "coverage")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from predictor_shared import finish, mean_and_half_width, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.bert import BertReader
-from predictor.evaluate import evaluate
-from predictor.fit import fit_predictor
-from predictor.held_out import reweighed
-from predictor.model import LengthPredictor
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.estimators.encoder import BertReader
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.fitting.held_out import reweighed
+from lengthwise.predictor.model import LengthPredictor
 
 METRICS = ("tau", "within_task_tau", "mae", "within_25", "pinball_gain", "crps", "coverage")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from predictor_shared import finish, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.fit import fit_predictor
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.fit import fit_predictor
 
 PROMPT = (
     "You are given the log of a service. Write a summary in 150 words, list 5 causes as bullet "

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from predictor_shared import finish, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.evaluate import evaluate, evaluate_distribution
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from predictor.online import OnlineCorrection
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.evaluate import evaluate, evaluate_distribution
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.predictor.serving.correction import OnlineCorrection
 
 SIZES = (0, 100, 300, 1_000, 3_000, 10_000)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from predictor_shared import finish, note, parser, print_table
 
-from data.sources import load_table
-from data.splits import split_table
-from predictor.distribution import LengthDistribution
-from predictor.fit import fit_predictor
-from predictor.metrics import mae
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.fitting.metrics import mae
 
 GENERATED = (0, 16, 32, 64, 128, 256, 512, 1024)
 MIN_ROWS = 40

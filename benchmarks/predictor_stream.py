@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from predictor_shared import finish, note
 
-from data.request_log import RequestLogWriter, log_batches
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from predictor.evaluate import evaluate
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from predictor.stream import fit_stream
+from lengthwise.data.request_log import RequestLogWriter, log_batches
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.fitting.stream import fit_stream
+from lengthwise.predictor.model import LengthPredictor
 
 
 def generated(

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.grid_summary import interval
 from benchmarks.scheduler_cells import ARRIVALS, WORKLOADS, Cell, build, measures
-from scheduler.planner import Settings
-from scheduler.policies import make_policy
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.policies.annealing import Settings
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.simulator.run import simulate
 
 WHOLE = "all parts"
 RULES = ("feasible-edf", "feasible-sjf")

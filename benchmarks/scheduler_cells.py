@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.arena import arena_workload, build_workload
-from data.sources import load_table
-from data.splits import split_table
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from scheduler.profile import EngineProfile, load_profile
-from scheduler.simulator.run import SimResult, SimWorkload, saturated_rps
+from lengthwise.data.arena.workloads import arena_workload, build_workload
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.simulator.capacity import saturated_rps
+from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 NORMAL = np.array([statistics.NormalDist().inv_cdf(p) for p in LEVELS])

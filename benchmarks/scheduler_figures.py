@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.grid_summary import BLIND, RULES, Cells, Line, by_cell, interval, present
 from benchmarks.scheduler_cells import LENGTHS, WORKLOADS, Cell, build
 from benchmarks.scheduler_grid import policy_of
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.run import simulate
 
 HERE = Path(__file__).parent
 DARK, GREY, FAINT = "#222222", "#6b6b6b", "#b5b5b5"

@@ -45,10 +45,11 @@ from benchmarks.scheduler_cells import (
     measures,
     predictor_of,
 )
-from data.arena import arena_workload
-from scheduler.bound import attainment_bound
-from scheduler.policies import Policy, make_policy
-from scheduler.simulator.run import simulate
+from lengthwise.data.arena.workloads import arena_workload
+from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.simulator.bound import attainment_bound
+from lengthwise.scheduler.simulator.run import simulate
 
 SEARCH_STEPS = 80
 PAPER_STEPS = 2  # at each of 63 temperatures

@@ -17,9 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scheduler_cells import LEVELS, Cell, build
-from scheduler.policies import make_policy
-from scheduler.problem import Capacity, Problem, RequestArrays
-from scheduler.profile import load_profile
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.profile import load_profile
 
 SIZES = ((16, 32), (64, 32), (256, 32), (256, 256), (1024, 256), (4096, 256), (20_000, 256))
 

@@ -31,18 +31,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.grid_summary import bootstrap_ratio
 from benchmarks.scheduler_cells import WORKLOADS, Cell, build
-from scheduler.anneal import LONGEST_BLOCK, UNIFORMS, anneal
-from scheduler.exact import LONGEST, best_order
-from scheduler.heuristics import RULES
-from scheduler.jobs import Jobs, prepare
-from scheduler.kernels import DILATION
-from scheduler.moves import BLOCK, KINDS, apply_move
-from scheduler.objective import Evaluator, Objective
-from scheduler.planner import AnnealingPolicy, Settings
-from scheduler.problem import FloatArray, IntArray, Plan, Problem
-from scheduler.sa_paper import PaperSettings, search
-from scheduler.selection import worth_order
-from scheduler.simulator.run import simulate
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.exact import LONGEST, best_order
+from lengthwise.scheduler.plan.anneal import LONGEST_BLOCK, UNIFORMS, anneal
+from lengthwise.scheduler.plan.jobs import Jobs, prepare
+from lengthwise.scheduler.plan.kernels import DILATION
+from lengthwise.scheduler.plan.moves import BLOCK, KINDS, apply_move
+from lengthwise.scheduler.plan.objective import Evaluator, Objective
+from lengthwise.scheduler.plan.selection import worth_order
+from lengthwise.scheduler.policies.annealing import AnnealingPolicy, Settings
+from lengthwise.scheduler.policies.paper import PaperSettings, search
+from lengthwise.scheduler.policies.rules import RULES
+from lengthwise.scheduler.problem import Plan, Problem
+from lengthwise.scheduler.simulator.run import simulate
 
 KINDS_OF_QUEUE = ("head", "drawn")
 METHODS = ("annealing", "descent", "from arrival order", "random orders", "sa-paper")

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from predictor_shared import finish, print_table
 
-from predictor.model import LengthPredictor
-from scheduler.policies import make_policy
-from scheduler.profile import load_profile
-from scheduler.simulator.run import simulate
-from training.bench_workload import length_rows, open_workload, to_sim
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.training.bench.workload import length_rows, open_workload, to_sim
 
 
 def read_result(path: Path) -> dict:  # type: ignore[type-arg]

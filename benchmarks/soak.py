@@ -28,13 +28,13 @@ import psutil
 from predictor_shared import finish, note, print_table
 from scipy.stats import theilslopes
 
-from data.arena import ArenaClass, arena_workload, build_workload
-from data.sources import load_table
-from data.table import PromptTable
-from scheduler.vllm_adapter.launch import ServerHandle, launch_server
-from scheduler.vllm_adapter.settings import ServerSettings
-from training.bench_client import collected, complete, new_session
-from training.bench_servers import free_port, leaving_on_sigterm
+from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.table import PromptTable
+from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.training.bench.client import collected, complete, new_session
+from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm" / "faults"))
 from request_accounts import Asked, ask, drive, leave, logged, metric_in
@@ -354,9 +354,9 @@ def plot(samples: list[Sample], path: Path) -> Path:
 
 def predictors(directory: Path) -> list[Path]:
     """Two small predictors of the same levels, to switch between."""
-    from data.splits import split_table
-    from data.synthetic import synthetic_table
-    from predictor.fit import fit_predictor
+    from lengthwise.data.sources.synthetic.corpus import synthetic_table
+    from lengthwise.data.splits import split_table
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     made = []
     for seed in (1, 2):

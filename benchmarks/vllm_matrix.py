@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scheduler.vllm_adapter.capabilities import SUPPORTED_RANGE, vllm_version
+from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
@@ -103,7 +103,7 @@ def environment(release: str, place: Path) -> str:
 
 def run(python: str, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(ROOT / "src"),
         "HOME": str(place),  # vLLM keeps what it learned of models there, whatever its version
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -146,9 +146,9 @@ def start_here() -> dict[str, object]:
     """With the vLLM of this interpreter: a server on tiny, eight completions, our status."""
     import httpx
 
-    from scheduler.vllm_adapter.launch import launch_server
-    from scheduler.vllm_adapter.settings import ServerSettings
-    from training.bench_servers import free_port
+    from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+    from lengthwise.training.bench.servers import free_port
 
     lengths = {str(i): 3 + 4 * i for i in range(8)}
     with tempfile.TemporaryDirectory() as name:

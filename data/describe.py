@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data.catalogue import CATALOGUE
-from data.errors import InputError
-from data.lines import read_json_lines
-from data.locations import data_root, downloads_root
-from data.prediction_errors import prediction_errors
-from data.request_log import log_to_table, read_request_log
-from data.slo import OBJECTIVES
-from data.sources import load_table
-from data.splits import SPLITS, split_of
-from data.table import PromptTable
-from data.traces import READERS, Trace, read_servegen, read_vicuna, reader_name
-from data.workload import WorkloadRequest, read_workload
+from lengthwise.data.arena.traces import READERS, Trace, read_servegen, read_vicuna, reader_name
+from lengthwise.data.errors import InputError
+from lengthwise.data.lines import read_json_lines
+from lengthwise.data.locations import data_root, downloads_root
+from lengthwise.data.request_log import log_to_table, read_request_log
+from lengthwise.data.request_log.errors_of import prediction_errors
+from lengthwise.data.slo import OBJECTIVES
+from lengthwise.data.sources.catalogue import CATALOGUE
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import SPLITS, split_of
+from lengthwise.data.table import PromptTable
+from lengthwise.data.workload import WorkloadRequest, read_workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,7 +215,7 @@ def _of_vicuna(path: Path) -> Description:
 def _file_of(spec: str) -> Path | None:
     """The file behind a spec that is no table by name: a path, or a trace by its name."""
     if spec in CATALOGUE and CATALOGUE[spec].kind == "trace":
-        from data.fetch import fetched_file
+        from lengthwise.data.sources.fetch import fetched_file
 
         fetched = fetched_file(spec, downloads_root())
         root = data_root()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data.errors import InputError, shown
+from lengthwise.data.errors import InputError, shown
 
 
 def open_text(path: str | Path) -> IO[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from data.errors import InputError
+from lengthwise.data.errors import InputError
 
 DATA_VARIABLE = "LENGTHWISE_DATA"
 HOME_VARIABLE = "LENGTHWISE_HOME"

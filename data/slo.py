@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.errors import InputError, shown
+from lengthwise.data.errors import InputError, shown
 
 SLO_LIMIT_MS = (1.0, 86_400_000.0)
 DEFAULT_CLASS = "default"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError, shown
-from data.table import PromptTable, take_rows
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.table import PromptTable, take_rows
 
 SPLITS = {"train": 0.65, "calibration": 0.15, "test": 0.20}
 

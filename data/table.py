@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from data.errors import InputError, shown
-from data.slo import check_class_name
-from data.workload import MAX_TOKENS
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.slo import check_class_name
+from lengthwise.data.workload import MAX_TOKENS
 
 PromptTable: TypeAlias = pd.DataFrame
 """One row per (prompt, answer), columns as in COLUMNS; provenance in `attrs`:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError, shown
+from lengthwise.data.errors import InputError, shown
 
 DEFAULT_TOKENIZER = "tekken"
 _TEKKEN_FILE = "tekken_240911.json"

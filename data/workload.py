@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError, shown
-from data.lines import read_json_lines
-from data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.lines import read_json_lines
+from lengthwise.data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
 
 MAX_TOKENS = 10_000_000
 MAX_ARRIVAL_S = 1e9

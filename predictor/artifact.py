@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import InputError
-from predictor.baselines import BASELINES
-from predictor.conformal import CalibratedLevels
-from predictor.embedding import SentenceEmbedding
-from predictor.features import LAYOUT_VERSION, PromptFeatures
-from predictor.lgbm import LGBMLengthRegressor
-from predictor.lgbm_blend import LGBMBlendRegressor
-from predictor.lgbm_hazard import LGBMHazardRegressor
-from predictor.lgbm_quantiles import LGBMQuantileRegressor
-from predictor.lgbm_rank import LGBMRankRegressor
-from predictor.text import HashedText
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.estimators.baselines import BASELINES
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
+from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.student import LGBMLengthRegressor
+from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.text import HashedText
 
 if TYPE_CHECKING:
-    from predictor.base import LengthRegressor
-    from predictor.model import LengthPredictor, Reading
+    from lengthwise.predictor.estimators.base import LengthRegressor
+    from lengthwise.predictor.model import LengthPredictor, Reading
 
 FORMAT_VERSION = 1
 # names of boosters with a reader beside them, and the reader's share; None: fitted
@@ -94,7 +94,7 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
 
 def load_predictor(directory: Path) -> LengthPredictor:
     """Read an artifact; InputError names the file and the rule it breaks."""
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     card = _read(directory / "card.json")
     if card.get("format_version") != FORMAT_VERSION:
@@ -135,8 +135,10 @@ def load_predictor(directory: Path) -> LengthPredictor:
 def _load_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
     if "reader" not in card:
         return None
-    from predictor.bert import BertReader  # torch and transformers: only where there is a reader
-    from predictor.model import Reading
+    from lengthwise.predictor.estimators.encoder import (
+        BertReader,  # torch and transformers: only where there is a reader
+    )
+    from lengthwise.predictor.model import Reading
 
     reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
     calibration = CalibratedLevels.from_json(_read(directory / "reader" / "calibration.json"))

@@ -14,18 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data.errors import InputError
-from predictor.base import LengthRegressor
-from predictor.conformal import CalibratedLevels
-from predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
-from predictor.features import PromptFeatures
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.features.columns import PromptFeatures
 
 ANY_CLASS = "*"  # the key of the prior over all classes
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
 
 
 class TextReader(Protocol):
-    """What reads a prompt's text itself, such as `predictor.bert.BertReader`."""
+    """What reads a prompt's text itself, such as `predictor.estimators.encoder.BertReader`."""
 
     def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q)."""
@@ -158,15 +158,15 @@ class LengthPredictor:
         return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
 
     def save(self, directory: str | Path) -> None:
-        """Write the artifact directory (see `predictor.artifact`)."""
-        from predictor.artifact import save_predictor
+        """Write the artifact directory (see `lengthwise.predictor.artifact`)."""
+        from lengthwise.predictor.artifact import save_predictor
 
         save_predictor(self, Path(directory))
 
     @classmethod
     def load(cls, directory: str | Path) -> LengthPredictor:
         """Read an artifact directory; InputError if anything is missing, truncated or foreign."""
-        from predictor.artifact import load_predictor
+        from lengthwise.predictor.artifact import load_predictor
 
         return load_predictor(Path(directory))
 

@@ -6,8 +6,8 @@ from itertools import permutations
 
 import numpy as np
 
-from scheduler.objective import Evaluator
-from scheduler.problem import IntArray
+from lengthwise.data.arrays import IntArray
+from lengthwise.scheduler.plan.objective import Evaluator
 
 LONGEST = 8
 

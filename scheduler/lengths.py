@@ -1,4 +1,4 @@
-"""Answer lengths as quantile rows, compiled: the twin of ``predictor.distribution``.
+"""Answer lengths as quantile rows, compiled: the twin of ``lengthwise.predictor.distribution``.
 
 A row holds the lengths (tokens) at ``levels``. Between two levels the quantile function is
 linear in log(tokens); below the first level it starts at 1 token (level 0); above the last one
@@ -12,8 +12,7 @@ import math
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 TAIL_CAP = 4.0
 # A request past everything its row allows: what is left is taken as this share of what it wrote.

@@ -7,13 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from scheduler.step_time import StepTimeModel
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.step_time import StepTimeModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +158,28 @@ class Plan:
     degraded: str | None = None
     preempt: IntArray = field(default_factory=_nobody)
     max_running: int | None = None
+
+
+def warm_up_problem(levels: int = 12, n: int = 3) -> Problem:
+    """A small problem that takes every path of a plan."""
+    rows = RequestArrays.build(
+        np.tile(np.linspace(10.0, 200.0, levels), (n, 1)),
+        np.arange(n) * 0.1,
+        prompt_tokens=20.0,
+        ttft_s=[5.0, np.inf, np.inf][:n],
+        e2e_s=[np.inf, 9.0, np.inf][:n],
+        tpot_s=[0.05, np.inf, np.inf][:n],
+    )
+    running = RequestArrays.build(
+        rows.quantiles, np.zeros(n), generated_tokens=30.0, prefill_left_tokens=0.0
+    )
+    return Problem(
+        now_s=1.0,
+        levels=np.linspace(0.05, 0.99, levels),
+        waiting=rows,
+        running=running,
+        capacity=Capacity(2, 4096, 512),
+        step_time=StepTimeModel(2e-3, 1e-3, 1e-5, 1e-4, 1e-8),
+        max_wait_s=60.0,
+        arrival_rate_rps=5.0,
+    )

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scheduler.problem import Capacity
-from scheduler.step_time import COEFFICIENTS, StepTimeModel
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 _HERE = Path(__file__).parent / "profiles"
 

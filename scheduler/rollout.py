@@ -22,8 +22,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.problem import Capacity
-from scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.step_time import StepTimeModel
 
 
 @dataclass(frozen=True, slots=True)

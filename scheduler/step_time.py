@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from lengthwise.data.arrays import FloatArray
 
 COEFFICIENTS = ("base_s", "prefill_step_s", "prefill_token_s", "decode_seq_s", "context_token_s")
 

@@ -11,21 +11,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENGINE = {"vllm", "torch", "transformers"}
 LEARNING = {"sklearn", "lightgbm", "crepes", "scipy"}
-OURS = {"data", "predictor", "scheduler", "training"}
+OURS = ("data", "predictor", "scheduler", "training")
+
+
+def ours_but(*kept):
+    return {f"lengthwise.{package}" for package in OURS if package not in kept}
+
+
 WALLS = {
     # package: (forbidden, modules left out because they may)
-    "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | OURS - {"data"}, ()),
-    "predictor": (ENGINE | {"mlflow", "matplotlib", "scheduler", "training"}, ("predictor.bert",)),
+    "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),
+    "predictor": (
+        ENGINE | {"mlflow", "matplotlib"} | ours_but("data", "predictor"),
+        ("lengthwise.predictor.estimators.encoder",),
+    ),
     "scheduler": (
         ENGINE | LEARNING
-        | {"mlflow", "matplotlib", "pandas", "pyarrow"} | OURS - {"scheduler"},
-        ("scheduler.vllm_adapter",),
+        | {"mlflow", "matplotlib", "pandas", "pyarrow"} | ours_but("data", "scheduler"),
+        ("lengthwise.scheduler.vllm_adapter",),
     ),
-    "training": (ENGINE | {"mlflow"}, ("training.pyfunc_model",)),
+    "training": (ENGINE | {"mlflow"}, ("lengthwise.training.registry.pyfunc_model",)),
 }  # fmt: skip
 
 # no policy reads the bound: it judges finished runs, with a linear programme
-OFFLINE = {"scheduler/bound.py": {"scipy"}}
+OFFLINE = {"scheduler/simulator/bound.py": {"scipy"}}
 
 IMPORT = """
 import importlib, json, sys
@@ -33,7 +42,8 @@ modules, forbidden = json.loads(sys.argv[1])
 
 class Wall:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in forbidden:
+        parts = name.split(".")
+        if parts[0] in forbidden or ".".join(parts[:2]) in forbidden:
             raise ModuleNotFoundError(f"{name} is behind the wall", name=name)
 
 # not sys.modules[name] = None: scipy asks sys.modules whether torch is there
@@ -46,7 +56,7 @@ for name in modules:
 def modules_of(package):
     names = []
     for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = ("lengthwise", *path.relative_to(ROOT).with_suffix("").parts)
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return names
 
@@ -86,7 +96,10 @@ def who_imports(top):
 
 
 def test_only_the_registry_talks_to_mlflow():
-    assert who_imports("mlflow") == {"training/registry.py", "training/pyfunc_model.py"}
+    assert who_imports("mlflow") == {
+        "training/registry/models.py",
+        "training/registry/pyfunc_model.py",
+    }
 
 
 def test_only_the_adapter_names_vllm():
@@ -94,7 +107,7 @@ def test_only_the_adapter_names_vllm():
 
 
 def test_the_scheduler_core_needs_numpy_and_numba_only():
-    standard = sys.stdlib_module_names | {"scheduler", "numpy", "numba"}
+    standard = sys.stdlib_module_names | {"lengthwise", "numpy", "numba"}
     for path in (ROOT / "scheduler").rglob("*.py"):
         if "vllm_adapter" not in path.parts:
             allowed = standard | OFFLINE.get(str(path.relative_to(ROOT)), set())

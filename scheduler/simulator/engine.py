@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.compiled import njit
-from scheduler.problem import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 # Row state, integers.
 LEFT, GENERATED, COMPUTED, ANSWER, PROMPT = range(5)

@@ -3,102 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from scheduler.admission import Action, AdmissionControl
-from scheduler.arrival_rate import ArrivalRate
-from scheduler.fairness import TenantFairness
-from scheduler.policies import Policy
-from scheduler.problem import BoolArray, FloatArray, IntArray, Problem, RequestArrays
-from scheduler.profile import EngineProfile
-from scheduler.replan import ReplanGate
-from scheduler.simulator import engine as e
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.guards.admission import Action, AdmissionControl
+from lengthwise.scheduler.guards.fairness import TenantFairness
+from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
+from lengthwise.scheduler.plan.pacing import ReplanGate
+from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
 PlanCost = Literal["free", "measured"]
-
-
-@dataclass(frozen=True, slots=True)
-class SimWorkload:
-    """What arrives: ``(n,)`` arrays (seconds, tokens; inf = no objective), quantiles ``(n, q)``.
-
-    ``output_tokens`` is the truth, which only the engine reads; the policy sees ``quantiles``.
-    """
-
-    arrival_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    ttft_s: FloatArray
-    tpot_s: FloatArray
-    e2e_s: FloatArray
-    weight: FloatArray
-    class_id: IntArray
-    quantiles: FloatArray
-    levels: FloatArray
-    tenant_id: IntArray | None = None
-
-    def __post_init__(self) -> None:
-        n = len(self.arrival_s)
-        for field in fields(self):
-            column = getattr(self, field.name)
-            if field.name != "levels" and column is not None and len(column) != n:
-                raise ValueError(f"{field.name} must have {n} rows, got {len(column)}")
-        if self.quantiles.shape[1] != len(self.levels):
-            raise ValueError(
-                f"quantiles must have {len(self.levels)} columns, got {self.quantiles.shape[1]}"
-            )
-        if n and (np.diff(self.arrival_s) < 0).any():
-            raise ValueError("arrivals must be sorted")
-        if n and (min(self.prompt_tokens.min(), self.output_tokens.min()) < 1):
-            raise ValueError("prompt_tokens and output_tokens must be at least 1")
-
-    def __len__(self) -> int:
-        return len(self.arrival_s)
-
-
-@dataclass(frozen=True, slots=True)
-class SimResult:
-    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters.
-
-    A request that was shed has NaN times and has met nothing.
-    """
-
-    admitted_s: FloatArray
-    first_token_s: FloatArray
-    finish_s: FloatArray
-    output_tokens: IntArray
-    plan_s: list[float]
-    queue_len: list[tuple[float, int]]
-    preemptions: int
-    yields: int
-    steps: int
-    prefilled_tokens: int
-    kv_peak_tokens: int
-    end_s: float
-    actions: tuple[Action, ...] = ()  # of admission control, where it was on
-
-    def ttft_s(self, workload: SimWorkload) -> FloatArray:
-        """Arrival to first token."""
-        return self.first_token_s - workload.arrival_s
-
-    def e2e_s(self, workload: SimWorkload) -> FloatArray:
-        """Arrival to last token."""
-        return self.finish_s - workload.arrival_s
-
-    def tpot_s(self) -> FloatArray:
-        """(e2e - TTFT) / (n - 1), 0 for answers of one token."""
-        span = self.finish_s - self.first_token_s
-        return np.where(self.output_tokens > 1, span / np.maximum(self.output_tokens - 1, 1), 0.0)
-
-    def met(self, workload: SimWorkload) -> BoolArray:
-        """Whether all objectives of each request hold (best effort: True)."""
-        return (
-            (self.ttft_s(workload) <= workload.ttft_s)
-            & (self.tpot_s() <= workload.tpot_s)
-            & (self.e2e_s(workload) <= workload.e2e_s)
-        )
 
 
 def _rows(
@@ -281,19 +202,3 @@ def simulate(
         end_s=float(clock[e.NOW]),
         actions=tuple(actions),
     )
-
-
-def saturated_rps(workload: SimWorkload, profile: EngineProfile) -> float:
-    """Requests a second the engine completes when all are there at once, oldest first.
-
-    The tail, in which slots fall empty, is left out: the rate at which the first 80 % finish.
-    """
-    from scheduler.policies import make_policy
-
-    n = len(workload)
-    if n < 10:
-        raise ValueError(f"saturated_rps needs at least 10 requests, got {n}")
-    at_once = replace(workload, arrival_s=np.zeros(n))
-    finish = np.sort(simulate(at_once, make_policy("fcfs"), profile).finish_s)
-    count = int(0.8 * n)
-    return count / float(finish[count - 1])

@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data.errors import InputError
-from data.slo import SloTable
-from scheduler.policies import make_policy
-from scheduler.vllm_adapter.settings import ServerSettings, first_fault
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, first_fault
 
 _MOST_BYTES = 4 * 1024 * 1024
 

@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
-from scheduler.problem import FloatArray
-
-DEFAULT_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-MAX_TOKENS_LIMIT = 10_000_000
+from lengthwise.data.arrays import FloatArray
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, check_quantiles
 
 # Without a predictor at all: a log-normal of median 200 tokens, sigma 1, at DEFAULT_LEVELS' scale.
 _ANYONE_MEDIAN_TOKENS = 200.0
@@ -80,24 +78,6 @@ def generic_priors(levels: tuple[float, ...] = DEFAULT_LEVELS) -> LengthPriors:
     row = np.exp([normal.inv_cdf(level) for level in levels])
     table = {POOLED_CLASS: row}
     return LengthPriors(np.asarray(levels), table, table)
-
-
-def check_quantiles(values: Any, count: int) -> FloatArray | None:
-    """A prediction off the wire as ``(q,)`` non-decreasing tokens >= 1; None when malformed."""
-    if not isinstance(values, list | tuple) or len(values) != count:
-        return None
-    try:
-        row = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    if not np.isfinite(row).all() or row[0] < 1 or row[-1] > MAX_TOKENS_LIMIT:
-        return None
-    return row if bool((np.diff(row) >= 0).all()) else None
-
-
-def clip_to_max_tokens(quantiles: FloatArray, max_tokens: int | None) -> FloatArray:
-    """An answer cannot be longer than the client allows."""
-    return quantiles if not max_tokens else np.minimum(quantiles, float(max(1, max_tokens)))
 
 
 def _rows(table: Mapping[str, Any], levels: FloatArray) -> dict[str, FloatArray]:

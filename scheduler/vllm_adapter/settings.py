@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.errors import InputError, shown
-from data.slo import SloTable
+from lengthwise.data.errors import InputError, shown
+from lengthwise.data.slo import SloTable
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
 # CONFIG_KEY can name them too (offline ``vllm.LLM``, workers on other hosts), but vLLM hashes it
@@ -86,7 +86,7 @@ class ServerSettings(BaseModel):
 
     @property
     def slos(self) -> SloTable:
-        """The SLO table as ``data.slo`` reads it."""
+        """The SLO table as ``lengthwise.data.slo`` reads it."""
         return SloTable.from_dict(self.slo_table)
 
     def write(self, path: Path | str) -> Path:

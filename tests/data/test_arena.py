@@ -5,11 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.arena import ARENA, arena_slo_table, arena_workload, build_workload, mean_work
-from data.errors import InputError
-from data.sources import load_table
-from data.splits import split_table
-from data.synthetic import synthetic_table
+from lengthwise.data.arena.workloads import (
+    ARENA,
+    arena_slo_table,
+    arena_workload,
+    build_workload,
+    mean_work,
+)
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
 
 SHARES = {
     "paper": {"code": 0.5, "chat": 0.5},

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
-from data.errors import InputError
+from lengthwise.data.arena.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.errors import InputError
 
 counts = st.integers(1, 300)
 rates = st.floats(0.01, 1000)

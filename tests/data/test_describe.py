@@ -8,13 +8,13 @@ import pytest
 from conftest import pack_row
 from rich.console import Console
 
-from data.arena import build_workload
-from data.describe import describe, render
-from data.errors import InputError
-from data.request_log import ROW_KEYS
-from data.sources import load_table
-from data.synthetic import synthetic_table
-from data.workload import write_workload
+from lengthwise.data.arena.workloads import build_workload
+from lengthwise.data.describe import describe, render
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import ROW_KEYS
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.workload import write_workload
 
 
 def shown(description):

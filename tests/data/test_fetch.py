@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from data.catalogue import CATALOGUE, PublicSet
-from data.errors import InputError
-from data.fetch import fetch, fetch_set, fetched_file, read_manifest
-from data.sources import load_table
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.catalogue import CATALOGUE, PublicSet
+from lengthwise.data.sources.fetch import fetch, fetch_set, fetched_file, read_manifest
+from lengthwise.data.sources.load import load_table
 
 BODY = b"".join(
     json.dumps({"instruction": f"do {i}", "context": "", "response": f"done {i}"}).encode() + b"\n"

@@ -5,10 +5,10 @@ import gzip
 import pytest
 from conftest import pack_row, write_gz
 
-from data.errors import InputError
-from data.packs import is_censored, read_pack
-from data.sources import available_packs, default_source, load_table
-from data.splits import split_of
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import available_packs, default_source, load_table
+from lengthwise.data.sources.packs import is_censored, read_pack
+from lengthwise.data.splits import split_of
 
 
 def test_a_pack_is_found_by_name_and_is_the_default(packs):

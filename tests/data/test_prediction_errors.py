@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from data.prediction_errors import prediction_errors
-from data.request_log import ROW_KEYS
+from lengthwise.data.request_log import ROW_KEYS
+from lengthwise.data.request_log.errors_of import prediction_errors
 
 
 def row(output_tokens, predicted, shadow=None, **changes):

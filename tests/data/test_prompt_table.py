@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.errors import InputError
-from data.table import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.table import (
     COLUMNS,
     make_table,
     prompt_group,

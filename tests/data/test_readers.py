@@ -7,10 +7,10 @@ import math
 import pandas as pd
 import pytest
 
-from data.errors import InputError
-from data.readers import read_file
-from data.sources import load_table
-from data.synthetic import synthetic_table
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.files import read_file
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
 
 def written(tmp_path, *rows, name="rows.jsonl"):

@@ -10,15 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.request_log import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import (
     ROW_KEYS,
     RequestLogWriter,
     limited_writer,
     log_to_table,
     read_request_log,
 )
-from data.sources import load_table
+from lengthwise.data.sources.load import load_table
 
 
 def row(number=0, **changes):
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_no_empty_files(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     writer = RequestLogWriter(tmp_path, flush_s=0.01)
-    monkeypatch.setattr("data.request_log_writer.os.write", full)
+    monkeypatch.setattr("lengthwise.data.request_log.writer.os.write", full)
     for i in range(3):
         writer.write(row(i))
         wait_for(lambda done=i + 1: writer.dropped == done)
@@ -191,7 +191,7 @@ def test_a_torn_write_is_left_behind_in_its_own_file(tmp_path, monkeypatch):
         return real_write(fd, content)
 
     writer = RequestLogWriter(tmp_path, flush_s=0.01)
-    monkeypatch.setattr("data.request_log_writer.os.write", failing_write)
+    monkeypatch.setattr("lengthwise.data.request_log.writer.os.write", failing_write)
     for i in range(3):
         writer.write(row(i))
         wait_for(lambda done=i + 1: writer.written + writer.dropped == done)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from data.errors import InputError
-from data.readers import read_file
-from data.sharegpt import read_conversations, rendered
-from predictor.prompt_text import text_of_request
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.conversations import read_conversations, rendered
+from lengthwise.data.sources.files import read_file
+from lengthwise.predictor.features.request_text import text_of_request
 
 LONG = "Please explain to me in some detail how a refrigerator works"
 

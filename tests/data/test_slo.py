@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.slo import SLO_LIMIT_MS, Slo, SloTable, parse_slo
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SLO_LIMIT_MS, Slo, SloTable, parse_slo
 
 TABLE = SloTable.from_dict(
     {"chat": {"ttft_ms": 3000, "tpot_ms": 50}, "code": {"e2e_ms": 20_000, "weight": 2}}

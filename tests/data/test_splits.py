@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.sources import load_table
-from data.splits import SPLITS, split_of, split_table
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.splits import SPLITS, split_of, split_table
 
 groups = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=60)
 
@@ -37,7 +37,7 @@ def test_seed_changes_the_sides():
 
 def test_another_process_agrees():
     names = [f"g{i}" for i in range(20)]
-    code = f"from data.splits import split_of; print(*split_of({names!r}))"
+    code = f"from lengthwise.data.splits import split_of; print(*split_of({names!r}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == list(split_of(names))
 

@@ -6,12 +6,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.sources import default_source, load_table
-from data.splits import split_of
-from data.synthetic import CAP_TOKENS, synthetic_table
-from data.synthetic_templates import TASKS
-from data.tokens import load_counter
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import default_source, load_table
+from lengthwise.data.sources.synthetic.corpus import CAP_TOKENS, synthetic_table
+from lengthwise.data.sources.synthetic.templates import TASKS
+from lengthwise.data.splits import split_of
+from lengthwise.data.tokens import load_counter
 
 
 @pytest.fixture(scope="module")

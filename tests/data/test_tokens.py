@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from data.errors import InputError
-from data.sources import load_table
-from data.tokens import count_response_tokens, count_tokens, load_counter
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.tokens import count_response_tokens, count_tokens, load_counter
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.traces import (
+from lengthwise.data.arena.traces import (
     azure_times,
     read_arxiv,
     read_azure,
@@ -18,6 +17,7 @@ from data.traces import (
     read_vicuna,
     reader_name,
 )
+from lengthwise.data.errors import InputError
 
 
 def written(tmp_path, name, text):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.slo import Slo
-from data.workload import WorkloadRequest, read_workload, write_workload
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, read_workload, write_workload
 
 LINE = {"arrival_s": 1.0, "prompt_tokens": 3, "output_tokens": 4}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
 
 SUBJECTS = [
     "rivers",

@@ -12,8 +12,9 @@ transformers = pytest.importorskip("transformers")
 import torch  # noqa: E402
 from pickle_guard import no_unpickling  # noqa: E402
 
-from data.errors import InputError  # noqa: E402
-from predictor.bert import (  # noqa: E402
+from lengthwise.data.errors import InputError  # noqa: E402
+from lengthwise.predictor.distribution import DEFAULT_LEVELS  # noqa: E402
+from lengthwise.predictor.estimators.encoder import (  # noqa: E402
     BertLengthConfig,
     BertLengthModel,
     BertReader,
@@ -21,10 +22,9 @@ from predictor.bert import (  # noqa: E402
     encoder_path,
     tokenize,
 )
-from predictor.distribution import DEFAULT_LEVELS  # noqa: E402
-from predictor.fit import fit_predictor  # noqa: E402
-from predictor.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
-from predictor.model import LengthPredictor  # noqa: E402
+from lengthwise.predictor.fitting.fit import fit_predictor  # noqa: E402
+from lengthwise.predictor.fitting.metrics import coverage, interval, kendall_tau, pinball  # noqa: E402
+from lengthwise.predictor.model import LengthPredictor  # noqa: E402
 
 WORDS = [
     "write",

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.calibration import SCORE_GRID, CalibratedLevels, scores_of
 
 LEVELS = (0.1, 0.5, 0.9)
 

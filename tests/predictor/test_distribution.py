@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from predictor.distribution import DEFAULT_LEVELS, LengthDistribution
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, LengthDistribution
 
 ROWS = st.lists(
     st.lists(st.floats(1.0, 1e5), min_size=12, max_size=12).map(sorted), min_size=1, max_size=4
@@ -87,7 +87,7 @@ def test_the_cap_bounds_everything() -> None:
 
 
 def test_the_scheduler_reads_the_same_distribution() -> None:
-    lengths = pytest.importorskip("scheduler.lengths")
+    lengths = pytest.importorskip("lengthwise.scheduler.lengths")
     rng = np.random.default_rng(0)
     rows = np.sort(np.exp(rng.uniform(0.0, 8.0, (50, 12))), axis=1)
     levels = np.array(DEFAULT_LEVELS)

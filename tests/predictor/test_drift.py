@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from predictor.drift import ALL_CLASSES, DriftMonitor, DriftSettings, binomial_limits
-from predictor.online import MOST_CLASSES
+from lengthwise.predictor.serving.correction import MOST_CLASSES
+from lengthwise.predictor.serving.drift import (
+    ALL_CLASSES,
+    DriftMonitor,
+    DriftSettings,
+    binomial_limits,
+)
 
 SIGMA = 0.5
 SAID = (100 * math.exp(-1.2816 * SIGMA), 100.0, 100 * math.exp(1.2816 * SIGMA))

@@ -3,15 +3,15 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from predictor.base import LengthRegressor
-from predictor.baselines import BASELINES, MaxTokensLength
-from predictor.features import PromptFeatures
-from predictor.lgbm import LGBMLengthRegressor, student_gradients
-from predictor.lgbm_blend import LGBMBlendRegressor
-from predictor.lgbm_hazard import LGBMHazardRegressor
-from predictor.lgbm_quantiles import LGBMQuantileRegressor
-from predictor.lgbm_rank import LGBMRankRegressor
-from predictor.text import HashedText
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
+from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
+from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.text import HashedText
 
 WEIGHTS = {
     "check_sample_weight_equivalence_on_dense_data": "bins and leaf sizes count rows, not weights",

@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictor.features import PromptFeatures
-from predictor.scan import encode, scan, word_hash
-from predictor.structure import KEYS, MASKS, NUMBERS, STRUCTURE_NAMES, read_structure
-from predictor.text import HashedText
+from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.scan import encode, scan, word_hash
+from lengthwise.predictor.features.structure import (
+    KEYS,
+    MASKS,
+    NUMBERS,
+    STRUCTURE_NAMES,
+    read_structure,
+)
+from lengthwise.predictor.features.text import HashedText
 
 
 def read(prompt: str) -> dict[str, float]:
@@ -66,7 +72,7 @@ def test_tokens_cover_every_visible_ascii_character(prompt: str) -> None:
 @settings(deadline=None)
 @given(st.lists(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), min_size=1, max_size=3))
 def test_plain_python_hashes_like_the_compiled_scan(words: list[str]) -> None:
-    from predictor.scan import combine
+    from lengthwise.predictor.features.scan import combine
 
     _, hashes, _, _, _ = scan(encode(" ".join(words)))
     folded = hashes[0]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from predictor import metrics
-from predictor.distribution import LengthDistribution
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.predictor.fitting import metrics
 
 LEVELS = (0.1, 0.9)
 

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.errors import InputError
-from predictor.evaluate import evaluate
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.fitting.evaluate import evaluate
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
 
 Tables = dict[str, pd.DataFrame]
 

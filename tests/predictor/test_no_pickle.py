@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from pickle_guard import Unpickled, no_unpickling
 
-from data.errors import InputError
-from predictor.model import LengthPredictor
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.model import LengthPredictor
 
 LOAD = """
 import sys
 from pickle_guard import no_unpickling
 with no_unpickling():
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
     predictor = LengthPredictor.load(sys.argv[1])
     row = predictor.predict(["List 5 facts about bees.", ""], ["chat", None]).quantiles
 print(row.shape)
@@ -44,7 +44,7 @@ def artifact(predictor, tmp_path):
 
 def test_a_fresh_process_loads_and_predicts_without_unpickling(artifact):
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parents[1])])
+    paths = os.pathsep.join([str(here), str(here.parents[1] / "src")])
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(artifact)],
         env=os.environ | {"PYTHONPATH": paths},

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from predictor.distribution import DEFAULT_LEVELS, LengthDistribution
-from predictor.online import MOST_CLASSES, OnlineCorrection
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, LengthDistribution
+from lengthwise.predictor.serving.correction import MOST_CLASSES, OnlineCorrection
 
 SAID = (100.0 * np.exp(-0.641), 100.0, 100.0 * np.exp(0.641))  # log-normal, sigma .5
 

@@ -1,6 +1,6 @@
 import pytest
 
-from predictor.prompt_text import text_of_request
+from lengthwise.predictor.features.request_text import text_of_request
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.errors import InputError
-from predictor.metrics import coverage, interval, kendall_tau
-from predictor.model import LengthPredictor
-from predictor.stream import fit_stream
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.fitting.metrics import coverage, interval, kendall_tau
+from lengthwise.predictor.fitting.stream import fit_stream
+from lengthwise.predictor.model import LengthPredictor
 
 
 def logged(table: pd.DataFrame, base: LengthPredictor, pieces: int) -> Iterator[pd.DataFrame]:

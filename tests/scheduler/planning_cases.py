@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from scheduler.problem import Capacity, Problem, RequestArrays
-from scheduler.simulator.run import SimWorkload
-from scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.step_time import StepTimeModel
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 MODEL = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-8)

@@ -6,12 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_problem, draw_workload
 
-from scheduler.admission import AdmissionControl, AdmissionRule, ShareCap, chance_in, drain_s
-from scheduler.jobs import prepare
-from scheduler.policies import make_policy
-from scheduler.problem import Capacity
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.guards.admission import (
+    AdmissionControl,
+    AdmissionRule,
+    ShareCap,
+    chance_in,
+    drain_s,
+)
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import simulate
 
 SMALL = EngineProfile("small", MODEL, Capacity(6, 3_000, 256), "test")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from planning_cases import LEVELS, draw_workload
 
-from scheduler.concurrency import binding_caps
-from scheduler.jobs import prepare
-from scheduler.policies import make_policy
-from scheduler.problem import Capacity, Problem, RequestArrays
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import simulate
-from scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.plan.batch_limit import binding_caps
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.step_time import StepTimeModel
 
 # 2 ms, and 1 ms more for each sequence: 12 ms a token at 10, 34 ms at 32
 STEEP = StepTimeModel(2e-3, 0.0, 0.0, 1e-3, 0.0)

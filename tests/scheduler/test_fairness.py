@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_problem, draw_workload
 
-from scheduler.fairness import (
+from lengthwise.scheduler.guards.fairness import (
     TenantFairness,
     adjusted_weights,
     fair_shares,
@@ -14,11 +14,11 @@ from scheduler.fairness import (
     slot_seconds,
     tenant_factors,
 )
-from scheduler.jobs import prepare
-from scheduler.policies import make_policy
-from scheduler.problem import Capacity
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import simulate
 
 SMALL = EngineProfile("small", MODEL, Capacity(6, 3_000, 256), "test")
 NOBODY = np.empty(0, dtype=np.int64)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import LEVELS
 
-from predictor.distribution import LengthDistribution
-from scheduler.lengths import (
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.scheduler.lengths import (
     cdf_at,
     fresh_mean,
     quantile_at,

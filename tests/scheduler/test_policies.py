@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from planning_cases import draw_problem, problems
 
-from scheduler.policies import POLICIES, make_policy, warm_up_problem
-from scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.policies.make import POLICIES, make_policy
+from lengthwise.scheduler.problem import Problem, RequestArrays, warm_up_problem
 
 LIMITED = [name for name in POLICIES if name != "fcfs"]
 

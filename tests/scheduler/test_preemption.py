@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from planning_cases import LEVELS, MODEL, draw_problem, draw_workload, problems
 
-from scheduler.jobs import prepare
-from scheduler.policies import make_policy
-from scheduler.preemption import running_chance
-from scheduler.problem import Capacity, Problem, RequestArrays
-from scheduler.profile import EngineProfile
-from scheduler.simulator.run import simulate
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.preemption import running_chance
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.run import simulate
 
 SLOTS = 4
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from planning_cases import draw_problem, problems
 
-from scheduler import kernels as k
-from scheduler.jobs import prepare
-from scheduler.rollout import Job, rollout
+from lengthwise.scheduler.plan import kernels as k
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.rollout import Job, rollout
 
 
 def as_jobs(table):

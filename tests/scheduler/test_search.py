@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_problem, problems
 
-from scheduler.anneal import anneal
-from scheduler.exact import best_order
-from scheduler.jobs import prepare
-from scheduler.moves import KINDS, apply_move
-from scheduler.objective import Evaluator, Objective
+from lengthwise.scheduler.exact import best_order
+from lengthwise.scheduler.plan.anneal import anneal
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.moves import KINDS, apply_move
+from lengthwise.scheduler.plan.objective import Evaluator, Objective
 
 
 @given(

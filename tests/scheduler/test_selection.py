@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_problem, draw_workload
 
-from scheduler.bound import attainment_bound
-from scheduler.hasten import hasten
-from scheduler.jobs import prepare
-from scheduler.outlook import Outlook
-from scheduler.policies import make_policy
-from scheduler.profile import load_profile
-from scheduler.selection import select, worth_order
-from scheduler.simulator.run import simulate
-from scheduler.starvation import _LEAD, _MARGIN, find_overdue, overdue_first
+from lengthwise.scheduler.plan.forecast import Outlook
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.selection import select, worth_order
+from lengthwise.scheduler.plan.slack import hasten
+from lengthwise.scheduler.plan.wait_bound import _LEAD, _MARGIN, find_overdue, overdue_first
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.bound import attainment_bound
+from lengthwise.scheduler.simulator.run import simulate
 
 NOTHING = np.empty(0)
 
@@ -167,7 +167,8 @@ def test_the_bound_falls_with_overload():
 def test_the_first_plan_is_as_quick_as_the_next_after_a_warm_up():
     """In its own process: nothing may be left to compile when the first request waits."""
     script = (
-        "import time; from scheduler.policies import make_policy, warm_up_problem\n"
+        "import time; from lengthwise.scheduler.policies.make import make_policy\n"
+        "from lengthwise.scheduler.problem import warm_up_problem\n"
         "policy = make_policy('sa', budget_s=0.001, calm=0.0); policy.warm_up()\n"
         "began = time.perf_counter(); policy(warm_up_problem())\n"
         "print(time.perf_counter() - began)"

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import MODEL, draw_workload
 
-from scheduler.policies import POLICIES, make_policy
-from scheduler.problem import Capacity
-from scheduler.profile import EngineProfile, load_profile, profile_names
-from scheduler.simulator.run import saturated_rps, simulate
+from lengthwise.scheduler.policies.make import POLICIES, make_policy
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
+from lengthwise.scheduler.simulator.capacity import saturated_rps
+from lengthwise.scheduler.simulator.run import simulate
 
 SMALL = EngineProfile("small", MODEL, Capacity(6, 3_000, 256), "test")
 TIGHT = EngineProfile("tight", MODEL, Capacity(6, 600, 64), "test")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scheduler.arrival_rate import ArrivalRate
-from scheduler.replan import ReplanGate
-from scheduler.step_time import COEFFICIENTS, StepTimeModel, fit_step_time
+from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
+from lengthwise.scheduler.plan.pacing import ReplanGate
+from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel, fit_step_time
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import registry
-from training.workspace import Workspace
+from lengthwise.training.registry import models as registry
+from lengthwise.training.workspace import Workspace
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,9 +41,9 @@ def workspace(tmp_path, empty_store, monkeypatch):
 
 @pytest.fixture(scope="session")
 def predictor_dir(tmp_path_factory) -> Path:
-    from data.splits import split_table
-    from data.synthetic import synthetic_table
-    from predictor.fit import fit_predictor
+    from lengthwise.data.sources.synthetic.corpus import synthetic_table
+    from lengthwise.data.splits import split_table
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     parts = split_table(synthetic_table(rows=400))
     predictor = fit_predictor(parts["train"], parts["calibration"], n_estimators=30)

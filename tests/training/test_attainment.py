@@ -1,8 +1,8 @@
 import json
 
-from training.attainment import log_bench, versions_table
-from training.compare import as_json, latest, print_versions
-from training.registry import connect, register, resolve_predictor
+from lengthwise.training.cli.versions import as_json, latest, print_versions
+from lengthwise.training.registry.attainment import log_bench, versions_table
+from lengthwise.training.registry.models import connect, register, resolve_predictor
 
 
 def arm(policy, lengths, attainment, ci=None):

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 from bench_stub import Stub, running
 
-from data.errors import InputError
-from data.slo import Slo
-from data.workload import WorkloadRequest, write_workload
-from training.bench import BenchSettings, run_bench
-from training.bench_arms import Arm, arm_order, parse_arms
-from training.bench_client import BenchError
-from training.bench_servers import BenchServers, ReplayTable, filler_ids, leaving_on_sigterm
-from training.bench_workload import open_workload
-from training.result import BenchResult
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.training.bench.arms import Arm, arm_order, parse_arms
+from lengthwise.training.bench.client import BenchError
+from lengthwise.training.bench.compare import BenchSettings, run_bench
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.servers import (
+    BenchServers,
+    ReplayTable,
+    filler_ids,
+    leaving_on_sigterm,
+)
+from lengthwise.training.bench.workload import open_workload
 
 N = 24
 

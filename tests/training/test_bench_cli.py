@@ -7,11 +7,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from data.slo import Slo
-from data.workload import WorkloadRequest, write_workload
-from training.cli import app
-from training.report import REPORT_FILE
-from training.result import BenchResult
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.training.bench.report import REPORT_FILE
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.cli.app import app
 
 
 @pytest.fixture

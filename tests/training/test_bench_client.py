@@ -8,9 +8,9 @@ import json
 import pytest
 from bench_stub import Stub, running
 
-from data.slo import Slo
-from data.workload import WorkloadRequest
-from training.bench_client import (
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.training.bench.client import (
     Call,
     completion_body,
     drive_closed,

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from bench_stub import Stub, running
 
-from data.slo import Slo
-from data.workload import WorkloadRequest, write_workload
-from scheduler.profile import load_profile
-from scheduler.step_time import StepTimeModel
-from training.bench_client import BenchError
-from training.bench_servers import BenchServers, ReplayTable
-from training.bench_workload import capacity_rps, open_workload, saturated_tokens_per_s
-from training.calibrate import (
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.training.bench.calibrate import (
     calibrate_server,
     calibration_rows,
     concurrency_levels,
     write_profile,
 )
+from lengthwise.training.bench.client import BenchError
+from lengthwise.training.bench.servers import BenchServers, ReplayTable
+from lengthwise.training.bench.workload import capacity_rps, open_workload, saturated_tokens_per_s
 
 TRUE = StepTimeModel(0.002, 0.001, 2e-5, 3e-4, 0.0)
 

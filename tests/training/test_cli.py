@@ -12,7 +12,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from training.cli import app
+from lengthwise.training.cli.app import app
 
 HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "vllm", "rich")
 
@@ -21,11 +21,11 @@ HEAVY = ("numpy", "pandas", "mlflow", "lightgbm", "sklearn", "numba", "torch", "
 def run(workspace, monkeypatch):
     """Run a command in a fresh workspace; returns Click's result."""
 
-    from predictor import fit
-    from training import decision_value as worth
+    from lengthwise.predictor.fitting import fit
+    from lengthwise.training.train import worth
 
     # fewer trees and dots than usual: what is tested here is what surrounds them
-    monkeypatch.setattr("training.plots.DPI", 30)
+    monkeypatch.setattr("lengthwise.training.figures.DPI", 30)
     monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
     monkeypatch.setattr(worth, "decision_value", partial(worth.decision_value, requests=200))
 
@@ -50,7 +50,9 @@ def refuses(run):
 
 
 def test_help_imports_nothing_heavy():
-    code = f"import sys, training.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        f"import sys, lengthwise.training.cli.app; print([m for m in {HEAVY} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -58,7 +60,7 @@ def test_help_imports_nothing_heavy():
 def test_help_answers_at_once():
     """In processor time, for the machine may be busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "training.cli", "--help"]
+    command = [sys.executable, "-m", "lengthwise", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
@@ -238,7 +240,8 @@ def served(monkeypatch):
         calls.keeper = keeper
         return 0
 
-    monkeypatch.setattr("scheduler.vllm_adapter.launch.serve_forever", serve_forever)
+    name = "lengthwise.scheduler.vllm_adapter.server.launch.serve_forever"
+    monkeypatch.setattr(name, serve_forever)
     return calls
 
 
@@ -266,7 +269,7 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
 def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(
     run, served, predictor_dir, tmp_path
 ):
-    from scheduler.vllm_adapter.live import LiveState, live_state, read_live, write_live
+    from lengthwise.scheduler.vllm_adapter.live import LiveState, live_state, read_live, write_live
 
     run("register", predictor_dir)
     table, policy, live = (tmp_path / name for name in ("slo.json", "policy.json", "live.json"))

@@ -10,18 +10,21 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
-from scheduler.vllm_adapter import capabilities
-from training import doctor, doctor_places, tracking_store
-from training.cli import app
-from training.registry import register
+from lengthwise.scheduler.vllm_adapter import supported
+from lengthwise.scheduler.vllm_adapter.server import hooks
+from lengthwise.training.cli.app import app
+from lengthwise.training.doctor import checks as doctor
+from lengthwise.training.doctor import places
+from lengthwise.training.registry import store
+from lengthwise.training.registry.models import register
 
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch):
     """Stands in for importing vLLM, which its own tests do; set what it finds."""
-    monkeypatch.delenv(capabilities.OVERRIDE_VARIABLE, raising=False)
-    found = [capabilities.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
-    monkeypatch.setattr(capabilities, "probe", lambda: found)
+    monkeypatch.delenv(supported.OVERRIDE_VARIABLE, raising=False)
+    found = [hooks.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
+    monkeypatch.setattr(hooks, "probe", lambda: found)
     return found
 
 
@@ -53,22 +56,22 @@ def test_a_fresh_machine_is_told_what_to_do_but_may_go_on(tmp_path, monkeypatch)
 
 
 def test_a_lost_hook_fails(workspace, engine):
-    engine.append(capabilities.Check("scheduler hooks", False, "missing: add_request"))
+    engine.append(hooks.Check("scheduler hooks", False, "missing: add_request"))
     found = checks(workspace)
     assert found["scheduler hooks"].status == "fail"
     assert ">=0.28,<0.33" in found["scheduler hooks"].advice
 
 
 def test_a_vllm_outside_the_range_fails_unless_the_operator_says_so(workspace, engine, monkeypatch):
-    engine[0] = capabilities.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
-    monkeypatch.setattr(capabilities, "vllm_version", lambda: "0.40.0")
+    engine[0] = hooks.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
+    monkeypatch.setattr(supported, "vllm_version", lambda: "0.40.0")
     found = checks(workspace)["vllm"]
     assert found.status == "fail"
     assert "0.40.0 is outside the supported range >=0.28,<0.33" in found.detail
-    assert capabilities.OVERRIDE_VARIABLE in found.advice
-    monkeypatch.setenv(capabilities.OVERRIDE_VARIABLE, "1")
+    assert supported.OVERRIDE_VARIABLE in found.advice
+    monkeypatch.setenv(supported.OVERRIDE_VARIABLE, "1")
     assert checks(workspace)["vllm"].status == "warn"
-    monkeypatch.setattr(capabilities, "vllm_version", lambda: None)
+    monkeypatch.setattr(supported, "vllm_version", lambda: None)
     assert "pip install" in checks(workspace)["vllm"].advice
 
 
@@ -80,7 +83,7 @@ def test_a_dead_store_fails(workspace):
 
 
 def test_a_locked_store_fails_and_one_that_can_be_read_is_a_warning(workspace, monkeypatch):
-    monkeypatch.setattr(tracking_store, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.05)
     other = sqlite3.connect(workspace.database, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     locked = checks(workspace)["tracking store"]
@@ -108,7 +111,7 @@ def test_a_broken_champion_fails(workspace, predictor_dir, tmp_path):
 
 
 def test_a_champion_that_predicts_nonsense_fails(workspace, predictor_dir, monkeypatch):
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     nonsense = SimpleNamespace(quantiles=np.full((1, 12), np.nan))
     monkeypatch.setattr(LengthPredictor, "predict", lambda *args: nonsense)
@@ -149,13 +152,13 @@ def test_places_a_server_cannot_write_to(workspace, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / "counter_1.db").touch()
     assert "earlier server" in checks(workspace)["metrics dir"].detail
-    monkeypatch.setattr(doctor_places, "LOW_BYTES", 1 << 60)
+    monkeypatch.setattr(places, "LOW_BYTES", 1 << 60)
     assert checks(workspace, log_dir=tmp_path)["request log"].status == "warn"
 
 
 def test_without_a_place_for_compiled_code_each_start_compiles(monkeypatch):
-    monkeypatch.setattr(doctor_places, "why_not_writable", lambda place: "read-only file system")
-    found = doctor_places.numba_cache()
+    monkeypatch.setattr(places, "why_not_writable", lambda place: "read-only file system")
+    found = places.numba_cache()
     assert found.status == "warn"
     assert "NUMBA_CACHE_DIR" in found.advice
 
@@ -173,7 +176,7 @@ def test_the_command_exits_by_what_it_found(workspace, engine):
     fine = runner.invoke(app, ["doctor", "--json", "--port", "65000"])
     assert fine.exit_code == 0
     assert json.loads(fine.stdout)["ok"] is True
-    engine.append(capabilities.Check("waiting queue", False, "missing: prepend_request"))
+    engine.append(hooks.Check("waiting queue", False, "missing: prepend_request"))
     broken = runner.invoke(app, ["doctor"])
     assert broken.exit_code == 1
     assert "fail waiting queue" in broken.stdout

@@ -14,15 +14,20 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from data.errors import InputError
-from scheduler.vllm_adapter import launch
-from scheduler.vllm_adapter.live import LiveState, read_live, write_live
-from scheduler.vllm_adapter.settings import ServerSettings
-from training import tracking_store
-from training.cli import app
-from training.follow import FileKeeper, Follower, followed_alias, read_policy_file
-from training.registry import register
-from training.workspace import Workspace
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
+from lengthwise.scheduler.vllm_adapter.server import launch
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.training.cli.app import app
+from lengthwise.training.registry import store
+from lengthwise.training.registry.follow import (
+    FileKeeper,
+    Follower,
+    followed_alias,
+    read_policy_file,
+)
+from lengthwise.training.registry.models import register
+from lengthwise.training.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +92,7 @@ def test_aliases_become_predictor_and_shadow_and_moves_are_followed(versions, li
 
 
 def test_a_store_that_is_missing_or_locked_keeps_the_file(versions, live_file, said, monkeypatch):
-    monkeypatch.setattr(tracking_store, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_S", 0.05)
     follower = Follower(versions, said.append)
     state = follower.update(LiveState())
     assert said == []

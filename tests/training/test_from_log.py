@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.request_log import RequestLogWriter
-from data.synthetic import synthetic_table
-from predictor.model import LengthPredictor
-from training import registry
-from training.pipeline import TrainConfig, train
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import RequestLogWriter
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.training.registry import models as registry
+from lengthwise.training.train.pipeline import TrainConfig, train
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from predictor.distribution import LengthDistribution
-from training.console import SilentSteps
-from training.predict import predict_file
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.training.console import SilentSteps
+from lengthwise.training.train.predict import predict_file
 
 
 class TextLength:

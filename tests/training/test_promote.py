@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data.errors import InputError
-from data.request_log import RequestLogWriter
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from predictor.fit import fit_predictor
-from predictor.model import LengthPredictor
-from scheduler.profile import load_profile
-from training.cli import app
-from training.promote import Side, _objections, compare, logged_traffic
-from training.registry import connect, register, resolve_predictor
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import RequestLogWriter
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
+from lengthwise.predictor.fitting.fit import fit_predictor
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.training.bench.judge import Side, _objections, compare, logged_traffic
+from lengthwise.training.cli.app import app
+from lengthwise.training.registry.models import connect, register, resolve_predictor
 
 SLOS = {"chat": {"slo_ttft_ms": 1500.0}, "code": {"slo_e2e_ms": 20_000.0}}
 

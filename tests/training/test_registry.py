@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from training import registry
-from training.registry import DEFAULT_PREDICTOR, register, resolve_predictor
-from training.tracking_store import RegistryError
+from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.models import DEFAULT_PREDICTOR, register, resolve_predictor
+from lengthwise.training.registry.store import RegistryError
 
 
 def test_the_first_version_is_champion_and_later_ones_challenge(workspace, predictor_dir):
@@ -79,21 +79,21 @@ def test_the_version_carries_data_and_schema(workspace, predictor_dir):
 
 
 ANYWHERE = """
-import sys
+import os, sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
-sys.path = [p for p in sys.path if p and "__editable__" not in p]
+sys.path = [p for p in sys.path if p and not os.path.isdir(os.path.join(p, "lengthwise"))]
 import mlflow, pandas
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/output-length@champion")
 out = model.predict(pandas.DataFrame({"prompt": ["Write a haiku.", "Sort a list in Python."]}))
-import predictor
-assert "artifacts" in predictor.__file__, predictor.__file__
+import lengthwise.predictor
+assert "artifacts" in lengthwise.predictor.__file__, lengthwise.predictor.__file__
 print(out.to_json(orient="split"))
 """
 
 
 def test_the_pyfunc_runs_where_lengthwise_is_not_installed(workspace, predictor_dir, tmp_path):
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     register(predictor_dir, workspace=workspace)
     script = tmp_path / "anywhere.py"

@@ -8,12 +8,20 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.slo import Slo
-from training.bench_client import QueueSample
-from training.report import arm_rows, headline, read_run, render, subline, warnings, write_run
-from training.result import BenchResult
-from training.summary import RequestRecord, paired_difference, summarize_arm
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.records import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.report import (
+    arm_rows,
+    headline,
+    read_run,
+    render,
+    subline,
+    warnings,
+    write_run,
+)
+from lengthwise.training.bench.result import BenchResult
 
 
 def records(share_met: float, seed: int, *, lost: int = 0, predicted: bool = False):

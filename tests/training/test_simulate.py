@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.slo import Slo
-from data.workload import WorkloadRequest, write_workload
-from scheduler.profile import load_profile
-from training.bench_arms import parse_arms
-from training.bench_workload import capacity_rps, length_rows, open_workload
-from training.result import BenchResult
-from training.simulate import SimulateSettings, run_simulation
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.training.bench.arms import parse_arms
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
+from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload
 
 
 def small_workload(n: int = 120, seed: int = 0) -> list[WorkloadRequest]:
@@ -100,7 +100,7 @@ def test_what_each_source_of_lengths_reveals():
 
 
 def test_learned_lengths_come_from_the_predictor(predictor_dir, profile, tmp_path):
-    from predictor.model import LengthPredictor
+    from lengthwise.predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(predictor_dir)
     source = open_workload("paper", source="synthetic")

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.slo import Slo
-from training.result import BenchResult, read_result
-from training.summary import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.training.bench.records import (
     RequestRecord,
     attainment_interval,
     loaded_tokens_per_s,
@@ -18,6 +17,7 @@ from training.summary import (
     paired_difference,
     summarize_arm,
 )
+from lengthwise.training.bench.result import BenchResult, read_result
 
 CHAT = Slo(ttft_s=1.0, tpot_s=0.1, slo_class="chat")
 CODE = Slo(e2e_s=10.0, slo_class="code")

@@ -5,8 +5,14 @@ import time
 
 import pytest
 
-from training.tracking_store import RegistryError, check_store, display, sqlite_file, tracking_uri
-from training.workspace import Workspace
+from lengthwise.training.registry.store import (
+    RegistryError,
+    check_store,
+    display,
+    sqlite_file,
+    tracking_uri,
+)
+from lengthwise.training.workspace import Workspace
 
 
 def test_the_default_store_is_the_workspaces_database(tmp_path, monkeypatch):
@@ -63,7 +69,7 @@ def test_a_truncated_database_is_corrupt(tmp_path, empty_store):
 
 
 def test_a_locked_database_is_told_within_seconds(tmp_path, empty_store, monkeypatch):
-    monkeypatch.setattr("training.tracking_store.LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("lengthwise.training.registry.store.LOCK_TIMEOUT_S", 0.2)
     path = tmp_path / "mlflow.db"
     path.write_bytes(empty_store.read_bytes())
     holder = sqlite3.connect(path)

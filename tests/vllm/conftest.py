@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data.splits import split_table
-from data.synthetic import synthetic_table
-from scheduler.vllm_adapter.tiny import build_tiny_model
+from lengthwise.data.sources.synthetic.corpus import synthetic_table
+from lengthwise.data.splits import split_table
+from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 
 # as the server has it, whose processes run sitecustomize.py from there
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
@@ -50,7 +50,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from predictor.fit import fit_predictor
+    from lengthwise.predictor.fitting.fit import fit_predictor
 
     parts = split_table(synthetic_table(300, seed=3))
     predictor = fit_predictor(
@@ -77,9 +77,9 @@ class LiveServer:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Iterator[LiveServer]:
     """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
-    from scheduler.vllm_adapter.launch import launch_server
-    from scheduler.vllm_adapter.live import live_state, write_live
-    from scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
+    from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
+    from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+    from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
 
     root = tmp_path_factory.mktemp("server")
     table = root / "replay.json"

@@ -18,7 +18,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
 
 EOS = 2
 BLOCK = 16

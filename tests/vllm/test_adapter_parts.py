@@ -8,14 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.slo import Slo
-from scheduler.step_time import StepTimeModel
-from scheduler.vllm_adapter.outcomes import Outcome
-from scheduler.vllm_adapter.priors import check_quantiles, generic_priors, load_priors
-from scheduler.vllm_adapter.refit import StepTimeRefit, better_model
-from scheduler.vllm_adapter.step_timer import StepTimer, read_step_log
-from scheduler.vllm_adapter.tracking import RequestTable, Tracked
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import Slo
+from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, read_step_log
+from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.priors import generic_priors, load_priors
+from lengthwise.scheduler.vllm_adapter.wire import check_quantiles
 
 
 def test_a_busy_engine_times_steps_end_to_end_and_an_idle_one_from_planning():

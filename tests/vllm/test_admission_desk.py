@@ -9,9 +9,9 @@ import pytest
 from engineless import FakeEngine, make_request
 from test_middleware import CHAT, COMPLETIONS, Client
 
-from data.request_log import read_request_log
-from scheduler.vllm_adapter.metrics import api_metrics
-from scheduler.vllm_adapter.settings import make_settings
+from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 SHED = {"mode": "shed", "max_share": 1.0}

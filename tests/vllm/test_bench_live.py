@@ -7,16 +7,16 @@ import json
 
 import pytest
 
-from data.slo import Slo
-from data.workload import WorkloadRequest, write_workload
-from scheduler.profile import load_profile
-from scheduler.vllm_adapter.replay import write_replay_table
-from training.bench import BenchSettings, run_bench
-from training.bench_arms import parse_arms, server_status
-from training.bench_servers import BenchServers, ReplayTable
-from training.bench_workload import open_workload
-from training.calibrate import calibrate_server, write_profile
-from training.result import BenchResult
+from lengthwise.data.slo import Slo
+from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
+from lengthwise.training.bench.arms import parse_arms, server_status
+from lengthwise.training.bench.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.compare import BenchSettings, run_bench
+from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.servers import BenchServers, ReplayTable
+from lengthwise.training.bench.workload import open_workload
 
 pytestmark = pytest.mark.vllm
 

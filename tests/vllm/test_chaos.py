@@ -29,9 +29,9 @@ from request_accounts import Account, ask, drive, logged, metric, wait_for, wait
 from small_disk import full, small_disk
 from typer.testing import CliRunner
 
-from data.request_log import read_request_log
-from scheduler.vllm_adapter.launch import SCHEDULER_CLASS, launch_server
-from scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
+from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS, launch_server
+from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
 
 pytestmark = pytest.mark.vllm
 
@@ -279,7 +279,7 @@ def home(tmp_path, monkeypatch):
 
 def command(*args: object):
     """Our command line in this process; what it printed, and its exit code."""
-    from training.cli import app
+    from lengthwise.training.cli.app import app
 
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
@@ -325,9 +325,9 @@ def test_a_corrupted_artifact_is_refused_before_the_model_loads(home, predictor_
 @pytest.fixture
 def store(home, monkeypatch):
     """A home with a database; the faults below are found before MLflow is asked anything."""
-    from training.workspace import Workspace
+    from lengthwise.training.workspace import Workspace
 
-    monkeypatch.setattr("training.tracking_store.LOCK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("lengthwise.training.registry.store.LOCK_TIMEOUT_S", 0.3)
     workspace = Workspace(home)
     workspace.mlruns.mkdir()
     with contextlib.closing(sqlite3.connect(workspace.database)) as database:
@@ -402,9 +402,9 @@ def test_a_missing_store_is_one_line_for_readers(home):
 @pytest.mark.chaos
 def test_a_real_store_read_only_or_locked_halfway(predictor_dir, tmp_path, monkeypatch, home):
     """Reading goes on; a lock that falls after our look at the store is one line too."""
-    from training.cli_serve import find_predictor
-    from training.registry import register
-    from training.workspace import Workspace
+    from lengthwise.training.cli.serve import find_predictor
+    from lengthwise.training.registry.models import register
+    from lengthwise.training.workspace import Workspace
 
     workspace = Workspace(home)
     register(predictor_dir, workspace=workspace)
@@ -412,7 +412,9 @@ def test_a_real_store_read_only_or_locked_halfway(predictor_dir, tmp_path, monke
         found = find_predictor("models:/output-length@champion", workspace)
     assert found is not None
     assert found.version == 1
-    monkeypatch.setattr("training.registry.check_store", lambda uri, writing: None)
+    monkeypatch.setattr(
+        "lengthwise.training.registry.models.check_store", lambda uri, writing: None
+    )
     with locked(workspace.database):
         assert "locked" in refused("register", predictor_dir)
 
@@ -472,7 +474,7 @@ def lengthwise_serve(home: Path, *options: str) -> Iterator[tuple[subprocess.Pop
     """Our own command, until it is ready; ended with everything it started."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    program = "from training.cli import app; app()"
+    program = "from lengthwise.training.cli.app import app; app()"
     command = [sys.executable, "-c", program, "serve", "tiny", "--port", str(port), *options]
     with (home / "serve.log").open("ab") as log:
         process = subprocess.Popen(

@@ -12,17 +12,17 @@ from engineless import FakeEngine, make_request
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 
-from data.errors import InputError
-from scheduler.vllm_adapter import capabilities
-from scheduler.vllm_adapter.capabilities import (
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter import supported
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.server.hooks import probe
+from lengthwise.scheduler.vllm_adapter.supported import (
     OVERRIDE_VARIABLE,
     SUPPORTED_RANGE,
     check_supported,
-    probe,
 )
-from scheduler.vllm_adapter.engine_scheduler import LengthwiseScheduler
-from scheduler.vllm_adapter.queue import PlannedQueue
-from scheduler.vllm_adapter.replay import ForcedLength
+from lengthwise.scheduler.vllm_adapter.worker.replay import ForcedLength
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -33,7 +33,7 @@ def installed(monkeypatch):
     monkeypatch.delenv(OVERRIDE_VARIABLE, raising=False)
 
     def use(version):
-        monkeypatch.setattr(capabilities, "vllm_version", lambda: version)
+        monkeypatch.setattr(supported, "vllm_version", lambda: version)
 
     return use
 
@@ -121,8 +121,8 @@ def test_outside_the_range_a_start_is_refused_with_what_to_do(installed, version
 
 
 def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
-    from scheduler.vllm_adapter.launch import server_command
-    from scheduler.vllm_adapter.settings import ServerSettings
+    from lengthwise.scheduler.vllm_adapter.server.launch import server_command
+    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
     installed("0.33.0")
     with pytest.raises(InputError, match=r"0\.33\.0 is outside"):
@@ -135,11 +135,11 @@ def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
 def test_the_override_makes_the_refusal_a_warning(installed, monkeypatch, caplog):
     installed("0.33.0")
     monkeypatch.setenv(OVERRIDE_VARIABLE, "1")
-    capabilities.logger.addHandler(caplog.handler)  # vLLM's own logger does not propagate
+    supported.logger.addHandler(caplog.handler)  # vLLM's own logger does not propagate
     try:
         check_supported()
     finally:
-        capabilities.logger.removeHandler(caplog.handler)
+        supported.logger.removeHandler(caplog.handler)
     assert "0.33.0 is outside the supported range" in caplog.text
     monkeypatch.setenv(OVERRIDE_VARIABLE, "0")
     with pytest.raises(InputError):

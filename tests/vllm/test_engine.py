@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from data.request_log import read_request_log
+from lengthwise.data.request_log import read_request_log
 
 pytestmark = pytest.mark.vllm
 

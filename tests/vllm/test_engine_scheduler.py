@@ -8,7 +8,7 @@ import pytest
 from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
-from data.request_log import read_request_log
+from lengthwise.data.request_log import read_request_log
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -172,8 +172,8 @@ def test_malformed_arguments_fall_back(engine, extra):
 
 
 def test_a_pooling_request_has_no_sampling_parameters(engine):
-    from scheduler.vllm_adapter.intake import Intake
-    from scheduler.vllm_adapter.priors import generic_priors
+    from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
+    from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 
     request = make_request("pooling")
     request.sampling_params = None

@@ -24,17 +24,17 @@ from schemathesis.specs.openapi.checks import negative_data_rejection
 from starlette.responses import JSONResponse
 from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
 
-from data.errors import InputError
-from data.slo import SloTable, parse_slo
-from predictor.features import PromptFeatures
-from predictor.scan import HEAD_CHARS, TAIL_CHARS, encode
-from scheduler.vllm_adapter import middleware
-from scheduler.vllm_adapter.body import encode_body, parse_body
-from scheduler.vllm_adapter.intake import Intake
-from scheduler.vllm_adapter.middleware import STATUS_PATH
-from scheduler.vllm_adapter.prediction import Prediction
-from scheduler.vllm_adapter.priors import generic_priors
-from scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable, parse_slo
+from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
+from lengthwise.scheduler.vllm_adapter.api import middleware
+from lengthwise.scheduler.vllm_adapter.api.middleware import STATUS_PATH
+from lengthwise.scheduler.vllm_adapter.api.prediction import Prediction
+from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, parse_body
+from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
+from lengthwise.scheduler.vllm_adapter.priors import generic_priors
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "operations" / "openapi.yaml"
 SLOS = SloTable.from_dict(TABLE)

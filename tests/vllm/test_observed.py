@@ -11,12 +11,12 @@ import pytest
 from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
-from scheduler.policies import warm_up_problem
-from scheduler.vllm_adapter.comparison import against_arrival_order
-from scheduler.vllm_adapter.drift_watch import DriftWatch
-from scheduler.vllm_adapter.metrics import engine_metrics
-from scheduler.vllm_adapter.priors import DEFAULT_LEVELS
-from scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.problem import warm_up_problem
+from lengthwise.scheduler.vllm_adapter.engine.comparison import against_arrival_order
+from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
 
 QUANTILES = [2.0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 20]
 
@@ -154,7 +154,7 @@ def test_a_comparison_that_fails_is_counted_and_the_plan_served(engine, monkeypa
         raise RuntimeError("broken")
 
     fake = engine()
-    monkeypatch.setattr("scheduler.vllm_adapter.comparison.prepare", broken)
+    monkeypatch.setattr("lengthwise.scheduler.vllm_adapter.engine.comparison.prepare", broken)
     serve(fake, 40, tokens=3)
     assert len(fake.finished) == 40
     plan = fake.scheduler.lengthwise_status()["plan"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
-from scheduler.vllm_adapter.queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 
 
 def fresh(name, status=RequestStatus.WAITING, computed=0, output=0):

@@ -13,12 +13,18 @@ import pytest
 from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 
-from data.errors import InputError
-from scheduler.vllm_adapter import probe
-from scheduler.vllm_adapter.batching import ServedPredictor
-from scheduler.vllm_adapter.live import LivePredictor, LiveState, live_state, read_live, write_live
-from scheduler.vllm_adapter.probe import PROBES, load_checked
-from scheduler.vllm_adapter.settings import make_settings
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.api import candidate
+from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.candidate import PROBES, load_checked
+from lengthwise.scheduler.vllm_adapter.live import (
+    LivePredictor,
+    LiveState,
+    live_state,
+    read_live,
+    write_live,
+)
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 
 def counted(what, outcome):
@@ -151,8 +157,8 @@ class Odd(WordPredictor):
     ],
 )
 def test_nonsense_is_refused(monkeypatch, tmp_path, predictor, reason):
-    monkeypatch.setattr(probe, "load_priors", lambda directory: None)
-    monkeypatch.setattr(probe, "load_predictor", lambda directory: (predictor, True))
+    monkeypatch.setattr(candidate, "load_priors", lambda directory: None)
+    monkeypatch.setattr(candidate, "load_predictor", lambda directory: (predictor, True))
     with pytest.raises(InputError, match=reason):
         load_checked(LivePredictor(directory="odd"), LEVELS, 1.0)
 
@@ -161,12 +167,12 @@ def test_slow_and_raising_predictors_are_refused(monkeypatch):
     slow, raising = Odd(), Odd()
     slow.stall_s = 0.02
     raising.error = RuntimeError("broken")
-    monkeypatch.setattr(probe, "load_priors", lambda directory: None)
+    monkeypatch.setattr(candidate, "load_priors", lambda directory: None)
     for predictor, reason in ((slow, "above the time-out of 0.01 s"), (raising, "broken")):
-        monkeypatch.setattr(probe, "load_predictor", lambda directory, p=predictor: (p, True))
+        monkeypatch.setattr(candidate, "load_predictor", lambda directory, p=predictor: (p, True))
         with pytest.raises(InputError, match=reason):
             load_checked(LivePredictor(directory="odd"), LEVELS, 0.01)
-    monkeypatch.setattr(probe, "load_predictor", lambda directory: (Odd(), False))
+    monkeypatch.setattr(candidate, "load_predictor", lambda directory: (Odd(), False))
     found = load_checked(LivePredictor(directory="odd"), LEVELS, 1.0)
     assert (found.version, found.quick, found.directory) == ("words/1", False, "odd")
     assert len(PROBES) >= 8

@@ -12,8 +12,12 @@ import pytest
 import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
-from scheduler.vllm_adapter import replay
-from scheduler.vllm_adapter.replay import ForcedLength, ReplayTable, write_replay_table
+from lengthwise.scheduler.vllm_adapter.worker import replay
+from lengthwise.scheduler.vllm_adapter.worker.replay import (
+    ForcedLength,
+    ReplayTable,
+    write_replay_table,
+)
 
 EOS, OTHER_STOP, VOCABULARY = 2, 5, 8
 

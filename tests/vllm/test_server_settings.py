@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import InputError
-from scheduler.vllm_adapter import launch
-from scheduler.vllm_adapter.launch import (
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.server import launch
+from lengthwise.scheduler.vllm_adapter.server.launch import (
     ServerStartError,
     launch_server,
     serve_forever,
     server_command,
 )
-from scheduler.vllm_adapter.launch import server_environment as environment
-from scheduler.vllm_adapter.settings import (
+from lengthwise.scheduler.vllm_adapter.server.launch import server_environment as environment
+from lengthwise.scheduler.vllm_adapter.settings import (
     REPLAY_VARIABLE,
     SETTINGS_VARIABLE,
     ServerSettings,
@@ -73,7 +73,8 @@ def test_stock_has_nothing_of_ours_but_the_replay(tmp_path):
     assert not any("scheduler" in part or "lengthwise" in part for part in stock)
     replayed = server_command("m", None, ["--port", "1"], replayed=True)
     extra = [part for part in replayed if part not in stock]
-    assert extra == ["--logits-processors", "scheduler.vllm_adapter.replay:ForcedLength"]
+    forced = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
+    assert extra == ["--logits-processors", forced]
     assert stock[0] == sys.executable
 
 
@@ -188,7 +189,7 @@ def free_port():
 
 
 def test_the_tiny_model_is_built_once(tiny_dir):
-    from scheduler.vllm_adapter.tiny import build_tiny_model
+    from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 
     before = (tiny_dir / "manifest.json").stat().st_mtime_ns
     assert build_tiny_model(tiny_dir) == tiny_dir
@@ -196,7 +197,7 @@ def test_the_tiny_model_is_built_once(tiny_dir):
 
 
 def test_a_half_built_tiny_model_is_built_again(tmp_path):
-    from scheduler.vllm_adapter.tiny import build_tiny_model
+    from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}")

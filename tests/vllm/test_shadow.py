@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, Client, WordPredictor
 from test_reload import Live, role
 
-from scheduler.vllm_adapter.batching import ServedPredictor
-from scheduler.vllm_adapter.metrics import api_metrics
-from scheduler.vllm_adapter.settings import make_settings
-from scheduler.vllm_adapter.shadow import Shadow
+from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 
 def counted(outcome):

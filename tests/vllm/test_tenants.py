@@ -10,16 +10,16 @@ from engineless import FakeEngine, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
-from data.request_log import read_request_log
-from scheduler.vllm_adapter.metrics import engine_metrics
-from scheduler.vllm_adapter.tenants import (
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.engine.tenants import (
     MOST_TENANTS,
     OTHER,
     TenantIds,
     TenantTallies,
-    parse_tenant,
 )
+from lengthwise.scheduler.vllm_adapter.wire import parse_tenant
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 

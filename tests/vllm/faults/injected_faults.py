@@ -58,10 +58,9 @@ class Faults:
             self.set()
 
     def environment(self) -> dict[str, str]:
-        """What ``launch_server(env=...)`` needs; the caller's checkout stays importable."""
-        root = Path(__file__).resolve().parents[3]
+        """What ``launch_server(env=...)`` needs."""
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        paths = [str(Path(__file__).resolve().parent), str(root), *filter(None, inherited)]
+        paths = [str(Path(__file__).resolve().parent), *filter(None, inherited)]
         return {"PYTHONPATH": os.pathsep.join(paths), CONTROL_VARIABLE: str(self.path)}
 
 
@@ -139,8 +138,8 @@ def _wrap_planner(module: ModuleType) -> None:
 
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "predictor.model": _wrap_predictor,
-    "scheduler.vllm_adapter.planning": _wrap_planner,
+    "lengthwise.predictor.model": _wrap_predictor,
+    "lengthwise.scheduler.vllm_adapter.engine.planning": _wrap_planner,
 }
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import aiohttp
 import httpx
 
-from data.request_log import read_request_log
-from training.bench_client import Reply, complete, new_session
+from lengthwise.data.request_log import read_request_log
+from lengthwise.training.bench.client import Reply, complete, new_session
 
 _ENGINE_ID = re.compile(r"(?:chat)?cmpl-(?P<own>.+)-\d+-[0-9a-f]{8}")
 

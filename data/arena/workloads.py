@@ -1,0 +1,188 @@
+"""The arena: three workloads that every scheduling claim is measured on.
+
+Prompts come from the test side of the split only, so that a predictor trained on the same table
+has not seen them. Classes come in exact shares, in random order; rows are drawn without
+replacement until a class is used up, then over again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lengthwise.data.arena.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.arrays import FloatArray
+from lengthwise.data.errors import InputError
+from lengthwise.data.locations import pack_path
+from lengthwise.data.slo import Slo, SloTable
+from lengthwise.data.splits import SPLITS, split_of
+from lengthwise.data.table import PromptTable, take_rows
+from lengthwise.data.workload import WorkloadRequest
+
+ARRIVALS = ("poisson", "azure", "gamma")
+_GAMMA_CV = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaClass:
+    """One class of a workload: its share of the requests and its objectives."""
+
+    share: float
+    slo: Slo
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaWorkload:
+    """A named mix of classes and the source whose rows fit it best."""
+
+    name: str
+    source: str
+    classes: tuple[ArenaClass, ...]
+
+    @property
+    def default_source(self) -> str:
+        """The workload's pack when present, the synthetic corpus otherwise."""
+        return self.source if pack_path(self.source) else "synthetic"
+
+
+ARENA = {
+    workload.name: workload
+    for workload in (
+        ArenaWorkload(
+            "paper",
+            "gpt35",
+            (
+                ArenaClass(0.5, Slo(e2e_s=30.0, slo_class="code")),
+                ArenaClass(0.5, Slo(ttft_s=10.0, tpot_s=0.05, slo_class="chat")),
+            ),
+        ),
+        ArenaWorkload(
+            "mixed",
+            "gpt35",
+            (
+                ArenaClass(0.45, Slo(ttft_s=3.0, tpot_s=0.05, slo_class="chat")),
+                ArenaClass(0.30, Slo(e2e_s=20.0, slo_class="code")),
+                ArenaClass(0.15, Slo(e2e_s=4.0, slo_class="agent_step")),
+                ArenaClass(0.10, Slo(e2e_s=90.0, slo_class="reasoning")),
+            ),
+        ),
+        ArenaWorkload(
+            "tails",
+            "llama31_8b",
+            (
+                ArenaClass(0.7, Slo(e2e_s=60.0, slo_class="reasoning")),
+                ArenaClass(0.3, Slo(ttft_s=5.0, slo_class="chat")),
+            ),
+        ),
+    )
+}
+
+
+def arena_workload(name: str) -> ArenaWorkload:
+    """A workload of the arena by name; InputError lists the names."""
+    if name not in ARENA:
+        raise InputError(f"no arena workload {name!r}; known: {', '.join(ARENA)}")
+    return ARENA[name]
+
+
+def arena_slo_table(name: str) -> SloTable:
+    """The objectives of a workload's classes, as a server would be configured."""
+    return SloTable({c.slo.slo_class: c.slo for c in arena_workload(name).classes})
+
+
+def build_workload(
+    name: str,
+    table: PromptTable,
+    n: int,
+    rate_rps: float,
+    seed: int,
+    arrivals: str = "poisson",
+    split: str | None = "test",
+) -> list[WorkloadRequest]:
+    """`n` requests of an arena workload at `rate_rps`, sorted by arrival.
+
+    `arrivals`: "poisson", "azure" (bursts of the Azure 2023 traces, rescaled) or "gamma"
+    (gaps with coefficient of variation 3, no file needed). `split`: the side of the table that
+    prompts come from, None for all. Raises InputError when the table lacks a class.
+    """
+    workload = arena_workload(name)
+    rows = _rows_by_class(workload, table, split)
+    rng = np.random.default_rng(seed)
+    times = _arrival_times(arrivals, n, rate_rps, rng)
+    counts = _quotas([c.share for c in workload.classes], n)
+    drawn: list[tuple[Slo, pd.Series]] = []
+    for arena_class, count in zip(workload.classes, counts, strict=True):
+        candidates = rows[arena_class.slo.slo_class]
+        picks = _without_replacement(len(candidates), count, rng)
+        drawn += [(arena_class.slo, row) for row in candidates.iloc[picks].itertuples(index=False)]
+    return [
+        WorkloadRequest(
+            arrival_s=float(time),
+            prompt_tokens=row.prompt_tokens,
+            output_tokens=row.output_tokens,
+            slo=slo,
+            prompt=row.prompt,
+            task=row.task,
+        )
+        for time, (slo, row) in zip(times, (drawn[i] for i in rng.permutation(n)), strict=True)
+    ]
+
+
+def mean_work(name: str, table: PromptTable, split: str | None = "test") -> tuple[float, float]:
+    """(mean prompt tokens, mean output tokens) of a request, by the workload's shares."""
+    workload = arena_workload(name)
+    rows = _rows_by_class(workload, table, split)
+    means = [
+        (c.share * rows[c.slo.slo_class][["prompt_tokens", "output_tokens"]].mean()).to_numpy()
+        for c in workload.classes
+    ]
+    prompt, output = np.sum(means, axis=0)
+    return float(prompt), float(output)
+
+
+def _rows_by_class(
+    workload: ArenaWorkload, table: PromptTable, split: str | None
+) -> dict[str, PromptTable]:
+    if split is not None and split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)} or None, got {split!r}")
+    side = table if split is None else take_rows(table, split_of(list(table["group"])) == split)
+    rows = {}
+    for arena_class in workload.classes:
+        wanted = arena_class.slo.slo_class
+        rows[wanted] = side[side["slo_class"] == wanted]
+        if rows[wanted].empty:
+            label = table.attrs.get("source_label", "the table")
+            have = ", ".join(sorted(side["slo_class"].unique())) or "none"
+            raise InputError(
+                f"workload {workload.name!r} needs class {wanted!r}, but {label}"
+                f"{f' ({split} split)' if split else ''} has only: {have}"
+            )
+    return rows
+
+
+def _arrival_times(kind: str, n: int, rate_rps: float, rng: np.random.Generator) -> FloatArray:
+    if kind == "poisson":
+        return poisson_arrivals(n, rate_rps, rng)
+    if kind == "gamma":
+        return gamma_arrivals(n, rate_rps, rng, cv=_GAMMA_CV)
+    if kind == "azure":
+        from lengthwise.data.arena.traces import azure_times
+
+        return trace_arrivals(n, rate_rps, azure_times(), rng)
+    raise InputError(f"arrivals must be one of {', '.join(ARRIVALS)}, got {kind!r}")
+
+
+def _quotas(shares: list[float], n: int) -> list[int]:
+    """Whole counts that sum to n: floors, then one more to the largest remainders."""
+    exact = np.array(shares) * n
+    counts = np.floor(exact).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: n - counts.sum()]:
+        counts[index] += 1
+    return [int(count) for count in counts]
+
+
+def _without_replacement(rows: int, count: int, rng: np.random.Generator) -> list[int]:
+    rounds = -(-count // rows)
+    return [int(i) for _ in range(rounds) for i in rng.permutation(rows)][:count]

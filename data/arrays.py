@@ -1,0 +1,32 @@
+"""Array types, and ``njit`` with the compiled code kept on disk, where there is a place for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _compile(function: F, options: dict[str, Any]) -> F:
+    import numba  # a third of a second, which who only names a type need not wait for
+
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # No writable cache folder (a read-only install and home): compile in every process.
+        return numba.njit(**options)(function)
+
+
+def njit(function: F | None = None, **options: Any) -> Any:
+    """``numba.njit(cache=True)``, or without the cache when numba finds no folder for it."""
+    if function is not None:
+        return _compile(function, options)
+    return lambda f: _compile(f, options)

@@ -1,0 +1,1 @@
+"""Where prompt tables come from: packs, files, fetched sets, the built-in corpus."""

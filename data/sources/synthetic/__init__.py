@@ -1,0 +1,1 @@
+"""A corpus made of templates, for a machine that has no data."""

@@ -1,0 +1,1 @@
+"""Feature rows to quantiles of log-length; each estimator fits, predicts, saves itself."""

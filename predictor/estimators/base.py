@@ -1,0 +1,105 @@
+"""What every length estimator has in common: scikit-learn's contract, and a distribution."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
+
+
+class TextTransformer(TransformerMixin, BaseEstimator):
+    """Texts to numeric columns: what scikit-learn is told of every such transformer."""
+
+    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+class LengthRegressor(RegressorMixin, BaseEstimator):
+    """Numeric features to the distribution of a length.
+
+    A subclass implements `_fit` and `predict_log_quantiles`. Targets below one token count as
+    one. A row marked in `censored` says that the answer is at least as long as its target.
+    """
+
+    @property
+    def reads_columns(self) -> int | None:
+        """How many feature columns the fitted model reads; None if any number will do."""
+        return getattr(self, "n_features_in_", None)
+
+    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.regressor_tags.poor_score = True  # targets below one token are outside its domain
+        return tags
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        censored: ArrayLike | None = None,
+    ) -> Self:
+        """Fit on features (n, f), lengths (n,) in tokens, and a mask of lower bounds (n,)."""
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, **self._finite())
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        mask = np.zeros(y.shape, bool) if censored is None else np.asarray(censored, bool)
+        if mask.shape != y.shape:
+            raise ValueError(f"censored must have shape {y.shape}, got {mask.shape}")
+        used = weight > 0
+        if not used.any():
+            raise ValueError("sample_weight must be positive somewhere, got all zero")
+        self._fit(X[used], np.log(np.maximum(y[used], 1.0)), weight[used], mask[used])
+        return self
+
+    def importances(self) -> Floats | None:
+        """Share of each feature column, (f,), in what the boosters gained; None without boosters.
+
+        Gain in training, so a column with many values looks better than it is: read it beside the
+        ablation (`benchmarks/predictor_ablation.py`).
+        """
+        return None
+
+    def predict_distribution(
+        self, X: ArrayLike, levels: Sequence[float] = DEFAULT_LEVELS
+    ) -> LengthDistribution:
+        """Distributions of n lengths on a grid of levels."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False, **self._finite())
+        logs = self.predict_log_quantiles(X, np.asarray(levels, np.float64))
+        return LengthDistribution.from_rows(levels, np.exp(np.clip(logs, 0.0, 40.0)))
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Median length in tokens, (n,)."""
+        return self.predict_distribution(X).median()
+
+    @staticmethod
+    def _finite() -> dict[str, str]:
+        return {"ensure_all_finite": "allow-nan"}
+
+    @abstractmethod
+    def _fit(
+        self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]
+    ) -> None: ...
+
+    @abstractmethod
+    def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
+        """Log-tokens at the levels, (n, q), of validated rows: the serving path."""
+
+    @abstractmethod
+    def save_files(self, directory: Path) -> None:
+        """Write what was learned as text or npz without pickle."""
+
+    @abstractmethod
+    def load_files(self, directory: Path) -> None:
+        """Read what `save_files` wrote; the parameters are set already."""

@@ -1,0 +1,1 @@
+"""A prompt's text to the columns an estimator reads."""

@@ -1,0 +1,205 @@
+"""Everything known about a request before its answer starts, as named numeric columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.estimators.base import TextTransformer
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.scan import encode, scan
+from lengthwise.predictor.features.structure import (
+    KEYS,
+    MASKS,
+    NUMBERS,
+    STRUCTURE_NAMES,
+    read_structure,
+)
+from lengthwise.predictor.features.text import HashedText
+
+BLOCKS = ("structure", "text", "embedding", "request")
+DEFAULT_BLOCKS = ("structure", "text", "request")
+LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
+REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
+_TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
+
+
+class PromptFeatures(TextTransformer):
+    """Prompts to a float32 matrix: counted structure, text columns, class and prompt length.
+
+    `X` is a sequence of texts or a frame with the column `prompt` and, where known, `slo_class`
+    and `prompt_tokens`. A missing token count is estimated from the text; a class not seen in
+    training and a missing one are the same.
+
+    Parameters
+    ----------
+    text : HashedText, optional
+        The text block; default settings if None.
+    blocks : tuple of str
+        Which of BLOCKS to compute (the ablation takes them away in turn).
+    embedding : SentenceEmbedding, optional
+        Settings of the block "embedding"; the packaged MiniLM if None.
+    """
+
+    def __init__(
+        self,
+        text: HashedText | None = None,
+        blocks: tuple[str, ...] = DEFAULT_BLOCKS,
+        embedding: SentenceEmbedding | None = None,
+    ) -> None:
+        self.text = text
+        self.blocks = blocks
+        self.embedding = embedding
+
+    def fit(
+        self,
+        X: Sequence[str] | pd.DataFrame,
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> PromptFeatures:
+        """Learn the text block, the known classes and the tokens-per-text estimate."""
+        self.fit_transform(X, y, groups)
+        return self
+
+    def fit_transform(
+        self,
+        X: Sequence[str] | pd.DataFrame,
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> NDArray[np.float32]:
+        """Columns for the training rows; the ridge on text is out of fold (see HashedText)."""
+        if unknown := sorted(set(self.blocks) - set(BLOCKS)):
+            raise ValueError(f"unknown feature block {unknown[0]!r}; known: {', '.join(BLOCKS)}")
+        prompts, classes, tokens = _columns_of(X)
+        self.classes_ = sorted({name for name in classes if name is not None})
+        self.text_ = HashedText(**self.text.get_params()) if self.text else HashedText()
+        if "text" in self.blocks:
+            columns = self.text_.fit_transform(prompts, y, groups, classes)
+        else:
+            columns = self.text_.read_nothing(len(prompts))
+        self.embedding_ = None
+        if "embedding" in self.blocks:
+            self.embedding_ = clone(self.embedding or SentenceEmbedding())
+            embedded = self.embedding_.fit_transform(prompts, y, groups, classes)
+            columns = np.column_stack((columns, embedded))
+        self.token_fit_ = np.array([0.0, 0.5, 0.5])
+        structure = self._structure(prompts)
+        known = np.array([count is not None for count in tokens])
+        if known.sum() >= 10:
+            design = np.column_stack((np.ones(known.sum()), structure[known][:, _TOKEN_COLUMNS]))
+            target = np.log1p(np.array([tokens[i] for i in np.flatnonzero(known)], float))
+            self.token_fit_ = np.linalg.lstsq(design, target, rcond=None)[0]
+        return self._join(structure, columns, classes, tokens)
+
+    def transform(self, X: Sequence[str] | pd.DataFrame) -> NDArray[np.float32]:
+        """Columns for any rows, (n, f) float32."""
+        check_is_fitted(self, "text_")
+        return self.rows(*_columns_of(X))
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        classes: Sequence[str | None],
+        tokens: Sequence[int | None],
+    ) -> NDArray[np.float32]:
+        """`transform` on bare columns: the serving path, with no frame in between."""
+        n = len(prompts)
+        structure = np.zeros((n, len(STRUCTURE_NAMES)))
+        sums = np.zeros((n, self.text_.n_sums))
+        scratch = self.text_.scratch()
+        for i, prompt in enumerate(prompts):
+            text = encode(prompt)
+            found = scan(text)
+            read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
+            if "text" in self.blocks:
+                self.text_.project_tokens(text, found, scratch, sums[i])
+        columns = self.text_.columns(sums, classes)
+        if self.embedding_ is not None:
+            columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
+        return self._join(structure, columns, classes, tokens)
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
+        """Column names, each with its block as prefix."""
+        check_is_fitted(self, "text_")
+        names: list[str] = []
+        if "structure" in self.blocks:
+            names += STRUCTURE_NAMES
+        if "text" in self.blocks:
+            names += list(self.text_.get_feature_names_out())
+        if self.embedding_ is not None:
+            names += list(self.embedding_.get_feature_names_out())
+        if "request" in self.blocks:
+            names += REQUEST_NAMES
+        return np.array(names)
+
+    @property
+    def contract(self) -> str:
+        """What a feature row means: layout version, columns and a hash of the learned numbers."""
+        digest = hashlib.sha256()
+        text = self.text_
+        parts = [text.weights_, text.row_of_, text.class_offsets_, self.token_fit_]
+        if (embedding := self.embedding_) is not None:
+            parts += [embedding.weights_, embedding.mean_, embedding.class_offsets_]
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+        names = "\n".join([*self.get_feature_names_out(), *self.classes_])
+        digest.update(names.encode())
+        return f"v{LAYOUT_VERSION}-{digest.hexdigest()[:16]}"
+
+    def _structure(self, prompts: Sequence[str]) -> Floats:
+        out = np.zeros((len(prompts), len(STRUCTURE_NAMES)))
+        for i, prompt in enumerate(prompts):
+            text = encode(prompt)
+            read_structure(text, *scan(text), KEYS, MASKS, NUMBERS, out[i])
+        return out
+
+    def _join(
+        self,
+        structure: Floats,
+        columns: Floats,
+        classes: Sequence[str | None],
+        tokens: Sequence[int | None],
+    ) -> NDArray[np.float32]:
+        parts = []
+        if "structure" in self.blocks:
+            parts.append(structure)
+        parts.append(columns)  # none, if neither text nor embedding was asked for
+        if "request" in self.blocks:
+            code = {name: float(i) for i, name in enumerate(self.classes_)}
+            request = np.empty((len(classes), 2))
+            for i, (name, count) in enumerate(zip(classes, tokens, strict=True)):
+                request[i, 0] = -1.0 if name is None else code.get(name, -1.0)
+                if count is None:
+                    size, words = structure[i, _TOKEN_COLUMNS]
+                    fit = self.token_fit_
+                    request[i, 1] = fit[0] + fit[1] * size + fit[2] * words
+                else:
+                    request[i, 1] = np.log1p(count)
+            parts.append(request)
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _columns_of(
+    X: Sequence[str] | pd.DataFrame,
+) -> tuple[list[str], list[str | None], list[int | None]]:
+    """Texts, classes and token counts of either form of input; None where unknown."""
+    if not isinstance(X, pd.DataFrame):
+        prompts = list(X)
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("PromptFeatures takes texts, or a frame with the column 'prompt'")
+        return prompts, [None] * len(prompts), [None] * len(prompts)
+    n = len(X)
+    classes = X["slo_class"].tolist() if "slo_class" in X else [None] * n
+    tokens = X["prompt_tokens"].tolist() if "prompt_tokens" in X else [None] * n
+    return (
+        X["prompt"].tolist(),
+        [name if isinstance(name, str) else None for name in classes],
+        [None if count is None or pd.isna(count) else int(count) for count in tokens],
+    )

@@ -1,0 +1,1 @@
+"""Training a predictor from tables, and measuring it."""

@@ -1,0 +1,233 @@
+"""Train a `LengthPredictor` from tables: features, estimator, calibration, priors."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.artifact import READERS, estimator_class
+from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
+from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.fitting.held_out import HeldOut, calibrated, weigh
+from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
+
+Progress = Callable[[str, float], None]  # what is being done, share done
+DEFAULT_BOOSTER = "lightgbm"
+_READER_PACKAGES = ("torch", "transformers", "accelerate")
+_NAMED_COLUMNS = 25
+_MIN_ROWS = 20
+_MIN_CALIBRATION = 30
+
+
+def fit_predictor(
+    table_train: pd.DataFrame,
+    table_calibration: pd.DataFrame,
+    *,
+    estimator: str = "lightgbm",
+    seed: int = 0,
+    progress: Progress | None = None,
+    blocks: tuple[str, ...] = DEFAULT_BLOCKS,
+    embedding: str | None = None,
+    text_params: dict[str, Any] | None = None,
+    reader_params: dict[str, Any] | None = None,
+    **params: Any,
+) -> LengthPredictor:
+    """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
+
+    `embedding` names a frozen encoder whose columns are added (block "embedding").
+    `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
+    encoder, "stack" its average with the default booster. Rows without prompt text are left out.
+    InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
+    the estimator gives them.
+    """
+    report = progress or _silent
+    train = _rows_with(table_train, "prompt", _MIN_ROWS)
+    calibration = _rows_with(table_calibration, "prompt", 0)
+    booster = DEFAULT_BOOSTER if estimator in READERS else estimator
+    boosted = 0.2 if estimator in READERS else 0.95
+
+    report("reading prompts", 0.0)
+    y = train["output_tokens"].to_numpy(np.float64)
+    text = HashedText(random_state=seed, **(text_params or {}))
+    features = PromptFeatures(text, blocks)
+    if embedding is not None:
+        sentences = SentenceEmbedding(embedding, random_state=seed)
+        features = PromptFeatures(text, (*blocks, "embedding"), sentences)
+    rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
+    report("boosting", 0.4 * boosted)
+    model = estimator_class(booster)(**_with_seed(booster, seed, params))
+    model.fit(rows, y, censored=censored_rows(train))
+    reader = None
+    if estimator in READERS:
+        from lengthwise.predictor.estimators.encoder_fit import (
+            fit_reader,  # torch and transformers: only where asked for
+        )
+
+        reader = fit_reader(
+            train["prompt"].tolist(),
+            y,
+            censored_rows(train),
+            seed=seed,
+            report=lambda share: report("fine-tuning the encoder", 0.2 + 0.7 * share),
+            **(reader_params or {}),
+        )
+    report("calibrating", 0.95)
+    held_out, levels = None, CalibratedLevels.none(DEFAULT_LEVELS)
+    if len(calibration) >= _MIN_CALIBRATION:
+        held_out = HeldOut.of(calibration, features.transform(calibration))
+        levels = calibrated(model, held_out, params)
+    card = make_card(train, estimator, booster, model, features)
+    reading = None
+    if reader is not None:
+        reading = weigh(reader, model, held_out, share=READERS[estimator])
+        card["reader"] = {"share": reading.share, "int8": reader.int8} | (reader_params or {})
+    report("done", 1.0)
+    return LengthPredictor(features, model, levels, card, reading)
+
+
+def fit_on_features(
+    base: LengthPredictor,
+    table_train: pd.DataFrame,
+    table_calibration: pd.DataFrame,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **params: Any,
+) -> LengthPredictor:
+    """Learn new lengths from rows of `features` that `base` computed; no text is needed.
+
+    `base` keeps its way of reading prompts and its feature contract; booster, calibration and
+    priors are new. A reader, which needs the text, is left out. InputError where a row's
+    `feature_contract` is another's.
+    """
+    report = progress or _silent
+    train = _rows_with(table_train, "features", _MIN_ROWS)
+    calibration = _rows_with(table_calibration, "features", 0)
+    check_contract(base, train)
+    check_contract(base, calibration)
+    booster = base.card["estimator"]["name"]
+    report("boosting", 0.0)
+    model = estimator_class(booster)(**_with_seed(booster, seed, params))
+    model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
+    report("calibrating", 0.95)
+    levels = CalibratedLevels.none(DEFAULT_LEVELS)
+    if len(calibration) >= _MIN_CALIBRATION:
+        held_out = HeldOut.of(calibration, logged_features(calibration))
+        levels = calibrated(model, held_out, params)
+    card = make_card(train, booster, booster, model, base.prompt_features)
+    report("done", 1.0)
+    return LengthPredictor(base.prompt_features, model, levels, card)
+
+
+def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:
+    """InputError where rows hold features of another predictor's."""
+    foreign = set(table["feature_contract"]) - {base.feature_contract}
+    if foreign:
+        raise InputError(
+            f"the rows have features {min(map(str, foreign))}, "
+            f"the predictor computes {base.feature_contract}"
+        )
+
+
+def logged_features(table: pd.DataFrame) -> NDArray[np.float32]:
+    """The column `features` as a matrix, (n, f)."""
+    return np.stack([np.asarray(row, np.float32) for row in table["features"]])
+
+
+def _rows_with(table: pd.DataFrame, column: str, least: int) -> pd.DataFrame:
+    rows = table[table[column].notna()]
+    if len(rows) < least:
+        what = "text" if column == "prompt" else column
+        raise InputError(f"training needs at least {least} rows with {what}, got {len(rows)}")
+    return rows
+
+
+def _silent(_what: str, _share: float) -> None:
+    """Progress nobody asked for."""
+
+
+def check_estimator(name: str) -> None:
+    """InputError for a name `fit_predictor` does not know, or whose packages are not installed."""
+    if name not in READERS:
+        estimator_class(name)
+    elif missing := [package for package in _READER_PACKAGES if find_spec(package) is None]:
+        raise InputError(f"{name} needs {missing[0]}: pip install lengthwise[bert]")
+
+
+def make_card(
+    table: pd.DataFrame,
+    name: str,
+    booster: str,
+    model: LengthRegressor,
+    features: PromptFeatures,
+) -> dict[str, Any]:
+    """Provenance, priors and importances of a training; `name` is what was asked for."""
+    lengths = {ANY_CLASS: table["output_tokens"].to_numpy(np.float64)} | {
+        str(name): part.to_numpy(np.float64)
+        for name, part in table.groupby("slo_class")["output_tokens"]
+    }
+    return {
+        "levels": list(DEFAULT_LEVELS),
+        "feature_contract": features.contract,
+        "embedding": features.embedding_.encoder if features.embedding_ is not None else None,
+        "name": name,
+        "estimator": {"name": booster, "params": model.get_params()},
+        "tokenizer": table.attrs.get("tokenizer"),
+        "served_model": sorted({str(model) for model in table["model"].unique()}),
+        "source_label": table.attrs.get("source_label"),
+        "data_sha256": table.attrs.get("data_sha256"),
+        "train_rows": len(table),
+        "class_priors": {name: _empirical(values) for name, values in lengths.items()},
+        "class_gaussian": {name: _gaussian(values) for name, values in lengths.items()},
+        "importances": _named_importances(model, features),
+        "metrics": {},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _named_importances(model: LengthRegressor, features: PromptFeatures) -> dict[str, float]:
+    """The columns that gained most and their shares, largest first."""
+    shares = model.importances()
+    if shares is None:
+        return {}
+    names = features.get_feature_names_out()
+    return {str(names[i]): float(shares[i]) for i in np.argsort(-shares)[:_NAMED_COLUMNS]}
+
+
+def censored_rows(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which answers were cut off, so that their length is a lower bound."""
+    if "censored" not in table:
+        return np.zeros(len(table), bool)
+    return table["censored"].fillna(False).to_numpy(bool)
+
+
+def _with_seed(estimator: str, seed: int, params: dict[str, Any]) -> dict[str, Any]:
+    accepted = estimator_class(estimator)().get_params()
+    unknown = sorted(set(params) - set(accepted))
+    if unknown:
+        raise InputError(
+            f"unknown parameter {unknown[0]!r} of {estimator}; known: {sorted(accepted)}"
+        )
+    return ({"random_state": seed} if "random_state" in accepted else {}) | params
+
+
+def _empirical(values: Floats) -> list[float]:
+    return np.maximum(np.quantile(values, DEFAULT_LEVELS), 1.0).tolist()
+
+
+def _gaussian(values: Floats) -> list[float]:
+    return np.maximum(
+        norm.ppf(DEFAULT_LEVELS, values.mean(), max(values.std(), 1e-6)), 1.0
+    ).tolist()

@@ -1,0 +1,1 @@
+"""What follows a predictor while it serves: its correction and its drift."""

@@ -1,0 +1,1 @@
+"""What stands around a policy: fairness between tenants, and turning requests away."""

@@ -1,0 +1,1 @@
+"""The steps of a plan: figures, forecast, selection, batch limit, search, slots taken back."""

@@ -1,0 +1,61 @@
+"""The hard bound on waiting: who would otherwise wait too long goes first, oldest first.
+
+Old requests need slots one after another, so each must be admitted early enough for the older
+ones before it and the younger ones behind it to keep the bound as well:
+
+    latest_i = min(arrival_i + max_wait, latest_{i+1} - gap),   i from youngest to oldest
+
+where `gap` is the time between two slots that come free. Only requests past half of the bound
+take part: in lasting overload no order keeps it for everyone, and what has just arrived may
+still find the queue drained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.plan.jobs import Jobs
+from lengthwise.scheduler.problem import Problem
+
+_OLD = 0.5  # share of the bound from which a request takes part
+_MARGIN = 1.5  # the gap is an estimate, and the next plan comes later
+_LEAD = 4.0  # gaps between slots vary: so many ahead of the last moment
+
+
+def bounded(problem: Problem, jobs: Jobs, order: IntArray) -> tuple[IntArray, int]:
+    """A plan's order with the overdue first, and how many they are."""
+    queued_s = problem.waiting.queued_s
+    return overdue_first(order, queued_s, problem.now_s, problem.max_wait_s, jobs.release_gap_s)
+
+
+def overdue_first(
+    order: IntArray, arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: float = 0.0
+) -> tuple[IntArray, int]:
+    """``order`` with the overdue moved to the front by age, and how many they are.
+
+    A wait is counted from arrival to ``now_s``; arrivals in the future (a clock that stepped
+    back) have waited 0.
+    """
+    overdue = find_overdue(arrival_s, now_s, max_wait_s, gap_s)
+    count = int(overdue.sum())
+    if count == 0:
+        return order, 0
+    rows = np.flatnonzero(overdue)
+    oldest = rows[np.argsort(arrival_s[rows], kind="stable")]
+    return np.concatenate([oldest, order[~overdue[order]]]), count
+
+
+def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: float) -> BoolArray:
+    """Who must be admitted now, ``(n,)``."""
+    overdue = np.zeros(len(arrival_s), dtype=np.bool_)
+    old = np.flatnonzero(now_s - arrival_s > _OLD * max_wait_s)
+    if len(old) == 0:
+        return overdue
+    old = old[np.argsort(arrival_s[old], kind="stable")]
+    gap_s *= _MARGIN
+    place = np.arange(len(old)) * gap_s
+    behind = (arrival_s[old] + max_wait_s - place)[::-1]
+    latest = np.minimum.accumulate(behind)[::-1] + place
+    overdue[old] = now_s + _LEAD * gap_s > latest
+    return overdue

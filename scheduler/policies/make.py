@@ -1,0 +1,47 @@
+"""The policies by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lengthwise.scheduler.policies.annealing import AnnealingPolicy
+from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.paper import PaperPolicy, PaperSettings
+from lengthwise.scheduler.policies.rules import RULES, RulePolicy
+
+POLICIES = (
+    "fcfs",
+    "priority",
+    "sjf",
+    "edf",
+    "llf",
+    "feasible-sjf",
+    "feasible-edf",
+    "hrrn",
+    "sa-paper",
+    "sa",
+)
+
+
+def make_policy(
+    name: str, *, budget_s: float | None = 0.001, seed: int = 0, **params: Any
+) -> Policy:
+    """The policy called ``name``, one of POLICIES; ``params`` go to it.
+
+    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations`` (a fixed amount of search
+    instead of a time budget: then the plans depend on the problems and the seed alone);
+    ``sa-paper`` takes the fields of ``PaperSettings``. Raises ValueError for an unknown name
+    or parameter.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
+    try:
+        if name == "sa":
+            return AnnealingPolicy.with_params(budget_s, seed, **params)
+        if name == "sa-paper":
+            return PaperPolicy(budget_s, seed, PaperSettings(**params))
+    except TypeError as error:
+        raise ValueError(f"policy {name!r}: {error}") from error
+    if params:
+        raise ValueError(f"policy {name!r} takes no parameters, got {sorted(params)}")
+    return RulePolicy(name, RULES[name])

@@ -1,0 +1,91 @@
+"""What a simulated engine is given, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.guards.admission import Action
+
+
+@dataclass(frozen=True, slots=True)
+class SimWorkload:
+    """What arrives: ``(n,)`` arrays (seconds, tokens; inf = no objective), quantiles ``(n, q)``.
+
+    ``output_tokens`` is the truth, which only the engine reads; the policy sees ``quantiles``.
+    """
+
+    arrival_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    e2e_s: FloatArray
+    weight: FloatArray
+    class_id: IntArray
+    quantiles: FloatArray
+    levels: FloatArray
+    tenant_id: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if field.name != "levels" and column is not None and len(column) != n:
+                raise ValueError(f"{field.name} must have {n} rows, got {len(column)}")
+        if self.quantiles.shape[1] != len(self.levels):
+            raise ValueError(
+                f"quantiles must have {len(self.levels)} columns, got {self.quantiles.shape[1]}"
+            )
+        if n and (np.diff(self.arrival_s) < 0).any():
+            raise ValueError("arrivals must be sorted")
+        if n and (min(self.prompt_tokens.min(), self.output_tokens.min()) < 1):
+            raise ValueError("prompt_tokens and output_tokens must be at least 1")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SimResult:
+    """What happened: ``(n,)`` seconds on the workload's clock, and the engine's counters.
+
+    A request that was shed has NaN times and has met nothing.
+    """
+
+    admitted_s: FloatArray
+    first_token_s: FloatArray
+    finish_s: FloatArray
+    output_tokens: IntArray
+    plan_s: list[float]
+    queue_len: list[tuple[float, int]]
+    preemptions: int
+    yields: int
+    steps: int
+    prefilled_tokens: int
+    kv_peak_tokens: int
+    end_s: float
+    actions: tuple[Action, ...] = ()  # of admission control, where it was on
+
+    def ttft_s(self, workload: SimWorkload) -> FloatArray:
+        """Arrival to first token."""
+        return self.first_token_s - workload.arrival_s
+
+    def e2e_s(self, workload: SimWorkload) -> FloatArray:
+        """Arrival to last token."""
+        return self.finish_s - workload.arrival_s
+
+    def tpot_s(self) -> FloatArray:
+        """(e2e - TTFT) / (n - 1), 0 for answers of one token."""
+        span = self.finish_s - self.first_token_s
+        return np.where(self.output_tokens > 1, span / np.maximum(self.output_tokens - 1, 1), 0.0)
+
+    def met(self, workload: SimWorkload) -> BoolArray:
+        """Whether all objectives of each request hold (best effort: True)."""
+        return (
+            (self.ttft_s(workload) <= workload.ttft_s)
+            & (self.tpot_s() <= workload.tpot_s)
+            & (self.e2e_s(workload) <= workload.e2e_s)
+        )

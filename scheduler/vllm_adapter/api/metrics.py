@@ -1,0 +1,61 @@
+"""Prometheus metrics of the API process, under ``lengthwise_``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_PREDICT_SECONDS = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
+
+
+class ApiMetrics:
+    """What the API process counts."""
+
+    def __init__(self) -> None:
+        self.predict = Histogram(
+            "lengthwise_predict_seconds",
+            "Wait of a request for its prediction.",
+            buckets=_PREDICT_SECONDS,
+        )
+        self.predictions = Counter(
+            "lengthwise_predictions", "Length predictions, by how they ended.", ["outcome"]
+        )
+        self.rejected = Counter(
+            "lengthwise_rejected", "Requests refused before the engine, by status.", ["code"]
+        )
+        self.shadow_predictions = Counter(
+            "lengthwise_shadow_predictions",
+            "Length predictions of the shadow, by how they ended.",
+            ["outcome"],
+        )
+        self.reloads = Counter(
+            "lengthwise_reloads",
+            "Parts of the live file that changed, by what became of them.",
+            ["what", "outcome"],
+        )
+        self.predictor_info = Gauge(
+            "lengthwise_predictor_info",
+            "1 for the versions loaded now.",
+            ["role", "version"],
+            multiprocess_mode="livemax",
+        )
+        self.admission_unanswered = Counter(
+            "lengthwise_admission_unanswered",
+            "Requests admitted because the engine gave no verdict, by cause.",
+            ["cause"],
+        )
+
+    def show_version(self, role: str, version: str | None, before: str | None) -> None:
+        """Say which version has a role now; a series of another process's file cannot be removed,
+        so the one before goes to 0."""
+        if before is not None and before != version:
+            self.predictor_info.labels(role, before).set(0)
+        if version is not None:
+            self.predictor_info.labels(role, version).set(1)
+
+
+@lru_cache(maxsize=1)
+def api_metrics() -> ApiMetrics:
+    """The API process's metrics; one set a process, as the registry allows."""
+    return ApiMetrics()

@@ -1,0 +1,200 @@
+"""What became of each request: metrics, running tallies, and its row in the request log."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray
+from lengthwise.data.request_log import RequestLogWriter
+from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Times of a request that ended, seconds since its arrival; None where it did not get there."""
+
+    status: str
+    output_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float
+    queue_s: float | None
+
+    @classmethod
+    def of(cls, tracked: Tracked, status: str, output_tokens: int, now_s: float) -> Outcome:
+        """Outcome at ``now_s``; TPOT = (e2e - TTFT) / (n - 1), 0 for n <= 1."""
+        e2e_s = now_s - tracked.arrival_s
+        first = tracked.first_token_s
+        ttft_s = None if first is None else first - tracked.arrival_s
+        tpot_s = None
+        if ttft_s is not None:
+            tpot_s = (e2e_s - ttft_s) / (output_tokens - 1) if output_tokens > 1 else 0.0
+        admitted = tracked.admitted_s
+        queue_s = None if admitted is None else admitted - tracked.arrival_s
+        return cls(status, output_tokens, ttft_s, tpot_s, e2e_s, queue_s)
+
+    def met(self, tracked: Tracked) -> bool | None:
+        """Whether all objectives hold; None for best effort and for what the client gave up."""
+        if tracked.slo.is_best_effort or self.status == "aborted":
+            return None
+        if self.status not in ("finished", "length"):
+            return False
+        return tracked.slo.met(_or_nan(self.ttft_s), _or_nan(self.tpot_s), self.e2e_s)
+
+
+class OutcomeRecorder:
+    """Takes each ended request once; the log is optional."""
+
+    def __init__(
+        self, levels: FloatArray, metrics: EngineMetrics, log: RequestLogWriter | None
+    ) -> None:
+        self._levels = levels
+        self._level_names = [f"{level:g}" for level in levels]
+        self._median = int(np.argmin(np.abs(levels - 0.5)))
+        self._metrics = metrics
+        self._log = log
+        self._counted_dropped = 0
+        self.tallies: Counter[tuple[str, str]] = Counter()
+        self.tenants = TenantTallies(metrics)
+
+    def reset(self) -> None:
+        """Start the tallies afresh."""
+        self.tallies.clear()
+        self.tenants.reset()
+
+    def record(
+        self,
+        tracked: Tracked,
+        outcome: Outcome,
+        policy: str,
+        lengths: str,
+        policy_version: str | None = None,
+    ) -> None:
+        """Count the outcome and write its row."""
+        slo_class = self._metrics.class_label(tracked.slo.slo_class)
+        met = outcome.met(tracked)
+        self.tallies[slo_class, outcome.status] += 1
+        if met is not None:
+            self.tallies[slo_class, "met" if met else "missed"] += 1
+            whole = self._metrics.requests_attained if met else self._metrics.requests_missed
+            whole.labels(slo_class).inc()
+        self._count(tracked, outcome, slo_class)
+        served_s = 0.0 if outcome.queue_s is None else outcome.e2e_s - outcome.queue_s
+        self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
+        if self._log is not None:
+            row = self._row(tracked, outcome, met, policy, lengths)
+            self._log.write(row | {"policy_version": policy_version} | self._shadow(tracked))
+
+    def by_class(self) -> dict[str, dict[str, int]]:
+        """Tallies as ``{class: {"finished": 3, "met": 2, ...}}``."""
+        table: dict[str, dict[str, int]] = {}
+        for (slo_class, name), count in sorted(self.tallies.items()):
+            table.setdefault(slo_class, {})[name] = count
+        return table
+
+    @property
+    def dropped_rows(self) -> int:
+        """Log rows lost to a full queue or a failing disk."""
+        return 0 if self._log is None else self._log.dropped
+
+    def count_dropped(self) -> None:
+        """Bring the metric of lost rows up to date."""
+        lost = self.dropped_rows
+        self._metrics.log_rows_dropped.inc(lost - self._counted_dropped)
+        self._counted_dropped = lost
+
+    def close(self) -> None:
+        """Write what is queued and close the log."""
+        if self._log is not None:
+            self._log.close()
+
+    def _count(self, tracked: Tracked, outcome: Outcome, slo_class: str) -> None:
+        metrics = self._metrics
+        metrics.requests.labels(slo_class, outcome.status).inc()
+        if outcome.status not in ("finished", "length"):
+            return
+        metrics.e2e.labels(slo_class).observe(outcome.e2e_s)
+        if outcome.ttft_s is not None:
+            metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
+        if outcome.output_tokens > 0:
+            expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
+            error = abs(expected - outcome.output_tokens)
+            metrics.length_error.labels(tracked.length_source).observe(error)
+            metrics.predicted_tokens.labels(slo_class).observe(expected)
+            metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
+            ratio = expected / outcome.output_tokens
+            metrics.length_ratio.labels(tracked.length_source).observe(ratio)
+            if tracked.shadow_quantiles is not None:
+                shadow_ratio = tracked.shadow_quantiles[self._median] / outcome.output_tokens
+                metrics.length_ratio.labels("shadow").observe(shadow_ratio)
+        slo = tracked.slo
+        for objective, limit, measured in (
+            ("ttft", slo.ttft_s, outcome.ttft_s),
+            ("tpot", slo.tpot_s, outcome.tpot_s),
+            ("e2e", slo.e2e_s, outcome.e2e_s),
+        ):
+            if limit is not None:
+                held = measured is not None and measured <= limit
+                counter = metrics.attained if held else metrics.missed
+                counter.labels(slo_class, objective).inc()
+
+    def _shadow(self, tracked: Tracked) -> dict[str, Any]:
+        """What the shadow said, as keys of the row."""
+        said = tracked.shadow_quantiles
+        return {
+            "shadow": tracked.shadow,
+            "shadow_tokens": None if said is None else float(said[self._median]),
+            "shadow_quantiles": None
+            if said is None
+            else dict(zip(self._level_names, said.tolist(), strict=True)),
+        }
+
+    def _row(
+        self, tracked: Tracked, outcome: Outcome, met: bool | None, policy: str, lengths: str
+    ) -> dict[str, Any]:
+        slo = tracked.slo
+        predicted = tracked.length_source in ("learned", "oracle")
+        return {
+            "request_id": tracked.request_id,
+            "arrival_unix_s": tracked.arrival_unix_s,
+            "slo_class": slo.slo_class,
+            "slo_ttft_ms": _ms(slo.ttft_s),
+            "slo_tpot_ms": _ms(slo.tpot_s),
+            "slo_e2e_ms": _ms(slo.e2e_s),
+            "prompt_tokens": tracked.prompt_tokens,
+            "max_tokens": tracked.max_tokens,
+            "output_tokens": outcome.output_tokens,
+            "status": outcome.status,
+            "ttft_s": outcome.ttft_s,
+            "tpot_s": outcome.tpot_s,
+            "e2e_s": outcome.e2e_s,
+            "queue_s": outcome.queue_s,
+            "met": met,
+            "predicted_tokens": float(tracked.predicted[self._median]) if predicted else None,
+            "quantiles": dict(zip(self._level_names, tracked.predicted.tolist(), strict=True))
+            if predicted
+            else None,
+            "predictor": tracked.predictor,
+            "policy": policy,
+            "lengths": lengths,
+            "feature_contract": tracked.feature_contract,
+            "features": tracked.features,
+            "prompt": tracked.prompt,
+            "tenant": tracked.tenant,
+            "admission": tracked.admission,
+        }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000.0
+
+
+def _or_nan(seconds: float | None) -> float:
+    return math.nan if seconds is None else seconds

@@ -1,0 +1,1 @@
+"""What starts vLLM servers and looks at the vLLM that is installed."""

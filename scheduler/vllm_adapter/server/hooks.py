@@ -1,0 +1,153 @@
+"""Whether the installed vLLM has the hooks this adapter leans on.
+
+vLLM calls its scheduler interface non-public, so every hook is checked against the installed
+version: by ``lengthwise doctor``, and by contract tests that ``make vllm-matrix`` runs on every
+release of the supported range.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, is_supported, vllm_version
+
+_SCHEDULER_METHODS = {
+    "add_request": ("request",),
+    "schedule": (),
+    "update_from_output": ("scheduler_output", "model_runner_output"),
+    "_free_request": ("request",),
+    "shutdown": (),
+}
+_SCHEDULER_ATTRIBUTES = (
+    "waiting",
+    "running",
+    "requests",
+    "max_num_running_reqs",
+    "max_num_scheduled_tokens",
+    "num_spec_tokens",
+    "block_size",
+)
+_OUTPUT_FIELDS = ("scheduled_new_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens")
+_REQUEST_ATTRIBUTES = (
+    "num_prompt_tokens",
+    "num_computed_tokens",
+    "num_output_tokens",
+    "arrival_time",
+    "max_tokens",
+    "sampling_params",
+    "status",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing the adapter needs: its name, whether it is there, and what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def probe() -> list[Check]:
+    """Check the installed vLLM; imports it (seconds) but starts nothing. Never raises."""
+    version = vllm_version()
+    if version is None:
+        return [Check("vllm", False, "not installed")]
+    known = f"supported: {SUPPORTED_RANGE}"
+    checks = [Check("vllm", is_supported(version), f"{version} ({known})")]
+    for name, check in _CHECKS.items():
+        try:
+            problem, detail = check()
+        except Exception as error:  # a probe reports what it cannot import
+            problem, detail = True, f"{type(error).__name__}: {error}"
+        checks.append(Check(name, not problem, detail))
+    return checks
+
+
+def _scheduler_hooks() -> tuple[bool, str]:
+    cls = import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
+    missing = []
+    for method, parameters in _SCHEDULER_METHODS.items():
+        hook = getattr(cls, method, None)
+        if hook is None:
+            missing.append(method)
+            continue
+        present = inspect.signature(hook).parameters
+        missing += [f"{method}({name})" for name in parameters if name not in present]
+    source = "".join(inspect.getsource(base) for base in cls.__mro__ if base is not object)
+    missing += [name for name in _SCHEDULER_ATTRIBUTES if f"self.{name}" not in source]
+    return _report(missing)
+
+
+def _queue_contract() -> tuple[bool, str]:
+    abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
+    ours = import_module("lengthwise.scheduler.vllm_adapter.engine.planned_queue").PlannedQueue
+    return _report([name for name in sorted(abstract) if name not in vars(ours)])
+
+
+def _step_output() -> tuple[bool, str]:
+    cls = import_module("vllm.v1.core.sched.output").SchedulerOutput
+    return _report([name for name in _OUTPUT_FIELDS if name not in cls.__annotations__])
+
+
+def _request_fields() -> tuple[bool, str]:
+    cls = import_module("vllm.v1.request").Request
+    source = inspect.getsource(cls)
+    return _report(
+        [
+            name
+            for name in _REQUEST_ATTRIBUTES
+            if not hasattr(cls, name) and f"self.{name}" not in source
+        ]
+    )
+
+
+def _utility_calls() -> tuple[bool, str]:
+    client = import_module("vllm.v1.engine.core_client").AsyncMPClient
+    core = import_module("vllm.v1.engine.core").EngineCore
+    missing = [] if hasattr(client, "call_utility_async") else ["call_utility_async"]
+    return _report(missing + ([] if core else ["EngineCore"]))
+
+
+def _logits_processor() -> tuple[bool, str]:
+    forced = import_module("lengthwise.scheduler.vllm_adapter.worker.replay").ForcedLength
+    v1 = import_module("vllm.v1.sample.logits_processor.interface").LogitsProcessor
+    try:
+        v2: Any = import_module("vllm.v1.worker.gpu.sample.logits_processor").LogitsProcessor
+    except ImportError:
+        v2 = None
+    abstract: frozenset[str] = getattr(forced, "__abstractmethods__", frozenset())
+    missing = [f"abstract {name}" for name in sorted(abstract)]
+    missing += [] if issubclass(forced, v1) else ["V1 interface"]
+    missing += [] if v2 is None or issubclass(forced, v2) else ["V2 interface"]
+    return bool(missing), ", ".join(missing) or ("V1" if v2 is None else "V1 and V2")
+
+
+def _server_flags() -> tuple[bool, str]:
+    try:
+        source = inspect.getsource(import_module("vllm.entrypoints.launchers.cli_args"))
+    except ImportError:
+        source = inspect.getsource(import_module("vllm.entrypoints.openai.cli_args"))
+    engine = inspect.getsource(import_module("vllm.engine.arg_utils"))
+    missing = [] if "middleware" in source else ["--middleware"]
+    missing += [flag for flag in ("--scheduler-cls", "--logits-processors") if flag not in engine]
+    return _report(missing)
+
+
+def _report(missing: list[str]) -> tuple[bool, str]:
+    return bool(missing), f"missing: {', '.join(missing)}" if missing else "as expected"
+
+
+_CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "scheduler hooks": _scheduler_hooks,
+    "waiting queue": _queue_contract,
+    "step output": _step_output,
+    "request fields": _request_fields,
+    "engine calls": _utility_calls,
+    "length replay": _logits_processor,
+    "server flags": _server_flags,
+}

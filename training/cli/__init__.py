@@ -1,0 +1,1 @@
+"""The console command, a file a group of commands."""

@@ -1,0 +1,145 @@
+"""Command ``promote``: judge a challenger by SLO attainment, move the champion's alias, or back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lengthwise.data.errors import InputError
+from lengthwise.training import console
+from lengthwise.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lengthwise.training.bench.judge import Decision, Traffic
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("promote")(promote)
+
+
+def promote(
+    challenger: Annotated[
+        str, typer.Option(help="The version to judge.")
+    ] = "models:/output-length@challenger",
+    champion: Annotated[
+        str, typer.Option(help="The version it must not be worse than.")
+    ] = "models:/output-length@champion",
+    from_log: Annotated[
+        Path | None, typer.Option(help="Replay the last requests of this request log.")
+    ] = None,
+    workload: Annotated[
+        str, typer.Option(help="Without a log: a workload of the arena, or a file.")
+    ] = "mixed",
+    source: Annotated[str | None, typer.Option(help="Data source of a named workload.")] = None,
+    load: Annotated[
+        float | None,
+        typer.Option(help="Multiple of capacity; a log keeps its pace, the arena takes 1.4."),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=100, help="Requests to replay.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of a named workload.")] = 3,
+    profile: Annotated[
+        str | None, typer.Option(help="Engine profile; by default the calibrated one.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Promote whatever the comparison says.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Compare only; nothing is written.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Back to the champion before the last promotion.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on the last line.")
+    ] = False,
+) -> None:
+    """Promote the challenger if its SLO attainment is not worse and its intervals hold.
+
+    Both versions predict the same traffic and the simulator serves it with each. Exit status 1
+    when the challenger is refused.
+    """
+    from lengthwise.training.bench import judge as promotion
+    from lengthwise.training.registry.models import check_writable, resolve_predictor
+    from lengthwise.training.registry.promotions import roll_back
+
+    workspace = Workspace.current()
+    if not dry_run:
+        check_writable(workspace)  # now, not after minutes of replaying
+    if rollback:
+        now, before = roll_back(workspace=workspace)
+        if as_json:
+            console.print_json({"champion": int(now), "previous": int(before)})
+        else:
+            print(f"champion is version {now} again, instead of version {before}")
+        return
+    if load is not None and not load > 0:
+        raise InputError(f"load must be above 0, got {load:g}")
+    with console.progress(quiet=as_json) as steps:
+        steps.step("finding the versions")
+        sides = [resolve_predictor(uri, workspace=workspace) for uri in (champion, challenger)]
+        if sides[0].directory == sides[1].directory:
+            raise InputError(f"champion and challenger are the same predictor, {sides[1].label}")
+        steps.step("reading the traffic")
+        traffic, load = _traffic(from_log, workload, source, requests, seeds, load)
+        steps.step("replaying it with both")
+        decision = promotion.compare(*sides, traffic, _profile(profile, workspace), load=load)
+        steps.step("writing the decision")
+        moved = promotion.promote(
+            decision, sides[1], force=force, dry_run=dry_run, workspace=workspace
+        )
+    if as_json:
+        console.print_json(decision.to_json() | {"promoted": moved, "dry_run": dry_run})
+    else:
+        _print(decision, moved, dry_run)
+    if not (decision.promote or force):
+        raise typer.Exit(1)
+
+
+def _traffic(
+    from_log: Path | None,
+    workload: str,
+    source: str | None,
+    requests: int,
+    seeds: int,
+    load: float | None,
+) -> tuple[list[Traffic], float | None]:
+    from lengthwise.training.bench.judge import Traffic, logged_traffic
+    from lengthwise.training.bench.workload import is_arena, open_workload
+
+    if from_log is not None:
+        return [logged_traffic(from_log, requests)], load
+    opened = open_workload(workload, source=source)
+    if not is_arena(workload):
+        return [Traffic(opened.name, opened.requests[:requests])], load
+    draws = [tuple(opened.draw(requests, 1.0, seed)) for seed in range(seeds)]
+    return [Traffic(opened.name, draw) for draw in draws], load or 1.4
+
+
+def _profile(profile: str | None, workspace: Workspace):  # type: ignore[no-untyped-def]
+    from lengthwise.scheduler.profile import load_profile
+
+    calibrated = sorted((workspace.cache / "profiles").glob("*.json"))
+    return load_profile(profile or (str(calibrated[-1]) if calibrated else "tiny-cpu"))
+
+
+def _print(decision: Decision, moved: bool, dry_run: bool) -> None:
+    sides = {"champion": decision.champion, "challenger": decision.challenger}
+    load = "at its own pace" if decision.load is None else f"at load {decision.load:g}"
+    console.print_table(
+        f"{decision.traffic} {load}, {decision.requests} requests (modeled, no engine ran)",
+        ["", "predictor", "SLO met", "80 % intervals hold", "MAE"],
+        [
+            [name, s.label, f"{s.attainment:.1%}", f"{s.coverage:.1%}", f"{s.mae:.1f}"]
+            for name, s in sides.items()
+        ],
+    )
+    low, high = decision.difference_ci95
+    print(
+        f"Paired difference {100 * decision.difference:+.1f} points "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})."
+    )
+    for reason in decision.reasons:
+        print(f"Against it: {reason}.")
+    if dry_run:
+        print("Dry run: would " + ("promote" if decision.promote else "refuse") + ".")
+    else:
+        print(f"{decision.challenger.label} " + ("is champion now." if moved else "is refused."))

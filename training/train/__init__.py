@@ -1,0 +1,1 @@
+"""The training pipeline, predictions of files, and what a predictor is worth."""

@@ -1,0 +1,318 @@
+"""Train a length predictor: load, split by question, fit, calibrate, evaluate, draw, log, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lengthwise.data.errors import InputError
+from lengthwise.data.request_log import log_batches
+from lengthwise.data.sources.load import SYNTHETIC, default_source, load_table
+from lengthwise.data.splits import split_table
+from lengthwise.data.table import take_rows
+from lengthwise.predictor.distribution import LengthDistribution
+from lengthwise.training import console
+from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lengthwise.data.table import PromptTable
+    from lengthwise.predictor.model import LengthPredictor
+
+DEFAULT_ESTIMATOR = "lightgbm"
+MIN_ROWS = {"train": 50, "calibration": 20, "test": 20}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What to train on and how; ``source`` None is the best data found.
+
+    ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
+    ``embedding`` names a frozen encoder whose columns are added to the features; with ``stream`` a
+    request log larger than memory is read in pieces; with ``decision`` the simulator says what the
+    predictor is worth to the scheduler.
+    """
+
+    source: str | None = None
+    estimator: str = DEFAULT_ESTIMATOR
+    reader: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    embedding: str | None = None
+    stream: bool = False
+    decision: bool = False
+    register: bool = False
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A trained, logged predictor.
+
+    ``model_uri`` is the version's where one was registered, the logged model's otherwise;
+    ``metrics`` are of the test split, as `predictor.fitting.evaluate.evaluate` returns them.
+    """
+
+    model_uri: str
+    version: int | None
+    run_id: str
+    directory: Path
+    source_label: str
+    rows: Mapping[str, int]
+    metrics: Mapping[str, Any]
+    importances: Mapping[str, float]
+    duration_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``lengthwise train --json`` ends in."""
+        return {
+            "model_uri": self.model_uri,
+            "version": self.version,
+            "run_id": self.run_id,
+            "directory": str(self.directory),
+            "source_label": self.source_label,
+            "rows": dict(self.rows),
+            "metrics": self.metrics,
+            "importances": dict(self.importances),
+            "duration_s": round(self.duration_s, 2),
+        }
+
+
+def train(
+    config: TrainConfig, *, workspace: Workspace, steps: console.Steps | None = None
+) -> TrainResult:
+    """Run the pipeline; the predictor lies in a new directory under the workspace's runs.
+
+    Raises InputError for a source that cannot be read or is too small, RegistryError for a
+    tracking store that cannot be written: asked first, so that no training is lost to it.
+    """
+    from lengthwise.predictor.fitting.evaluate import evaluate
+    from lengthwise.predictor.fitting.fit import check_estimator
+    from lengthwise.training.train.worth import decision_value
+
+    steps = steps or console.SilentSteps()
+    started = time.perf_counter()
+    check_estimator(config.estimator)
+    registry.check_writable(workspace)
+    steps.step("reading the table")
+    source = config.source or default_source()
+    predictor, parts = (_fit_streamed if config.stream else _fit_table)(
+        config, source, workspace, steps
+    )
+    steps.step("evaluating")
+    metrics = evaluate(predictor, parts["test"], parts.get("train", parts["calibration"]))
+    if config.decision:
+        steps.step("simulating what the lengths are worth")
+        metrics["decision"] = decision_value(predictor, parts["test"])
+    predictor.card["metrics"] = metrics
+    steps.step("drawing")
+    label = str(predictor.card["source_label"])
+    figures = draw(predictor, parts["test"], note=f"test split of {label}")
+    steps.step("saving and logging")
+    rows = {side: len(part) for side, part in parts.items()}
+    rows["train"] = int(predictor.card["train_rows"])
+    directory = workspace.new_run_dir("train") / "predictor"
+    predictor.save(directory)
+    logged = registry.log_training_run(
+        directory,
+        params={
+            "source": source,
+            "estimator": config.estimator,
+            "seed": config.seed,
+            "limit": config.limit,
+            "embedding": config.embedding,
+            **config.reader,
+            **{f"rows_{side}": n for side, n in rows.items()},
+            "feature_contract": predictor.feature_contract,
+        },
+        metrics=flatten(headline(metrics)),
+        figures=figures,
+        tags={name: str(predictor.card[name]) for name in ("source_label", "data_sha256")},
+        workspace=workspace,
+        run_name=f"{config.estimator} on {label}",
+    )
+    model_uri, version = logged.model_uri, None
+    if config.register:
+        registered = registry.register(model_uri, alias=config.alias, workspace=workspace)
+        model_uri, version = registered.model_uri, registered.version
+    return TrainResult(
+        model_uri=model_uri,
+        version=version,
+        run_id=logged.run_id,
+        directory=directory,
+        source_label=label,
+        rows=rows,
+        metrics=metrics,
+        importances=predictor.card["importances"],
+        duration_s=time.perf_counter() - started,
+    )
+
+
+def _fit_table(
+    config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
+) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
+    table = load_table(source, limit=config.limit)
+    rows, base = what_to_learn_from(table, source, workspace)
+    parts = split_table(rows, seed=config.seed)
+    _require_rows(parts, source)
+    return _fit(config, parts, base, steps), parts
+
+
+def _fit_streamed(
+    config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
+) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
+    """The log's features piece by piece; its first piece says which predictor computed them."""
+    from lengthwise.predictor.fitting.stream import fit_stream
+
+    batches = log_batches(source)
+    first = next(batches, None)
+    if first is None:
+        raise InputError(f"{source} holds no finished request")
+    _, base = what_to_learn_from(first.assign(prompt=None), source, workspace)
+    assert base is not None
+    read = 0
+
+    def counted() -> Iterator[PromptTable]:
+        nonlocal read
+        for batch in chain([first], batches):
+            read += len(batch)
+            steps.step(f"read {read:,} rows")
+            same = (batch["feature_contract"] == base.feature_contract).to_numpy()
+            if same.any():
+                yield take_rows(batch, same).assign(prompt=None)
+
+    return fit_stream(base, counted(), seed=config.seed)
+
+
+def what_to_learn_from(
+    table: PromptTable, source: str, workspace: Workspace
+) -> tuple[PromptTable, LengthPredictor | None]:
+    """The rows to train on: those with text; of a log without, those with features, and whose.
+
+    Features mean something only to the predictor that computed them: of several, the rows of the
+    one with most are taken. InputError where there is neither text nor features.
+    """
+    has_text = table["prompt"].notna().to_numpy()
+    if has_text.any():
+        return take_rows(table, has_text), None
+    if "features" not in table or table["features"].isna().all():
+        raise InputError(f"{source} holds neither prompt text nor features")
+    from lengthwise.predictor.model import LengthPredictor
+
+    contract = table["feature_contract"].mode()[0]
+    rows = take_rows(table, (table["feature_contract"] == contract).to_numpy())
+    resolved = registry.resolve_predictor(rows["predictor"].mode()[0], workspace=workspace)
+    return rows, LengthPredictor.load(resolved.directory)
+
+
+def _fit(
+    config: TrainConfig,
+    parts: Mapping[str, PromptTable],
+    base: LengthPredictor | None,
+    steps: console.Steps,
+) -> LengthPredictor:
+    from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor
+
+    def progress(what: str, share: float) -> None:
+        if share < 1:
+            steps.step(what)
+
+    train_rows, calibration_rows = parts["train"], parts["calibration"]
+    if base is not None:
+        if config.estimator != DEFAULT_ESTIMATOR:
+            raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
+        return fit_on_features(
+            base, train_rows, calibration_rows, seed=config.seed, progress=progress
+        )
+    return fit_predictor(
+        train_rows,
+        calibration_rows,
+        estimator=config.estimator,
+        seed=config.seed,
+        embedding=config.embedding,
+        reader_params=dict(config.reader),
+        progress=progress,
+    )
+
+
+def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> dict[str, Figure]:
+    """The figures of a predictor on rows it has not seen, by file name."""
+    from lengthwise.predictor.fitting.evaluate import predict_table
+    from lengthwise.training import figures
+
+    classes = list(test["slo_class"])
+    lengths = predict_table(predictor, test)
+    raw = predict_table(predictor.uncalibrated(), test)
+    prior = LengthDistribution(
+        lengths.levels, np.stack([predictor.class_prior(name) for name in classes])
+    )
+    true = test["output_tokens"].to_numpy(dtype=float)
+    of_class = {name: np.array(classes) == name for name in set(classes)}
+    errors = {
+        model: {c: float(np.abs(p.median() - true)[rows].mean()) for c, rows in of_class.items()}
+        for model, p in {"learned": lengths, "class median": prior}.items()
+    }
+    return {
+        "predicted_against_true": figures.predicted_against_true(true, lengths.median(), note=note),
+        "calibration": figures.calibration(
+            true,
+            {
+                "learned": (lengths.levels, lengths.quantiles),
+                "before calibration": (raw.levels, raw.quantiles),
+                "class": (prior.levels, prior.quantiles),
+            },
+            note=note,
+        ),
+        "importances": figures.importances(predictor.card["importances"], note=note),
+        "error_by_class": figures.error_by_class(errors, note=note),
+        "interval_width": figures.interval_width(
+            lengths.quantile(0.1), lengths.quantile(0.9), classes, level="80 %", note=note
+        ),
+    }
+
+
+def print_result(result: TrainResult) -> None:
+    """The metrics beside the baselines, and what the model is called, on stdout."""
+    models = {"learned": result.metrics, **result.metrics["baselines"]}
+    models.pop("oracle", None)  # true lengths: nothing to compare with
+    console.print_table(
+        f"Test metrics, data: {result.source_label} ({result.rows['test']} rows); MAE in tokens, "
+        "coverage of the 80 % interval",
+        ["predictor", *METRIC_HEADINGS],
+        [[name, *metric_cells(values)] for name, values in models.items()],
+    )
+    if result.importances:
+        shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
+        print(f"Read most (share of the boosters' gain): {shares}")
+    if decision := result.metrics.get("decision"):
+        _print_decision(decision)
+    if result.source_label == SYNTHETIC:
+        print("Trained on the built-in synthetic corpus: these figures say nothing of real data.")
+    print(f"{result.model_uri}  (run {result.run_id}, {result.duration_s:.1f} s)")
+
+
+def _print_decision(decision: Mapping[str, Any]) -> None:
+    attained = ", ".join(f"{name} {value:.1%}" for name, value in decision["attainment"].items())
+    kept = "" if decision["kept"] is None else f"; {decision['kept']:.0%} of oracle's gain kept"
+    print(
+        f"SLO attainment in the simulator ({decision['workload']} at load {decision['load']:g}, "
+        f"{decision['requests']} requests) by lengths: {attained}{kept}"
+    )
+
+
+def _require_rows(parts: Mapping[str, PromptTable], source: str) -> None:
+    for side, least in MIN_ROWS.items():
+        if len(parts[side]) < least:
+            counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
+            raise InputError(
+                f"{source} is too small: the {side} split needs {least} rows, got {counts}"
+            )
