@@ -117,7 +117,7 @@ _WORDS = (
     "the of and to in is that for it as was with be by on not he his but at are this have from or "
     "had an they which one you were all her she there would their we him been has when who will "
     "no more if out so up said what its about than into them can only other time new some could"
-).split()
+)
 
 
 def filler_tokens(tokenizer: Any) -> list[int]:
@@ -126,7 +126,7 @@ def filler_tokens(tokenizer: Any) -> list[int]:
     Answers are then never empty, and a conversation that repeats one hits the prefix cache as it
     would on a real engine. ValueError when the tokenizer has no one-token words.
     """
-    encoded = (tokenizer.encode(f" {word}", add_special_tokens=False) for word in _WORDS)
+    encoded = (tokenizer.encode(f" {word}", add_special_tokens=False) for word in _WORDS.split())
     tokens = sorted({ids[0] for ids in encoded if len(ids) == 1})
     if not tokens:
         raise ValueError("the tokenizer has no one-token words to fill answers with")

@@ -17,7 +17,7 @@ from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
 # process through ``additional_config["lengthwise"]["emulate"]``, an object.
 EMULATE_VARIABLE = "LENGTHWISE_EMULATE"
 EMULATE_KEY = "emulate"
-BLOCK_SIZE = 16  # vLLM's CPU default of 128 wastes KV cache in a way that no GPU does
+_BLOCK_TOKENS = 16  # vLLM's CPU default of 128 wastes KV cache in a way that no GPU does
 
 _PACKAGE = "lengthwise.scheduler.vllm_adapter.emulated"
 EXECUTOR = f"{_PACKAGE}.worker.EmulatedExecutor"
@@ -66,9 +66,10 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
         profile = load_profile(name_or_path)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if profile.capacity.kv_tokens < BLOCK_SIZE:
+    block = block_tokens(profile)
+    if profile.capacity.kv_tokens < 2 * block:  # vLLM keeps one for itself
         raise InputError(
-            f"profile {profile.name!r}: kv_tokens must be at least a block of {BLOCK_SIZE}, "
+            f"profile {profile.name!r}: kv_tokens must be at least two blocks of {block}, "
             f"got {profile.capacity.kv_tokens}"
         )
     if getattr(profile, "speculation", None) is not None:
@@ -79,6 +80,12 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
     return profile
 
 
+def block_tokens(profile: EngineProfile) -> int:
+    """Tokens of a block of KV cache: the prefix cache's where the profile has one."""
+    cache = getattr(profile, "prefix_cache", None)
+    return _BLOCK_TOKENS if cache is None else int(cache.block_tokens)
+
+
 def caches_prefixes(profile: EngineProfile) -> bool:
     """Whether the profile's engine keeps the KV cache of shared beginnings."""
-    return bool(getattr(profile, "prefix_cache", None))
+    return getattr(profile, "prefix_cache", None) is not None

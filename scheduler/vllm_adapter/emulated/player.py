@@ -107,8 +107,8 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
 
     from lengthwise.scheduler.vllm_adapter.emulated import fleet
     from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
-    from lengthwise.scheduler.vllm_adapter.launch import SCHEDULER_CLASS
-    from lengthwise.scheduler.vllm_adapter.replay import write_replay_table
+    from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS
+    from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
     names = [f"q{index}" for index in range(len(job.requests))]
     table = scratch / "lengths.json"

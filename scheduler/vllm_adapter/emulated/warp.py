@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 _real_sleep = time.sleep
 
@@ -59,12 +60,12 @@ class WarpClock:
         finally:
             self.set(now_s)
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float | SupportsIndex) -> None:
         """Pass over ``seconds`` at once; in another thread, sleep."""
         if threading.get_ident() != self._thread:
             _real_sleep(seconds)
-        elif seconds > 0:
-            self.set(self.now() + seconds)
+        elif float(seconds) > 0:
+            self.set(self.now() + float(seconds))
 
     @contextmanager
     def installed(self) -> Iterator[WarpClock]:

@@ -33,8 +33,8 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     read_options,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepTally
-from lengthwise.scheduler.vllm_adapter.replay import REPLAY_ID, ReplayTable
 from lengthwise.scheduler.vllm_adapter.settings import replay_table_path
+from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID, ReplayTable
 
 logger = init_logger("vllm.lengthwise.emulated")
 
@@ -96,15 +96,19 @@ class EmulatedWorker(WorkerBase):
         self._log = self._open_log(options)
 
     def init_device(self) -> None:
+        """There is none; tensors would be the processor's."""
         self.device = torch.device("cpu")
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """No weights: the tokenizer, for words to answer with."""
         self._answers = Answers(filler_tokens(cached_tokenizer_from_config(self.model_config)))
 
     def get_supported_tasks(self) -> tuple[str, ...]:
+        """Generation only."""
         return ("generate",)
 
     def get_kv_cache_spec(self) -> dict[str, FullAttentionSpec]:
+        """One layer, so that a block is a block of the whole model."""
         spec = FullAttentionSpec(
             block_size=self.cache_config.block_size,
             num_kv_heads=1,
@@ -114,6 +118,7 @@ class EmulatedWorker(WorkerBase):
         return {_LAYER: spec}
 
     def get_supported_kv_cache_layouts(self) -> list[str]:
+        """Any would do: nothing is stored."""
         return ["LBHNC"]
 
     def determine_available_memory(self) -> int:
@@ -122,12 +127,14 @@ class EmulatedWorker(WorkerBase):
         return int(self._profile.capacity.kv_tokens // spec.block_size * spec.page_size_bytes)
 
     def update_max_model_len(self, max_model_len: int) -> None:
+        """The engine fitted the context to the KV cache."""
         self.model_config.max_model_len = max_model_len
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        pass
+        """Nothing to allocate."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Nothing to compile."""
         return CompilationTimes(language_model=0.0, encoder=0.0)
 
     def execute_model(self, scheduler_output: Any) -> ModelRunnerOutput | None:
@@ -137,7 +144,7 @@ class EmulatedWorker(WorkerBase):
             return EMPTY_MODEL_RUNNER_OUTPUT
         # Whatever was there before and has not ended was being worked on.
         continues = len(self._answers) > 0
-        work = self._answers.step(self._scheduled(scheduler_output))
+        work = self._answers.step(scheduled_rows(scheduler_output, self._answers, self._lengths))
         step_s = self._step_time.step_s(work.prefill_tokens, work.decode_seqs, work.context_tokens)
         end_s, late = self._clock.enqueue(time.monotonic(), step_s, continues)
         self.profile_s += step_s
@@ -146,6 +153,7 @@ class EmulatedWorker(WorkerBase):
         return None
 
     def sample_tokens(self, grammar_output: Any) -> PendingStep | None:
+        """The step that ``execute_model`` has taken on."""
         pending, self._pending = self._pending, None
         return pending
 
@@ -168,6 +176,7 @@ class EmulatedWorker(WorkerBase):
             self._log.write(row)
 
     def shutdown(self) -> None:
+        """Say how true the device was to its profile; close the log."""
         logger.info("emulated %s; %d requests left", self.tally.summary(), len(self._answers))
         if self._log is not None:
             self._log.close()
@@ -178,26 +187,27 @@ class EmulatedWorker(WorkerBase):
         index = self.parallel_config.data_parallel_index
         return StepLog(f"{options.step_log}.{index}" if index else options.step_log)
 
-    def _scheduled(self, output: Any) -> Iterator[Scheduled]:
-        """The step's rows; requests new to the device are noted on the way."""
-        tokens = output.num_scheduled_tokens
-        for new in output.scheduled_new_reqs:
-            params = new.sampling_params
-            length = self._lengths.length((params.extra_args or {}).get(REPLAY_ID))
-            eos = params.eos_token_id
-            if length is None or eos is None:  # ends where vLLM ends it: limit, stop, ignore_eos
-                length, eos = None, 0
-            else:
-                length = max(length, params.min_tokens)
-            self._answers.add(new.req_id, new.prompt_len, length, eos)
-            # vLLM's V2 runners get a resumed request as a new one, with its answer so far.
-            outputs = max(0, len(new.prefill_token_ids or ()) - new.prompt_len)
-            yield Scheduled(new.req_id, new.num_computed_tokens, outputs, tokens[new.req_id])
-        cached = output.scheduled_cached_reqs
-        for req_id, computed, outputs in zip(
-            cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
-        ):
-            yield Scheduled(req_id, computed, outputs, tokens[req_id])
+
+def scheduled_rows(output: Any, answers: Answers, lengths: ReplayTable) -> Iterator[Scheduled]:
+    """The rows of a vLLM ``SchedulerOutput``; requests new to the device are noted on the way."""
+    tokens = output.num_scheduled_tokens
+    for new in output.scheduled_new_reqs:
+        params = new.sampling_params
+        length = lengths.length((params.extra_args or {}).get(REPLAY_ID))
+        eos = params.eos_token_id
+        if length is None or eos is None:  # ends where vLLM ends it: limit, stop, ignore_eos
+            length, eos = None, 0
+        else:
+            length = max(length, params.min_tokens)
+        answers.add(new.req_id, new.prompt_len, length, eos)
+        # vLLM's V2 runners get a resumed request as a new one, with its answer so far.
+        outputs = max(0, len(new.prefill_token_ids or ()) - new.prompt_len)
+        yield Scheduled(new.req_id, new.num_computed_tokens, outputs, tokens[new.req_id])
+    cached = output.scheduled_cached_reqs
+    for req_id, computed, outputs in zip(
+        cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
+    ):
+        yield Scheduled(req_id, computed, outputs, tokens[req_id])
 
 
 class EmulatedExecutor(UniProcExecutor):
