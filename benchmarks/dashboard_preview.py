@@ -25,8 +25,8 @@ from typing import Any
 import httpx
 import yaml
 from matplotlib.figure import Figure
-from predictor_shared import finish, note
 
+from benchmarks.common import finish, note
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor

@@ -1,6 +1,6 @@
 """Two arms of finished benches, request by request, each bench alone and all together.
 
-    python benchmarks/paired_arms.py sa:learned runs/bench-*
+    python -m benchmarks.paired_arms sa:learned runs/bench-*
 
 Differences in attainment of the first arm to every other, in points, with 95 % intervals by block
 bootstrap over stretches of neighbouring requests (training.bench.records.attainment_interval).
@@ -14,8 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from predictor_shared import finish, print_table
 
+from benchmarks.common import finish, print_table
 from lengthwise.training.bench.records import attainment_interval
 from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE
 

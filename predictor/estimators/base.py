@@ -66,7 +66,7 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         """Share of each feature column, (f,), in what the boosters gained; None without boosters.
 
         Gain in training, so a column with many values looks better than it is: read it beside the
-        ablation (`benchmarks/predictor_ablation.py`).
+        ablation (`benchmarks/predictor/ablation.py`).
         """
         return None
 

@@ -42,7 +42,7 @@ _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one wa
 
 @dataclass(frozen=True, slots=True)
 class DriftSettings:
-    """Thresholds; the defaults are what ``benchmarks/drift.py`` chose.
+    """Thresholds; the defaults are what ``benchmarks/predictor/drift.py`` chose.
 
     ``level`` and ``change`` are log-ratios, ``window`` and ``least_rows`` finished requests,
     ``alpha`` the two-sided error of one exact test, ``clear_alpha`` that at which a coverage alarm

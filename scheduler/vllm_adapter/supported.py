@@ -14,7 +14,8 @@ from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
 
-SUPPORTED_RANGE = ">=0.28,<0.33"  # what benchmarks/vllm_matrix.py has run; as in pyproject.toml
+# what benchmarks/engine/vllm_matrix.py has run; as in pyproject.toml
+SUPPORTED_RANGE = ">=0.28,<0.33"
 OVERRIDE_VARIABLE = "LENGTHWISE_ALLOW_UNTESTED_VLLM"
 
 

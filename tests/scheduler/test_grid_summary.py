@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.grid_summary import Means, by_cell, difference_table, kept_table, summary
+from benchmarks.simulator.grid_tables import Means, by_cell, difference_table, kept_table, summary
 
 # attainment by policy and lengths; the seed moves all alike, so paired differences are certain
 LEVEL = {

@@ -25,11 +25,9 @@ from xml.etree import ElementTree
 
 from packaging.specifiers import SpecifierSet
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
 # What a release imports under another name than the pinned environment has it.
 EXTRA = {"<0.31": ("openai-harmony==0.0.8",)}

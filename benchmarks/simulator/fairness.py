@@ -1,6 +1,6 @@
 """A victim and a flooder on one engine, in the simulator: what the flood costs the victim.
 
-    python benchmarks/fairness.py --seeds 5 --out fairness.jsonl
+    python -m benchmarks.simulator.fairness --seeds 5 --out fairness.jsonl
 
 The victim keeps its load, the flooder's grows from nothing to several times the engine's capacity;
 both send the same mix. Figures are of requests that arrive while both send; what is queued then
@@ -13,18 +13,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import interval
-from benchmarks.scheduler_cells import Cell, build, capacity_rps
-from benchmarks.scheduler_grid import SEARCH_STEPS
+from benchmarks.simulator.cells import Cell, build, capacity_rps
+from benchmarks.simulator.grid import SEARCH_STEPS
+from benchmarks.simulator.grid_tables import interval
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate

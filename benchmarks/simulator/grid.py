@@ -1,7 +1,7 @@
 """The arena in the simulator: every policy in every cell, paired, resumable.
 
-    python benchmarks/scheduler_grid.py --out grid.jsonl --jobs 2
-    python benchmarks/scheduler_grid.py --out grid.jsonl --summary > summary.md
+    python -m benchmarks.simulator.grid --out grid.jsonl --jobs 2
+    python -m benchmarks.simulator.grid --out grid.jsonl --summary > summary.md
 
 Each finished run is a line of the file; runs already there are skipped, and ``--again sa`` plays
 a policy anew after its code changed. ``sa`` searches a fixed number of steps a plan and
@@ -32,10 +32,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import BLIND, RULES, summary
-from benchmarks.scheduler_cells import (
+from benchmarks.simulator.cells import (
     ARRIVALS,
     LENGTHS,
     LOADS,
@@ -45,6 +42,7 @@ from benchmarks.scheduler_cells import (
     measures,
     predictor_of,
 )
+from benchmarks.simulator.grid_tables import BLIND, RULES, summary
 from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
@@ -53,7 +51,7 @@ from lengthwise.scheduler.simulator.run import simulate
 
 SEARCH_STEPS = 80
 PAPER_STEPS = 2  # at each of 63 temperatures
-SOURCES = Path(__file__).parents[1] / "scheduler"
+SOURCES = Path(__file__).parents[2] / "scheduler"
 
 Run = tuple[Cell, str]
 

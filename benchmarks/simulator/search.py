@@ -1,6 +1,6 @@
 """How good the search is: annealing against the optimum, on the planner's own objective.
 
-    python benchmarks/scheduler_search.py --queues 24
+    python -m benchmarks.simulator.search --queues 24
 
 The queues are moments of overloaded simulated runs. ``head``: the first n of the planner's own
 order, which is what it searches; ``drawn``: n at random of those waiting, of whom some are
@@ -21,16 +21,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import bootstrap_ratio
-from benchmarks.scheduler_cells import WORKLOADS, Cell, build
+from benchmarks.simulator.cells import WORKLOADS, Cell, build
+from benchmarks.simulator.grid_tables import bootstrap_ratio
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.exact import LONGEST, best_order
 from lengthwise.scheduler.plan.anneal import LONGEST_BLOCK, UNIFORMS, anneal

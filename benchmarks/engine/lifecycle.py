@@ -1,6 +1,6 @@
 """The loop once round on the real engine: drift, alarm, training from the log, promotion, reload.
 
-    python benchmarks/lifecycle.py
+    python -m benchmarks.engine.lifecycle
 
 A predictor trained on a pack is served; then the served model changes its habits: answers to
 longer prompts become twice as long, to shorter ones half as long, which no factor per class can
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import requests as http
-from predictor_shared import finish, note, print_table
 
+from benchmarks.common import finish, note, print_table
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
@@ -66,7 +66,7 @@ class Site:
         self.environment = os.environ | {
             "LENGTHWISE_HOME": str(root),
             REPLAY_VARIABLE: str(self.replay_file),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src"),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src"),
         }
         self._runs = 0
 

@@ -1,6 +1,6 @@
 """Training on more rows than fit in memory: time and peak memory on generated rows.
 
-python benchmarks/predictor_stream.py --rows 5000000
+python -m benchmarks.predictor.stream --rows 5000000
 
 Feature rows are those of the built-in corpus, repeated; lengths are the corpus's own times a
 log-normal. What reading a log's JSON costs is measured apart, on `--log-rows` rows.
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from predictor_shared import finish, note
 
+from benchmarks.common import finish, note
 from lengthwise.data.request_log import RequestLogWriter, log_batches
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table

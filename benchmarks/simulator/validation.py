@@ -1,6 +1,6 @@
 """Simulator against engine: the arms of finished benches, played again on their calibrated profile.
 
-python benchmarks/scheduler_validation.py --profile .lengthwise/profiles/tiny.json \
+python -m benchmarks.simulator.validation --profile .lengthwise/profiles/tiny.json \
     --predictor DIR runs/bench-*/result.json
 
 The same requests at the same times; stock vLLM is arrival order. Asked for: attainment within 3
@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from predictor_shared import finish, print_table
 
+from benchmarks.common import finish, print_table
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile

@@ -5,8 +5,8 @@ the engine never idles for want of requests. Faults inside our processes are inj
 ``tests/vllm/faults``, the rest is done to them from outside. Exit status 1 if ours lost a request
 that stock answered, or has one twice in its log.
 
-    python benchmarks/faults.py                 # about 10 minutes on 2 quiet cores
-    python benchmarks/faults.py --seconds 3     # does it work?
+    python -m benchmarks.engine.faults                 # about 10 minutes on 2 quiet cores
+    python -m benchmarks.engine.faults --seconds 3     # does it work?
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from predictor_shared import finish, note, print_table
 
+from benchmarks.common import finish, note, print_table
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.scheduler.vllm_adapter.server.launch import (
@@ -39,7 +39,7 @@ from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, Server
 from lengthwise.training.bench.client import wait_idle
 from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
 
-FAULTS_DIR = Path(__file__).resolve().parents[1] / "tests" / "vllm" / "faults"
+FAULTS_DIR = Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"
 sys.path.insert(0, str(FAULTS_DIR))
 from injected_faults import Faults  # noqa: E402
 from request_accounts import (  # noqa: E402

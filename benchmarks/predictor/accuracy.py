@@ -1,12 +1,11 @@
 """Accuracy on questions never seen: every estimator and baseline, several grouped splits.
 
-python benchmarks/predictor_accuracy.py --packs gpt35 --seeds 0 1 2 --estimators lightgbm
+python -m benchmarks.predictor.accuracy --packs gpt35 --seeds 0 1 2 --estimators lightgbm
 """
 
 from __future__ import annotations
 
-from predictor_shared import finish, mean_and_half_width, note, parser, print_table
-
+from benchmarks.common import finish, mean_and_half_width, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.evaluate import evaluate

@@ -1,10 +1,10 @@
 """The scheduler's figures, from the grid's result file.
 
-    python benchmarks/scheduler_figures.py --grid grid.jsonl
+    python -m benchmarks.simulator.grid_figures --grid grid.jsonl
 
 Writes attainment.png, lengths.png, queue.png and plan_time.png to docs/figures/. Queue growth is
 played here (one cell, seconds); plan time is read from ``--overhead``, what
-scheduler_overhead.py printed, or measured now.
+plan_time.py printed, or measured now.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import BLIND, RULES, Cells, Line, by_cell, interval, present
-from benchmarks.scheduler_cells import LENGTHS, WORKLOADS, Cell, build
-from benchmarks.scheduler_grid import policy_of
+from benchmarks.simulator.cells import LENGTHS, WORKLOADS, Cell, build
+from benchmarks.simulator.grid import policy_of
+from benchmarks.simulator.grid_tables import BLIND, RULES, Cells, Line, by_cell, interval, present
 from lengthwise.scheduler.simulator.run import simulate
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 DARK, GREY, FAINT = "#222222", "#6b6b6b", "#b5b5b5"
 # Okabe and Ito's colours, told apart by every kind of colour vision
 STYLES: dict[str, dict[str, Any]] = {
@@ -222,7 +220,7 @@ def queue(cell: Cell) -> Figure:
 
 
 def read_overhead(text: str) -> dict[tuple[str, int], list[tuple[int, float, float]]]:
-    """(policy, running) to (waiting, p50 ms, p99 ms), from scheduler_overhead.py's table."""
+    """(policy, running) to (waiting, p50 ms, p99 ms), from plan_time.py's table."""
     found: dict[tuple[str, int], list[tuple[int, float, float]]] = defaultdict(list)
     names: list[str] = []
     for line in text.splitlines():
@@ -234,7 +232,7 @@ def read_overhead(text: str) -> dict[tuple[str, int], list[tuple[int, float, flo
             point = (int(row["waiting"]), float(row["p50 ms"]), float(row["p99 ms"]))
             found[row["policy"], int(row["running"])].append(point)
     if not found:
-        raise SystemExit("no table of plan times: pass what scheduler_overhead.py printed")
+        raise SystemExit("no table of plan times: pass what plan_time.py printed")
     return found
 
 
@@ -266,17 +264,17 @@ def plan_time(text: str) -> Figure:
 
 
 def measure_overhead(repeats: int) -> str:
-    """What scheduler_overhead.py prints now."""
-    command = [sys.executable, str(HERE / "scheduler_overhead.py"), "--repeats", str(repeats)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    """What plan_time.py prints now."""
+    command = [sys.executable, "-m", "benchmarks.simulator.plan_time", "--repeats", str(repeats)]
+    return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--grid", type=Path, required=True, help="scheduler_grid.py's --out")
-    parser.add_argument("--overhead", type=Path, help="scheduler_overhead.py's output")
+    parser.add_argument("--grid", type=Path, required=True, help="grid.py's --out")
+    parser.add_argument("--overhead", type=Path, help="plan_time.py's output")
     parser.add_argument("--repeats", type=int, default=300, help="where it is measured now")
-    parser.add_argument("--directory", type=Path, default=HERE.parent / "docs" / "figures")
+    parser.add_argument("--directory", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--workload", default="mixed", help="of the queue's cell")
     parser.add_argument("--load", type=float, default=1.4)
     parser.add_argument("--arrivals", default="azure")

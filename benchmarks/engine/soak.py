@@ -5,7 +5,7 @@ Mixed classes with SLOs on the built-in model, replayed lengths, real prompts wh
 client in twenty hangs up; every minute the predictor and the policy are switched. Answers are
 scaled to be short, so that many requests fit into the time. Exit status 1 if a criterion fails.
 
-    python benchmarks/soak.py --minutes 30 --requests 50000
+    python -m benchmarks.engine.soak --minutes 30 --requests 50000
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import psutil
-from predictor_shared import finish, note, print_table
 from scipy.stats import theilslopes
 
+from benchmarks.common import finish, note, print_table
 from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
@@ -36,7 +36,7 @@ from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.client import collected, complete, new_session
 from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm" / "faults"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"))
 from request_accounts import Asked, ask, drive, leave, logged, metric_in
 
 START_TIMEOUT_S = 600.0

@@ -1,6 +1,6 @@
 """What turning away (or downgrading) the hopeless does for the rest, in the simulator.
 
-    python benchmarks/admission.py --seeds 3 --jobs 1
+    python -m benchmarks.simulator.admission --seeds 3 --jobs 1
 
 Arena cells under overload, with learned lengths. ``met of all`` counts a shed request as missed,
 and a downgraded one by the objectives it came with; ``met of the rest`` is over those not acted
@@ -13,17 +13,14 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import interval
-from benchmarks.scheduler_cells import WORKLOADS, Cell, build
-from benchmarks.scheduler_grid import SEARCH_STEPS
+from benchmarks.simulator.cells import WORKLOADS, Cell, build
+from benchmarks.simulator.grid import SEARCH_STEPS
+from benchmarks.simulator.grid_tables import interval
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate

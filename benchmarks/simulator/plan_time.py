@@ -1,22 +1,18 @@
 """Plan time against queue length: one table, milliseconds.
 
-python benchmarks/scheduler_overhead.py --repeats 300
+python -m benchmarks.simulator.plan_time --repeats 300
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.scheduler_cells import LEVELS, Cell, build
+from benchmarks.simulator.cells import LEVELS, Cell, build
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile

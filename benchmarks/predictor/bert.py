@@ -1,6 +1,6 @@
 """The fine-tuned encoder, the booster and the stack of both: accuracy and time on a CPU.
 
-python benchmarks/predictor_bert.py --packs gpt35 --seeds 3
+python -m benchmarks.predictor.bert --packs gpt35 --seeds 3
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from predictor_shared import finish, mean_and_half_width, note, parser, print_table
 
+from benchmarks.common import finish, mean_and_half_width, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.estimators.encoder import BertReader

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from predictor_shared import finish, parser, print_table
 
+from benchmarks.common import finish, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor

@@ -7,8 +7,8 @@ of the unconditional guess max(1, median - g), and of the class's own distributi
 from __future__ import annotations
 
 import numpy as np
-from predictor_shared import finish, note, parser, print_table
 
+from benchmarks.common import finish, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.distribution import LengthDistribution

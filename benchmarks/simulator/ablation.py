@@ -1,6 +1,6 @@
 """What each part of the planner brings: ``sa`` with one part off at a time, in overloaded cells.
 
-    python benchmarks/scheduler_ablation.py --seeds 4 --out ablation.jsonl
+    python -m benchmarks.simulator.ablation --seeds 4 --out ablation.jsonl
 
 Every variant plays the same requests as the whole planner, with a fixed number of search steps a
 plan. Differences are paired by cell and seed, and their intervals (Student's t) are over these
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import fields
@@ -21,10 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.grid_summary import interval
-from benchmarks.scheduler_cells import ARRIVALS, WORKLOADS, Cell, build, measures
+from benchmarks.simulator.cells import ARRIVALS, WORKLOADS, Cell, build, measures
+from benchmarks.simulator.grid_tables import interval
 from lengthwise.scheduler.policies.annealing import Settings
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from predictor_shared import finish, note, parser, print_table
-
+from benchmarks.common import finish, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.evaluate import evaluate

@@ -1,6 +1,6 @@
 """The grid's result file as tables: Markdown, every figure with its interval over seeds.
 
-    python benchmarks/scheduler_grid.py --out grid.jsonl --summary > summary.md
+    python -m benchmarks.simulator.grid --out grid.jsonl --summary > summary.md
 
 Attainment differences are paired by cell and seed. Intervals of one cell are Student's t over
 its seeds; those of means and shares over cells are bootstrapped over seeds, each seed drawn with

@@ -1,0 +1,1 @@
+"""Studies behind the documented figures; run as python -m benchmarks.ROOM.NAME."""
