@@ -20,12 +20,12 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EXECUTOR,
     block_tokens,
     caches_prefixes,
+    context_tokens,
     emulable_profile,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepRow, StepSummary, StepTally
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
-from lengthwise.scheduler.vllm_adapter.server.tiny import MAX_MODEL_LEN
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
@@ -90,16 +90,16 @@ def make_core(
         own["replay_table"] = str(replay_table)
     if settings is not None:
         own["settings"] = dict(settings)
-    limits, block = emulated.capacity, block_tokens(emulated)
+    limits = emulated.capacity
     args: dict[str, Any] = {
         "model": str(model_dir),
         "load_format": "dummy",
         "dtype": "float32",
         "enforce_eager": True,
-        "block_size": block,
+        "block_size": block_tokens(emulated),
         "distributed_executor_backend": EXECUTOR,
         "enable_prefix_caching": caches_prefixes(emulated),
-        "max_model_len": min(MAX_MODEL_LEN, (limits.kv_tokens // block - 1) * block),
+        "max_model_len": context_tokens(emulated),
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "additional_config": {CONFIG_KEY: own},

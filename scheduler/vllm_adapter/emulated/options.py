@@ -11,6 +11,7 @@ from typing import Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.vllm_adapter.server.tiny import MAX_MODEL_LEN
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
 
 # A server's engine process finds its options through this variable, a path; engines that share a
@@ -84,6 +85,32 @@ def block_tokens(profile: EngineProfile) -> int:
     """Tokens of a block of KV cache: the prefix cache's where the profile has one."""
     cache = getattr(profile, "prefix_cache", None)
     return _BLOCK_TOKENS if cache is None else int(cache.block_tokens)
+
+
+def context_tokens(profile: EngineProfile) -> int:
+    """The longest prompt with its answer: the tiny model's context, or what the KV cache holds."""
+    block = block_tokens(profile)
+    return min(MAX_MODEL_LEN, (profile.capacity.kv_tokens // block - 1) * block)
+
+
+def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
+    """vLLM's flags, with their values, for a server on this device.
+
+    Raises:
+        InputError: a profile that cannot be emulated.
+    """
+    profile = emulable_profile(options.profile)
+    limits, caching = profile.capacity, caches_prefixes(profile)
+    return (
+        ("--distributed-executor-backend", EXECUTOR),
+        ("--logits-processors", REFUSALS),
+        ("--max-num-seqs", str(limits.max_num_seqs)),
+        ("--max-num-batched-tokens", str(limits.max_num_batched_tokens)),
+        ("--max-model-len", str(context_tokens(profile))),
+        ("--block-size", str(block_tokens(profile))),
+        ("--enable-prefix-caching" if caching else "--no-enable-prefix-caching", None),
+        ("--enforce-eager", None),
+    )
 
 
 def caches_prefixes(profile: EngineProfile) -> bool:
