@@ -1,7 +1,8 @@
 """The workload file: one JSON object per request, read by `simulate` and `bench` alike.
 
 Keys: `arrival_s`, `prompt_tokens`, `output_tokens`, and optionally `slo_class`, `slo_ttft_ms`,
-`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`. Lines are sorted by arrival.
+`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`, `prefix` with `prefix_tokens`, `session` and
+`text_tokens`. Lines are sorted by arrival.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ from lengthwise.data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
 MAX_TOKENS = 10_000_000
 MAX_ARRIVAL_S = 1e9
 _NO_DEFAULTS = SloTable({})
+_OPTIONAL = ("prompt", "task", "prefix", "prefix_tokens", "session", "text_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRequest:
-    """One request of a workload; `output_tokens` is the true length, for replay."""
+    """One request of a workload; `output_tokens` is the true length, for replay.
+
+    `prefix` names a beginning of `prefix_tokens` tokens that it shares with others, `session`
+    the conversation it is a turn of. `text_tokens` says how many of `prompt_tokens` are in
+    `prompt` where that is not the whole (a document or a shared beginning stands before it).
+    """
 
     arrival_s: float
     prompt_tokens: int
@@ -32,15 +39,32 @@ class WorkloadRequest:
     slo: Slo
     prompt: str | None = None
     task: str | None = None
+    prefix: str | None = None
+    prefix_tokens: int | None = None
+    session: str | None = None
+    text_tokens: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", check_arrival_s(self.arrival_s))
         for name in ("prompt_tokens", "output_tokens"):
             object.__setattr__(self, name, check_tokens(getattr(self, name), name))
-        for name in ("prompt", "task"):
+        for name in ("prompt", "task", "prefix", "session"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{name} must be text or absent, got {shown(value)}")
+        if (self.prefix is None) != (self.prefix_tokens is None):
+            raise InputError(
+                "prefix and prefix_tokens come together, got "
+                f"prefix {shown(self.prefix)} and prefix_tokens {shown(self.prefix_tokens)}"
+            )
+        for name in ("prefix_tokens", "text_tokens"):
+            if (value := getattr(self, name)) is None:
+                continue
+            object.__setattr__(self, name, check_tokens(value, name))
+            if value > self.prompt_tokens:
+                raise InputError(
+                    f"{name} must be at most prompt_tokens, got {value} of {self.prompt_tokens}"
+                )
 
 
 def read_workload(path: str | Path) -> list[WorkloadRequest]:
@@ -101,8 +125,7 @@ def _request(row: dict[str, Any]) -> WorkloadRequest:
         prompt_tokens=row["prompt_tokens"],
         output_tokens=row["output_tokens"],
         slo=_NO_DEFAULTS.resolve(row.get("slo_class"), given),
-        prompt=row.get("prompt"),
-        task=row.get("task"),
+        **{name: row.get(name) for name in _OPTIONAL},
     )
 
 
@@ -119,8 +142,6 @@ def _row(request: WorkloadRequest) -> dict[str, Any]:
     }
     if request.slo.slo_class == DEFAULT_CLASS:
         del row["slo_class"]
-    row |= {
-        name: value for name in ("prompt", "task") if (value := getattr(request, name)) is not None
-    }
+    row |= {name: value for name in _OPTIONAL if (value := getattr(request, name)) is not None}
     assert math.isfinite(row["arrival_s"])
     return row

@@ -11,6 +11,17 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.step_time import StepTimeModel
 
+NO_PREFIX = -1
+LEAST_PREFILL_TOKENS = 16  # a block a step: what any limit leaves to a prompt
+
+
+def _nobody() -> IntArray:
+    return np.empty(0, dtype=np.int64)
+
+
+def _no_floats() -> FloatArray:
+    return np.empty(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -35,6 +46,13 @@ class RequestArrays:
     ``queued_s`` is when the row last joined the queue: later than ``arrival_s`` for one that has
     given up its slot. ``quantiles`` are those of the whole answer's length at
     ``Problem.levels``, non-decreasing.
+
+    ``cached_tokens`` of a waiting row are those a prefix cache would give it for nothing now;
+    its ``prefill_left_tokens`` is already without them: what must be computed. Of a running row
+    they are the tokens it shares, which it would likely find again after giving up its slot.
+    Rows with the same ``prefix_id`` (-1 for none) share their first ``prefix_tokens``: once one
+    of them is computed, the others have them cached. The last three columns may be left out, as
+    for an engine without a prefix cache.
     """
 
     arrival_s: FloatArray
@@ -49,12 +67,20 @@ class RequestArrays:
     weight: FloatArray
     class_id: IntArray
     quantiles: FloatArray
+    cached_tokens: FloatArray = field(default_factory=_no_floats)
+    prefix_id: IntArray = field(default_factory=_nobody)
+    prefix_tokens: FloatArray = field(default_factory=_no_floats)
 
     def __len__(self) -> int:
         return len(self.arrival_s)
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
+        for name in ("cached_tokens", "prefix_tokens"):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.zeros(n))
+        if not len(self.prefix_id):
+            object.__setattr__(self, "prefix_id", np.full(n, NO_PREFIX, dtype=np.int64))
         for column in fields(self):
             array = getattr(self, column.name)
             if len(array) != n:
@@ -75,8 +101,11 @@ class RequestArrays:
             "tpot_s": np.inf,
             "e2e_s": np.inf,
             "weight": 1.0,
+            "cached_tokens": 0.0,
+            "prefix_tokens": 0.0,
         }
-        if unknown := set(columns) - set(neutral) - {"class_id", "prefill_left_tokens", "queued_s"}:
+        others = {"class_id", "prefix_id", "prefill_left_tokens", "queued_s"}
+        if unknown := set(columns) - set(neutral) - others:
             raise ValueError(f"unknown columns {sorted(unknown)}")
         table = {
             name: np.full(n, default)
@@ -85,18 +114,21 @@ class RequestArrays:
             for name, default in neutral.items()
         }
         left = columns.get("prefill_left_tokens")
-        class_id = columns.get("class_id")
+
+        def ids(name: str, default: int) -> IntArray:
+            given = default if columns.get(name) is None else columns[name]
+            return np.broadcast_to(np.asarray(given, dtype=np.int64), (n,)).copy()
+
         queued_s = arrival_s if columns.get("queued_s") is None else columns["queued_s"]
         return cls(
             arrival_s=np.broadcast_to(np.asarray(arrival_s, dtype=np.float64), (n,)).copy(),
             queued_s=np.broadcast_to(np.asarray(queued_s, dtype=np.float64), (n,)).copy(),
-            prefill_left_tokens=table["prompt_tokens"].copy()
+            prefill_left_tokens=table["prompt_tokens"] - table["cached_tokens"]
             if left is None
             else np.broadcast_to(np.asarray(left, dtype=np.float64), (n,)).copy(),
-            class_id=np.zeros(n, dtype=np.int64)
-            if class_id is None
-            else np.broadcast_to(np.asarray(class_id, dtype=np.int64), (n,)).copy(),
             quantiles=rows,
+            class_id=ids("class_id", 0),
+            prefix_id=ids("prefix_id", NO_PREFIX),
             **table,
         )
 
@@ -136,16 +168,15 @@ class Problem:
                 raise ValueError(f"{name}.quantiles must have {q} columns, got {got}")
 
 
-def _nobody() -> IntArray:
-    return np.empty(0, dtype=np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """An admission order: a permutation ``(n,)`` of the waiting rows, first = next to admit.
 
     ``preempt`` names running rows that give up their slots for the head of the order and queue
     again; ``max_running`` is how many may run until the next plan, None for as many as fit.
+    ``max_prefill_tokens`` is how many prompt tokens a step may take beside its decodes until the
+    next plan, None for what the engine's own budget leaves: a step's budget is then
+    ``decode tokens + max(LEAST_PREFILL_TOKENS, max_prefill_tokens)``, so that no prompt starves.
     ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
     ``degraded`` says why the answer is simpler than asked, or None.
     """
@@ -158,6 +189,11 @@ class Plan:
     degraded: str | None = None
     preempt: IntArray = field(default_factory=_nobody)
     max_running: int | None = None
+    max_prefill_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_prefill_tokens is not None and self.max_prefill_tokens < 0:
+            raise ValueError(f"max_prefill_tokens must not be negative: {self.max_prefill_tokens}")
 
 
 def warm_up_problem(levels: int = 12, n: int = 3) -> Problem:

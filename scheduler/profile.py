@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
+Part = TypeVar("Part")
+Scale = Literal["fixed", "gpu"]
+
 _HERE = Path(__file__).parent / "profiles"
+_MOST_ACCEPTED = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCache:
+    """The engine keeps computed beginnings of prompts, in blocks of ``block_tokens``."""
+
+    block_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if not _is_whole(self.block_tokens) or self.block_tokens < 1:
+            raise ValueError(
+                f"block_tokens must be a whole number from 1, got {self.block_tokens!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """A decode step yields ``accepted_tokens`` on the mean, the sampled one included.
+
+    It takes ``1 + draft_tokens`` of the step's token budget; the time of drafting and checking
+    is part of the profile's step times. ``draft_tokens`` is by default the least that can give
+    the mean.
+    """
+
+    accepted_tokens: float
+    draft_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        accepted = self.accepted_tokens
+        if isinstance(accepted, bool) or not isinstance(accepted, int | float):
+            raise ValueError(f"accepted_tokens must be a number, got {accepted!r}")
+        if not 1.0 <= accepted <= _MOST_ACCEPTED:
+            raise ValueError(f"accepted_tokens must lie from 1 to {_MOST_ACCEPTED:g}: {accepted}")
+        least = math.ceil(accepted) - 1
+        if self.draft_tokens == -1:
+            object.__setattr__(self, "draft_tokens", least)
+        if not _is_whole(self.draft_tokens) or self.draft_tokens < least:
+            raise ValueError(
+                f"draft_tokens must be a whole number from {least} to give {accepted:g} accepted "
+                f"tokens, got {self.draft_tokens!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +65,9 @@ class EngineProfile:
     """What the planner assumes of an engine and the simulator plays.
 
     ``capacity_scale`` corrects the saturated throughput to a measured one, where both exist.
+    ``prefix_cache`` and ``speculation`` are None where the engine has none. ``scale`` says how
+    the arena's workloads are asked of it: "fixed" as they stand, "gpu" with prompts and
+    objectives of its order (``training/bench/scaling``).
     """
 
     name: str
@@ -26,6 +76,15 @@ class EngineProfile:
     provenance: str
     capacity_scale: float = 1.0
     saturated_tokens_per_s: float | None = None
+    prefix_cache: PrefixCache | None = None
+    speculation: Speculation | None = None
+    scale: Scale = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.scale not in get_args(Scale):
+            raise ValueError(
+                f"scale must be one of {', '.join(get_args(Scale))}, got {self.scale!r}"
+            )
 
     @property
     def scaled_step_time(self) -> StepTimeModel:
@@ -65,6 +124,26 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
             provenance=str(values["provenance"]),
             capacity_scale=float(values.get("capacity_scale", 1.0)),
             saturated_tokens_per_s=values.get("saturated_tokens_per_s"),
+            prefix_cache=_part(PrefixCache, values.get("prefix_cache")),
+            speculation=_part(Speculation, values.get("speculation")),
+            scale=values.get("scale", "fixed"),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an engine profile: {error!r}") from error
+
+
+def _part(kind: type[Part], value: Any) -> Part | None:
+    """An optional part: null or false is none, true the part as it comes, or its values."""
+    if value is None or value is False:
+        return None
+    given = {} if value is True else value
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{kind.__name__} must be an object, true, false or null, got {value!r}")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{kind.__name__} has no {unknown[0]!r}; it has {', '.join(known)}")
+    return kind(**given)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

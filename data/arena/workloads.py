@@ -1,18 +1,21 @@
-"""The arena: three workloads that every scheduling claim is measured on.
+"""The arena: the workloads that every scheduling claim is measured on.
 
 Prompts come from the test side of the split only, so that a predictor trained on the same table
 has not seen them. Classes come in exact shares, in random order; rows are drawn without
-replacement until a class is used up, then over again.
+replacement until a class is used up, then over again. `agents` are sessions on shared system
+prompts, `documents` come with a long text before the question; of both only the request's own
+words are in `prompt`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from lengthwise.data.arena.arrivals import gamma_arrivals, poisson_arrivals, trace_arrivals
+from lengthwise.data.arena.sessions import Sessions, SystemPrompt
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import pack_path
@@ -34,18 +37,49 @@ class ArenaClass:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuScale:
+    """How the workload is asked of an engine of a GPU's order.
+
+    Prompts `prompts` times longer; TPOT objectives `full_steps` times a token's time in a full
+    batch; TTFT and e2e objectives `patience` times what the engine's base step makes of them.
+    """
+
+    prompts: float = 3.0
+    full_steps: float = 1.8
+    patience: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ArenaWorkload:
-    """A named mix of classes and the source whose rows fit it best."""
+    """A named mix of classes and the source whose rows fit it best.
+
+    `document_tokens`: least and most tokens (log-uniform) of a text that stands before each
+    prompt. `sessions`: the requests are turns of sessions.
+    """
 
     name: str
     source: str
     classes: tuple[ArenaClass, ...]
+    gpu: GpuScale = GpuScale()
+    document_tokens: tuple[int, int] | None = None
+    sessions: Sessions | None = None
 
     @property
     def default_source(self) -> str:
         """The workload's pack when present, the synthetic corpus otherwise."""
         return self.source if pack_path(self.source) else "synthetic"
 
+
+_MIXED = (
+    ArenaClass(0.45, Slo(ttft_s=3.0, tpot_s=0.05, slo_class="chat")),
+    ArenaClass(0.30, Slo(e2e_s=20.0, slo_class="code")),
+    ArenaClass(0.15, Slo(e2e_s=4.0, slo_class="agent_step")),
+    ArenaClass(0.10, Slo(e2e_s=90.0, slo_class="reasoning")),
+)
+_SYSTEM_PROMPTS = tuple(
+    SystemPrompt(f"system-{i}", tokens, 1.0 / i)
+    for i, tokens in enumerate((1500, 2200, 1800, 3000, 2600, 4000), start=1)
+)
 
 ARENA = {
     workload.name: workload
@@ -57,17 +91,9 @@ ARENA = {
                 ArenaClass(0.5, Slo(e2e_s=30.0, slo_class="code")),
                 ArenaClass(0.5, Slo(ttft_s=10.0, tpot_s=0.05, slo_class="chat")),
             ),
+            GpuScale(full_steps=1.5),
         ),
-        ArenaWorkload(
-            "mixed",
-            "gpt35",
-            (
-                ArenaClass(0.45, Slo(ttft_s=3.0, tpot_s=0.05, slo_class="chat")),
-                ArenaClass(0.30, Slo(e2e_s=20.0, slo_class="code")),
-                ArenaClass(0.15, Slo(e2e_s=4.0, slo_class="agent_step")),
-                ArenaClass(0.10, Slo(e2e_s=90.0, slo_class="reasoning")),
-            ),
-        ),
+        ArenaWorkload("mixed", "gpt35", _MIXED),
         ArenaWorkload(
             "tails",
             "llama31_8b",
@@ -76,6 +102,35 @@ ARENA = {
                 ArenaClass(0.3, Slo(ttft_s=5.0, slo_class="chat")),
             ),
         ),
+        ArenaWorkload(
+            "agents",
+            "gpt35",
+            (
+                ArenaClass(0.65, Slo(e2e_s=4.0, slo_class="agent_step")),
+                ArenaClass(0.35, Slo(ttft_s=2.5, tpot_s=0.05, slo_class="chat")),
+            ),
+            GpuScale(prompts=1.0),
+            sessions=Sessions(_SYSTEM_PROMPTS, live=256, mean_turns=8.0, most_history_tokens=2000),
+        ),
+        ArenaWorkload(
+            "documents",
+            "gpt35",
+            (
+                ArenaClass(0.50, Slo(e2e_s=10.0, slo_class="agent_step")),
+                ArenaClass(0.25, Slo(ttft_s=5.0, tpot_s=0.05, slo_class="chat")),
+                ArenaClass(0.25, Slo(e2e_s=30.0, slo_class="reasoning")),
+            ),
+            GpuScale(prompts=1.0),
+            document_tokens=(2000, 16_000),
+        ),
+        # 0.02 s: 1.3 steps of a full batch of the tiny engine
+        ArenaWorkload(
+            "tight",
+            "gpt35",
+            (ArenaClass(0.45, Slo(ttft_s=3.0, tpot_s=0.02, slo_class="chat")), *_MIXED[1:]),
+            GpuScale(full_steps=1.3),
+        ),
+        ArenaWorkload("mixed-long", "gpt35", _MIXED, GpuScale(prompts=10.0, patience=1.5)),
     )
 }
 
@@ -117,7 +172,7 @@ def build_workload(
         candidates = rows[arena_class.slo.slo_class]
         picks = _without_replacement(len(candidates), count, rng)
         drawn += [(arena_class.slo, row) for row in candidates.iloc[picks].itertuples(index=False)]
-    return [
+    requests = [
         WorkloadRequest(
             arrival_s=float(time),
             prompt_tokens=row.prompt_tokens,
@@ -128,10 +183,15 @@ def build_workload(
         )
         for time, (slo, row) in zip(times, (drawn[i] for i in rng.permutation(n)), strict=True)
     ]
+    if workload.document_tokens is not None:
+        return _with_documents(requests, workload.document_tokens, rng)
+    if workload.sessions is not None:
+        return _in_sessions(requests, workload.sessions, rng)
+    return requests
 
 
 def mean_work(name: str, table: PromptTable, split: str | None = "test") -> tuple[float, float]:
-    """(mean prompt tokens, mean output tokens) of a request, by the workload's shares."""
+    """(mean tokens of the table's prompts, mean output tokens), by the workload's shares."""
     workload = arena_workload(name)
     rows = _rows_by_class(workload, table, split)
     means = [
@@ -140,6 +200,38 @@ def mean_work(name: str, table: PromptTable, split: str | None = "test") -> tupl
     ]
     prompt, output = np.sum(means, axis=0)
     return float(prompt), float(output)
+
+
+def _with_documents(
+    requests: list[WorkloadRequest], document_tokens: tuple[int, int], rng: np.random.Generator
+) -> list[WorkloadRequest]:
+    """A document before every prompt; the whole lies in the range, up to its own words."""
+    low, high = np.log(document_tokens)
+    lengths = np.exp(rng.uniform(low, high, len(requests))).astype(int)
+    return [
+        replace(r, prompt_tokens=max(int(tokens), r.prompt_tokens), text_tokens=r.prompt_tokens)
+        for r, tokens in zip(requests, lengths, strict=True)
+    ]
+
+
+def _in_sessions(
+    requests: list[WorkloadRequest], sessions: Sessions, rng: np.random.Generator
+) -> list[WorkloadRequest]:
+    """Every request as the next turn of some session."""
+    turns = sessions.turns(
+        [r.prompt_tokens for r in requests], [r.output_tokens for r in requests], rng
+    )
+    return [
+        replace(
+            request,
+            prompt_tokens=turn.prompt_tokens,
+            text_tokens=request.prompt_tokens,
+            prefix=turn.system_prompt.prefix,
+            prefix_tokens=turn.system_prompt.prefix_tokens,
+            session=turn.session,
+        )
+        for request, turn in zip(requests, turns, strict=True)
+    ]
 
 
 def _rows_by_class(

@@ -6,21 +6,44 @@ preempted (its tokens are recomputed later) and goes to the queue's front; if no
 preempted, waiting requests are admitted in the queue's order until slots, budget or KV end,
 the head of the line blocking. A prompt's last chunk yields the first token.
 
+A plan may limit the prompt tokens of a step: its budget is then the decodes' tokens and the
+limit (at least LEAST_PREFILL_TOKENS), never more than the engine's own. Who is still in his
+prompt runs last, so the limit never costs a decode.
+
+An engine may have a prefix cache (``prefix_cache``) and speculative decoding: a decode step then
+yields ``accepted`` tokens on the mean, spread evenly over a row's steps, and takes the drafts
+from the token budget too. Both are None where there is none, and compiled away.
+
 Requests are rows; a row's phase is told by where it stands: in the queue, running, or done.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS
+from lengthwise.scheduler.simulator import prefix_cache as pc
+from lengthwise.scheduler.simulator.prefix_cache import PrefixCacheState
 
 # Row state, integers.
 LEFT, GENERATED, COMPUTED, ANSWER, PROMPT = range(5)
 # Row times.
 ADMITTED, FIRST, FINISH = range(3)
 # Engine clock and counters.
-NOW, STEPS, PREEMPTIONS, OUTPUT, PREFILLED, KV_PEAK = range(6)
+NOW, STEPS, PREEMPTIONS, OUTPUT, PREFILLED, KV_PEAK, CACHED = range(7)
+
+
+class SpeculationState(NamedTuple):
+    """Mean tokens a decode step yields, what it takes of the budget; and of each row ``(n,)``
+    the part of a token it is owed, and the tokens of its step."""
+
+    accepted: float
+    budget_tokens: int
+    owed: FloatArray
+    gained: IntArray
 
 
 @njit
@@ -36,15 +59,22 @@ def run_until(
     queue: IntArray,
     queue_count: int,
     clock: FloatArray,
+    cache: PrefixCacheState | None = None,
+    speculation: SpeculationState | None = None,
 ) -> tuple[int, int]:
     """Step until ``until_s``, idleness, or the first finish at or after ``finish_stop_s``.
 
-    ``step_time`` is StepTimeModel.coefficients; ``limits`` slots, KV tokens, token budget.
+    ``step_time`` is StepTimeModel.coefficients; ``limits`` slots, KV tokens, token budget, and
+    the most prompt tokens a step may take beside its decodes (the budget for no limit).
     ``running`` and ``queue`` hold row numbers, their first ``*_count`` entries valid (the
     queue's first = next). Everything is changed in place; returns the new counts. A step in
     flight at ``until_s`` is completed, as an engine would.
     """
     slots, kv, budget_tokens = limits[0], limits[1], limits[2]
+    prefill_limit = max(limits[3], LEAST_PREFILL_TOKENS)
+    decode_budget = 1
+    if speculation is not None:
+        decode_budget = speculation.budget_tokens
     base, prefill_step, prefill_token = step_time[0], step_time[1], step_time[2]
     decode_seq, context_token = step_time[3], step_time[4]
     # Entries before ``head`` are gone; a preempted row steps back, at most all that run can.
@@ -54,19 +84,36 @@ def run_until(
     used = 0
     for p in range(running_count):
         used += rows[running[p], COMPUTED]
+    if cache is not None:
+        for p in range(running_count):
+            used -= cache.shared[running[p]]
+        for p in range(len(cache.users)):
+            if cache.users[p] > 0:
+                used += cache.resident[p]
     stop = False
     while not stop and clock[NOW] < until_s and (running_count > 0 or head < tail):
         budget = budget_tokens
+        if prefill_limit < budget_tokens:
+            decoding = 0
+            for p in range(running_count):
+                decoding += rows[running[p], LEFT] == 0
+            budget = min(budget_tokens, decoding * decode_budget + prefill_limit)
         prefill, decodes, context = 0, 0, 0
         preempted = False
         p = 0
         while p < running_count and budget > 0:
             row = running[p]
             want = 1 if rows[row, LEFT] == 0 else min(rows[row, LEFT], budget)
+            if speculation is not None and rows[row, LEFT] == 0:
+                due = int(speculation.owed[row] + speculation.accepted)
+                want = min(due, rows[row, ANSWER] - rows[row, GENERATED])
             while used + want > kv:  # the last running request makes room
                 victim = running[running_count - 1]
                 running_count -= 1
-                used -= rows[victim, COMPUTED]
+                if cache is None:
+                    used -= rows[victim, COMPUTED]
+                else:
+                    used -= pc.end(cache, victim, rows[victim, COMPUTED], False)
                 rows[victim, LEFT] = rows[victim, PROMPT] + rows[victim, GENERATED]
                 rows[victim, COMPUTED] = 0
                 head -= 1
@@ -80,18 +127,38 @@ def run_until(
             if rows[row, LEFT] == 0:
                 decodes += 1
                 context += rows[row, COMPUTED]
+                budget -= decode_budget
+                if speculation is not None:
+                    speculation.owed[row] += speculation.accepted - want
+                    speculation.gained[row] = want
             else:
                 rows[row, LEFT] -= want
                 prefill += want
+                budget -= want
+                if speculation is not None:
+                    speculation.gained[row] = 1
             rows[row, COMPUTED] += want
             used += want
-            budget -= want
+            if cache is not None:
+                pc.compute(cache, row, rows[row, COMPUTED], want)
             p += 1
         scheduled = p
         while not preempted and head < tail and running_count < slots and budget > 0:
             row = buffer[head]
-            if used + rows[row, LEFT] > kv:
-                break
+            if cache is None:
+                if used + rows[row, LEFT] > kv:
+                    break
+            else:
+                pc.settle(cache)
+                shared, own = pc.found(cache, row, rows[row, LEFT])
+                claimed = pc.would_use(cache, row, own)
+                if used + claimed + rows[row, LEFT] - shared - own > kv:
+                    break
+                pc.begin(cache, row, shared, own)
+                used += claimed
+                rows[row, LEFT] -= shared + own
+                rows[row, COMPUTED] = shared + own
+                clock[CACHED] += shared + own
             head += 1
             if np.isnan(times[row, ADMITTED]):
                 times[row, ADMITTED] = clock[NOW]
@@ -104,6 +171,10 @@ def run_until(
             used += chunk
             prefill += chunk
             budget -= chunk
+            if cache is not None:
+                pc.compute(cache, row, rows[row, COMPUTED], chunk)
+            if speculation is not None:
+                speculation.gained[row] = 1
         if used > clock[KV_PEAK]:
             clock[KV_PEAK] = used
         duration = base + prefill_token * prefill + decode_seq * decodes + context_token * context
@@ -117,14 +188,20 @@ def run_until(
             row = running[q]
             done = False
             if q < scheduled and rows[row, LEFT] == 0:
-                rows[row, GENERATED] += 1
-                clock[OUTPUT] += 1
+                tokens = 1
+                if speculation is not None:
+                    tokens = speculation.gained[row]
+                rows[row, GENERATED] += tokens
+                clock[OUTPUT] += tokens
                 if np.isnan(times[row, FIRST]):
                     times[row, FIRST] = clock[NOW]
                 done = rows[row, GENERATED] >= rows[row, ANSWER]
             if done:
                 times[row, FINISH] = clock[NOW]
-                used -= rows[row, COMPUTED]
+                if cache is None:
+                    used -= rows[row, COMPUTED]
+                else:
+                    used -= pc.end(cache, row, rows[row, COMPUTED], True)
                 if clock[NOW] >= finish_stop_s:
                     stop = True
             else:

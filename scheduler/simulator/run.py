@@ -14,18 +14,30 @@ from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
 from lengthwise.scheduler.plan.pacing import ReplanGate
 from lengthwise.scheduler.policies.base import Policy
-from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator.prefix_cache import (
+    PrefixCacheState,
+    cached_tokens,
+    empty_cache,
+    give_up,
+)
 from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 
 PlanCost = Literal["free", "measured"]
 
 
 def _rows(
-    workload: SimWorkload, index: IntArray, state: IntArray, times: FloatArray, queued_s: FloatArray
+    workload: SimWorkload,
+    index: IntArray,
+    state: IntArray,
+    times: FloatArray,
+    queued_s: FloatArray,
+    cache: PrefixCacheState | None,
+    waiting: bool,
 ) -> RequestArrays:
-    return RequestArrays(
+    rows = RequestArrays(
         arrival_s=workload.arrival_s[index],
         queued_s=queued_s[index],
         prompt_tokens=workload.prompt_tokens[index].astype(np.float64),
@@ -38,6 +50,18 @@ def _rows(
         weight=workload.weight[index],
         class_id=workload.class_id[index],
         quantiles=workload.quantiles[index],
+    )
+    if cache is None:
+        return rows
+    cached = cache.shared[index].astype(np.float64)
+    if waiting:
+        cached = cached_tokens(cache, index, state[index, e.LEFT])
+    return replace(
+        rows,
+        prefill_left_tokens=rows.prefill_left_tokens - (cached if waiting else 0.0),
+        cached_tokens=cached,
+        prefix_id=cache.prefix[index],
+        prefix_tokens=cache.shareable[index].astype(np.float64),
     )
 
 
@@ -85,12 +109,22 @@ def simulate(
     state[:, e.ANSWER] = workload.output_tokens
     times = np.full((n, 3), np.nan)
     capacity = profile.capacity
-    limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens])
+    budget = capacity.max_num_batched_tokens
+    limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget])
     model = profile.scaled_step_time
     coefficients = np.array(model.coefficients)
     running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
     queue = np.empty(n, dtype=np.int64)
-    clock = np.zeros(6)
+    clock = np.zeros(7)
+    cache = _cache(workload, profile)
+    speculation = None
+    if profile.speculation is not None:
+        speculation = e.SpeculationState(
+            float(profile.speculation.accepted_tokens),
+            1 + profile.speculation.draft_tokens,
+            owed=np.zeros(n),
+            gained=np.zeros(n, dtype=np.int64),
+        )
     gate, rate = ReplanGate(plan_share), ArrivalRate()
     plan_s: list[float] = []
     queue_len: list[tuple[float, int]] = []
@@ -109,8 +143,8 @@ def simulate(
         return Problem(
             now_s=now_s,
             levels=workload.levels,
-            waiting=_rows(known, waiting, state, times, queued_s),
-            running=_rows(known, running[:running_count], state, times, queued_s),
+            waiting=_rows(known, waiting, state, times, queued_s, cache, True),
+            running=_rows(known, running[:running_count], state, times, queued_s, cache, False),
             capacity=capacity,
             step_time=model,
             max_wait_s=max_wait_s,
@@ -121,6 +155,8 @@ def simulate(
         now_s = float(clock[e.NOW])
         if not running_count and not queue_count:
             clock[e.NOW] = now_s = max(now_s, float(workload.arrival_s[arrived]))
+        if not queue_count:
+            limits[3] = budget  # whom it was to protect a plan no longer knows
         while arrived < n and workload.arrival_s[arrived] <= now_s:
             queue[queue_count] = arrived
             queue_count += 1
@@ -156,11 +192,15 @@ def simulate(
             plan_s.append(elapsed_s)
             queue_len.append((now_s, queue_count))
             limits[0] = min(capacity.max_num_seqs, plan.max_running or capacity.max_num_seqs)
+            limits[3] = budget if plan.max_prefill_tokens is None else plan.max_prefill_tokens
             victims = running[plan.preempt]
             kept = np.delete(running[:running_count], plan.preempt)
             running_count, queue_count = len(kept), queue_count + len(victims)
             running[:running_count] = kept
-            # their KV cache goes: what they have is computed again when they resume
+            # their KV memory goes: what they have is computed again when they resume, but for
+            # what a prefix cache still holds by then
+            if cache is not None:
+                give_up(cache, victims, state[victims, e.COMPUTED])
             state[victims, e.LEFT] = state[victims, e.PROMPT] + state[victims, e.GENERATED]
             state[victims, e.COMPUTED] = 0
             queued_s[victims], yielded[victims] = now_s, True
@@ -184,6 +224,8 @@ def simulate(
             queue,
             queue_count,
             clock,
+            cache,
+            speculation,
         )
         yielded[running[:running_count]] = False
         gate.mark()
@@ -200,5 +242,16 @@ def simulate(
         prefilled_tokens=int(clock[e.PREFILLED]),
         kv_peak_tokens=int(clock[e.KV_PEAK]),
         end_s=float(clock[e.NOW]),
+        cached_tokens=int(clock[e.CACHED]),
         actions=tuple(actions),
     )
+
+
+def _cache(workload: SimWorkload, profile: EngineProfile) -> PrefixCacheState | None:
+    """The profile's prefix cache, empty; None where it has none."""
+    if profile.prefix_cache is None:
+        return None
+    ids, tokens = workload.prefix_id, workload.prefix_tokens
+    if ids is None or tokens is None:
+        ids, tokens = np.full(len(workload), NO_PREFIX), np.zeros(len(workload), dtype=np.int64)
+    return empty_cache(profile.prefix_cache.block_tokens, profile.capacity.kv_tokens, ids, tokens)

@@ -15,6 +15,8 @@ class SimWorkload:
     """What arrives: ``(n,)`` arrays (seconds, tokens; inf = no objective), quantiles ``(n, q)``.
 
     ``output_tokens`` is the truth, which only the engine reads; the policy sees ``quantiles``.
+    Rows with the same ``prefix_id`` (-1 for none) share their first ``prefix_tokens``, which an
+    engine with a prefix cache computes once; both columns are given or neither.
     """
 
     arrival_s: FloatArray
@@ -28,6 +30,8 @@ class SimWorkload:
     quantiles: FloatArray
     levels: FloatArray
     tenant_id: IntArray | None = None
+    prefix_id: IntArray | None = None
+    prefix_tokens: IntArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -43,6 +47,14 @@ class SimWorkload:
             raise ValueError("arrivals must be sorted")
         if n and (min(self.prompt_tokens.min(), self.output_tokens.min()) < 1):
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
+        if (self.prefix_id is None) != (self.prefix_tokens is None):
+            raise ValueError("prefix_id and prefix_tokens come together, got one of them")
+        if self.prefix_tokens is not None and (self.prefix_tokens > self.prompt_tokens).any():
+            row = int(np.argmax(self.prefix_tokens > self.prompt_tokens))
+            raise ValueError(
+                f"prefix_tokens must be at most prompt_tokens, got {self.prefix_tokens[row]} "
+                f"of {self.prompt_tokens[row]} in row {row}"
+            )
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -67,6 +79,7 @@ class SimResult:
     prefilled_tokens: int
     kv_peak_tokens: int
     end_s: float
+    cached_tokens: int = 0  # found in the prefix cache, not computed again
     actions: tuple[Action, ...] = ()  # of admission control, where it was on
 
     def ttft_s(self, workload: SimWorkload) -> FloatArray:

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lengthwise.data.arena.sessions import Sessions, SystemPrompt
 from lengthwise.data.arena.workloads import (
     ARENA,
     arena_slo_table,
@@ -21,6 +22,10 @@ SHARES = {
     "paper": {"code": 0.5, "chat": 0.5},
     "mixed": {"chat": 0.45, "code": 0.30, "agent_step": 0.15, "reasoning": 0.10},
     "tails": {"reasoning": 0.7, "chat": 0.3},
+    "agents": {"agent_step": 0.65, "chat": 0.35},
+    "documents": {"agent_step": 0.5, "chat": 0.25, "reasoning": 0.25},
+    "tight": {"chat": 0.45, "code": 0.30, "agent_step": 0.15, "reasoning": 0.10},
+    "mixed-long": {"chat": 0.45, "code": 0.30, "agent_step": 0.15, "reasoning": 0.10},
 }
 
 
@@ -46,6 +51,49 @@ def test_objectives_are_those_of_the_design():
     assert (mixed["chat"].ttft_s, mixed["chat"].tpot_s, mixed["code"].e2e_s) == (3, 0.05, 20)
     assert (mixed["agent_step"].e2e_s, mixed["reasoning"].e2e_s) == (4, 90)
     assert (tails["reasoning"].e2e_s, tails["chat"].ttft_s, tails["chat"].tpot_s) == (60, 5, None)
+
+
+def test_agents_take_turns_on_shared_system_prompts(table):
+    requests = build_workload("agents", table, 1500, 3.0, seed=1)
+    tokens = {r.prefix: r.prefix_tokens for r in requests}
+    assert len(tokens) == 6
+    assert all(1500 <= n <= 4000 for n in tokens.values())
+    sessions = Counter(r.session for r in requests)
+    assert 1500 / len(sessions) > 3  # turns seen of a session, the first and last cut off
+    assert {(r.session, r.prefix) for r in requests if r.session == requests[0].session} == {
+        (requests[0].session, requests[0].prefix)
+    }
+    for r in requests:
+        assert r.prefix_tokens + r.text_tokens <= r.prompt_tokens
+        assert r.prompt_tokens <= r.prefix_tokens + r.text_tokens + 2000
+    early, late = (np.mean([r.prompt_tokens for r in part])
+                   for part in (requests[:500], requests[1000:]))  # fmt: skip
+    assert early == pytest.approx(late, rel=0.1)
+
+
+def test_a_session_grows_until_it_ends(table):
+    rng = np.random.default_rng(0)
+    prompts = (SystemPrompt("a", 100, 1.0), SystemPrompt("b", 300, 3.0))
+    turns = Sessions(prompts, live=4, mean_turns=5.0, most_history_tokens=90).turns(
+        [10] * 400, [7] * 400, rng
+    )
+    shares = Counter(t.system_prompt.prefix for t in turns)
+    assert 0.5 < shares["b"] / 400 < 0.95
+    for name in {t.session for t in turns}:
+        own = [t.prompt_tokens - t.system_prompt.prefix_tokens for t in turns if t.session == name]
+        assert own == sorted(own)
+        assert max(own) <= 90 + 10
+        if not own[0] > 10:  # began within the run
+            assert own == [min(17 * i, 90) + 10 for i in range(len(own))]
+
+
+def test_documents_stand_before_the_question(table):
+    requests = build_workload("documents", table, 400, 3.0, seed=1)
+    assert min(r.prompt_tokens for r in requests) >= 2000
+    assert max(r.prompt_tokens for r in requests) <= 16_000
+    assert 6000 < np.mean([r.prompt_tokens for r in requests]) < 7500
+    assert all(r.text_tokens < r.prompt_tokens for r in requests)
+    assert np.mean([r.output_tokens for r in requests]) < 300
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 101])

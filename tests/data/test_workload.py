@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +34,18 @@ requests = st.lists(
         slo=slos,
         prompt=st.none() | st.text(max_size=30),
         task=st.none() | st.text(max_size=8),
+        session=st.none() | st.text(max_size=8),
+    ).flatmap(
+        lambda r: st.one_of(
+            st.just(r),
+            st.builds(
+                replace,
+                st.just(r),
+                prefix=st.text(max_size=8),
+                prefix_tokens=st.integers(1, r.prompt_tokens),
+                text_tokens=st.none() | st.integers(1, r.prompt_tokens),
+            ),
+        )
     ),
     min_size=1,
     max_size=8,
@@ -73,6 +86,12 @@ def test_a_plain_line_is_best_effort(tmp_path):
         ({"slo_ttft_ms": -1}, "slo_ttft_ms"),
         ({"slo_class": "a b"}, "slo_class"),
         ({"prompt": 5}, "prompt must be text"),
+        ({"session": 5}, "session must be text"),
+        ({"prefix": "a"}, "prefix and prefix_tokens come together"),
+        ({"prefix_tokens": 2}, "prefix and prefix_tokens come together"),
+        ({"prefix": "a", "prefix_tokens": 0}, "prefix_tokens must be a whole number from 1"),
+        ({"prefix": "a", "prefix_tokens": 4}, "at most prompt_tokens, got 4 of 3"),
+        ({"text_tokens": 4}, "text_tokens must be at most prompt_tokens, got 4 of 3"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, changes, message):

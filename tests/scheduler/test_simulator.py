@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planning_cases import MODEL, draw_workload
+from planning_cases import MODEL, draw_problem, draw_workload
 
 from lengthwise.scheduler.policies.make import POLICIES, make_policy
-from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.problem import NO_PREFIX, Capacity, Plan, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.capacity import saturated_rps
 from lengthwise.scheduler.simulator.run import simulate
@@ -89,6 +89,65 @@ def test_arrival_order_without_contention_equals_any_order():
     ends = [simulate(workload, fresh(name), SMALL).finish_s for name in ("fcfs", "sjf", "sa")]
     assert ends[0] == pytest.approx(ends[1])
     assert ends[0] == pytest.approx(ends[2])
+
+
+class FixedPrefill:
+    """Arrival order with a limit on the prompt tokens of a step."""
+
+    name, nominal_s = "fixed-prefill", 1e-4
+
+    def __init__(self, max_prefill_tokens):
+        self.max_prefill_tokens = max_prefill_tokens
+
+    def __call__(self, problem):
+        order = np.arange(len(problem.waiting), dtype=np.int64)
+        return Plan(order, max_prefill_tokens=self.max_prefill_tokens)
+
+    def warm_up(self):
+        pass
+
+
+def test_a_prefill_limit_spares_those_who_decode():
+    workload = replace(
+        draw_workload(9, 3),
+        arrival_s=np.array([0.0, 0.01, 0.01]),
+        prompt_tokens=np.array([16, 200, 200]),
+        output_tokens=np.array([8, 4, 4]),
+    )
+    wide, narrow = (simulate(workload, FixedPrefill(limit), SMALL) for limit in (None, 32))
+    for result in (wide, narrow):
+        check_conservation(workload, result, SMALL)
+    assert narrow.finish_s[0] < wide.finish_s[0]
+    assert narrow.first_token_s[2] > wide.first_token_s[2]
+    assert (simulate(workload, fresh("fcfs"), SMALL).finish_s == wide.finish_s).all()
+
+
+@given(seed=st.integers(0, 300), limit=st.integers(0, 400), tight=st.booleans())
+def test_no_prefill_limit_starves_anybody(seed, limit, tight):
+    profile = TIGHT if tight else SMALL
+    workload = draw_workload(seed, 25, rate_rps=100.0)
+    check_conservation(workload, simulate(workload, FixedPrefill(limit), profile), profile)
+
+
+def test_a_limit_below_a_block_is_a_block():
+    workload = draw_workload(10, 40, rate_rps=100.0)
+    zero, block = (simulate(workload, FixedPrefill(limit), SMALL) for limit in (0, 16))
+    assert (zero.finish_s == block.finish_s).all()
+    with pytest.raises(ValueError, match="negative: -1"):
+        FixedPrefill(-1)(draw_problem(0, 3))
+
+
+def test_columns_of_an_engine_without_prefix_cache_are_neutral():
+    rows = RequestArrays.build(np.ones((2, 1)), [0.0, 1.0], prompt_tokens=[50, 60])
+    assert (rows.cached_tokens == 0).all()
+    assert (rows.prefix_id == NO_PREFIX).all()
+    cached = RequestArrays.build(
+        np.ones((2, 1)), 0.0, prompt_tokens=[50, 60], cached_tokens=[32, 0], prefix_id=[3, -1]
+    )
+    assert list(cached.prefill_left_tokens) == [18, 60]
+    assert list(cached.take([1, 0]).cached_tokens) == [0, 32]
+    with pytest.raises(ValueError, match="prefix_id"):
+        replace(cached, prefix_id=np.array([1]))
 
 
 def test_refuses_what_cannot_be_served():

@@ -16,15 +16,18 @@ from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.training.bench.scaling import scale_to_engine
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
 
 CAPACITY_SAMPLE = 600
+SAMPLE_PER_SLOT = 12  # fewer, and a wide engine is still filling up or already running dry
 CAPACITY_SEED = 90_001
 
 
@@ -32,7 +35,8 @@ CAPACITY_SEED = 90_001
 class WorkloadSource:
     """A named workload of the arena over a table of prompts, or the requests of a file.
 
-    `split` is the side of the table that prompts come from; None for all of it.
+    `split` is the side of the table that prompts come from; None for all of it. `profile` is the
+    engine that a workload of the arena is scaled to; None to take it as it stands.
     """
 
     name: str
@@ -41,13 +45,17 @@ class WorkloadSource:
     requests: tuple[WorkloadRequest, ...] = ()
     arrivals: str = "poisson"
     split: str | None = "test"
+    profile: EngineProfile | None = None
 
     def draw(self, n: int, rate_rps: float, seed: int) -> list[WorkloadRequest]:
         """`n` requests at `rate_rps`; a file's requests keep their pattern, rescaled."""
         if self.table is not None:
-            return build_workload(
+            drawn = build_workload(
                 self.name, self.table, n, rate_rps, seed, self.arrivals, self.split
             )
+            if self.profile is None:
+                return drawn
+            return scale_to_engine(drawn, arena_workload(self.name).gpu, self.profile)
         chosen = self.requests[:n]
         factor = file_rate_rps(chosen) / rate_rps
         first_s = chosen[0].arrival_s
@@ -66,14 +74,19 @@ def is_arena(spec: str) -> bool:
 
 
 def open_workload(
-    spec: str, *, source: str | None = None, arrivals: str = "poisson"
+    spec: str,
+    *,
+    source: str | None = None,
+    arrivals: str = "poisson",
+    profile: EngineProfile | None = None,
 ) -> WorkloadSource:
     """A workload by arena name or file.
 
     Args:
-        spec: `paper`, `mixed`, `tails`, or the path of a workload file.
+        spec: a name of the arena, or the path of a workload file.
         source: data source for an arena workload; by default its pack, else the synthetic corpus.
         arrivals: arrival process of an arena workload.
+        profile: engine that an arena workload is scaled to, where its profile asks for it.
 
     Raises:
         InputError: neither a known name nor a file, a malformed file, an unknown source.
@@ -82,7 +95,8 @@ def open_workload(
         raise InputError(f"unknown arrivals {arrivals!r}: must be one of {', '.join(ARRIVALS)}")
     if is_arena(spec):
         table = load_table(source or arena_workload(spec).default_source)
-        return WorkloadSource(spec, str(table.attrs["source_label"]), table, arrivals=arrivals)
+        label = str(table.attrs["source_label"])
+        return WorkloadSource(spec, label, table, arrivals=arrivals, profile=profile)
     path = Path(spec)
     if not path.is_file():
         raise InputError(
@@ -99,7 +113,8 @@ def file_rate_rps(requests: Sequence[WorkloadRequest]) -> float:
 
 def capacity_rps(source: WorkloadSource, profile: EngineProfile) -> float:
     """Requests/s the engine can finish of this workload, by its calibrated profile."""
-    return modeled_rps(source.sample(), profile)
+    n = max(CAPACITY_SAMPLE, SAMPLE_PER_SLOT * profile.capacity.max_num_seqs)
+    return modeled_rps(source.sample(n), profile)
 
 
 def modeled_rps(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> float:
@@ -151,6 +166,13 @@ def to_sim(
         return np.array([math.inf if v is None else v for v in values])
 
     classes = sorted({r.slo.slo_class for r in requests})
+    prefixes = {name: i for i, name in enumerate(sorted({r.prefix for r in requests if r.prefix}))}
+    shared = {}
+    if prefixes:
+        shared["prefix_id"] = np.array(
+            [NO_PREFIX if r.prefix is None else prefixes[r.prefix] for r in requests]
+        )
+        shared["prefix_tokens"] = np.array([r.prefix_tokens or 0 for r in requests])
     return SimWorkload(
         arrival_s=np.array([r.arrival_s for r in requests]),
         prompt_tokens=np.array([r.prompt_tokens for r in requests], dtype=np.int64),
@@ -162,6 +184,7 @@ def to_sim(
         class_id=np.array([classes.index(r.slo.slo_class) for r in requests], dtype=np.int64),
         quantiles=np.asarray(quantiles, dtype=float),
         levels=np.asarray(levels, dtype=float),
+        **shared,
     )
 
 
@@ -187,9 +210,8 @@ def length_rows(
     if lengths == "learned":
         if predictor is None:
             raise InputError("lengths 'learned' need a predictor: give its URI or directory")
-        lengths_known = predictor.predict(
-            [r.prompt for r in requests], classes, [r.prompt_tokens for r in requests]
-        )
+        tokens = [r.text_tokens or r.prompt_tokens for r in requests]
+        lengths_known = predictor.predict([r.prompt for r in requests], classes, tokens)
         return lengths_known.quantiles, levels
     if lengths == "none":
         pooled = [None] * len(requests)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
     from lengthwise.training.bench.result import BenchResult
 
-WORKLOAD_HELP = "paper | mixed | tails, or a workload file (JSON lines)."
+WORKLOAD_HELP = (
+    "paper | mixed | tails | agents | documents | tight | mixed-long, "
+    "or a workload file (JSON lines)."
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Only the JSON document on stdout.")]
 SourceOption = Annotated[
     str | None, typer.Option(help="Data source of a named workload; by default the best found.")
@@ -121,8 +124,8 @@ def simulate(
     from lengthwise.training.registry.models import resolve_predictor
 
     arms = parse_arms(policy, default_lengths=lengths)
-    chosen = open_workload(workload, source=source, arrivals=arrivals)
     engine = read_profile(profile)
+    chosen = open_workload(workload, source=source, arrivals=arrivals, profile=engine)
     if load is None and chosen.table is not None:
         load = 1.5
     label, predictor = None, None

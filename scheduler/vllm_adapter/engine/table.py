@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.problem import RequestArrays
+from lengthwise.scheduler.problem import NO_PREFIX, RequestArrays
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 
 _FLOAT_COLUMNS = (
@@ -155,6 +155,7 @@ class RequestTable:
         return RequestArrays(
             **{name: column[rows] for name, column in self._columns.items()},
             class_id=self._class_id[rows],
+            prefix_id=np.full(len(rows), NO_PREFIX, dtype=np.int64),
             quantiles=self._quantiles[rows],
         )
 
