@@ -107,6 +107,9 @@ def test_only_the_adapter_names_vllm_and_little_of_it():
         "scheduler/vllm_adapter/engine/planned_queue.py",
         "scheduler/vllm_adapter/engine/control.py",
         "scheduler/vllm_adapter/worker/replay.py",
+        "scheduler/vllm_adapter/emulated/fleet.py",
+        "scheduler/vllm_adapter/emulated/refusals.py",
+        "scheduler/vllm_adapter/emulated/worker.py",
     }
 
 

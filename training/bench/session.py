@@ -35,6 +35,8 @@ class BenchRequest:
 
     `profile`: a profile's name or path; None takes the one calibrated for this model in the
     workspace, and calibrates first where there is none. `recalibrate` does so in any case.
+    `emulate`: the profile of the device that takes the engine's place; then `profile` is what the
+    planner takes it for.
     """
 
     workload: str
@@ -54,6 +56,7 @@ class BenchRequest:
     recalibrate: bool = False
     plan_budget_ms: float = 1.0
     vllm_args: tuple[str, ...] = ()
+    emulate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

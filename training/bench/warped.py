@@ -49,7 +49,7 @@ class WarpedSettings:
 
     arms: tuple[Arm, ...]
     load: float | None
-    requests: int
+    requests: int = 1
     seeds: int = 1
     seed: int = 0
     search_steps: int = 300
@@ -177,8 +177,8 @@ def to_job(requests: Sequence[WorkloadRequest], rows: np.ndarray | None) -> list
                 arrival_s=request.arrival_s,
                 prompt_tokens=request.prompt_tokens,
                 output_tokens=request.output_tokens,
-                prefix=getattr(request, "prefix", None),
-                prefix_tokens=getattr(request, "prefix_tokens", None) or 0,
+                prefix=request.prefix,
+                prefix_tokens=request.prefix_tokens or 0,
                 xargs=xargs,
             )
         )

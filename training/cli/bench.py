@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -172,7 +173,9 @@ def bench(
     duration: Annotated[
         float | None, typer.Option(help="Seconds of arrivals per run, instead of --requests [60].")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Runs of every arm.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", "--seeds", help="Runs of every arm, each with other draws.")
+    ] = 3,
     model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
     predictor: Annotated[
         str, typer.Option(help="Model URI or directory, for learned and class lengths.")
@@ -191,11 +194,42 @@ def bench(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request is lost.")] = 600.0,
     plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine profile, a name or a file: real servers on a device that takes its time "
+            "and computes nothing. --profile is then what the planner takes it for."
+        ),
+    ] = None,
+    warp: Annotated[
+        bool,
+        typer.Option(
+            "--warp",
+            help="With --emulate: engines without servers, in one process, in warped time.",
+        ),
+    ] = False,
+    instances: Annotated[int, typer.Option(min=1, help="With --warp: engines side by side.")] = 1,
+    route: Annotated[
+        str, typer.Option(help="With --instances: least-outstanding | round-robin.")
+    ] = "least-outstanding",
+    search_steps: Annotated[
+        int, typer.Option(min=0, help="With --warp: annealing steps a plan, in place of a time.")
+    ] = 300,
+    host_factor: Annotated[
+        float,
+        typer.Option(
+            help="With --warp: charge the host's processor time so many times; 0 repeats exactly."
+        ),
+    ] = 0.0,
+    sa_params: Annotated[
+        str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure stock vLLM and our arms on the same requests, on the real engine.
 
     Further options go to vLLM, for both servers alike: --max-num-seqs 16 ...
+    With --emulate the engine's device is a profile: see docs/emulated.md.
     """
     from lengthwise.training.bench.arms import parse_arms
     from lengthwise.training.bench.session import BenchRequest, measure
@@ -221,10 +255,43 @@ def bench(
         recalibrate=recalibrate,
         plan_budget_ms=plan_budget_ms,
         vllm_args=vllm_args(ctx),
+        emulate=emulate,
     )
-    with engine_errors(), console.progress(quiet=as_json) as steps:
-        done = measure(request, workspace=Workspace.current(), steps=steps, say=stage_printer())
+    workspace, say = Workspace.current(), stage_printer()
+    if warp:
+        from lengthwise.training.bench.warped import WarpedSettings
+        from lengthwise.training.bench.warped_session import measure_warped
+
+        settings = WarpedSettings(
+            arms=request.arms,
+            load=load,
+            seeds=repeats,
+            seed=seed,
+            search_steps=search_steps,
+            instances=instances,
+            route=route,
+            host_factor=host_factor,
+            policy_params=read_params(sa_params),
+        )
+        with engine_errors(), console.progress(quiet=as_json) as steps:
+            done = measure_warped(request, settings, workspace=workspace, steps=steps, say=say)
+    else:
+        with engine_errors(), console.progress(quiet=as_json) as steps:
+            done = measure(request, workspace=workspace, steps=steps, say=say)
     show(done.outcome.result, done.page, as_json=as_json)
+
+
+def read_params(text: str | None) -> dict[str, Any]:
+    """The object of a JSON text; InputError when it is none."""
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--sa-params must be a JSON object: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--sa-params must be a JSON object, got {text!r}")
+    return values
 
 
 def report(
@@ -264,12 +331,13 @@ def demo(
 @contextmanager
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
+    from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
     from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
     from lengthwise.training.bench.client import BenchError
 
     try:
         yield
-    except (ServerStartError, BenchError) as error:
+    except (ServerStartError, BenchError, PlayerError) as error:
         console.stderr().print(f"lengthwise: error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
@@ -307,10 +375,10 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from lengthwise.training.bench.report import arm_rows, headline, subline, warnings
+    from lengthwise.training.bench.report import KINDS, arm_rows, headline, subline, warnings
 
     if not as_json:
-        kind = "measured" if result.provenance == "measured" else "modeled, no engine ran"
+        kind = KINDS[result.provenance]
         load = "" if result.load is None else f" at load {result.load:g}"
         rows = arm_rows(result.arms)
         if result.bound is not None:

@@ -73,7 +73,7 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
             f"profile {profile.name!r}: kv_tokens must be at least two blocks of {block}, "
             f"got {profile.capacity.kv_tokens}"
         )
-    if getattr(profile, "speculation", None) is not None:
+    if profile.speculation is not None:
         raise InputError(
             f"profile {profile.name!r} has speculation, which the emulated device does not do; "
             "use a profile without it, or simulate"
@@ -83,8 +83,8 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
 
 def block_tokens(profile: EngineProfile) -> int:
     """Tokens of a block of KV cache: the prefix cache's where the profile has one."""
-    cache = getattr(profile, "prefix_cache", None)
-    return _BLOCK_TOKENS if cache is None else int(cache.block_tokens)
+    cache = profile.prefix_cache
+    return _BLOCK_TOKENS if cache is None else cache.block_tokens
 
 
 def context_tokens(profile: EngineProfile) -> int:
@@ -115,4 +115,4 @@ def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
 
 def caches_prefixes(profile: EngineProfile) -> bool:
     """Whether the profile's engine keeps the KV cache of shared beginnings."""
-    return getattr(profile, "prefix_cache", None) is not None
+    return profile.prefix_cache is not None
