@@ -17,8 +17,10 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary, summarize_steps
 from lengthwise.training.bench.arms import STOCK, Arm, arm_order, configure, server_status
 from lengthwise.training.bench.client import BenchError, QueueSample, ReplayLog, replay, wait_idle
+from lengthwise.training.bench.emulation import emulation_of, load_average
 from lengthwise.training.bench.provenance import describe_machine, utc_now
 from lengthwise.training.bench.records import (
     RequestRecord,
@@ -85,6 +87,7 @@ class ArmLog:
     records: list[RequestRecord] = field(default_factory=list)
     queue: list[tuple[int, QueueSample]] = field(default_factory=list)
     plans: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[StepSummary] = field(default_factory=list)  # a run, where they are emulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,12 @@ def run_bench(
         predicted = predicted_tokens(requests, predictor)
         for arm in arm_order(arms, repeat):
             tick = on_run(arm.label, repeat, len(requests)) if on_run else lambda: None
+            steps = None if servers.emulated is None else servers.emulated.steps_of(arm.is_stock)
+            if steps is not None:
+                steps.new()
             log, status = asyncio.run(run_arm(servers, arm, requests, repeat, settings, tick))
+            if steps is not None:
+                logs[arm.label].steps.append(summarize_steps(steps.new()))
             told = predicted if arm.lengths == "learned" else None
             records = to_records(requests, log, repeat, told)
             logs[arm.label].records += records
@@ -147,7 +155,14 @@ def run_bench(
             if status is not None:
                 logs[arm.label].plans.append(status.get("plan") or {})
     result = BenchResult(
-        provenance="measured",
+        provenance="measured" if servers.emulated is None else "emulated",
+        emulation=None
+        if servers.emulated is None
+        else emulation_of(
+            servers.emulated.profile,
+            [summary for log in logs.values() for summary in log.steps],
+            load_average=load_average(),
+        ),
         workload=source.name,
         load=settings.load,
         predictor=predictor_label,
@@ -296,5 +311,17 @@ def diagnose(log: ArmLog) -> dict[str, Any]:
         "attainment_by_repeat": [
             round(float(np.mean([r.met for r in log.records if r.repeat == k])), 4) for k in repeats
         ],
+        **_step_figures(log.steps),
         "first_error": next((r.error for r in log.records if r.error), None),
+    }
+
+
+def _step_figures(runs: Sequence[StepSummary]) -> dict[str, Any]:
+    if not runs:
+        return {}
+    ratios = [s.step_ratio for s in runs if s.step_ratio is not None]
+    return {
+        "steps": sum(s.steps for s in runs),
+        "step_ratio": max(ratios, default=None),
+        "late_steps": sum(s.late_steps for s in runs),
     }

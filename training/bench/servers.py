@@ -17,6 +17,7 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
@@ -27,6 +28,7 @@ from lengthwise.training.bench.client import (
     drive_closed,
     served_model,
 )
+from lengthwise.training.bench.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
 
 if TYPE_CHECKING:
@@ -87,11 +89,17 @@ class BenchServers:
     replay: ReplayTable
     vllm_args: tuple[str, ...]
     step_log: Path | None = None  # where `ours` logs its steps while it is told to
+    emulated: EmulatedServers | None = None
 
     def calls(
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
     ) -> list[Call]:
         """Encoded calls for `requests`; `salt` keeps the prefix caches of two runs apart."""
+        if self.emulated is None:
+            token_ids = [filler_ids(r.prompt_tokens, i) for i, r in enumerate(requests)]
+        else:
+            token_ids = self.emulated.token_ids(requests)
+            requests = self.emulated.sized(requests)
         return [
             Call(
                 r.arrival_s,
@@ -100,7 +108,7 @@ class BenchServers:
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
                     max_tokens=self.max_tokens,
-                    prompt_ids=None if r.prompt else filler_ids(r.prompt_tokens, i),
+                    prompt_ids=None if r.prompt else token_ids[i],
                     cache_salt=salt,
                     tell_length=tell_length,
                 ),
@@ -134,6 +142,7 @@ def start_servers(
     profile: Path | str | None = None,
     vllm_args: Sequence[str] = (),
     with_stock: bool = True,
+    emulate: str | None = None,
     **settings: Any,
 ) -> Iterator[BenchServers]:
     """Start both servers at once, wait until they answer, stop them at the end.
@@ -146,6 +155,7 @@ def start_servers(
         profile: engine profile for the planner.
         vllm_args: passed to both servers alike.
         with_stock: start stock vLLM too.
+        emulate: profile, by name or file, of the device that takes the engine's place.
         settings: further fields of ServerSettings.
     """
 
@@ -163,8 +173,15 @@ def start_servers(
         profile=None if profile is None else str(profile),
         allow_configure=True,
         step_log=str(step_log),
+        **({} if emulate is None else {"refit_steps": 0}),
         **settings,
     )
+    device = None if emulate is None else emulable_profile(emulate)
+    logs = {kind: (directory / f"emulated-{kind}.jsonl").absolute() for kind in ("ours", "stock")}
+
+    def emulated(kind: str) -> EmulateOptions | None:
+        return None if emulate is None else EmulateOptions(emulate, step_log=str(logs[kind]))
+
     common: dict[str, Any] = {
         "vllm_args": list(vllm_args),
         "cache_dir": cache_dir,
@@ -178,6 +195,7 @@ def start_servers(
                 ours_settings,
                 free_port(),
                 log_path=directory / "server-lengthwise.log",
+                emulate=emulated("ours"),
                 **common,
             )
         )
@@ -185,7 +203,12 @@ def start_servers(
         if with_stock:
             stock = stack.enter_context(
                 launch_server(
-                    model, None, free_port(), log_path=directory / "server-stock.log", **common
+                    model,
+                    None,
+                    free_port(),
+                    log_path=directory / "server-stock.log",
+                    emulate=emulated("stock"),
+                    **common,
                 )
             )
         for server in (ours, stock):
@@ -200,6 +223,14 @@ def start_servers(
             replay=replay,
             vllm_args=tuple(vllm_args),
             step_log=step_log,
+            emulated=None
+            if device is None
+            else EmulatedServers(
+                device,
+                StepReader(logs["ours"]),
+                StepReader(logs["stock"]) if with_stock else None,
+                cache_dir / TINY_NAME if model == TINY_NAME else Path(model),
+            ),
         )
 
 

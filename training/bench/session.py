@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.arms import Arm
 from lengthwise.training.bench.calibrate import calibrate_server, write_profile
 from lengthwise.training.bench.compare import BenchOutcome, BenchSettings, run_bench
+from lengthwise.training.bench.emulation import throughput_warning
 from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE, write_run
-from lengthwise.training.bench.servers import BenchServers, start_servers
+from lengthwise.training.bench.servers import TINY_ARGS, BenchServers, start_servers
 from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
 from lengthwise.training.console import SilentSteps, Steps
 from lengthwise.training.registry.models import ResolvedPredictor, resolve_predictor
@@ -94,15 +99,21 @@ def measure(
         InputError: anything wrong with the request, before a server starts.
     """
     steps = steps or SilentSteps()
-    source = open_workload(request.workload, source=request.source, arrivals=request.arrivals)
+    device = None if request.emulate is None else emulable_profile(request.emulate)
+    source = open_workload(
+        request.workload, source=request.source, arrivals=request.arrivals, profile=device
+    )
     if request.load is None and source.table is not None:
         raise InputError(f"workload {source.name!r} has no pace of its own: give a load")
     settings = bench_settings(request, request.capacity_rps or 1.0)
     predictor = find_predictor(request, workspace)
-    known = request.profile or str(profile_path(workspace, request.model))
+    known = request.profile or request.emulate or str(profile_path(workspace, request.model))
     profile = None
-    if request.profile or (Path(known).is_file() and not request.recalibrate):
+    if request.profile or request.emulate or (Path(known).is_file() and not request.recalibrate):
         profile = read_profile(known)
+    if device is not None:
+        settings = bench_settings(request, request.capacity_rps or capacity_rps(source, device))
+        warn_of_throughput(settings, source, device, request, say)
     directory = workspace.new_run_dir("bench")
     with start_servers(
         request.model,
@@ -113,9 +124,10 @@ def measure(
         vllm_args=request.vllm_args,
         plan_budget_ms=request.plan_budget_ms,
         seed=request.seed,
+        emulate=request.emulate,
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
-        if request.capacity_rps is None:
+        if request.capacity_rps is None and device is None:
             profile = profile or calibrate(request, servers, source, workspace, say)
             capacity = capacity_rps(source, profile)
             settings = bench_settings(request, capacity)
@@ -133,6 +145,25 @@ def measure(
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, predictor, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
+
+
+def warn_of_throughput(
+    settings: BenchSettings,
+    source: WorkloadSource,
+    device: EngineProfile,
+    request: BenchRequest,
+    say: Callable[[str], None],
+) -> None:
+    """Say so before the servers start where this machine cannot stream what the device makes."""
+    mean_tokens = float(np.mean([r.output_tokens for r in source.sample()]))
+    tokens_per_s = min(settings.load or 1.0, 1.0) * settings.capacity_rps * mean_tokens
+    say(
+        f"capacity of {source.name}: {settings.capacity_rps:.2f} requests/s, about "
+        f"{tokens_per_s:,.0f} tokens/s, on {device.name}"
+    )
+    tiny = TINY_ARGS if request.model == TINY_NAME else ()
+    if warning := throughput_warning(tokens_per_s, (*tiny, *request.vllm_args)):
+        say(f"warning: {warning}")
 
 
 def bench_settings(request: BenchRequest, capacity: float) -> BenchSettings:

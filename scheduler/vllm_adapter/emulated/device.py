@@ -118,6 +118,7 @@ _WORDS = (
     "had an they which one you were all her she there would their we him been has when who will "
     "no more if out so up said what its about than into them can only other time new some could"
 )
+FILLER_WORDS = tuple(_WORDS.split())
 
 
 def filler_tokens(tokenizer: Any) -> list[int]:
@@ -126,7 +127,7 @@ def filler_tokens(tokenizer: Any) -> list[int]:
     Answers are then never empty, and a conversation that repeats one hits the prefix cache as it
     would on a real engine. ValueError when the tokenizer has no one-token words.
     """
-    encoded = (tokenizer.encode(f" {word}", add_special_tokens=False) for word in _WORDS.split())
+    encoded = (tokenizer.encode(f" {word}", add_special_tokens=False) for word in FILLER_WORDS)
     tokens = sorted({ids[0] for ids in encoded if len(ids) == 1})
     if not tokens:
         raise ValueError("the tokenizer has no one-token words to fill answers with")
