@@ -336,6 +336,7 @@ def diagnose(runs: Sequence[WarpedRun]) -> dict[str, Any]:
     return {
         "length_mismatches": sum(r.ok and r.output_tokens != r.target_tokens for r in records),
         "preemptions": sum(run.outcome.preemptions for run in runs),
+        "prefill_tokens": sum(run.outcome.prefill_tokens for run in runs),
         "yields": sum(int(s["queue"].get("yields", 0)) for s in statuses),
         "plans": sum(int(s["plan"].get("count", 0)) for s in statuses),
         "plan_fallbacks": sum(sum((s["plan"].get("fallbacks") or {}).values()) for s in statuses),

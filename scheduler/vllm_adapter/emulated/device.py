@@ -39,15 +39,17 @@ class Answer:
     length: int | None
     eos: int
     first: int  # where among the filler tokens its answer begins
+    sampled: int  # output tokens so far
+    owed: float = 0.0  # tokens that speculation has earned and not yet given
 
 
 class Scheduled(NamedTuple):
-    """A request's part of a step, in tokens: computed before it, output known, taken on now."""
+    """A request's part of a step, in tokens: computed before it, taken on now, drafts of those."""
 
     req_id: str
     computed: int
-    outputs: int
     tokens: int
+    drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +64,33 @@ class StepWork:
 
 
 class Answers:
-    """The device's requests. Which token is sampled follows from positions alone.
+    """The device's requests, and the tokens that they get.
 
-    The step that computes a request's last known token samples the next one. So a chunk of a
-    prompt samples nothing, and a request that was preempted computes its answer so far again and
-    goes on from there, without any state of their own.
+    The step that computes a request's last known token samples the next one; a chunk of a prompt
+    samples nothing. Where the scheduler sends ``drafts`` along, ``accepted_tokens`` come a step on
+    the mean, the sampled one included, spread evenly over the request's steps.
     """
 
-    def __init__(self, fillers: Sequence[int]) -> None:
+    def __init__(self, fillers: Sequence[int], accepted_tokens: float = 1.0) -> None:
         if not fillers:
             raise ValueError("an emulated device needs at least one filler token, got none")
         self._fillers = list(fillers)
+        self._accepted = accepted_tokens
         self._answers: dict[str, Answer] = {}
 
-    def add(self, req_id: str, prompt_tokens: int, length: int | None, eos: int) -> None:
-        """A request that will be scheduled, or is again under the same id."""
+    def add(
+        self, req_id: str, prompt_tokens: int, length: int | None, eos: int, sampled: int = 0
+    ) -> None:
+        """A request that will be scheduled, with ``sampled`` tokens of its answer known."""
         first = zlib.crc32(req_id.encode())
-        self._answers[req_id] = Answer(prompt_tokens, length, eos, first)
+        self._answers[req_id] = Answer(prompt_tokens, length, eos, first, sampled)
+
+    def resume(self, req_id: str, sampled: int) -> None:
+        """A request that was preempted is scheduled again, with so many tokens known.
+
+        Those still under way when it was preempted may have been dropped: they come again.
+        """
+        self._answers[req_id].sampled = sampled
 
     def drop(self, req_ids: Iterable[str]) -> None:
         """Forget requests that ended, whether finished or aborted."""
@@ -89,22 +101,38 @@ class Answers:
         return len(self._answers)
 
     def step(self, scheduled: Iterable[Scheduled]) -> StepWork:
-        """Run one step; one token taken on is a decode, its context counts what is computed."""
+        """Run one step; one token taken on beside its drafts is a decode.
+
+        A decode's context are the tokens known before the step.
+        """
         prefill_tokens = decode_seqs = context_tokens = 0
         req_ids: list[str] = []
         sampled: list[list[int]] = []
-        for req_id, computed, outputs, tokens in scheduled:
+        for req_id, computed, tokens, drafts in scheduled:
             answer = self._answers[req_id]
-            computed += tokens
-            if tokens == 1:
+            known = answer.prompt_tokens + answer.sampled
+            reached = computed + tokens
+            if tokens - drafts == 1:
                 decode_seqs += 1
-                context_tokens += computed
+                # drafts under way count as computed until they are rejected
+                context_tokens += min(reached, known)
             else:
                 prefill_tokens += tokens
-            number = computed - answer.prompt_tokens + 1
             req_ids.append(req_id)
-            sampled.append([] if number <= outputs else [self._token(answer, number)])
+            sampled.append(self._sample(answer, drafts) if reached >= known else [])
         return StepWork(prefill_tokens, decode_seqs, context_tokens, req_ids, sampled)
+
+    def _sample(self, answer: Answer, drafts: int) -> list[int]:
+        count = 1
+        if drafts:
+            answer.owed += self._accepted
+            count = max(1, min(int(answer.owed), 1 + drafts))
+            answer.owed -= count
+        if answer.length is not None:
+            count = max(1, min(count, answer.length - answer.sampled))
+        numbers = range(answer.sampled + 1, answer.sampled + count + 1)
+        answer.sampled += count
+        return [self._token(answer, number) for number in numbers]
 
     def _token(self, answer: Answer, number: int) -> int:
         """Output token ``number``, counted from 1."""

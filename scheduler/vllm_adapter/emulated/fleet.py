@@ -22,6 +22,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     caches_prefixes,
     context_tokens,
     emulable_profile,
+    speculative_config,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepRow, StepSummary, StepTally
@@ -102,6 +103,7 @@ def make_core(
         "max_model_len": context_tokens(emulated),
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
+        "speculative_config": speculative_config(emulated),
         "additional_config": {CONFIG_KEY: own},
     }
     if scheduler_cls is not None:
@@ -155,6 +157,11 @@ class Engine:
         of the loop, whatever the clock charged for the latter.
         """
         return self._tally.summary()
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens computed, those computed again included, cached ones not."""
+        return int(self.core.model_executor.driver_worker.prefill_tokens)
 
     def status(self) -> dict[str, Any] | None:
         """Our scheduler's status; None with another scheduler."""

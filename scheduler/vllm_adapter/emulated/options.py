@@ -62,7 +62,7 @@ def read_options(additional_config: Any) -> EmulateOptions:
 
 
 def emulable_profile(name_or_path: str | Path) -> EngineProfile:
-    """The profile; InputError when it is none, or asks for what the device does not do."""
+    """The profile; InputError when it is none, or too small for an engine."""
     try:
         profile = load_profile(name_or_path)
     except ValueError as error:
@@ -72,11 +72,6 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
         raise InputError(
             f"profile {profile.name!r}: kv_tokens must be at least two blocks of {block}, "
             f"got {profile.capacity.kv_tokens}"
-        )
-    if profile.speculation is not None:
-        raise InputError(
-            f"profile {profile.name!r} has speculation, which the emulated device does not do; "
-            "use a profile without it, or simulate"
         )
     return profile
 
@@ -93,6 +88,17 @@ def context_tokens(profile: EngineProfile) -> int:
     return min(MAX_MODEL_LEN, (profile.capacity.kv_tokens // block - 1) * block)
 
 
+def speculative_config(profile: EngineProfile) -> dict[str, Any] | None:
+    """vLLM's ``speculative_config`` for the profile's drafts; None without speculation.
+
+    Its method is one that needs no second model; who drafts does not matter, as nobody does.
+    """
+    if profile.speculation is None or profile.speculation.draft_tokens == 0:
+        return None
+    drafts = profile.speculation.draft_tokens
+    return {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
+
+
 def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
     """vLLM's flags, with their values, for a server on this device.
 
@@ -101,6 +107,7 @@ def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
     """
     profile = emulable_profile(options.profile)
     limits, caching = profile.capacity, caches_prefixes(profile)
+    drafts = speculative_config(profile)
     return (
         ("--distributed-executor-backend", EXECUTOR),
         ("--logits-processors", REFUSALS),
@@ -110,6 +117,7 @@ def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
         ("--block-size", str(block_tokens(profile))),
         ("--enable-prefix-caching" if caching else "--no-enable-prefix-caching", None),
         ("--enforce-eager", None),
+        *(() if drafts is None else (("--speculative-config", json.dumps(drafts)),)),
     )
 
 

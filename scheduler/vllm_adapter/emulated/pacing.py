@@ -17,8 +17,6 @@ class NominalTime:
     def __init__(self, policy: Any, clock: WarpClock) -> None:
         self._policy = policy
         self._clock = clock
-        self.name = policy.name
-        self.nominal_s = float(policy.nominal_s)
         self.plan_s: list[float] = []
 
     def __call__(self, problem: Any) -> Any:
@@ -27,9 +25,8 @@ class NominalTime:
         with self._clock.stopped():
             plan = self._policy(problem)
         self.plan_s.append(time.perf_counter() - began_s)
-        self._clock.sleep(self.nominal_s)
+        self._clock.sleep(float(self._policy.nominal_s))
         return plan
 
-    def warm_up(self) -> None:
-        """Compile what a plan needs."""
-        self._policy.warm_up()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)

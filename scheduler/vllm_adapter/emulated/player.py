@@ -66,7 +66,8 @@ class JobOutcome:
     """What happened, a row a request in the order of the job's; seconds from the job's start.
 
     ``first_s`` and ``last_s`` are None without a token. ``steps`` has the fields of
-    ``StepSummary`` for each engine, ``status`` what our schedulers say of themselves.
+    ``StepSummary`` for each engine, ``status`` what our schedulers say of themselves;
+    ``prefill_tokens`` counts what was computed, again or for the first time, not what was cached.
     """
 
     first_s: list[float | None]
@@ -77,6 +78,7 @@ class JobOutcome:
     status: list[dict[str, Any] | None]
     plan_s: list[float]
     preemptions: int
+    prefill_tokens: int
     host_cpu_ms_p50: float
     host_cpu_ms_p99: float
     virtual_s: float
@@ -153,6 +155,7 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         status=[engine.status() for engine in engines],
         plan_s=[seconds for plans in paced for seconds in plans.plan_s],
         preemptions=sum(engine.preemptions for engine in engines),
+        prefill_tokens=sum(engine.prefill_tokens for engine in engines),
         host_cpu_ms_p50=float(np.quantile(host_ms, 0.5)),
         host_cpu_ms_p99=float(np.quantile(host_ms, 0.99)),
         virtual_s=max((row.last_s for row in rows if row.last_s is not None), default=0.0),

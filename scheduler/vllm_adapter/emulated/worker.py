@@ -17,9 +17,15 @@ from vllm.logger import init_logger
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    AsyncModelRunnerOutput,
+    DraftTokenIds,
+    ModelRunnerOutput,
+)
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.device import (
     Answers,
     DeviceClock,
@@ -40,6 +46,7 @@ logger = init_logger("vllm.lengthwise.emulated")
 
 _LAYER = "emulated"
 _HEAD_SIZE = 64
+_DRAFT = 300  # an ordinary token
 
 
 class PendingStep(AsyncModelRunnerOutput):
@@ -76,8 +83,6 @@ class EmulatedWorker(WorkerBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.speculative_config is not None:
-            raise ValueError("an emulated device has no speculative decoding")
         if self.parallel_config.world_size != 1:
             raise ValueError(
                 "an emulated device stands for the whole engine: tensor and pipeline parallel "
@@ -89,10 +94,12 @@ class EmulatedWorker(WorkerBase):
         self._lengths = ReplayTable(replay_table_path(self.vllm_config.additional_config))
         self.tally = StepTally()
         self.profile_s = 0.0  # of all steps taken on
+        self.prefill_tokens = 0
         self._clock = DeviceClock()
         self._pending: PendingStep | None = None
         self._in_flight: deque[_InFlight] = deque()
         self._last_end_s = 0.0
+        self._sampled_ids: list[str] = []  # of the last step that ended
         self._log = self._open_log(options)
 
     def init_device(self) -> None:
@@ -101,7 +108,9 @@ class EmulatedWorker(WorkerBase):
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """No weights: the tokenizer, for words to answer with."""
-        self._answers = Answers(filler_tokens(cached_tokenizer_from_config(self.model_config)))
+        fillers = filler_tokens(cached_tokenizer_from_config(self.model_config))
+        speculation = self._profile.speculation
+        self._answers = Answers(fillers, speculation.accepted_tokens if speculation else 1.0)
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """Generation only."""
@@ -148,6 +157,7 @@ class EmulatedWorker(WorkerBase):
         step_s = self._step_time.step_s(work.prefill_tokens, work.decode_seqs, work.context_tokens)
         end_s, late = self._clock.enqueue(time.monotonic(), step_s, continues)
         self.profile_s += step_s
+        self.prefill_tokens += work.prefill_tokens
         self._pending = PendingStep(self, work, end_s)
         self._in_flight.append(_InFlight(continues, step_s, late, work))
         return None
@@ -156,6 +166,13 @@ class EmulatedWorker(WorkerBase):
         """The step that ``execute_model`` has taken on."""
         pending, self._pending = self._pending, None
         return pending
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """Drafts for the next step, where steps are not scheduled ahead; any will do."""
+        if self._profile.speculation is None:
+            return None
+        drafts = [_DRAFT] * self._profile.speculation.draft_tokens
+        return DraftTokenIds(self._sampled_ids, [list(drafts) for _ in self._sampled_ids])
 
     def note_end(self) -> None:
         """The oldest step under way ended now."""
@@ -171,6 +188,7 @@ class EmulatedWorker(WorkerBase):
             late=step.late,
         )
         self._last_end_s = now_s
+        self._sampled_ids = step.work.req_ids
         self.tally.add(row)
         if self._log is not None:
             self._log.write(row)
@@ -190,7 +208,7 @@ class EmulatedWorker(WorkerBase):
 
 def scheduled_rows(output: Any, answers: Answers, lengths: ReplayTable) -> Iterator[Scheduled]:
     """The rows of a vLLM ``SchedulerOutput``; requests new to the device are noted on the way."""
-    tokens = output.num_scheduled_tokens
+    tokens, drafts = output.num_scheduled_tokens, output.scheduled_spec_decode_tokens
     for new in output.scheduled_new_reqs:
         params = new.sampling_params
         length = lengths.length((params.extra_args or {}).get(REPLAY_ID))
@@ -199,15 +217,17 @@ def scheduled_rows(output: Any, answers: Answers, lengths: ReplayTable) -> Itera
             length, eos = None, 0
         else:
             length = max(length, params.min_tokens)
-        answers.add(new.req_id, new.prompt_len, length, eos)
         # vLLM's V2 runners get a resumed request as a new one, with its answer so far.
-        outputs = max(0, len(new.prefill_token_ids or ()) - new.prompt_len)
-        yield Scheduled(new.req_id, new.num_computed_tokens, outputs, tokens[new.req_id])
+        sampled = max(0, len(new.prefill_token_ids or ()) - new.prompt_len)
+        answers.add(new.req_id, new.prompt_len, length, eos, sampled)
+        yield Scheduled(new.req_id, new.num_computed_tokens, tokens[new.req_id])
     cached = output.scheduled_cached_reqs
-    for req_id, computed, outputs in zip(
+    for req_id, computed, sampled in zip(
         cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
     ):
-        yield Scheduled(req_id, computed, outputs, tokens[req_id])
+        if req_id in cached.resumed_req_ids:
+            answers.resume(req_id, sampled)
+        yield Scheduled(req_id, computed, tokens[req_id], len(drafts.get(req_id, ())))
 
 
 class EmulatedExecutor(UniProcExecutor):
@@ -221,7 +241,7 @@ class EmulatedExecutor(UniProcExecutor):
 
     def _init_executor(self) -> None:
         options = read_options(self.vllm_config.additional_config)
-        _check(self.vllm_config)
+        _check(self.vllm_config, emulable_profile(options.profile))
         self.parallel_config.worker_cls = f"{EmulatedWorker.__module__}.{EmulatedWorker.__name__}"
         self.scheduler_config.async_scheduling = options.async_scheduling
         self.driver_worker = EmulatedWorker(self.vllm_config, 0, 0, "", is_driver_worker=True)
@@ -229,7 +249,13 @@ class EmulatedExecutor(UniProcExecutor):
         self.driver_worker.load_model()
 
 
-def _check(config: VllmConfig) -> None:
+def _check(config: VllmConfig, profile: EngineProfile) -> None:
+    drafts = 0 if profile.speculation is None else profile.speculation.draft_tokens
+    if config.num_speculative_tokens != drafts:
+        raise ValueError(
+            f"profile {profile.name!r} has {drafts} draft tokens a step, the engine was told "
+            f"{config.num_speculative_tokens}"
+        )
     if config.kv_transfer_config is not None:
         raise ValueError("an emulated device has no KV cache to transfer: no KV connector")
     if config.lora_config is not None:

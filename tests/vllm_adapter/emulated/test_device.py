@@ -49,23 +49,24 @@ def test_steps_never_overlap_and_never_end_before_they_are_asked_for(asked):
 def test_chunks_sample_nothing_and_the_last_token_is_the_end():
     answers = Answers([7, 8])
     answers.add("a", prompt_tokens=10, length=3, eos=EOS)
-    assert answers.step([Scheduled("a", 0, 0, 6)]).sampled == [[]]
-    first = answers.step([Scheduled("a", 6, 0, 4)])
+    assert answers.step([Scheduled("a", 0, 6)]).sampled == [[]]
+    first = answers.step([Scheduled("a", 6, 4)])
     assert first.sampled[0][0] in (7, 8)
     assert (first.prefill_tokens, first.decode_seqs) == (4, 0)
-    second = answers.step([Scheduled("a", 10, 1, 1)])
+    second = answers.step([Scheduled("a", 10, 1)])
     assert second.sampled[0][0] in (7, 8)
     assert (second.decode_seqs, second.context_tokens) == (1, 11)
-    assert answers.step([Scheduled("a", 11, 2, 1)]).sampled == [[EOS]]
+    assert answers.step([Scheduled("a", 11, 1)]).sampled == [[EOS]]
 
 
 def test_a_preempted_request_goes_on_where_it_was():
     answers = Answers([7])
     answers.add("a", prompt_tokens=10, length=5, eos=EOS)
     # three tokens of its answer are known; prompt and answer are computed again in two chunks
-    assert answers.step([Scheduled("a", 0, 3, 8)]).sampled == [[]]
-    assert answers.step([Scheduled("a", 8, 3, 5)]).sampled == [[7]]
-    assert answers.step([Scheduled("a", 13, 4, 1)]).sampled == [[EOS]]
+    answers.resume("a", 3)
+    assert answers.step([Scheduled("a", 0, 8)]).sampled == [[]]
+    assert answers.step([Scheduled("a", 8, 5)]).sampled == [[7]]
+    assert answers.step([Scheduled("a", 13, 1)]).sampled == [[EOS]]
 
 
 @given(
@@ -73,28 +74,62 @@ def test_a_preempted_request_goes_on_where_it_was():
     length=st.integers(1, 40),
     cuts=st.lists(st.integers(1, 30), min_size=1, max_size=80),
     losses=st.sets(st.integers(0, 60), max_size=6),
+    dropped=st.booleans(),
+    accepted=st.floats(1, 4),
 )
-def test_any_chunks_and_preemptions_give_the_same_answer(prompt, length, cuts, losses):
+def test_any_chunks_and_preemptions_give_the_same_answer(
+    prompt, length, cuts, losses, dropped, accepted
+):
     """Whatever a scheduler does with it, a request gets its tokens once, in order, and one end."""
 
-    def answer(sizes, lost):
-        answers = Answers([7, 8, 9])
+    def answer(sizes, lost, accepted):
+        answers = Answers([7, 8, 9], accepted)
         answers.add("a", prompt, length, EOS)
         known, computed, turn = [], 0, 0
         while EOS not in known:
             if turn in lost:
                 computed = 0
+                answers.resume("a", len(known))
             tokens = min(prompt + len(known) - computed, sizes[turn % len(sizes)])
-            (sampled,) = answers.step([Scheduled("a", computed, len(known), tokens)]).sampled
-            known += sampled
-            computed += tokens
+            drafts = 3 if tokens == 1 and accepted > 1 else 0
+            row = Scheduled("a", computed, tokens + drafts, drafts)
+            (sampled,) = answers.step([row]).sampled
             turn += 1
+            if dropped and turn in lost:  # under way when the request is preempted
+                continue
+            # rejected drafts are taken back
+            computed += tokens + max(0, len(sampled) - 1)
+            known += sampled
         return known
 
-    whole = answer([10**6], set())
+    whole = answer([10**6], set(), 1.0)
     assert len(whole) == length
-    # chunks of at least one token always come to an end, since `lost` is finite
-    assert answer(cuts, losses) == whole
+    # chunks of at least one token always come to an end, since `losses` is finite
+    assert answer(cuts, losses, accepted) == whole
+
+
+@given(st.floats(1, 4), st.integers(1, 3))
+def test_drafts_are_accepted_at_their_mean_rate(accepted, drafts):
+    answers = Answers([7], accepted)
+    answers.add("a", 1, None, EOS)
+    counts, computed = [], 0
+    for _ in range(200):
+        (sampled,) = answers.step([Scheduled("a", computed, 1 + drafts, drafts)]).sampled
+        counts.append(len(sampled))
+        computed += len(sampled)
+    assert max(counts) <= 1 + drafts
+    assert abs(sum(counts) / 200 - min(accepted, 1 + drafts)) <= 0.02
+
+
+def test_a_step_of_drafts_is_one_decode():
+    answers = Answers([7], 2.5)
+    answers.add("a", 10, None, EOS)
+    answers.step([Scheduled("a", 0, 10)])
+    work = answers.step([Scheduled("a", 10, 4, 3)])
+    assert (work.prefill_tokens, work.decode_seqs, work.context_tokens) == (0, 1, 11)
+    assert work.sampled == [[7, 7]]
+    # scheduled ahead: the rejected draft still counts as computed
+    assert answers.step([Scheduled("a", 14, 4, 3)]).context_tokens == 13
 
 
 def test_answers_of_two_requests_differ_so_that_no_cache_shares_them():
@@ -102,7 +137,7 @@ def test_answers_of_two_requests_differ_so_that_no_cache_shares_them():
     sampled = []
     for name in ("a", "b"):
         answers.add(name, 1, None, EOS)
-        sampled.append([answers.step([Scheduled(name, i, i, 1)]).sampled[0][0] for i in range(16)])
+        sampled.append([answers.step([Scheduled(name, i, 1)]).sampled[0][0] for i in range(16)])
     assert sampled[0] != sampled[1]
 
 

@@ -50,7 +50,7 @@ def make_job(folder: Path, requests: list[JobRequest], settings=None, slots=48, 
         "capacity": {"max_num_seqs": slots, "kv_tokens": kv, "max_num_batched_tokens": 256},
         **others,
     }
-    path = folder / f"profile-{slots}-{kv}-{len(others)}.json"
+    path = folder / f"profile-{slots}-{kv}-{'-'.join(others)}.json"
     path.write_text(json.dumps(profile))
     if settings is not None:
         settings = settings | {"profile": str(path)}
@@ -87,6 +87,32 @@ def test_lengths_under_kv_pressure(player, folder, settings, is_async):
     tokens = sum(r.prompt_tokens for r in job.requests)
     assert outcome.virtual_s >= tokens * STEP_TIME["prefill_token_s"]
     assert outcome.steps[0]["steps"] * STEP_TIME["base_s"] <= outcome.virtual_s
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("settings", [None, OURS])
+def test_lengths_and_speed_with_speculation(player, folder, settings, is_async):
+    requests = drawn(60)
+    plain = make_job(folder, requests, settings)
+    drafted = make_job(
+        folder, requests, settings, speculation={"accepted_tokens": 2.4, "draft_tokens": 3}
+    )
+    jobs = [replace(job, async_scheduling=is_async) for job in (plain, drafted)]
+    slow, fast = (player.run(job) for job in jobs)
+    check_lengths(fast, jobs[1])
+    assert fast.preemptions > 0
+    assert fast.steps[0]["steps"] < 0.75 * slow.steps[0]["steps"]
+
+
+def test_shared_beginnings_are_computed_once_where_the_profile_caches_them(player, folder):
+    requests = [JobRequest(0.2 * i, 520, 40, f"p{i % 2}", 512) for i in range(20)]
+    cold = player.run(make_job(folder, requests, kv=65536))
+    job = make_job(folder, requests, kv=65536, prefix_cache={"block_tokens": 16})
+    warm = player.run(job)
+    check_lengths(warm, job)
+    assert cold.prefill_tokens == 20 * 520
+    assert warm.prefill_tokens == 2 * 520 + 18 * 8
+    assert np.mean(warm.first_s) < np.mean(cold.first_s)
 
 
 def test_slots_taken_back_by_a_plan_lose_no_token(player, folder):

@@ -13,7 +13,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, DraftTokenIds, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from lengthwise.data.errors import InputError
@@ -38,7 +38,9 @@ def test_vllm_still_has_what_the_device_uses():
     assert {"non_block", "scheduler_output"} <= parameters(UniProcExecutor.execute_model)
     assert "get_output" in dir(AsyncModelRunnerOutput)
     assert {"req_ids", "req_id_to_index", "sampled_token_ids"} <= parameters(ModelRunnerOutput)
-    assert {"req_ids", "num_computed_tokens", "num_output_tokens"} <= parameters(CachedRequestData)
+    assert {"req_ids", "num_computed_tokens", "num_output_tokens", "resumed_req_ids"} <= parameters(
+        CachedRequestData
+    )
     assert {"req_id", "prompt_len", "prefill_token_ids", "num_computed_tokens"} <= set(
         dir(NewRequestData)
     ) | {f.name for f in dataclasses.fields(NewRequestData)}
@@ -48,7 +50,9 @@ def test_vllm_still_has_what_the_device_uses():
         "num_scheduled_tokens",
         "total_num_scheduled_tokens",
         "finished_req_ids",
+        "scheduled_spec_decode_tokens",
     } <= parameters(SchedulerOutput)
+    assert {"req_ids", "draft_token_ids"} <= parameters(DraftTokenIds)
     assert {"block_size", "num_kv_heads", "head_size", "dtype"} <= parameters(FullAttentionSpec)
     assert {"language_model", "encoder"} <= parameters(CompilationTimes)
     assert {
@@ -80,11 +84,12 @@ def test_an_engine_takes_the_profile_for_its_limits(tmp_path, is_async):
         core.shutdown()
 
 
-def cached(**rows):
+def cached(resumed=(), **rows):
     return SimpleNamespace(
         req_ids=list(rows),
         num_computed_tokens=[c for c, _ in rows.values()],
         num_output_tokens=[o for _, o in rows.values()],
+        resumed_req_ids=resumed,
     )
 
 
@@ -105,6 +110,7 @@ def test_rows_of_a_step_in_both_contracts_of_vllm(tmp_path):
     lengths, answers = ReplayTable(str(tmp_path / "table.json")), Answers([7])
     output = SimpleNamespace(
         num_scheduled_tokens={"a": 4, "v2": 15, "free": 5},
+        scheduled_spec_decode_tokens={},
         # "v2" resumes as V2 runners are told of it: as new, with 5 tokens of its answer
         scheduled_new_reqs=[
             new_request("a", 10, 6),
@@ -114,15 +120,27 @@ def test_rows_of_a_step_in_both_contracts_of_vllm(tmp_path):
         scheduled_cached_reqs=cached(),
     )
     rows = list(scheduled_rows(output, answers, lengths))
-    assert rows == [Scheduled("a", 6, 0, 4), Scheduled("v2", 0, 5, 15), Scheduled("free", 0, 0, 5)]
+    assert rows == [Scheduled("a", 6, 4), Scheduled("v2", 0, 15), Scheduled("free", 0, 5)]
     # "v2" has 5 tokens, so that this step samples its sixth and last; "free" never ends by itself
     assert answers.step(rows).sampled == [[7], [2], [7]]
-    later = SimpleNamespace(
-        num_scheduled_tokens={"a": 1},
+    decode = SimpleNamespace(
+        num_scheduled_tokens={"a": 3},
+        scheduled_spec_decode_tokens={"a": [-1, -1]},
         scheduled_new_reqs=[],
-        scheduled_cached_reqs=cached(a=(11, 2)),
+        scheduled_cached_reqs=cached(a=(10, 1)),
     )
-    assert answers.step(scheduled_rows(later, answers, lengths)).sampled == [[2]]
+    rows = list(scheduled_rows(decode, answers, lengths))
+    assert rows == [Scheduled("a", 10, 3, 2)]
+    assert answers.step(rows).sampled == [[7]]
+    again = SimpleNamespace(  # preempted: the token under way was dropped, and comes again
+        num_scheduled_tokens={"a": 11},
+        scheduled_spec_decode_tokens={},
+        scheduled_new_reqs=[],
+        scheduled_cached_reqs=cached({"a"}, a=(0, 1)),
+    )
+    assert answers.step(scheduled_rows(again, answers, lengths)).sampled == [[7]]
+    again.num_scheduled_tokens, again.scheduled_cached_reqs = {"a": 1}, cached(a=(11, 2))
+    assert answers.step(scheduled_rows(again, answers, lengths)).sampled == [[2]]
 
 
 @pytest.mark.parametrize(
