@@ -91,12 +91,12 @@ def context_tokens(profile: EngineProfile) -> int:
 def speculative_config(profile: EngineProfile) -> dict[str, Any] | None:
     """vLLM's ``speculative_config`` for the profile's drafts; None without speculation.
 
-    Its method is one that needs no second model; who drafts does not matter, as nobody does.
+    Its method is one that needs no second model and may be scheduled ahead; nobody drafts.
     """
     if profile.speculation is None or profile.speculation.draft_tokens == 0:
         return None
     drafts = profile.speculation.draft_tokens
-    return {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
+    return {"method": "ngram_gpu", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
 
 
 def server_args(options: EmulateOptions) -> tuple[tuple[str, str | None], ...]:
