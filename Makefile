@@ -1,14 +1,15 @@
-# Two commands for a stranger: `make demo` and `make test`. Both set up .venv on first use.
-PYTHON ?= python3.11
-VENV   := .venv
-PY     := $(VENV)/bin/python
-PIP    := $(VENV)/bin/pip --disable-pip-version-check
-READY  := $(VENV)/.ready
+# Two commands for a stranger: `make demo` and `make test`. Both set up .venv on first use, with
+# the first of python3.11, 3.12 and 3.13 that runs; `make setup PYTHON=...` names another.
+VENV  := .venv
+READY := $(VENV)/.ready
+# in a path with a space .venv is a link to a place without one, and is named by that
+BIN    = $(shell readlink -f $(VENV))/bin
+PY     = $(BIN)/python
 
-.PHONY: demo test test-fast vllm-matrix chaos soak lint format setup clean
+.PHONY: demo test test-fast vllm-matrix chaos soak lint format setup wheel clean
 
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
-	$(VENV)/bin/lengthwise demo
+	$(PY) -m lengthwise demo
 
 test: $(READY)            ## the whole suite, real vLLM included: the engine's tests have the cores to themselves
 	$(PY) -m pytest -m "not vllm"
@@ -28,24 +29,24 @@ soak: $(READY)            ## half an hour or 50,000 requests, watched for leaks 
 	$(PY) -m benchmarks.engine.soak --minutes 30 --requests 50000
 
 lint: $(READY)            ## ruff (lint, format) and mypy --strict on data/ and scheduler/
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)
-	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 setup: $(READY)
 
-# CPU torch comes first: with it in place nothing pulls the CUDA build.
-# Where pip does not know the +cpu build, point PIP_EXTRA_INDEX_URL at PyTorch's CPU wheel index.
-$(READY): requirements/torch.txt requirements/pinned.txt requirements/dev.txt pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -r requirements/torch.txt
-	$(PIP) install -q --no-deps -r requirements/pinned.txt -r requirements/dev.txt
-	$(PIP) install -q --no-deps --no-build-isolation -e .
+$(READY): requirements/setup.sh requirements/torch.txt requirements/pinned.txt requirements/dev.txt pyproject.toml
+	PYTHON="$(PYTHON)" sh requirements/setup.sh $(VENV)
 	touch $@
 
+wheel: $(READY)           ## dist/lengthwise-VERSION-py3-none-any.whl
+	rm -rf build dist/lengthwise-*.whl
+	$(PY) -m pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist .
+
 clean:
-	rm -rf $(VENV) .lengthwise runs report.html mlruns/mlflow.db mlruns/artifacts
+	test ! -e $(VENV) || rm -rf "$$(readlink -f $(VENV))"
+	rm -rf $(VENV) build dist .lengthwise runs report.html mlruns/mlflow.db mlruns/artifacts

@@ -60,5 +60,5 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(f"{where}: not JSON ({message}): {shown(line.strip())}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: a line must be a JSON object, got {shown(row)}")
+        raise InputError(f"{where}: must be a JSON object, got {shown(row)}")
     return row

@@ -7,14 +7,14 @@ Counts by words are not offered: on real chat the words-to-tokens ratio varies t
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from lengthwise.data.errors import InputError, shown
 
@@ -23,7 +23,6 @@ _TEKKEN_FILE = "tekken_240911.json"
 _PROGRESS_ROWS = 20_000
 
 Counter = Callable[[str], int]
-T = TypeVar("T")
 
 
 def count_tokens(
@@ -32,7 +31,9 @@ def count_tokens(
     """(n,) tokens of each text, without special tokens; equal texts are counted once."""
     count = load_counter(tokenizer)
     seen: dict[str, int] = {}
-    for text in _tracked(texts, progress and len(texts) >= _PROGRESS_ROWS):
+    # None: only on a terminal
+    silent = None if progress and len(texts) >= _PROGRESS_ROWS else True
+    for text in tqdm(texts, "counting tokens", leave=False, disable=silent):
         if text not in seen:
             seen[text] = count(text)
     return np.array([seen[text] for text in texts], dtype=np.int64)
@@ -98,12 +99,3 @@ def _hugging_face(name: str) -> Counter:
             f"tokenizer {name!r} cannot be loaded: {shown(str(error), 120)}"
         ) from error
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
-
-
-def _tracked(items: Sequence[T], shown_on_screen: bool) -> Iterable[T]:
-    if not (shown_on_screen and sys.stderr.isatty()):
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description="counting tokens", console=Console(stderr=True))

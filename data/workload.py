@@ -1,8 +1,8 @@
 """The workload file: one JSON object per request, read by `simulate` and `bench` alike.
 
 Keys: `arrival_s`, `prompt_tokens`, `output_tokens`, and optionally `slo_class`, `slo_ttft_ms`,
-`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`, `prefix` with `prefix_tokens`, `session` and
-`text_tokens`. Lines are sorted by arrival.
+`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`, `prefix` with `prefix_tokens`, `session`,
+`text_tokens` and `max_tokens`. Lines are sorted by arrival.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lengthwise.data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
 MAX_TOKENS = 10_000_000
 MAX_ARRIVAL_S = 1e9
 _NO_DEFAULTS = SloTable({})
-_OPTIONAL = ("prompt", "task", "prefix", "prefix_tokens", "session", "text_tokens")
+_OPTIONAL = ("prompt", "task", "prefix", "prefix_tokens", "session", "text_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class WorkloadRequest:
 
     `prefix` names a beginning of `prefix_tokens` tokens that it shares with others, `session`
     the conversation it is a turn of. `text_tokens` says how many of `prompt_tokens` are in
-    `prompt` where that is not the whole (a document or a shared beginning stands before it).
+    `prompt` where that is not the whole (a document or a shared beginning stands before it);
+    `max_tokens` is the limit the client set to the answer.
     """
 
     arrival_s: float
@@ -43,6 +44,12 @@ class WorkloadRequest:
     prefix_tokens: int | None = None
     session: str | None = None
     text_tokens: int | None = None
+    max_tokens: int | None = None
+
+    @property
+    def readable_tokens(self) -> int:
+        """Tokens of the text that can be read: all of the prompt's, but for `text_tokens`."""
+        return self.prompt_tokens if self.text_tokens is None else self.text_tokens
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", check_arrival_s(self.arrival_s))
@@ -64,6 +71,13 @@ class WorkloadRequest:
             if value > self.prompt_tokens:
                 raise InputError(
                     f"{name} must be at most prompt_tokens, got {value} of {self.prompt_tokens}"
+                )
+        if self.max_tokens is not None:
+            object.__setattr__(self, "max_tokens", check_tokens(self.max_tokens, "max_tokens"))
+            if self.max_tokens < self.output_tokens:
+                raise InputError(
+                    f"max_tokens must be at least output_tokens, got {self.max_tokens} "
+                    f"of {self.output_tokens}"
                 )
 
 

@@ -14,25 +14,23 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
-from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.text import HashedText
-
-if TYPE_CHECKING:
-    from lengthwise.predictor.estimators.base import LengthRegressor
-    from lengthwise.predictor.model import LengthPredictor, Reading
+from lengthwise.predictor.reading import Reading
 
 FORMAT_VERSION = 1
 # names of boosters with a reader beside them, and the reader's share; None: fitted
@@ -41,12 +39,21 @@ _EMBEDDING = ("weights", "mean", "class_offsets")
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
 
 
+class Parts(NamedTuple):
+    """What a `LengthPredictor` is made of, in the order it takes them."""
+
+    features: PromptFeatures
+    estimator: LengthRegressor
+    calibration: CalibratedLevels
+    card: dict[str, Any]
+    reading: Reading | None = None
+
+
 def estimator_class(name: str) -> type[LengthRegressor]:
     """The estimator of a registered name."""
     known: dict[str, type[LengthRegressor]] = {
         "lightgbm": LGBMBlendRegressor,
         "lightgbm_student": LGBMLengthRegressor,
-        "lightgbm_quantiles": LGBMQuantileRegressor,
         "lightgbm_hazard": LGBMHazardRegressor,
         "lightgbm_rank": LGBMRankRegressor,
         **BASELINES,
@@ -57,16 +64,76 @@ def estimator_class(name: str) -> type[LengthRegressor]:
     return known[name]
 
 
-def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
+def write(directory: Path, parts: Parts) -> None:
     """Write every file of the artifact."""
     (directory / "estimator").mkdir(parents=True, exist_ok=True)
-    predictor.estimator.save_files(directory / "estimator")
-    _write(directory / "calibration.json", predictor.calibration.to_json())
-    if predictor.reading is not None:
-        predictor.reading.reader.save(directory / "reader")
-        _write(directory / "reader" / "calibration.json", predictor.reading.calibration.to_json())
-    features, text = predictor.prompt_features, predictor.prompt_features.text_
-    _write(
+    parts.estimator.save_files(directory / "estimator")
+    _write_object(directory / "calibration.json", parts.calibration.to_json())
+    if parts.reading is not None:
+        parts.reading.reader.save(directory / "reader")
+        calibration = parts.reading.calibration.to_json()
+        _write_object(directory / "reader" / "calibration.json", calibration)
+    _write_features(directory, parts.features)
+    _write_object(directory / "card.json", parts.card | {"format_version": FORMAT_VERSION})
+
+
+def read(directory: Path) -> Parts:
+    """Read an artifact; InputError names the file and the rule it breaks."""
+    card = read_object(directory / "card.json")
+    if card.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{directory}: artifact format {card.get('format_version')!r}, "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    missing = [key for key in _REQUIRED if key not in card]
+    if missing:
+        raise InputError(f"{directory / 'card.json'}: the key {missing[0]!r} is missing")
+    features = _read_features(directory)
+    if features.contract != card["feature_contract"]:
+        raise InputError(
+            f"{directory}: made for features {card['feature_contract']}, "
+            f"these are {features.contract} (layout version {LAYOUT_VERSION})"
+        )
+    estimator = _read_estimator(directory, card["estimator"])
+    columns = len(features.get_feature_names_out())
+    if estimator.reads_columns not in (None, columns):
+        raise InputError(
+            f"{directory}: the estimator reads {estimator.reads_columns} features, "
+            f"there are {columns}"
+        )
+    calibration = CalibratedLevels.from_json(read_object(directory / "calibration.json"))
+    return Parts(features, estimator, calibration, card, _read_reading(directory, card))
+
+
+def _read_estimator(directory: Path, wanted: dict[str, Any]) -> LengthRegressor:
+    try:
+        estimator = estimator_class(wanted["name"])(**wanted["params"])
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{directory / 'card.json'}: the estimator does not fit this version ({error}); "
+            "train it again"
+        ) from error
+    try:
+        estimator.load_files(directory / "estimator")
+    except KeyError as error:
+        raise InputError(f"{directory / 'estimator'}: the key {error} is missing") from error
+    return estimator
+
+
+def _read_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
+    if "reader" not in card:
+        return None
+    # torch and transformers: only where there is a reader
+    from lengthwise.predictor.estimators.encoder import BertReader
+
+    reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
+    calibration = CalibratedLevels.from_json(read_object(directory / "reader" / "calibration.json"))
+    return Reading(reader, float(card["reader"]["share"]), calibration)
+
+
+def _write_features(directory: Path, features: PromptFeatures) -> None:
+    text = features.text_
+    _write_object(
         directory / "features.json",
         {
             "blocks": list(features.blocks),
@@ -86,67 +153,10 @@ def save_predictor(predictor: LengthPredictor, directory: Path) -> None:
     if (embedding := features.embedding_) is not None:
         arrays |= {f"embedding_{name}": getattr(embedding, f"{name}_") for name in _EMBEDDING}
     np.savez_compressed(directory / "features.npz", **arrays)
-    _write(
-        directory / "card.json",
-        predictor.card | {"format_version": FORMAT_VERSION, "version": predictor.version},
-    )
 
 
-def load_predictor(directory: Path) -> LengthPredictor:
-    """Read an artifact; InputError names the file and the rule it breaks."""
-    from lengthwise.predictor.model import LengthPredictor
-
-    card = _read(directory / "card.json")
-    if card.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{directory}: artifact format {card.get('format_version')!r}, "
-            f"this version reads {FORMAT_VERSION}"
-        )
-    missing = [key for key in _REQUIRED if key not in card]
-    if missing:
-        raise InputError(f"{directory / 'card.json'}: the key {missing[0]!r} is missing")
-    features = _load_features(directory)
-    if features.contract != card["feature_contract"]:
-        raise InputError(
-            f"{directory}: made for features {card['feature_contract']}, "
-            f"these are {features.contract} (layout version {LAYOUT_VERSION})"
-        )
-    try:
-        estimator = estimator_class(card["estimator"]["name"])(**card["estimator"]["params"])
-    except (TypeError, KeyError) as error:
-        raise InputError(
-            f"{directory / 'card.json'}: the estimator does not fit this version ({error}); "
-            "train it again"
-        ) from error
-    try:
-        estimator.load_files(directory / "estimator")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{directory / 'estimator'}: cannot be read: {error}") from error
-    columns = len(features.get_feature_names_out())
-    if estimator.reads_columns not in (None, columns):
-        raise InputError(
-            f"{directory}: the estimator reads {estimator.reads_columns} features, "
-            f"there are {columns}"
-        )
-    calibration = CalibratedLevels.from_json(_read(directory / "calibration.json"))
-    return LengthPredictor(features, estimator, calibration, card, _load_reading(directory, card))
-
-
-def _load_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
-    if "reader" not in card:
-        return None
-    from lengthwise.predictor.estimators.encoder import (
-        BertReader,  # torch and transformers: only where there is a reader
-    )
-    from lengthwise.predictor.model import Reading
-
-    reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
-    calibration = CalibratedLevels.from_json(_read(directory / "reader" / "calibration.json"))
-    return Reading(reader, float(card["reader"]["share"]), calibration)
-
-
-def _load_features(directory: Path) -> PromptFeatures:
-    settings = _read(directory / "features.json")
+def _read_features(directory: Path) -> PromptFeatures:
+    settings = read_object(directory / "features.json")
     path = directory / "features.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -188,17 +198,5 @@ def _embedding_settings(features: PromptFeatures) -> dict[str, Any] | None:
     }
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write_object(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON (truncated?): {error.msg}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold a JSON object, got {type(document).__name__}")
-    return document

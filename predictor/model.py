@@ -7,47 +7,30 @@ reads the text, and the log-quantiles of the two are averaged before calibration
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.data.errors import InputError
+from lengthwise.predictor import artifact
 from lengthwise.predictor.calibration import CalibratedLevels
-from lengthwise.predictor.distribution import CAP_FACTOR, Floats, LengthDistribution
+from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.reading import Reading
 
 ANY_CLASS = "*"  # the key of the prior over all classes
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
-
-
-class TextReader(Protocol):
-    """What reads a prompt's text itself, such as `predictor.estimators.encoder.BertReader`."""
-
-    def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
-        """Log-tokens at the levels, (n, q)."""
-
-    def save(self, directory: Path) -> None:
-        """Write its own files."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A reader, its weight in the average, and the calibration of booster and reader together."""
-
-    reader: TextReader
-    share: float
-    calibration: CalibratedLevels
 
 
 class LengthPredictor:
     """Features, estimator, calibration and class priors as one object.
 
     `card` says where it comes from: levels, data hash, metrics, priors. `version` is the label
-    a registry gives it. Build one with `predictor.fit.fit_predictor` or `LengthPredictor.load`.
+    a registry gives it. Build one with `lengthwise.fit_predictor` or `LengthPredictor.load`.
     """
 
     def __init__(
@@ -159,16 +142,16 @@ class LengthPredictor:
 
     def save(self, directory: str | Path) -> None:
         """Write the artifact directory (see `lengthwise.predictor.artifact`)."""
-        from lengthwise.predictor.artifact import save_predictor
-
-        save_predictor(self, Path(directory))
+        card = self.card | {"version": self.version}
+        parts = artifact.Parts(
+            self.prompt_features, self.estimator, self.calibration, card, self.reading
+        )
+        artifact.write(Path(directory), parts)
 
     @classmethod
     def load(cls, directory: str | Path) -> LengthPredictor:
         """Read an artifact directory; InputError if anything is missing, truncated or foreign."""
-        from lengthwise.predictor.artifact import load_predictor
-
-        return load_predictor(Path(directory))
+        return cls(*artifact.read(Path(directory)))
 
     def _log_quantiles(self, rows: NDArray[np.floating], classes: Sequence[str | None]) -> Floats:
         out = np.empty((len(rows), self._levels.size))
@@ -186,20 +169,16 @@ class LengthPredictor:
         out = np.empty((len(rows), self._levels.size))
         for levels, members in _by_levels(reading.calibration, classes):
             chosen = texts[members] if isinstance(members, slice) else [texts[i] for i in members]
-            out[members] = mixed_log_quantiles(
-                self.estimator, reading.reader, reading.share, rows[members], chosen, levels
-            )
+            out[members] = reading.log_quantiles(self.estimator, rows[members], chosen, levels)
         return out
 
     def _distribution(self, logs: Floats, max_tokens: ArrayLike | None) -> LengthDistribution:
         quantiles = np.exp(np.minimum(np.maximum(logs, 0.0), _MAX_LOG_TOKENS))
         np.maximum.accumulate(quantiles, axis=1, out=quantiles)
         if max_tokens is None:
-            cap = CAP_FACTOR * quantiles[:, -1]
-        else:
-            cap = np.broadcast_to(np.maximum(np.asarray(max_tokens, np.float64), 1.0), len(logs))
-            quantiles = np.minimum(quantiles, cap[:, None])
-        return LengthDistribution.from_valid(self._levels, quantiles, cap)
+            return LengthDistribution.from_valid(self._levels, quantiles)
+        cap = np.broadcast_to(np.maximum(np.asarray(max_tokens, np.float64), 1.0), len(logs))
+        return LengthDistribution.from_valid(self._levels, np.minimum(quantiles, cap[:, None]), cap)
 
     def _prior(self, table: str, slo_class: str | None) -> Floats:
         rows = self.card[table]
@@ -219,21 +198,6 @@ class LengthPredictor:
                 f"got {len(classes)} and {len(tokens)}"
             )
         return classes, tokens
-
-
-def mixed_log_quantiles(
-    estimator: LengthRegressor,
-    reader: TextReader,
-    share: float,
-    rows: NDArray[np.floating],
-    texts: Sequence[str],
-    levels: Floats,
-) -> Floats:
-    """Weighted mean of a reader's and a booster's log-quantiles, (n, q)."""
-    read = reader.log_quantiles(texts, levels)
-    if share >= 1.0:
-        return read
-    return share * read + (1.0 - share) * estimator.predict_log_quantiles(rows, levels)
 
 
 def _by_levels(

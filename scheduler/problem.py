@@ -147,7 +147,9 @@ class RequestArrays:
 class Problem:
     """The picture at ``now_s``: who waits, who runs, and what the engine can do.
 
-    ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown.
+    ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown. With
+    speculative decoding a decode step yields ``accepted_tokens`` on the mean and takes
+    ``decode_budget_tokens`` of the step's budget (the sampled token and the drafts); 1 without.
     """
 
     now_s: float
@@ -158,8 +160,13 @@ class Problem:
     step_time: StepTimeModel
     max_wait_s: float
     arrival_rate_rps: float = 0.0
+    accepted_tokens: float = 1.0
+    decode_budget_tokens: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("accepted_tokens", "decode_budget_tokens"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         q = len(self.levels)
         for name in ("waiting", "running"):
             rows: RequestArrays = getattr(self, name)

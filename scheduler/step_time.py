@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from lengthwise.data.arrays import FloatArray
 
 COEFFICIENTS = ("base_s", "prefill_step_s", "prefill_token_s", "decode_seq_s", "context_token_s")
 
-ROUNDS = 12
+ROUNDS = 3
+FIRST_SPREAD = 0.1  # relative to a step's duration
 HUBER = 1.345  # of a robust standard deviation: 95 % efficient on clean data
 LEAST_SAMPLES = 20
 
@@ -101,51 +103,32 @@ def _design(samples: FloatArray) -> FloatArray:
     return np.column_stack([ones, prefill > 0, prefill, decodes, context])
 
 
-def _non_negative(design: FloatArray, target: FloatArray, weight: FloatArray) -> FloatArray:
-    """Weighted least squares with coefficients >= 0, by active sets over five columns.
-
-    Columns no sample exercises keep 0. All 2^5 sets are few enough to try.
-    """
-    scale = np.maximum(np.abs(design).max(axis=0), 1e-300)
-    rows = design / scale * np.sqrt(weight)[:, None]
-    right = target * np.sqrt(weight)
-    gram, moment = rows.T @ rows, rows.T @ right
-    width = design.shape[1]
-    best, best_loss = np.zeros(width), np.inf
-    for mask in range(1, 1 << width):
-        columns = [c for c in range(width) if mask >> c & 1]
-        ridge = 1e-10 * np.trace(gram) * np.eye(len(columns))
-        part = np.linalg.solve(gram[np.ix_(columns, columns)] + ridge, moment[columns])
-        if (part < 0).any():
-            continue
-        full = np.zeros(width)
-        full[columns] = part
-        loss = float(full @ gram @ full - 2.0 * full @ moment)
-        if loss < best_loss:
-            best, best_loss = full, loss
-    return best / scale
-
-
 def _fit(samples: FloatArray) -> tuple[FloatArray, int]:
-    """Coefficients by iteratively reweighted least squares, and the outliers at the end.
+    """Coefficients >= 0 by Huber's loss, and how many steps are outliers.
 
     Errors are weighed relative to the duration, so that rare long prefill steps do not decide
-    what the many decode steps cost.
+    what the many decode steps cost. The loss's scale is that of the fit before, whose outliers are
+    left out. Columns no sample exercises keep 0.
     """
     design, target = _design(samples), samples[:, 3]
-    relative = 1.0 / np.maximum(target, np.median(target) * 0.1) ** 2
-    weight = np.ones(len(target))
-    coefficients = np.zeros(design.shape[1])
-    spread = 0.0
+    relative = 1.0 / np.maximum(target, np.median(target) * 0.1)
+    rows, right = design * relative[:, None], target * relative
+    size = np.abs(rows).max(axis=0)
+    used = size > 0
+    rows = rows[:, used] / size[used]
+    solution = np.full(rows.shape[1], 0.5 / rows.shape[1])
+    kept, spread = np.ones(len(target), bool), FIRST_SPREAD
     for _ in range(ROUNDS):
-        coefficients = _non_negative(design, target, weight * relative)
-        error = np.abs(design @ coefficients - target) * np.sqrt(relative)
+        solution = least_squares(
+            lambda c, a, b: a @ c - b, solution, lambda c, a, b: a, args=(rows[kept], right[kept]),
+            bounds=(0.0, np.inf), method="dogbox", loss="huber", f_scale=HUBER * spread,
+        ).x  # fmt: skip
+        error = np.abs(rows @ solution - right)
         spread = max(1.4826 * float(np.median(error)), 1e-9)
-        weight = np.minimum(1.0, HUBER * spread / np.maximum(error, 1e-12))
-        weight[error > 6.0 * spread] = 0.0
-        if weight.sum() < 5:
-            weight = np.ones(len(target))
-    return coefficients, int((error > 6.0 * spread).sum())
+        kept = error <= 6.0 * spread
+    coefficients = np.zeros(design.shape[1])
+    coefficients[used] = solution / size[used]
+    return coefficients, int((~kept).sum())
 
 
 def fit_step_time(

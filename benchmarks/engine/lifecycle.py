@@ -32,7 +32,7 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
 from lengthwise.training.bench.client import Call, completion_body, replay, wait_idle
-from lengthwise.training.bench.compare import to_records
+from lengthwise.training.bench.engine_runner import to_records
 from lengthwise.training.bench.records import RequestRecord, paired_difference
 from lengthwise.training.bench.servers import ReplayTable, free_port
 from lengthwise.training.bench.workload import WorkloadSource, open_workload

@@ -75,7 +75,7 @@ def _learned(workload: str, arrivals: str, seed: int, requests: int) -> np.ndarr
     return predictor.predict(
         [r.prompt for r in drawn],
         [r.slo.slo_class for r in drawn],
-        [r.prompt_tokens for r in drawn],
+        [r.readable_tokens for r in drawn],
     ).quantiles
 
 

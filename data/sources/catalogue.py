@@ -1,35 +1,38 @@
-"""Public sets that `fetch` can download: where they lie, under which licence, how they are read.
-
-A set with a known SHA-256 is checked against it. For the others the first fetch is trusted: its
-digest is recorded in the manifest beside the file, and every later fetch must give the same.
-"""
+"""Public sets that `fetch` can download: where they lie, under which licence, how they are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-_HUB = "https://huggingface.co/datasets"
-_RAW = "https://raw.githubusercontent.com"
+# pinned to a commit, so that the address says which bytes
+_AZURE = (
+    "https://raw.githubusercontent.com/Azure/AzurePublicDataset/"
+    "790921015d50dd6aae7f7e47f39ba0e235ad6b08/data"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """One downloadable file; `sha256` None = trusted on first use, `size_bytes` None = unknown."""
+    """One downloadable file: `path` in the Hugging Face dataset `repository`, or a URL without one.
+
+    `sha256` None: pinned by its address. `size_bytes` None: unknown.
+    """
 
     name: str
-    url: str
+    path: str
     license: str
     kind: Literal["prompts", "trace"]
     reader: str
     about: str
+    repository: str | None = None
     sha256: str | None = None
     size_bytes: int | None = None
 
     @property
     def file_name(self) -> str:
-        """The name the file is stored under: the set's name with the URL's ending."""
-        return self.name + "." + self.url.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+        """The name the file is stored under: the set's name with the path's ending."""
+        return self.name + "." + self.path.rsplit(".", 1)[-1]
 
 
 CATALOGUE = {
@@ -37,8 +40,8 @@ CATALOGUE = {
     for entry in (
         PublicSet(
             name="sharegpt_vicuna",
-            url=f"{_HUB}/anon8231489123/ShareGPT_Vicuna_unfiltered/resolve/main/"
-            "ShareGPT_V3_unfiltered_cleaned_split.json",
+            repository="anon8231489123/ShareGPT_Vicuna_unfiltered",
+            path="ShareGPT_V3_unfiltered_cleaned_split.json",
             license="Apache-2.0 (as the page states; the conversations were shared by users)",
             kind="prompts",
             reader="sharegpt",
@@ -48,8 +51,8 @@ CATALOGUE = {
         ),
         PublicSet(
             name="python_code_23k",
-            url=f"{_HUB}/ajibawa-2023/Python-Code-23k-ShareGPT/resolve/main/"
-            "Python-Code-23k-ShareGPT.json",
+            repository="ajibawa-2023/Python-Code-23k-ShareGPT",
+            path="Python-Code-23k-ShareGPT.json",
             license="CC-BY-NC-ND-4.0 (non-commercial)",
             kind="prompts",
             reader="sharegpt_code",
@@ -59,7 +62,8 @@ CATALOGUE = {
         ),
         PublicSet(
             name="dolly_15k",
-            url=f"{_HUB}/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl",
+            repository="databricks/databricks-dolly-15k",
+            path="databricks-dolly-15k.jsonl",
             license="CC-BY-SA-3.0",
             kind="prompts",
             reader="jsonl",
@@ -69,8 +73,7 @@ CATALOGUE = {
         ),
         PublicSet(
             name="azure2023_code",
-            url=f"{_RAW}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/"
-            "data/AzureLLMInferenceTrace_code.csv",
+            path=f"{_AZURE}/AzureLLMInferenceTrace_code.csv",
             license="CC-BY-4.0",
             kind="trace",
             reader="azure",
@@ -78,30 +81,11 @@ CATALOGUE = {
         ),
         PublicSet(
             name="azure2023_conv",
-            url=f"{_RAW}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/"
-            "data/AzureLLMInferenceTrace_conv.csv",
+            path=f"{_AZURE}/AzureLLMInferenceTrace_conv.csv",
             license="CC-BY-4.0",
             kind="trace",
             reader="azure",
             about="arrivals and lengths of a chat service",
-        ),
-        PublicSet(
-            name="mooncake_conversation",
-            url=f"{_RAW}/kvcache-ai/Mooncake/a2a4b18ac537fd798d50e6e9f57031ce86419a37/"
-            "FAST25-release/traces/conversation_trace.jsonl",
-            license="Apache-2.0",
-            kind="trace",
-            reader="mooncake",
-            about="real arrivals and lengths of a chat service, prefix blocks",
-        ),
-        PublicSet(
-            name="mooncake_synthetic",
-            url=f"{_RAW}/kvcache-ai/Mooncake/3cca71daccf2a7afb8fe3f0295358f70e3a69fdb/"
-            "FAST25-release/traces/synthetic_trace.jsonl",
-            license="Apache-2.0",
-            kind="trace",
-            reader="mooncake",
-            about="long contexts, prefix blocks shared across turns",
         ),
     )
 }

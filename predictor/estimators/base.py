@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from lengthwise.data.files import read_object
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
 
 
@@ -28,9 +30,12 @@ class TextTransformer(TransformerMixin, BaseEstimator):
 class LengthRegressor(RegressorMixin, BaseEstimator):
     """Numeric features to the distribution of a length.
 
-    A subclass implements `_fit` and `predict_log_quantiles`. Targets below one token count as
-    one. A row marked in `censored` says that the answer is at least as long as its target.
+    A subclass implements `_fit` and `predict_log_quantiles`, and names in `learned` the numbers
+    and arrays that fitting sets (`edges` is the attribute `edges_`). Targets below one token count
+    as one. A row marked in `censored` says that the answer is at least as long as its target.
     """
+
+    learned: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reads_columns(self) -> int | None:
@@ -66,7 +71,7 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         """Share of each feature column, (f,), in what the boosters gained; None without boosters.
 
         Gain in training, so a column with many values looks better than it is: read it beside the
-        ablation (`benchmarks/predictor/ablation.py`).
+        ablation (`python -m benchmarks.predictor.accuracy --blocks`).
         """
         return None
 
@@ -96,10 +101,20 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q), of validated rows: the serving path."""
 
-    @abstractmethod
     def save_files(self, directory: Path) -> None:
-        """Write what was learned as text or npz without pickle."""
+        """Write what was learned as text: `estimator.json`."""
+        numbers = {name: np.asarray(getattr(self, f"{name}_")).tolist() for name in self.learned}
+        text = json.dumps(numbers | {"n_features": self.n_features_in_})
+        (directory / "estimator.json").write_text(text)
 
-    @abstractmethod
     def load_files(self, directory: Path) -> None:
-        """Read what `save_files` wrote; the parameters are set already."""
+        """Read what `save_files` wrote; the parameters are set already.
+
+        InputError where a file is missing or truncated, KeyError where a number is missing.
+        """
+        numbers = read_object(directory / "estimator.json")
+        numbers = {name.removesuffix("_"): value for name, value in numbers.items()}
+        for name in self.learned:
+            value = numbers[name]
+            setattr(self, f"{name}_", np.array(value) if isinstance(value, list) else value)
+        self.n_features_in_ = int(numbers["n_features"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.base import LengthRegressor
 
 CLASS_COLUMN, PROMPT_TOKENS_COLUMN = 0, 1
@@ -18,6 +15,8 @@ _FINE = np.linspace(0.001, 0.999, 999)
 
 class TableRegressor(LengthRegressor):
     """A baseline that is a table: one row of log-quantiles for each key of a request."""
+
+    learned = ("keys", "rows", "default")
 
     def _keys(self, X: NDArray[np.floating]) -> Floats:
         return np.zeros(len(X))
@@ -43,21 +42,6 @@ class TableRegressor(LengthRegressor):
         left = np.clip(np.searchsorted(_FINE, levels) - 1, 0, _FINE.size - 2)
         weight = np.clip((levels - _FINE[left]) / (_FINE[left + 1] - _FINE[left]), 0.0, 1.0)
         return rows[:, left] * (1.0 - weight) + rows[:, left + 1] * weight
-
-    def save_files(self, directory: Path) -> None:
-        """estimator.json."""
-        names = ("keys_", "rows_", "default_")
-        numbers = {name: getattr(self, name).tolist() for name in names}
-        (directory / "estimator.json").write_text(
-            json.dumps(numbers | {"n_features": self.n_features_in_})
-        )
-
-    def load_files(self, directory: Path) -> None:
-        """Read it back."""
-        numbers = json.loads((directory / "estimator.json").read_text())
-        self.n_features_in_ = int(numbers.pop("n_features"))
-        for name, values in numbers.items():
-            setattr(self, name, np.array(values))
 
 
 class ConstantLength(TableRegressor):
@@ -111,6 +95,8 @@ class PromptLengthHistogram(TableRegressor):
 class PromptLengthLine(LengthRegressor):
     """Log-length as a line in log(prompt tokens), with the residuals' distribution around it."""
 
+    learned = ("slope", "intercept", "residuals")
+
     def _log_prompt(self, X: NDArray[np.floating]) -> Floats:
         column = min(PROMPT_TOKENS_COLUMN, X.shape[1] - 1)
         tokens = np.nan_to_num(np.asarray(X[:, column], np.float64), nan=1.0)
@@ -130,23 +116,6 @@ class PromptLengthLine(LengthRegressor):
         line = self.intercept_ + self.slope_ * self._log_prompt(X)
         return line[:, None] + np.interp(levels, _FINE, self.residuals_)
 
-    def save_files(self, directory: Path) -> None:
-        """estimator.json."""
-        numbers = {
-            "slope": self.slope_,
-            "intercept": self.intercept_,
-            "residuals": self.residuals_.tolist(),
-            "n_features": self.n_features_in_,
-        }
-        (directory / "estimator.json").write_text(json.dumps(numbers))
-
-    def load_files(self, directory: Path) -> None:
-        """Read it back."""
-        numbers = json.loads((directory / "estimator.json").read_text())
-        self.slope_, self.intercept_ = numbers["slope"], numbers["intercept"]
-        self.residuals_ = np.array(numbers["residuals"])
-        self.n_features_in_ = int(numbers["n_features"])
-
 
 BASELINES: dict[str, type[LengthRegressor]] = {
     "constant": ConstantLength,
@@ -157,10 +126,3 @@ BASELINES: dict[str, type[LengthRegressor]] = {
     "prompt_length": PromptLengthLine,
     "max_tokens": MaxTokensLength,
 }
-
-__all__ = [
-    "BASELINES",
-    "DEFAULT_LEVELS",
-    "TableRegressor",
-    *(c.__name__ for c in BASELINES.values()),
-]

@@ -1,13 +1,13 @@
 """The default: two boosters that see length differently, averaged in log-tokens.
 
-The Student t (`predictor.lgbm`) finds location and spread from few rows and extrapolates; the
-hazard (`predictor.lgbm_hazard`) learns any shape, such as answers that run to the cap. The mean
+The Student t (`student`) finds location and spread from few rows and extrapolates; the
+hazard (`hazard`) learns any shape, such as answers that run to the cap. The mean
 of their quantiles at each level is better than either and cannot cross.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 _PARTS = ("student", "hazard")
 
 
+@dataclass(eq=False, repr=False)
 class LGBMBlendRegressor(LengthRegressor):
     """Mean of the log-quantiles of a Student-t and a hazard booster.
 
@@ -39,25 +40,14 @@ class LGBMBlendRegressor(LengthRegressor):
         Threads for training; prediction uses one.
     """
 
-    def __init__(
-        self,
-        n_estimators: int = 300,
-        learning_rate: float = 0.05,
-        num_leaves: int = 15,
-        feature_fraction: float = 0.3,
-        bins: int = 20,
-        hazard_share: float = 0.5,
-        random_state: int = 0,
-        n_jobs: int = 1,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.learning_rate = learning_rate
-        self.num_leaves = num_leaves
-        self.feature_fraction = feature_fraction
-        self.bins = bins
-        self.hazard_share = hazard_share
-        self.random_state = random_state
-        self.n_jobs = n_jobs
+    n_estimators: int = 300
+    learning_rate: float = 0.05
+    num_leaves: int = 15
+    feature_fraction: float = 0.3
+    bins: int = 20
+    hazard_share: float = 0.5
+    random_state: int = 0
+    n_jobs: int = 1
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
         self._make_parts()
@@ -92,16 +82,15 @@ class LGBMBlendRegressor(LengthRegressor):
         return (1.0 - share) * student + share * self.hazard_.predict_log_quantiles(X, levels)
 
     def save_files(self, directory: Path) -> None:
-        """A directory for each part, and estimator.json."""
+        """As in `LengthRegressor`, and a directory for each part."""
+        super().save_files(directory)
         for name in _PARTS:
             (directory / name).mkdir(exist_ok=True)
             getattr(self, f"{name}_").save_files(directory / name)
-        (directory / "estimator.json").write_text(json.dumps({"n_features": self.n_features_in_}))
 
     def load_files(self, directory: Path) -> None:
-        """Read them back; InputError where a file is missing or truncated."""
+        """As in `LengthRegressor`."""
+        super().load_files(directory)
         self._make_parts()
         for name in _PARTS:
             getattr(self, f"{name}_").load_files(directory / name)
-        numbers = json.loads((directory / "estimator.json").read_text())
-        self.n_features_in_ = int(numbers["n_features"])

@@ -7,55 +7,32 @@ product of 1 - hazard, so quantiles cannot cross, and a cut answer simply contri
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
-from lengthwise.predictor.estimators.boosting import (
-    booster_parameters,
-    check_rows,
-    gain_shares,
-    load_booster,
-)
-from lengthwise.predictor.estimators.trees import FlatTrees
+from lengthwise.predictor.estimators.boosting import BoosterRegressor, check_rows
 
 _TAIL_SHARES = (0.005, 0.01, 0.97, 0.98, 0.985, 0.99, 0.995, 0.998)
 
 
-class LGBMHazardRegressor(LengthRegressor):
+@dataclass(eq=False, repr=False)
+class LGBMHazardRegressor(BoosterRegressor):
     """Hazard over `bins` bins with edges at quantiles of the training lengths, finer in the tails.
 
-    Inside a bin log-length is taken as uniform. Other parameters as in `LGBMLengthRegressor`.
+    Inside a bin log-length is taken as uniform. Other parameters as in `BoosterRegressor`.
     """
 
-    def __init__(
-        self,
-        bins: int = 20,
-        n_estimators: int = 250,
-        learning_rate: float = 0.05,
-        num_leaves: int = 31,
-        min_child_samples: int = 40,
-        feature_fraction: float = 0.5,
-        bagging_fraction: float = 0.8,
-        reg_lambda: float = 1.0,
-        random_state: int = 0,
-        n_jobs: int = 1,
-    ) -> None:
-        self.bins = bins
-        self.n_estimators = n_estimators
-        self.learning_rate = learning_rate
-        self.num_leaves = num_leaves
-        self.min_child_samples = min_child_samples
-        self.feature_fraction = feature_fraction
-        self.bagging_fraction = bagging_fraction
-        self.reg_lambda = reg_lambda
-        self.random_state = random_state
-        self.n_jobs = n_jobs
+    learned = ("edges",)
+
+    n_estimators: int = 250
+    num_leaves: int = 31
+    min_child_samples: int = 40
+    feature_fraction: float = 0.5
+    bins: int = 20
 
     def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
         check_rows(X)
@@ -70,17 +47,14 @@ class LGBMHazardRegressor(LengthRegressor):
         bins = np.concatenate([np.arange(count) for count in reached]) if rows.size else rows
         ended = (bins == last[rows]) & ~censored[rows]
         design = np.column_stack((X[rows], bins)).astype(np.float32)
-        parameters = booster_parameters(self, design.shape) | {"objective": "binary"}
-        data = lgb.Dataset(design, ended, weight=weight[rows], params=parameters)
-        self._set(lgb.train(parameters, data, self.n_estimators).model_to_string())
-
-    def _set(self, text: str) -> None:
-        self.text_ = text
-        self.trees_ = FlatTrees.from_model_text(text, outputs=1)
+        data = lgb.Dataset(
+            design, ended, weight=weight[rows], params=self._booster_parameters(design.shape)
+        )
+        self._train(data, design.shape, {"objective": "binary"})
 
     def importances(self) -> Floats:
         """As in `LengthRegressor`; the column that counts the bins is left out."""
-        gain = gain_shares(lgb.Booster(model_str=self.text_))[:-1]
+        gain = super().importances()[:-1]
         return gain / max(gain.sum(), 1e-12)
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
@@ -91,16 +65,3 @@ class LGBMHazardRegressor(LengthRegressor):
         passed = 1.0 - np.cumprod(1.0 - hazard, axis=1)
         grid = np.concatenate((np.zeros((len(X), 1)), passed), axis=1)
         return np.stack([np.interp(levels, row, self.edges_) for row in grid])
-
-    def save_files(self, directory: Path) -> None:
-        """booster.txt and estimator.json."""
-        (directory / "booster.txt").write_text(self.text_)
-        numbers = {"edges": self.edges_.tolist(), "n_features": self.n_features_in_}
-        (directory / "estimator.json").write_text(json.dumps(numbers))
-
-    def load_files(self, directory: Path) -> None:
-        """Read them back; InputError where a file is missing or truncated."""
-        self._set(load_booster(directory / "booster.txt").model_to_string())
-        numbers = json.loads((directory / "estimator.json").read_text())
-        self.edges_ = np.array(numbers["edges"])
-        self.n_features_in_ = int(numbers["n_features"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lengthwise.data.arrays import njit
 from lengthwise.data.errors import InputError
 
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
@@ -120,7 +120,7 @@ def _nan_goes_left(kinds: NDArray[np.int64], thresholds: str) -> NDArray[np.floa
     return np.where(missing == _MISSING_NAN, (kinds & _DEFAULT_LEFT) != 0, zero_left).astype(float)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _walk(
     X: np.ndarray,
     roots: np.ndarray,
@@ -146,7 +146,7 @@ def _walk(
             out[row, tree % outputs] += leaves[leaf_starts[tree] - 1 - node]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _walk_range(
     X: np.ndarray,
     roots: np.ndarray,

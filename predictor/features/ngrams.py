@@ -7,8 +7,8 @@ own (an instruction's verb usually stands there), and, if asked for, runs of cha
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.features.scan import NEWLINE, WORD, combine
 
 HEAD_TOKENS = 10
@@ -18,7 +18,7 @@ _FNV_PRIME = np.uint64(0x100000001B3)
 _SHIFT = np.uint64(31)
 
 
-@njit(cache=True)
+@njit
 def _add(h: np.uint64, counts: np.ndarray, touched: np.ndarray, used: int) -> int:
     bucket = np.int64((h ^ (h >> _SHIFT)) & np.uint64(counts.size - 1))
     if counts[bucket] == 0.0:
@@ -28,7 +28,7 @@ def _add(h: np.uint64, counts: np.ndarray, touched: np.ndarray, used: int) -> in
     return used
 
 
-@njit(cache=True)
+@njit
 def count_ngrams(
     text: np.ndarray,
     kinds: np.ndarray,

@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from numba import njit
+
+from lengthwise.data.arrays import njit
 
 WORD, NUMBER, PUNCTUATION, NEWLINE = 0, 1, 2, 3
 
@@ -38,7 +39,7 @@ def encode(prompt: str) -> np.ndarray:
     return np.frombuffer(shortened(prompt).encode("utf-8", "replace"), dtype=np.uint8)
 
 
-@njit(cache=True)
+@njit
 def combine(left: np.uint64, right: np.uint64) -> np.uint64:
     """Hash of an ordered pair of hashes."""
     mixed = (left * _FNV_PRIME) ^ (right + (left >> _SHIFT))
@@ -46,12 +47,12 @@ def combine(left: np.uint64, right: np.uint64) -> np.uint64:
     return mixed ^ (mixed >> _SHIFT)
 
 
-@njit(cache=True)
+@njit
 def _is_word_byte(byte: int) -> bool:
     return (97 <= byte <= 122) or (65 <= byte <= 90) or byte == 95 or byte >= 128
 
 
-@njit(cache=True)
+@njit
 def scan(
     text: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

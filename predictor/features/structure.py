@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import njit
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.features.lexicon import LEXICON, NUMBER_WORDS, UNITS
 from lengthwise.predictor.features.scan import (
     NEWLINE,
@@ -78,7 +78,7 @@ def _build_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 KEYS, MASKS, NUMBERS = _build_table()
 
 
-@njit(cache=True)
+@njit
 def _find(keys: np.ndarray, h: np.uint64) -> int:
     at = np.int64(h & np.uint64(keys.size - 1))
     while keys[at] != 0:
@@ -88,7 +88,7 @@ def _find(keys: np.ndarray, h: np.uint64) -> int:
     return -1
 
 
-@njit(cache=True)
+@njit
 def _count_groups(mask: np.uint64, near_edge: bool, out: np.ndarray) -> None:
     for group in range(N_LEXICON):
         if (mask >> np.uint64(group)) & np.uint64(1):
@@ -97,7 +97,7 @@ def _count_groups(mask: np.uint64, near_edge: bool, out: np.ndarray) -> None:
                 out[N_SCALAR + N_UNITS + N_LEXICON + group] += 1.0
 
 
-@njit(cache=True)
+@njit
 def _read_words(
     kinds: np.ndarray,
     hashes: np.ndarray,
@@ -141,7 +141,7 @@ def _read_words(
                     _count_groups(masks[at], near_edge, out)
 
 
-@njit(cache=True)
+@njit
 def _count_mark(byte: int, out: np.ndarray) -> None:
     if byte == 63:
         out[F.QUESTION_MARKS] += 1
@@ -171,7 +171,7 @@ def _count_mark(byte: int, out: np.ndarray) -> None:
         out[F.DOLLARS] += 1
 
 
-@njit(cache=True)
+@njit
 def _read_line(
     text: np.ndarray,
     kinds: np.ndarray,
@@ -221,7 +221,7 @@ def _read_line(
     return option
 
 
-@njit(cache=True)
+@njit
 def _read_layout(
     text: np.ndarray,
     kinds: np.ndarray,
@@ -281,7 +281,7 @@ def _read_layout(
             break
 
 
-@njit(cache=True)
+@njit
 def read_structure(
     text: np.ndarray,
     kinds: np.ndarray,

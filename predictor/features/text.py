@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.utils.validation import check_is_fitted
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.base import TextTransformer
 from lengthwise.predictor.features.ngrams import count_ngrams
@@ -22,7 +22,7 @@ from lengthwise.predictor.features.ridges import ClassRidges, own_columns
 from lengthwise.predictor.features.scan import encode, scan
 
 
-@njit(cache=True)
+@njit
 def project(
     buckets: np.ndarray,
     counts: np.ndarray,

@@ -1,4 +1,4 @@
-"""Every metric of a predictor on rows it has not seen, beside every baseline."""
+"""Every metric of a predictor on rows it has not seen, beside baselines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from lengthwise.predictor.model import LengthPredictor
 
 MIN_CLASS_ROWS = 20
 RANKED = "lambdarank"  # the one baseline that reads the prompt
+DEFAULT_BASELINES = ("class_quantiles", "class_gaussian", RANKED)
+ALL_BASELINES = (*BASELINES, RANKED)
 
 
 def evaluate(
     predictor: LengthPredictor,
     table_test: pd.DataFrame,
     table_train: pd.DataFrame | None = None,
-    baselines: tuple[str, ...] = (*BASELINES, RANKED),
+    baselines: tuple[str, ...] = DEFAULT_BASELINES,
 ) -> dict[str, Any]:
     """Metrics of `predictor` on `table_test`, flat, and under "baselines" the same of each.
 

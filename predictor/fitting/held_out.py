@@ -14,7 +14,8 @@ from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDist
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.fitting.metrics import pinball
-from lengthwise.predictor.model import LengthPredictor, Reading, TextReader
+from lengthwise.predictor.model import LengthPredictor
+from lengthwise.predictor.reading import Reading, TextReader
 
 _SHARES = tuple(float(share) for share in np.linspace(0.0, 1.0, 11))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray, njit
-from lengthwise.scheduler.lengths import cdf_at, fresh_mean, remaining_mean, strata_places
+from lengthwise.data.lengths import cdf_at, fresh_mean, remaining_mean, strata_places
 from lengthwise.scheduler.plan import kernels as k
 from lengthwise.scheduler.problem import Problem, RequestArrays
 

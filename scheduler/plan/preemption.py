@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler.lengths import cdf_at
+from lengthwise.data.lengths import cdf_at
 from lengthwise.scheduler.plan import kernels as k
 from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem

@@ -63,6 +63,8 @@ class Settings:
             raise ValueError(f"need 2 <= window <= compared, got {self.window} and {self.compared}")
 
 
+ITERATIONS = 80  # search steps of a plan that no budget limits
+
 # Shares of the budget: after the first the search ends, the rest is for settling the plan.
 SEARCH_ENDS = 0.5
 
@@ -92,7 +94,7 @@ class AnnealingPolicy:
         iterations: int | None = None,
     ) -> None:
         if budget_s is None and iterations is None:
-            raise ValueError("give budget_s or iterations")
+            iterations = ITERATIONS
         self.settings = settings
         self.budget_s = budget_s if budget_s is not None else 0.001
         self.nominal_s = self.budget_s

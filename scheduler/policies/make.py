@@ -28,10 +28,10 @@ def make_policy(
 ) -> Policy:
     """The policy called ``name``, one of POLICIES; ``params`` go to it.
 
-    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations`` (a fixed amount of search
-    instead of a time budget: then the plans depend on the problems and the seed alone);
-    ``sa-paper`` takes the fields of ``PaperSettings``. Raises ValueError for an unknown name
-    or parameter.
+    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations`` (search steps a plan,
+    instead of a time budget); ``sa-paper`` takes the fields of ``PaperSettings``. With
+    ``budget_s`` None the plans depend on the problems and the seed alone. Raises ValueError for
+    an unknown name or parameter.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")

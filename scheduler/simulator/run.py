@@ -149,6 +149,8 @@ def simulate(
             step_time=model,
             max_wait_s=max_wait_s,
             arrival_rate_rps=rate.rps(now_s),
+            accepted_tokens=1.0 if speculation is None else speculation.accepted,
+            decode_budget_tokens=1 if speculation is None else speculation.budget_tokens,
         )
 
     while arrived < n or running_count or queue_count:

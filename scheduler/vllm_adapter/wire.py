@@ -1,22 +1,24 @@
-"""What the API process and the engine process say to each other, and what both hold it to.
+"""All that the API process and the engine process say to each other, and what both hold it to.
 
-Names of utility calls and their bodies, quantiles and tenants as they travel in ``vllm_xargs``,
-what an admission question is answered with. Nothing here runs in one process only.
+``Hints`` travel with each request, flat in its ``vllm_xargs``; a ``Question`` on admission is
+answered by an ``Answer``; the rest are the names of utility calls and the bodies that switch a
+running engine. Who writes a message and who reads it find both directions here.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 
 STATUS_METHOD = "lengthwise_status"
@@ -43,12 +45,163 @@ class Prediction:
     contract: str | None = None
 
 
+OnFault = Callable[[str, object], None]
+"""Told what was malformed ("slo", "bad-prediction") and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the scheduler is told of a request beside the request itself.
+
+    ``quantiles`` and ``shadow`` are tokens at the predictor's levels, as ``clipped`` made them;
+    ``features`` (with their ``contract``) and ``prompt`` are for the request log only.
+    ``downgraded`` means served without promises: ``promised`` is then best effort.
+    """
+
+    slo: Slo = field(default_factory=Slo)
+    tenant: str | None = None
+    quantiles: tuple[float, ...] | None = None
+    version: str | None = None
+    features: tuple[float, ...] | None = None
+    contract: str | None = None
+    shadow: tuple[float, ...] | None = None
+    shadow_version: str | None = None
+    prompt: str | None = None
+    downgraded: bool = False
+
+    @property
+    def promised(self) -> Slo:
+        """The objectives that count."""
+        return Slo(slo_class=self.slo.slo_class) if self.downgraded else self.slo
+
+    def for_planning(self) -> Hints:
+        """Without what only the request log reads."""
+        return replace(
+            self, features=None, contract=None, shadow=None, shadow_version=None, prompt=None
+        )
+
+    def to_xargs(self) -> dict[str, Any]:
+        """Flat keys that ``from_xargs`` reads back; absent is what was not said."""
+        xargs: dict[str, Any] = {"lw_admission": DOWNGRADED} if self.downgraded else {}
+        xargs |= self.slo.to_xargs()
+        if self.tenant is not None:
+            xargs["tenant"] = self.tenant
+        if self.quantiles is not None:
+            xargs["pred_quantiles"] = list(self.quantiles)
+            if self.version:
+                xargs["pred_version"] = self.version
+        if self.features is not None:
+            xargs["lw_features"] = list(self.features)
+            xargs["lw_contract"] = self.contract
+        if self.shadow is not None:
+            xargs["lw_shadow"] = list(self.shadow)
+            xargs["lw_shadow_version"] = self.shadow_version
+        if self.prompt is not None:
+            xargs["lw_prompt"] = self.prompt
+        return xargs
+
+    @classmethod
+    def from_xargs(
+        cls, xargs: Any, tables: Sequence[SloTable], levels: int, on_fault: OnFault
+    ) -> Hints:
+        """What is said, by the first of ``tables`` that knows the class; ``levels`` quantiles.
+
+        Never raises, since nothing a client sends may stop the engine: what is malformed goes to
+        ``on_fault`` and counts as not said.
+        """
+        said: Mapping[str, Any] = xargs if isinstance(xargs, Mapping) else {}
+        given = said.get("pred_quantiles")
+        quantiles = None if given is None else _row(given, levels)
+        if given is not None and quantiles is None:
+            on_fault("bad-prediction", given)
+        features, shadow = said.get("lw_features"), _row(said.get("lw_shadow"), levels)
+        return cls(
+            slo=_read_slo(said, tables, on_fault),
+            tenant=said["tenant"] if is_tenant(said.get("tenant")) else None,
+            quantiles=quantiles,
+            version=_text(said.get("pred_version")),
+            features=tuple(features) if isinstance(features, list | tuple) else None,
+            contract=_text(said.get("lw_contract")),
+            shadow=shadow,
+            shadow_version=None if shadow is None else _text(said.get("lw_shadow_version")),
+            prompt=_text(said.get("lw_prompt")),
+            downgraded=said.get("lw_admission") == DOWNGRADED,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a request that the API process holds back is to be admitted; asked in time only."""
+
+    hints: Hints
+    prompt_tokens: int
+    max_tokens: int | None
+    deadline_unix_s: float
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values for a utility call."""
+        return {
+            "xargs": self.hints.to_xargs(),
+            "prompt_tokens": self.prompt_tokens,
+            "max_tokens": self.max_tokens,
+            "deadline_unix_s": self.deadline_unix_s,
+        }
+
+    @classmethod
+    def from_wire(cls, body: Mapping[str, Any], read: Callable[[Any], Hints]) -> Question:
+        """The question; ``read`` makes hints of its xargs. KeyError, ValueError when malformed."""
+        most = body["max_tokens"]
+        return cls(
+            hints=read(body["xargs"]),
+            prompt_tokens=int(body["prompt_tokens"]),
+            max_tokens=None if most is None else int(most),
+            deadline_unix_s=float(body["deadline_unix_s"]),
+        )
+
+
+Action = Literal["admit", "shed", "downgrade"]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The engine's verdict; ``retry_after_s`` where the request is to be shed."""
 
-    action: str = "admit"
+    action: Action = "admit"
     retry_after_s: float | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values for a utility call."""
+        if self.action == "admit":
+            return {"action": self.action}
+        return {"action": self.action, "retry_after_s": self.retry_after_s}
+
+    @classmethod
+    def from_wire(cls, body: Mapping[str, Any]) -> Answer:
+        """The verdict; KeyError or ValueError when malformed."""
+        if body["action"] not in get_args(Action):
+            known = ", ".join(get_args(Action))
+            raise ValueError(f"action must be one of {known}, got {shown(body['action'])}")
+        return cls(body["action"], body.get("retry_after_s"))
+
+
+def _read_slo(said: Mapping[str, Any], tables: Sequence[SloTable], on_fault: OnFault) -> Slo:
+    first: InputError | None = None
+    for table in tables:
+        try:
+            return parse_slo(said, {}, table)
+        except InputError as error:
+            first = first or error
+    on_fault("slo", first)
+    return Slo()
+
+
+def _row(values: Any, levels: int) -> tuple[float, ...] | None:
+    row = check_quantiles(values, levels)
+    return None if row is None else tuple(row.tolist())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:

@@ -86,23 +86,6 @@ def test_the_cap_bounds_everything() -> None:
     assert d.mean() < 100
 
 
-def test_the_scheduler_reads_the_same_distribution() -> None:
-    lengths = pytest.importorskip("lengthwise.scheduler.lengths")
-    rng = np.random.default_rng(0)
-    rows = np.sort(np.exp(rng.uniform(0.0, 8.0, (50, 12))), axis=1)
-    levels = np.array(DEFAULT_LEVELS)
-    d = LengthDistribution(levels, rows)
-    generated = np.where(rng.random(50) < 0.2, 0.0, rng.uniform(0.0, 3.0, 50) * rows[:, 6])
-    np.testing.assert_allclose(
-        lengths.remaining_rows(levels, rows, generated), d.remaining(generated).quantiles, rtol=1e-9
-    )
-    uniforms = rng.random((7, 50))
-    np.testing.assert_allclose(lengths.sample_rows(levels, rows, uniforms), d.sample(uniforms))
-    np.testing.assert_allclose(
-        lengths.remaining_means(levels, rows, np.zeros(50)), d.mean(), rtol=1e-6
-    )
-
-
 @pytest.mark.parametrize(
     ("rows", "says"),
     [

@@ -1,13 +1,19 @@
+import json
+import tarfile
+from pathlib import Path
+
+import lightgbm as lgb
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from lengthwise.data.errors import InputError
+from lengthwise.predictor.artifact import estimator_class
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
-from lengthwise.predictor.estimators.quantiles import LGBMQuantileRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
 from lengthwise.predictor.features.columns import PromptFeatures
@@ -26,7 +32,6 @@ def expected_failures(estimator: object) -> dict[str, str]:
     [
         LGBMLengthRegressor(n_estimators=10),
         LGBMBlendRegressor(n_estimators=5, bins=6),
-        LGBMQuantileRegressor(n_estimators=3),
         LGBMHazardRegressor(n_estimators=10, bins=8),
         LGBMRankRegressor(n_estimators=5),
         PromptFeatures(),
@@ -94,7 +99,7 @@ def test_the_flat_walk_is_the_booster() -> None:
     X[::7, 2] = np.nan
     fitted = LGBMLengthRegressor(n_estimators=60).fit(X, y)
     X[::5, 0] = np.nan
-    raw = fitted.booster_.predict(X).reshape(len(X), 2)
+    raw = lgb.Booster(model_str=fitted.text_).predict(X).reshape(len(X), 2)
     np.testing.assert_array_equal(fitted.trees_.predict(X), raw)
 
 
@@ -147,7 +152,6 @@ def test_the_gaussian_is_the_papers() -> None:
     "estimator",
     [
         LGBMLengthRegressor(n_estimators=60, learning_rate=0.1),
-        LGBMQuantileRegressor(n_estimators=60, learning_rate=0.2, feature_fraction=1.0),
         LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
         LGBMBlendRegressor(n_estimators=60, learning_rate=0.1),
     ],
@@ -164,3 +168,33 @@ def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-d
     other = clone(estimator)
     other.load_files(tmp_path)
     np.testing.assert_array_equal(other.predict_distribution(X[:9]).quantiles, d.quantiles[:9])
+
+
+STORED = Path(__file__).parents[1] / "goldens" / "estimators.tar.gz"
+STORED_NAMES = ("lightgbm", "lightgbm_student", "lightgbm_hazard", "lightgbm_rank",
+                "class_quantiles", "prompt_length")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED_NAMES)
+def test_what_the_first_version_stored_answers_as_it_did(name: str, tmp_path: Path) -> None:
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    answers = np.load(tmp_path / "answers.npz")
+    params = json.loads((tmp_path / name / "params.json").read_text())
+    estimator = estimator_class(name)(**params)
+    estimator.load_files(tmp_path / name)
+    said = estimator.predict_log_quantiles(answers["asked"], np.array([0.1, 0.5, 0.9]))
+    np.testing.assert_array_equal(said, answers[name])
+    assert estimator.reads_columns == 4
+
+
+def test_a_file_without_a_number_is_refused(tmp_path: Path) -> None:
+    X, y = noisy_lengths(60)
+    fitted = LGBMHazardRegressor(n_estimators=3).fit(X, y)
+    fitted.save_files(tmp_path)
+    (tmp_path / "estimator.json").write_text(json.dumps({"n_features": 4}))
+    with pytest.raises(KeyError, match="edges"):
+        fitted.load_files(tmp_path)
+    (tmp_path / "estimator.json").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*estimator\.json"):
+        fitted.load_files(tmp_path)

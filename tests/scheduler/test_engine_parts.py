@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from naive_engine import CompiledEngine, NaiveEngine
-from planning_cases import MODEL, draw_workload
+from planning_cases import MODEL, draw_problem, draw_workload
 
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import NO_PREFIX, Capacity
@@ -185,12 +185,24 @@ def test_what_a_plan_is_told_of_the_cache():
     )
     simulate(workload, Watching(), replace(CACHED, capacity=Capacity(2, 3_000, 512)))
     last = seen[-1]
+    assert (last.accepted_tokens, last.decode_budget_tokens) == (1.0, 1)
     assert (last.waiting.cached_tokens == 96).all()
     assert (last.waiting.prefill_left_tokens == 24).all()
     assert (last.waiting.prompt_tokens == 120).all()
     assert (last.running.cached_tokens == 96).all()
     assert (last.waiting.prefix_tokens == 96).all()
     assert (last.waiting.prefix_id == 0).all()
+
+
+def test_what_a_plan_is_told_of_speculation():
+    def watching(problem):
+        assert (problem.accepted_tokens, problem.decode_budget_tokens) == (2.5, 3)
+        return make_policy("fcfs")(problem)
+
+    watching.nominal_s = 1e-4
+    assert simulate(draw_workload(1, 30, 200.0), watching, DRAFTING).plan_s
+    with pytest.raises(ValueError, match=r"accepted_tokens must be at least 1, got 0.5"):
+        replace(draw_problem(0, 2), accepted_tokens=0.5)
 
 
 @given(accepted=st.floats(1.0, 6.0), answer=st.integers(1, 300))

@@ -35,6 +35,23 @@ def test_a_tenth_of_wild_outliers_changes_little():
     assert report["outliers"] >= 50
 
 
+@pytest.mark.parametrize(("share", "factor"), [(0.3, 3.0), (0.1, 1.8), (0.1, 0.2)])
+def test_other_outliers_change_little(share, factor):
+    samples = timed_steps()
+    samples[np.random.default_rng(1).random(len(samples)) < share, 3] *= factor
+    model, _ = fit_step_time(samples)
+    assert model.step_s(0, 16, 4000) == pytest.approx(TRUE.step_s(0, 16, 4000), rel=0.02)
+    assert model.step_s(300, 16, 4000) == pytest.approx(TRUE.step_s(300, 16, 4000), rel=0.02)
+
+
+def test_an_effect_that_is_none_stays_at_the_bound():
+    samples = timed_steps()
+    samples[:, 3] = 2e-3 + 3e-4 * samples[:, 1] - 1e-9 * samples[:, 2]  # context makes it quicker
+    model, report = fit_step_time(samples)
+    assert model.context_token_s == 0.0
+    assert report["median_error"] < 0.05
+
+
 def test_an_effect_never_seen_is_zero_not_noise():
     samples = timed_steps()
     model, _ = fit_step_time(samples[samples[:, 0] == 0])

@@ -16,7 +16,8 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.training.bench.arms import Arm, arm_order, parse_arms
 from lengthwise.training.bench.client import BenchError
-from lengthwise.training.bench.compare import BenchSettings, run_bench
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.engine_runner import EngineRunner
 from lengthwise.training.bench.result import BenchResult
 from lengthwise.training.bench.servers import (
     BenchServers,
@@ -24,6 +25,7 @@ from lengthwise.training.bench.servers import (
     filler_ids,
     leaving_on_sigterm,
 )
+from lengthwise.training.bench.settings import BenchSettings
 from lengthwise.training.bench.workload import open_workload
 
 N = 24
@@ -54,8 +56,8 @@ def servers(replay_table):
 
 
 def bench(servers, source, arms="sa:none,sa:oracle", **kwargs):
-    settings = {"load": None, "repeats": 2, "capacity_rps": 10.0} | kwargs
-    return run_bench(servers, source, BenchSettings(parse_arms(arms), **settings))
+    settings = BenchSettings(parse_arms(arms), **({"load": None, "repeats": 2} | kwargs))
+    return compare(source, settings, EngineRunner(servers), capacity_rps=10.0)
 
 
 def test_a_bench_ends_in_a_valid_document_and_switches_only_our_server(servers, source):
@@ -70,6 +72,7 @@ def test_a_bench_ends_in_a_valid_document_and_switches_only_our_server(servers, 
     # stock has one slot and answers of 25 ms: the last of 24 waits for the others
     assert document.arms[0].mean_ttft_s > 1.5 * document.arms[1].mean_ttft_s
     assert document.run["vllm_args"] == "--max-num-seqs 1"
+    assert document.engine.startswith("vllm")
     assert len(outcome.records["stock"]) == 2 * N
     switched = [(c["policy"], c["lengths"]) for c in servers.ours.configured]
     # repeat 1: stock, none, oracle; repeat 2, rotated: none, oracle, stock
@@ -152,12 +155,24 @@ def test_arms_may_take_their_lengths_from_a_default():
 )
 def test_settings_are_checked(bad):
     with pytest.raises(InputError, match=f"{next(iter(bad))} must be above 0"):
-        BenchSettings(parse_arms("sa:none"), capacity_rps=5.0, **bad)
+        BenchSettings(parse_arms("sa:none"), **bad)
 
 
 def test_the_number_of_requests_follows_load_and_duration(source):
-    settings = BenchSettings(parse_arms("sa:none"), capacity_rps=8.0, load=1.5, duration_s=30.0)
-    assert settings.count(source) == 360
+    arena = open_workload("paper", source="synthetic")
+    settings = BenchSettings(parse_arms("sa:none"), load=1.5, duration_s=30.0)
+    assert settings.count(arena, 8.0) == 360
+    assert settings.times(arena) == 3
+    assert settings.count(source, 8.0) == N  # no more than the file has
+    assert settings.count(source, 0.2) == 9
+    whole = BenchSettings(parse_arms("sa:none"), load=1.5)
+    assert (whole.count(source, 0.01), whole.times(source)) == (N, 1)
+
+
+def test_an_emulated_device_says_so(servers, source):
+    settings = BenchSettings(parse_arms("sa:none"))
+    outcome = compare(source, settings, EngineRunner(servers, provenance="emulated"))
+    assert json.loads(outcome.result.to_line())["provenance"] == "emulated"
 
 
 def test_replay_ids_tell_nothing_and_every_length_has_its_own(replay_table, tmp_path):

@@ -63,6 +63,41 @@ def test_simulate_ends_with_the_document_after_the_table(invoke, workload_file, 
     assert page.read_text(encoding="utf-8") == first
 
 
+def test_simulate_takes_processes_and_a_plan_budget(invoke, workload_file):
+    args = ["simulate", "--workload", workload_file, "--policy", "fcfs,sa", "--lengths", "oracle"]
+    one, two = (invoke(*args, "--jobs", n, "--no-bound", "--json") for n in (1, 2))
+    figures = [json.loads(done.stdout)["arms"] for done in (one, two)]
+    assert [a["attainment"] for a in figures[0]] == [a["attainment"] for a in figures[1]]
+    assert [a["mean_e2e_s"] for a in figures[0]] == [a["mean_e2e_s"] for a in figures[1]]
+    timed = invoke(*args, "--plan-budget-ms", 2, "--no-bound", "--json")
+    assert json.loads(timed.stdout)["run"]["plan_budget_ms"] == 2
+    assert json.loads(one.stdout)["run"]["plan_budget_ms"] is None
+
+
+def test_report_of_several_runs_compares_request_by_request(invoke, workload_file, tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, load in zip(runs, (3, 5), strict=True):
+        args = ["--policy", "fcfs,edf:oracle,sjf:oracle", "--load", load, "--output", run]
+        assert invoke("simulate", "--workload", workload_file, *args, "--no-bound").exit_code == 0
+    done = invoke("report", *runs, "--arm", "sjf:oracle")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["arm"] == "sjf:oracle"
+    assert [(d["run"], d["other"], d["requests"]) for d in found["differences"]] == [
+        ("one", "fcfs:class", 60), ("one", "edf:oracle", 60),
+        ("two", "fcfs:class", 60), ("two", "edf:oracle", 60),
+        ("all together", "fcfs:class", 120), ("all together", "edf:oracle", 120),
+    ]  # fmt: skip
+    points = [d["points"] for d in found["differences"] if d["other"] == "fcfs:class"]
+    assert points[2] == pytest.approx((points[0] + points[1]) / 2)
+    documents = [json.loads((run / "result.json").read_text()) for run in runs]
+    attained = {arm["policy"]: arm["attainment"] for arm in documents[0]["arms"]}
+    assert points[0] == pytest.approx(100 * (attained["sjf"] - attained["fcfs"]))
+    unknown = invoke("report", *runs, "--arm", "llf:none")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "one has no arm 'llf:none': it has fcfs:class, edf:oracle, sjf:oracle" in unknown.stderr
+
+
 BAD = {
     "unknown workload 'nope'": ["simulate", "--workload", "nope"],
     "unknown policy 'nope': must be one of fcfs": ["simulate", "--policy", "nope"],

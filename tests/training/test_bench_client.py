@@ -19,6 +19,7 @@ from lengthwise.training.bench.client import (
     served_model,
     wait_idle,
 )
+from lengthwise.training.bench.servers import filler_ids, prompt_ids
 
 
 def request(output_tokens: int = 5, prompt: str | None = "hello", **slo: float) -> WorkloadRequest:
@@ -133,3 +134,19 @@ def test_queue_metrics_take_only_the_two_gauges():
     text = 'vllm:num_requests_waiting{e="0"} 3.0\nvllm:num_requests_waiting{e="1"} 2.0\n'
     text += 'vllm:num_requests_waiting_by_reason{e="0"} 9.0\nvllm:num_requests_running 4.0\n'
     assert parse_queue_metrics(text) == {"waiting": 5, "running": 4}
+
+
+def test_requests_without_text_share_their_beginning_in_ids():
+    one, other = (
+        WorkloadRequest(0.0, tokens, 3, Slo(), prefix="a", prefix_tokens=20) for tokens in (50, 20)
+    )
+    stranger = WorkloadRequest(0.0, 50, 3, Slo(), prefix="b", prefix_tokens=20)
+    alone = WorkloadRequest(0.0, 50, 3, Slo())
+    ids = {name: prompt_ids(r, i) for i, (name, r) in enumerate(
+        {"one": one, "other": other, "stranger": stranger, "alone": alone}.items()
+    )}  # fmt: skip
+    assert [len(x) for x in ids.values()] == [50, 20, 50, 50]
+    assert ids["one"][:20] == ids["other"]
+    assert ids["one"][:20] != ids["stranger"][:20]
+    assert ids["one"] != prompt_ids(one, 9)
+    assert ids["alone"] == filler_ids(50, 3)

@@ -11,6 +11,7 @@ from bench_stub import Stub, running
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.training.bench.calibrate import (
     calibrate_server,
@@ -20,7 +21,7 @@ from lengthwise.training.bench.calibrate import (
 )
 from lengthwise.training.bench.client import BenchError
 from lengthwise.training.bench.servers import BenchServers, ReplayTable
-from lengthwise.training.bench.workload import capacity_rps, open_workload, saturated_tokens_per_s
+from lengthwise.training.bench.workload import capacity_rps, open_workload
 
 TRUE = StepTimeModel(0.002, 0.001, 2e-5, 3e-4, 0.0)
 

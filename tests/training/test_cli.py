@@ -80,7 +80,7 @@ def test_train_register_predict_compare(run, workspace, tmp_path):
     document = json.loads(trained.stdout.splitlines()[-1])
     assert document["model_uri"] == "models:/output-length/1"
     assert document["metrics"]["mae"] > 0
-    assert document["metrics"]["baselines"]["constant"]["mae"] > 0
+    assert document["metrics"]["baselines"]["class_gaussian"]["mae"] > 0
     assert sum(document["rows"].values()) == 400
     plots = {path.name for path in workspace.artifacts.rglob("plots/*.png")}
     assert plots == {
@@ -287,6 +287,9 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
     assert settings.slo_table == {"chat": {"ttft_ms": 500, "weight": 2}}
     assert settings.request_log == str(tmp_path / "log")
     assert (settings.request_log_max_mb, settings.request_log_max_age_days) == (50, 7)
+    kept = json.loads((tmp_path / "log" / "server.json").read_text())
+    assert (kept["model"], kept["limits"]) == ("tiny", {"max_num_seqs": 16})
+    assert kept["settings"]["slo_table"] == settings.slo_table
 
 
 def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(

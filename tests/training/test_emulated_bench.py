@@ -18,7 +18,8 @@ from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProc
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.emulated_servers import EmulatedServers, StepReader
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.emulated_servers import StepReader
 from lengthwise.training.bench.emulation import (
     caution,
     emulation_of,
@@ -28,8 +29,9 @@ from lengthwise.training.bench.emulation import (
 )
 from lengthwise.training.bench.report import read_run, warnings, write_run
 from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.session import BenchRequest
-from lengthwise.training.bench.warped import WarpedRunner, WarpedSettings, run_warped
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import lengths_of
+from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.warped_session import measure_warped
 from lengthwise.training.bench.workload import open_workload
 from lengthwise.training.workspace import Workspace
@@ -127,40 +129,25 @@ def test_a_step_log_is_followed_run_by_run(tmp_path):
     log.close()
 
 
-def test_prompts_are_as_long_for_the_model_as_the_workload_says(cache, tmp_path):
-    from lengthwise.data.tokens import load_counter
-
-    servers = EmulatedServers(load_profile(DEVICE), StepReader(tmp_path), None, cache / "tiny")
-    text = "Write a short poem about the sea."
-    asked = [
-        WorkloadRequest(0.0, 300, 5, Slo(), text, prefix="a", prefix_tokens=200),
-        WorkloadRequest(0.0, 300, 5, Slo(), text, prefix="a", prefix_tokens=200),
-        WorkloadRequest(0.0, 120, 5, Slo(), text, text_tokens=8),
-        WorkloadRequest(0.0, 8, 5, Slo(), text),
-        WorkloadRequest(0.0, 3, 5, Slo(), text, text_tokens=3),
-    ]
-    sized = servers.sized(asked)
-    count = load_counter(str(cache / "tiny"))
-    assert [1 + count(r.prompt) for r in sized[:3]] == [300, 300, 120]
-    assert sized[0].prompt != sized[1].prompt
-    assert sized[0].prompt[:500] == sized[1].prompt[:500]
-    assert all(r.prompt.endswith(text) for r in sized)
-    assert sized[3] == asked[3]
-
-
 # -- warped time -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def runner(cache: Path) -> Iterator[WarpedRunner]:
-    with PlayerProcess() as player:
-        yield WarpedRunner(
-            player=player,
-            device=DEVICE,
-            profile=load_profile(DEVICE),
-            model_dir=cache / "tiny",
-            settings=WarpedSettings(parse_arms("fcfs:none,sa:oracle"), load=None, requests=90),
-        )
+def player() -> Iterator[PlayerProcess]:
+    with PlayerProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def runner(player, cache):
+    return make_runner(player, cache, DEVICE)
+
+
+def make_runner(player, cache, device, **settings):
+    return WarpedRunner(
+        [player], device, load_profile(device), cache / "tiny", lengths_of(None),
+        WarpSettings(**settings),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -169,8 +156,14 @@ def source(tmp_path):
     return open_workload(str(tmp_path / "w.jsonl"))
 
 
+def played(runner, source, **settings):
+    settings = {"arms": parse_arms("fcfs:none,sa:oracle"), "workload": source.name} | settings
+    outcome = compare(source, BenchSettings(**settings), runner, capacity_rps=4.0)
+    return runner.judged(outcome)
+
+
 def test_a_warped_bench_is_the_document_of_a_bench(runner, source, tmp_path):
-    outcome = run_warped(runner, source)
+    outcome = played(runner, source)
     result = outcome.result
     assert result.provenance == "emulated, warped"
     assert [arm.label for arm in result.arms] == ["stock", "fcfs:none", "sa:oracle"]
@@ -195,24 +188,20 @@ def test_a_warped_bench_is_the_document_of_a_bench(runner, source, tmp_path):
 
 
 def test_draws_and_load_come_from_the_settings(runner, source):
-    settings = replace(runner.settings, load=0.5, seeds=2, arms=parse_arms("edf:oracle"))
-    outcome = run_warped(replace(runner, settings=settings), source, capacity=4.0)
-    assert outcome.result.run["rate_rps"] == 2.0
+    outcome = played(runner, source, load=0.5, repeats=2, arms=parse_arms("edf:oracle"))
     assert outcome.result.arms[0].requests == 180
     # a file's requests keep their pattern: 90 at 2 a second
     arrivals = [r.arrival_s for r in outcome.records["stock"] if r.repeat == 0]
     assert max(arrivals) == pytest.approx(89 / 2.0)
 
 
-def test_a_host_too_slow_for_its_steps_is_told(runner, source, tmp_path):
+def test_a_host_too_slow_for_its_steps_is_told(player, cache, source, tmp_path):
     fast = json.loads(load_profile(DEVICE).to_json())
     fast["step_time"] |= {"base_s": 1e-5, "decode_seq_s": 1e-7, "prefill_token_s": 1e-8,
                           "prefill_step_s": 0.0}  # fmt: skip
     path = tmp_path / "fast.json"
     path.write_text(json.dumps(fast))
-    result = run_warped(
-        replace(runner, device=str(path), profile=load_profile(path)), source, capacity=1.0
-    ).result
+    result = played(make_runner(player, cache, str(path)), source).result
     assert result.emulation is not None
     assert not result.emulation.valid
     assert any("INVALID" in text for text in warnings(result))
@@ -221,15 +210,18 @@ def test_a_host_too_slow_for_its_steps_is_told(runner, source, tmp_path):
 def test_what_the_engine_cannot_hold_is_refused_before_it_starts(runner):
     tokens = load_profile(DEVICE).capacity.kv_tokens
     request = WorkloadRequest(0.0, tokens, 10, Slo())
-    with pytest.raises(InputError, match=f"request 0 has {tokens} prompt and 10 output tokens"):
+    with pytest.raises(InputError, match=f"a request of {tokens + 10} tokens does not fit"):
         runner.run(parse_arms("fcfs:none")[0], [request], 0)
+    longer = WorkloadRequest(0.0, 32_000, 1_000, Slo())
+    with pytest.raises(InputError, match="request 0 has 32000 prompt and 1000 output tokens"):
+        runner.run(parse_arms("fcfs:none")[0], [longer], 0)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"seeds": 0}, "seeds must be above 0"),
-        ({"load": -1.0}, "load must be above 0"),
+        ({"instances": 0}, "instances must be above 0"),
+        ({"max_wait_s": float("inf")}, "max_wait_s must be above 0"),
         ({"search_steps": -1}, "search_steps must not be negative"),
         ({"route": "random"}, "route must be one of least-outstanding, round-robin"),
         ({"host_factor": 101.0}, "host_factor must lie from 0 to 100"),
@@ -237,7 +229,7 @@ def test_what_the_engine_cannot_hold_is_refused_before_it_starts(runner):
 )
 def test_senseless_settings_are_refused(values, words):
     with pytest.raises(InputError, match=words):
-        WarpedSettings(**({"arms": parse_arms("fcfs:none"), "load": 1.0} | values))
+        WarpSettings(**values)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +244,11 @@ def test_senseless_settings_are_refused(values, words):
 )
 def test_a_session_refuses_what_warped_time_has_not(tmp_path, values, words):
     write_workload(tmp_path / "w.jsonl", requests_of(3))
-    request = BenchRequest(
-        **{
-            "workload": str(tmp_path / "w.jsonl"),
-            "arms": parse_arms("fcfs:none"),
-            "predictor": "none",
-            "emulate": DEVICE,
-        }
-        | values
-    )
-    settings = WarpedSettings(request.arms, None)
+    given = {
+        "workload": str(tmp_path / "w.jsonl"),
+        "arms": parse_arms("fcfs:none"),
+        "emulate": DEVICE,
+    }
+    settings = BenchSettings(**(given | values))
     with pytest.raises(InputError, match=words):
-        measure_warped(request, settings, workspace=Workspace(tmp_path))
+        measure_warped(settings, WarpSettings(), workspace=Workspace(tmp_path))

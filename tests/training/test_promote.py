@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +12,16 @@ from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import RequestLogWriter
+from lengthwise.data.slo import SloTable
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench.judge import Side, _objections, compare, logged_traffic
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.training.bench.judge import Side, _objections, judge, logged_traffic
+from lengthwise.training.bench.served import SERVED_FILE, Server, server_of, write_served
+from lengthwise.training.bench.session import profile_path
 from lengthwise.training.cli.app import app
 from lengthwise.training.registry.models import connect, register, resolve_predictor
 
@@ -122,14 +128,80 @@ def test_a_worse_challenger_is_refused_unless_forced(workspace, predictor_dir, b
 
 def test_logged_features_will_do_for_versions_that_read_them(versions, predictor_dir, log):
     traffic = logged_traffic(log / "features", 500)
-    assert len(traffic.requests) == 500
+    assert len(traffic.source.requests) == 500
+    server = Server(load_profile("tiny-cpu"))
     same = resolve_predictor(predictor_dir, workspace=versions)
-    decision = compare(same, same, [traffic], load_profile("tiny-cpu"))
+    decision = judge(same, same, traffic, server)
     assert decision.difference == 0.0
     assert decision.promote
     blind = resolve_predictor("models:/output-length/1", workspace=versions)
     with pytest.raises(InputError, match="holds no text"):
-        compare(blind, same, [traffic], load_profile("tiny-cpu"))
+        judge(blind, same, traffic, server)
+
+
+def test_a_replay_serves_as_the_server_did(workspace, predictor_dir, log, tmp_path):
+    """Its profile, policy, class weights and limits, from what `serve` kept beside the log."""
+    folder = tmp_path / "log"
+    shutil.copytree(log / "text", folder)
+    settings = make_settings(
+        {
+            "policy": "feasible-edf",
+            "max_wait_s": 7.0,
+            "slo_table": {"chat": {"ttft_ms": 1500, "weight": 4}, "code": {"e2e_ms": 20_000}},
+        }
+    )
+    args = ["--max-num-seqs", "3", "--port", "80", "--api-key=secret"]
+    write_served(folder, "org/Model-7B", settings.model_dump(mode="json"), args)
+    assert "secret" not in (folder / SERVED_FILE).read_text()
+    with pytest.raises(InputError, match=r"no engine profile of org/Model-7B, the served model"):
+        server_of(folder, workspace)
+    path = profile_path(workspace, "org/Model-7B")
+    path.parent.mkdir(parents=True)
+    path.write_text(replace(load_profile("tiny-cpu"), name="of-7b").to_json())
+    profile_path(workspace, "zzz").write_text(load_profile("shape-few-slots").to_json())
+    server = server_of(folder, workspace)
+    assert (server.profile.name, server.profile.capacity.max_num_seqs) == ("of-7b", 3)
+    assert (server.policy, server.max_wait_s) == ("feasible-edf", 7.0)
+    assert server.slos.weight("chat") == 4
+    assert server_of(folder, workspace, profile="shape-few-slots").profile.name != "of-7b"
+
+    same = resolve_predictor(predictor_dir, workspace=workspace)
+    traffic = logged_traffic(folder, 300)
+    weighted = judge(same, same, traffic, server)
+    plain = judge(same, same, traffic, replace(server, slos=SloTable({})))
+    assert weighted.champion.attainment != plain.champion.attainment
+    assert weighted.profile == "of-7b"
+
+
+def test_without_a_word_of_the_model_only_one_profile_will_do(workspace, log):
+    assert server_of(log / "text", workspace).profile.name == "tiny-cpu"
+    for name in ("one", "two"):
+        path = profile_path(workspace, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(replace(load_profile("tiny-cpu"), name=name).to_json())
+        if name == "one":
+            assert server_of(None, workspace).profile.name == "one"
+    with pytest.raises(InputError, match=r"several models are calibrated \(one, two\): give --mod"):
+        server_of(None, workspace)
+    assert server_of(None, workspace, model="two").profile.name == "two"
+    (log / "text" / SERVED_FILE).write_text("{}")
+    with pytest.raises(InputError, match="is not what a server kept of itself"):
+        server_of(log / "text", workspace)
+    (log / "text" / SERVED_FILE).unlink()
+
+
+def test_the_clients_limits_are_replayed(tmp_path):
+    writer = RequestLogWriter(tmp_path)
+    for i in range(100):
+        limit = {0: 50, 1: None, 2: 3}[i % 3]  # 3: less than the answer, so not in force
+        writer.write(
+            {"request_id": f"r{i}", "status": "finished", "arrival_unix_s": 1e9 + i,
+             "slo_class": "chat", "prompt_tokens": 5, "output_tokens": 10, "max_tokens": limit,
+             "prompt": "hello"}
+        )  # fmt: skip
+    writer.close()
+    found = [r.max_tokens for r in logged_traffic(tmp_path, 100).source.requests]
+    assert found == [50, None, None] * 33 + [50]
 
 
 def test_intervals_that_do_not_hold_speak_against_it_unless_the_champions_are_worse():
@@ -166,3 +238,4 @@ def test_the_arena_serves_where_there_is_no_log(versions):
     done = run("--workload", "paper", "--source", "synthetic", "--requests", 200, "--seeds", 1)
     assert done.exit_code in (0, 1)
     assert "at load 1.4, 200 requests (modeled, no engine ran)" in done.stdout
+    assert "Played on engine profile tiny-cpu." in done.stdout

@@ -46,13 +46,13 @@ def busy(tiny_dir, tmp_path):
 
 def test_who_cannot_make_it_is_shed_and_logged(busy, tmp_path):
     fake = busy()
-    before = len(fake.scheduler._table)
+    before = len(fake.scheduler.core.table)
     verdict = fake.scheduler.lengthwise_admit(asked(slo_class="chat", tenant="t1"))
     assert verdict["action"] == "shed"
     assert 30 < verdict["retry_after_s"] <= 600
     assert fake.scheduler.lengthwise_admit(asked(slo_ttft_ms=600_000))["action"] == "admit"
     assert fake.scheduler.lengthwise_admit(asked())["action"] == "admit"
-    assert len(fake.scheduler._table) == before
+    assert len(fake.scheduler.core.table) == before
     fake.run()
     status = fake.scheduler.lengthwise_status()
     assert status["outcomes"]["chat"] == {"missed": 1, "shed": 1}

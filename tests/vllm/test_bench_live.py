@@ -13,9 +13,11 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 from lengthwise.training.bench.arms import parse_arms, server_status
 from lengthwise.training.bench.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.compare import BenchSettings, run_bench
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.engine_runner import EngineRunner
 from lengthwise.training.bench.result import BenchResult
 from lengthwise.training.bench.servers import BenchServers, ReplayTable
+from lengthwise.training.bench.settings import BenchSettings
 from lengthwise.training.bench.workload import open_workload
 
 pytestmark = pytest.mark.vllm
@@ -51,11 +53,10 @@ def source(tmp_path_factory):
 def test_arms_run_on_the_engine_and_lose_nothing(servers, source):
     settings = BenchSettings(
         parse_arms("fcfs:none,sa:learned,feasible-edf:oracle"),
-        capacity_rps=20.0,
+        load=1.5,
         requests=24,
-        repeats=1,
     )
-    outcome = run_bench(servers, source, settings)
+    outcome = compare(source, settings, EngineRunner(servers), capacity_rps=20.0)
     document = BenchResult.model_validate_json(outcome.result.to_line())
     assert {(arm.requests, arm.lost) for arm in document.arms} == {(24, 0)}
     for label, checks in document.diagnostics.items():

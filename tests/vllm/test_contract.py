@@ -15,7 +15,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter import supported
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler, VllmQueue
 from lengthwise.scheduler.vllm_adapter.server.hooks import probe
 from lengthwise.scheduler.vllm_adapter.supported import (
     OVERRIDE_VARIABLE,
@@ -53,7 +53,7 @@ def test_the_queue_has_every_method_with_vllms_parameters():
 
 def test_the_queue_takes_back_what_a_step_skipped_from_a_queue_of_vllms():
     """Up to 0.30 a step's skipped requests are another `RequestQueue`, later a deque or a list."""
-    skipped, queue = FCFSRequestQueue(), PlannedQueue()
+    skipped, queue = FCFSRequestQueue(), VllmQueue()
     for name in ("a", "b"):
         skipped.add_request(make_request(name))
     queue.add_request(make_request("c"))

@@ -11,8 +11,6 @@ import pytest
 from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
-from lengthwise.scheduler.problem import warm_up_problem
-from lengthwise.scheduler.vllm_adapter.engine.comparison import against_arrival_order
 from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
@@ -116,50 +114,10 @@ def test_gauges_are_right_when_the_engine_comes_to_rest(engine):
 def test_lost_log_rows_are_counted_once(engine, tmp_path):
     before = sample("log_rows_dropped_total")
     fake = engine(request_log=str(tmp_path))
-    fake.scheduler._outcomes._log.close()
+    fake.scheduler.core.outcomes._log.close()
     serve(fake, 7, tokens=3)
-    fake.scheduler._update_gauges(0.0)
+    fake.scheduler.core.update_gauges(0.0)
     assert sample("log_rows_dropped_total") == before + 7
-
-
-def test_one_plan_in_twenty_is_compared_with_arrival_order(engine):
-    names = ("plan", "arrival")
-    before = {name: sample("expected_attained_weight_total", order=name) for name in names}
-    weight = sample("compared_weight_total")
-    fake = engine(policy="sa")
-    for i in range(90):
-        fake.add(make_request(f"r{i}", pred_quantiles=QUANTILES, slo_e2e_ms=60_000), 12)
-    fake.run()
-    plan = fake.scheduler.lengthwise_status()["plan"]
-    assert plan["compared"]["plans"] == math.ceil(plan["count"] / 20)
-    assert plan["fallbacks"] == {}
-    counted = {n: sample("expected_attained_weight_total", order=n) - before[n] for n in names}
-    assert counted["plan"] == pytest.approx(plan["compared"]["plan"])
-    assert 0 < counted["arrival"] <= sample("compared_weight_total") - weight
-
-
-def test_an_order_that_can_be_met_is_worth_more_than_one_that_cannot():
-    """One slot; the first to arrive can be late, the second cannot."""
-    problem = warm_up_problem(n=3)
-    attained, weight = against_arrival_order(problem, np.array([1, 0, 2]))
-    assert set(attained) == {"plan", "arrival"}
-    assert weight == 2  # the third is best effort
-    assert all(0 <= value <= weight for value in attained.values())
-    same, _ = against_arrival_order(problem, np.arange(3))
-    assert same["plan"] == same["arrival"] == attained["arrival"]
-
-
-def test_a_comparison_that_fails_is_counted_and_the_plan_served(engine, monkeypatch):
-    def broken(*args):
-        raise RuntimeError("broken")
-
-    fake = engine()
-    monkeypatch.setattr("lengthwise.scheduler.vllm_adapter.engine.comparison.prepare", broken)
-    serve(fake, 40, tokens=3)
-    assert len(fake.finished) == 40
-    plan = fake.scheduler.lengthwise_status()["plan"]
-    assert set(plan["fallbacks"]) == {"comparison"}
-    assert plan["compared"]["plans"] == 0
 
 
 def test_reasons_of_degraded_plans_are_few():

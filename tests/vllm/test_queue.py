@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import VllmQueue
 
 
 def fresh(name, status=RequestStatus.WAITING, computed=0, output=0):
@@ -24,7 +24,7 @@ def preempted(name):
 
 
 def filled(*names):
-    queue = PlannedQueue()
+    queue = VllmQueue()
     for name in names:
         queue.add_request(fresh(name))
     return queue
@@ -41,8 +41,8 @@ def drained(queue):
 
 
 def test_the_queue_fulfils_the_installed_contract():
-    assert issubclass(PlannedQueue, RequestQueue)
-    assert not PlannedQueue.__abstractmethods__
+    assert issubclass(VllmQueue, RequestQueue)
+    assert not VllmQueue.__abstractmethods__
 
 
 def test_without_a_plan_it_is_first_come_first_served():
@@ -124,7 +124,7 @@ def test_absent_requests_are_ignored_when_removed():
 
 
 def test_an_empty_queue_says_so():
-    queue = PlannedQueue()
+    queue = VllmQueue()
     with pytest.raises(IndexError):
         queue.peek_request()
     with pytest.raises(IndexError):
@@ -161,7 +161,7 @@ ACTIONS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(ACTIONS)
 def test_every_request_pushed_is_popped_exactly_once(actions):
-    queue, inside, running = PlannedQueue(), set(), {}
+    queue, inside, running = VllmQueue(), set(), {}
     for action, value in actions:
         name = f"r{value}"
         if action == "add" and name not in inside and name not in running:

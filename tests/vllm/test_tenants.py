@@ -90,7 +90,7 @@ def test_the_index_is_of_recent_outcomes():
 
 def planning_at_every_step(fake):
     """A plan is not held back by how long the last one took, so a busy machine changes nothing."""
-    fake.scheduler._planner.gate.planned = lambda now_s, elapsed_s: None
+    fake.scheduler.core.planner.gate.planned = lambda now_s, elapsed_s: None
     return fake
 
 
@@ -150,6 +150,6 @@ def test_weights_favour_a_tenant(tiny_dir):
     scheduler = FakeEngine(tiny_dir, settings).scheduler
     for name in ("gold", "iron"):
         scheduler.add_request(make_request(name, pred_quantiles=QUANTILES, tenant=name))
-    tenants = scheduler._tenants(["gold", "iron"], [])
+    tenants = scheduler.core.tenants_of(["gold", "iron"], [])
     assert tenants.weight[tenants.waiting].tolist() == [4.0, 1.0]
     assert len(np.unique(tenants.waiting)) == 2

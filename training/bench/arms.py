@@ -16,13 +16,24 @@ DEFAULT_ARMS = "sa:learned"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A policy with a source of lengths; `stock` is vLLM without any of our classes."""
+    """A policy with a source of lengths; `stock` is vLLM without any of our classes.
+
+    `name` tells apart what the two do not (two predictors, two settings of a policy); `params`
+    are the policy's.
+    """
 
     policy: str
     lengths: str
+    name: str | None = None
+    params: tuple[tuple[str, Any], ...] = ()
 
     @property
     def label(self) -> str:
+        """Its name, else as written on the command line."""
+        return self.name or self.kind
+
+    @property
+    def kind(self) -> str:
         """As written on the command line."""
         return self.policy if self.is_stock else f"{self.policy}:{self.lengths}"
 
@@ -70,6 +81,9 @@ def arm_order(arms: tuple[Arm, ...], repeat: int) -> tuple[Arm, ...]:
     """Order in the given repeat: rotated by one each time, so that none is always first."""
     shift = repeat % len(arms)
     return arms[shift:] + arms[:shift]
+
+
+STOCK_ARM = Arm(STOCK, "none")
 
 
 async def configure(url: str, arm: Arm) -> None:

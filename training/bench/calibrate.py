@@ -22,13 +22,14 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
-from lengthwise.scheduler.vllm_adapter.engine.steps import read_step_log
+from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.client import BenchError, Reply, drive_closed, wait_idle
 from lengthwise.training.bench.provenance import describe_machine, utc_now
 from lengthwise.training.bench.servers import BenchServers
-from lengthwise.training.bench.workload import WorkloadSource, modeled_rps, saturated_tokens_per_s
+from lengthwise.training.bench.workload import WorkloadSource, to_sim
 
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48
@@ -184,7 +185,8 @@ def make_profile(
         provenance=provenance,
         capacity_scale=1.0,
     )
-    return replace(profile, capacity_scale=measured_rps / modeled_rps(requests, profile))
+    modeled_rps = saturated_rps(to_sim(requests), profile)
+    return replace(profile, capacity_scale=measured_rps / modeled_rps)
 
 
 def write_profile(calibration: Calibration, path: Path) -> None:

@@ -85,7 +85,7 @@ def completion_body(
         request: its text, or `prompt_ids` where it has none, is the prompt.
         model: served model name.
         replay_id: key of the true length in the server's replay table.
-        max_tokens: one value for the whole run, so that it tells nothing.
+        max_tokens: the request's own, else one value for the whole run, which tells nothing.
         prompt_ids: token ids to send for a request without text.
         cache_salt: keeps the prefix cache of one run from serving the next.
         tell_length: send the true length as the client hint `osl` (the oracle arm).

@@ -1,27 +1,25 @@
-"""`lengthwise bench`: stock vLLM and our arms on the same requests, on the real engine.
+"""The comparison of arms on the same requests, whatever serves them.
 
 Within a repeat every arm gets the same requests at the same times; repeats draw other requests and
 rotate the order of the arms, so that a machine that slows down over minutes hurts all of them.
+Who serves is the runner's business: the real engine (`engine_runner`), or the simulator
+(`simulator_runner`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary, summarize_steps
-from lengthwise.training.bench.arms import STOCK, Arm, arm_order, configure, server_status
-from lengthwise.training.bench.client import BenchError, QueueSample, ReplayLog, replay, wait_idle
-from lengthwise.training.bench.emulation import emulation_of, load_average
-from lengthwise.training.bench.provenance import describe_machine, utc_now
+from lengthwise.training.bench.arms import Arm, arm_order
+from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.provenance import utc_now
 from lengthwise.training.bench.records import (
     RequestRecord,
     loaded_tokens_per_s,
@@ -29,55 +27,59 @@ from lengthwise.training.bench.records import (
     paired_difference,
     summarize_arm,
 )
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.servers import BenchServers, warm_up
-from lengthwise.training.bench.workload import WorkloadSource, file_rate_rps, length_rows
+from lengthwise.training.bench.result import BenchResult, Provenance
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.workload import WorkloadSource, file_rate_rps
 
-if TYPE_CHECKING:
-    from lengthwise.predictor.model import LengthPredictor
+Tick = Callable[[], None]
 
 
-STOCK_ARM = Arm(STOCK, "none")
-DEFAULT_DURATION_S = 60.0
+def no_tick() -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
-class BenchSettings:
-    """What to run. Give `requests` or `duration_s`; `load` is a multiple of `capacity_rps`.
+class PlanTimes:
+    """How many plans a run took, what they cost, and how many fell back to arrival order."""
 
-    `load` None replays a workload file at its own pace.
+    count: int = 0
+    ms_p50: float | None = None
+    ms_p99: float | None = None
+    fallbacks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One arm on one draw of the requests; records in the order of the requests."""
+
+    records: Sequence[RequestRecord]
+    queue: Sequence[QueueSample] = ()
+    plans: PlanTimes | None = None
+
+
+class Runner(Protocol):
+    """What serves the requests of a comparison.
+
+    `engine` names it in the document, `base_arms` are always compared, first.
     """
 
-    arms: tuple[Arm, ...]
-    capacity_rps: float
-    load: float | None = 1.5
-    requests: int | None = None
-    duration_s: float | None = None
-    repeats: int = 3
-    seed: int = 0
-    timeout_s: float = 600.0
+    provenance: Provenance
+    engine: str
+    base_arms: tuple[Arm, ...]
 
-    def __post_init__(self) -> None:
-        positive = {
-            "load": self.load,
-            "capacity": self.capacity_rps,
-            "requests": self.requests,
-            "duration": self.duration_s,
-            "repeats": self.repeats,
-            "timeout": self.timeout_s,
-        }
-        for name, value in positive.items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise InputError(f"{name} must be above 0, got {value:g}")
+    def start(self, source: WorkloadSource) -> None:
+        """Get ready; called once, before the first run."""
+        ...
 
-    def count(self, source: WorkloadSource) -> int:
-        """Requests per repeat."""
-        if self.requests is not None:
-            return self.requests
-        if self.load is None:
-            return len(source.requests)
-        seconds = self.duration_s or DEFAULT_DURATION_S
-        return max(1, round(self.load * self.capacity_rps * seconds))
+    def run(
+        self, arm: Arm, requests: Sequence[WorkloadRequest], repeat: int, tick: Tick = no_tick
+    ) -> Run:
+        """Serve `requests` by `arm`, from an idle engine to an idle one; `tick` as each ends."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader must know of it, for the document's `run`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -86,12 +88,18 @@ class ArmLog:
 
     records: list[RequestRecord] = field(default_factory=list)
     queue: list[tuple[int, QueueSample]] = field(default_factory=list)
-    plans: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[StepSummary] = field(default_factory=list)  # a run, where they are emulated
+    plans: list[PlanTimes] = field(default_factory=list)
+
+    def add(self, run: Run, repeat: int) -> None:
+        """Note a finished run."""
+        self.records += run.records
+        self.queue += [(repeat, sample) for sample in run.queue]
+        if run.plans is not None:
+            self.plans.append(run.plans)
 
 
 @dataclass(frozen=True, slots=True)
-class BenchOutcome:
+class Outcome:
     """The document, and the records and queue samples behind it, by arm label."""
 
     result: BenchResult
@@ -99,89 +107,85 @@ class BenchOutcome:
     queue: dict[str, list[tuple[int, QueueSample]]]
 
 
-def run_bench(
-    servers: BenchServers,
+def compare(
     source: WorkloadSource,
     settings: BenchSettings,
+    runner: Runner,
     *,
-    predictor: LengthPredictor | None = None,
+    capacity_rps: float | None = None,
     predictor_label: str | None = None,
     run_info: dict[str, Any] | None = None,
-    on_run: Callable[[str, int, int], Callable[[], None]] | None = None,
+    bound: Callable[[Sequence[WorkloadRequest]], float] | None = None,
+    workers: int = 1,
+    on_run: Callable[[str, int, int], Tick] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> BenchOutcome:
-    """Measure stock (where it is up) and every arm, `repeats` times.
+) -> Outcome:
+    """Run every arm on the same requests, as often as the settings say; the first is the base.
 
     Args:
-        servers: running servers.
         source: of the requests.
-        settings: arms, load, repeats.
-        predictor: the one our server uses; only to record what it said (predicted against true).
-        predictor_label: its URI.
+        settings: arms, load, requests, repeats, seed.
+        runner: what serves them.
+        capacity_rps: requests/s that are load 1; needed where a load is set.
+        predictor_label: the URI of the predictor that any arm uses.
         run_info: further provenance for the document.
+        bound: the attainment no scheduler can exceed on some requests; None leaves it out.
+        workers: how many runs at once, of a runner whose runs do not disturb each other.
         on_run: called with arm, repeat and number of requests as a run begins; returns the
             function to call as each answer ends.
         say: told one line as a run ends.
+
+    Raises:
+        InputError: a named workload without a load.
     """
-    arms = settings.arms if servers.stock is None else (STOCK_ARM, *settings.arms)
+    arms = (*runner.base_arms, *settings.arms)
     logs = {arm.label: ArmLog() for arm in arms}
-    started = time.perf_counter()
-    stamp = utc_now()
-    warm = source.sample(24)
-    for server in (servers.ours, servers.stock):
-        if server is not None:
-            asyncio.run(warm_up(servers, server.url, warm))
-    limits = asyncio.run(server_status(servers.ours.url)).get("capacity")
-    offered_rps, offered_tokens_per_s = [], []
-    for repeat in range(settings.repeats):
-        requests = draw(source, settings, repeat)
-        offered_rps.append(file_rate_rps(requests))
-        mean_tokens = float(np.mean([r.output_tokens for r in requests]))
-        offered_tokens_per_s.append(offered_rps[-1] * mean_tokens)
-        predicted = predicted_tokens(requests, predictor)
-        for arm in arm_order(arms, repeat):
-            tick = on_run(arm.label, repeat, len(requests)) if on_run else lambda: None
-            steps = None if servers.emulated is None else servers.emulated.steps_of(arm.is_stock)
-            if steps is not None:
-                steps.new()
-            log, status = asyncio.run(run_arm(servers, arm, requests, repeat, settings, tick))
-            if steps is not None:
-                logs[arm.label].steps.append(summarize_steps(steps.new()))
-            told = predicted if arm.lengths == "learned" else None
-            records = to_records(requests, log, repeat, told)
-            logs[arm.label].records += records
-            say(run_line(arm, repeat, settings.repeats, records))
-            logs[arm.label].queue += [(repeat, s) for s in log.queue]
-            if status is not None:
-                logs[arm.label].plans.append(status.get("plan") or {})
+    repeats = settings.times(source)
+    began, stamp = time.perf_counter(), utc_now()
+    draws = [draw(source, settings, repeat, capacity_rps) for repeat in range(repeats)]
+    runner.start(source)
+    bounds = [] if bound is None else [bound(requests) for requests in distinct(draws)]
+    tasks = [(arm, repeat) for repeat in range(repeats) for arm in arm_order(arms, repeat)]
+
+    def run(task: tuple[Arm, int]) -> Run:
+        arm, repeat = task
+        requests = draws[repeat]
+        tick = on_run(arm.label, repeat, len(requests)) if on_run else no_tick
+        done = runner.run(arm, requests, repeat, tick)
+        say(run_line(arm, repeat, repeats, done.records))
+        return done
+
+    for (arm, repeat), done in zip(tasks, in_order(run, tasks, workers), strict=True):
+        logs[arm.label].add(done, repeat)
+    offered_rps = [file_rate_rps(requests) for requests in draws]
     result = BenchResult(
-        provenance="measured" if servers.emulated is None else "emulated",
-        emulation=None
-        if servers.emulated is None
-        else emulation_of(
-            servers.emulated.profile,
-            [summary for log in logs.values() for summary in log.steps],
-            load_average=load_average(),
-        ),
+        provenance=runner.provenance,
+        engine=runner.engine,
         workload=source.name,
         load=settings.load,
         predictor=predictor_label,
         source_label=source.source_label,
         arms=[summarize_log(arm, logs[arm.label], settings.seed) for arm in arms],
+        bound=min(1.0, float(np.mean(bounds))) if bounds else None,
         run={
             "stamp": stamp,
-            "model": servers.model,
-            "vllm_args": " ".join(servers.vllm_args),
-            "engine_limits": limits,
-            "machine": describe_machine(),
-            "capacity_rps": settings.capacity_rps,
+            **runner.describe(),
+            "capacity_rps": capacity_rps,
             "offered_rps": float(np.mean(offered_rps)),
-            "offered_output_tokens_per_s": float(np.mean(offered_tokens_per_s)),
+            "offered_output_tokens_per_s": float(
+                np.mean(
+                    [
+                        rate * np.mean([r.output_tokens for r in requests])
+                        for rate, requests in zip(offered_rps, draws, strict=True)
+                    ]
+                )
+            ),
             "arrivals": source.arrivals if source.table is not None else "file",
-            "requests_per_repeat": settings.count(source),
-            "repeats": settings.repeats,
+            "requests_in_file": len(source.requests) or None,
+            "requests_per_repeat": len(draws[0]),
+            "repeats": repeats,
             "first_seed": settings.seed,
-            "duration_s": time.perf_counter() - started,
+            "duration_s": time.perf_counter() - began,
             "interval": "block bootstrap over arrival order, blocks of sqrt(n), pooled repeats",
             **(run_info or {}),
         },
@@ -194,44 +198,37 @@ def run_bench(
             for arm in arms[1:]
         },
     )
-    return BenchOutcome(
+    return Outcome(
         result,
         {label: log.records for label, log in logs.items()},
         {label: log.queue for label, log in logs.items()},
     )
 
 
-def draw(source: WorkloadSource, settings: BenchSettings, repeat: int) -> list[WorkloadRequest]:
+def draw(
+    source: WorkloadSource, settings: BenchSettings, repeat: int, capacity_rps: float | None
+) -> list[WorkloadRequest]:
     """The requests of one repeat, the same for every arm."""
-    n = settings.count(source)
-    if settings.load is None:
+    n = settings.count(source, capacity_rps)
+    if settings.load is None and source.table is None:
         return list(source.requests[:n])
-    return source.draw(n, settings.load * settings.capacity_rps, settings.seed + repeat)
+    return source.draw(n, settings.rate_rps(source, capacity_rps), settings.seed + repeat)
 
 
-async def run_arm(
-    servers: BenchServers,
-    arm: Arm,
-    requests: Sequence[WorkloadRequest],
-    repeat: int,
-    settings: BenchSettings,
-    tick: Callable[[], None],
-) -> tuple[ReplayLog, dict[str, Any] | None]:
-    """One run of one arm, from an idle server to an idle server."""
-    server = servers.stock if arm.is_stock else servers.ours
-    if server is None:
-        raise BenchError("no stock server is up")
-    for other in (servers.stock, servers.ours):
-        if other is not None:
-            await wait_idle(other.url)
-    if not arm.is_stock:
-        await configure(server.url, arm)
-    calls = servers.calls(
-        requests, salt=f"{arm.label}-{repeat}", tell_length=arm.lengths == "oracle"
-    )
-    log = await replay(server.url, calls, timeout_s=settings.timeout_s, on_done=tick)
-    await wait_idle(server.url)
-    return log, None if arm.is_stock else await server_status(server.url)
+def distinct(draws: Sequence[list[WorkloadRequest]]) -> list[list[WorkloadRequest]]:
+    """The draws that differ: those of a file are all the same."""
+    return [requests for i, requests in enumerate(draws) if requests not in draws[:i]]
+
+
+def in_order(
+    run: Callable[[tuple[Arm, int]], Run], tasks: Sequence[tuple[Arm, int]], workers: int
+) -> Iterator[Run]:
+    """The runs of all tasks in their order, `workers` of them at once."""
+    if workers == 1:
+        yield from map(run, tasks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(run, tasks)
 
 
 def run_line(arm: Arm, repeat: int, repeats: int, records: Sequence[RequestRecord]) -> str:
@@ -244,47 +241,11 @@ def run_line(arm: Arm, repeat: int, repeats: int, records: Sequence[RequestRecor
     )
 
 
-def predicted_tokens(
-    requests: Sequence[WorkloadRequest], predictor: LengthPredictor | None
-) -> np.ndarray | None:
-    """Median predictions (n,) for the report."""
-    if predictor is None:
-        return None
-    rows, levels = length_rows(requests, "learned", predictor)
-    return rows[:, int(np.argmin(np.abs(levels - 0.5)))]
-
-
-def to_records(
-    requests: Sequence[WorkloadRequest],
-    log: ReplayLog,
-    repeat: int,
-    predicted: np.ndarray | None,
-) -> list[RequestRecord]:
-    """One record a request."""
-    return [
-        RequestRecord(
-            index=i,
-            repeat=repeat,
-            slo=request.slo,
-            arrival_s=request.arrival_s,
-            send_s=reply.send_s,
-            prompt_tokens=reply.prompt_tokens or request.prompt_tokens,
-            target_tokens=request.output_tokens,
-            output_tokens=reply.output_tokens,
-            ttft_s=reply.ttft_s,
-            e2e_s=reply.e2e_s,
-            error=reply.error,
-            predicted_tokens=None if predicted is None else float(predicted[i]),
-        )
-        for i, (request, reply) in enumerate(zip(requests, log.replies, strict=True))
-    ]
-
-
 def summarize_log(arm: Arm, log: ArmLog, seed: int) -> dict[str, Any]:
     """The arm's entry: over repeats the mean of the median plan times and the worst p99."""
-    p50 = [float(p["ms_p50"]) for p in log.plans if "ms_p50" in p]
-    p99 = [float(p["ms_p99"]) for p in log.plans if "ms_p99" in p]
-    return summarize_arm(
+    p50 = [p.ms_p50 for p in log.plans if p.ms_p50 is not None]
+    p99 = [p.ms_p99 for p in log.plans if p.ms_p99 is not None]
+    entry = summarize_arm(
         arm.policy,
         arm.lengths,
         log.records,
@@ -292,6 +253,7 @@ def summarize_log(arm: Arm, log: ArmLog, seed: int) -> dict[str, Any]:
         plan_ms_p99=max(p99) if p99 else None,
         seed=seed,
     )
+    return entry | {"name": arm.name}
 
 
 def diagnose(log: ArmLog) -> dict[str, Any]:
@@ -306,22 +268,10 @@ def diagnose(log: ArmLog) -> dict[str, Any]:
         "loaded_tokens_per_s": loaded_tokens_per_s(log.records),
         "mean_queue": float(np.mean(waiting)) if waiting else None,
         "max_queue": max(waiting, default=None),
-        "plans": sum(int(p.get("count", 0)) for p in log.plans),
-        "plan_fallbacks": sum(sum((p.get("fallbacks") or {}).values()) for p in log.plans),
+        "plans": sum(p.count for p in log.plans),
+        "plan_fallbacks": sum(p.fallbacks for p in log.plans),
         "attainment_by_repeat": [
             round(float(np.mean([r.met for r in log.records if r.repeat == k])), 4) for k in repeats
         ],
-        **_step_figures(log.steps),
         "first_error": next((r.error for r in log.records if r.error), None),
-    }
-
-
-def _step_figures(runs: Sequence[StepSummary]) -> dict[str, Any]:
-    if not runs:
-        return {}
-    ratios = [s.step_ratio for s in runs if s.step_ratio is not None]
-    return {
-        "steps": sum(s.steps for s in runs),
-        "step_ratio": max(ratios, default=None),
-        "late_steps": sum(s.late_steps for s in runs),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.steps import LARGEST_RATIO, StepSummary
@@ -99,3 +100,13 @@ def stream_interval(vllm_args: Sequence[str]) -> int:
         if value.isdigit():
             interval = int(value)
     return interval
+
+
+def step_figures(runs: Sequence[StepSummary]) -> dict[str, Any]:
+    """An arm's steps over its runs, for the document's diagnostics."""
+    ratios = [s.step_ratio for s in runs if s.step_ratio is not None]
+    return {
+        "steps": sum(s.steps for s in runs),
+        "step_ratio": max(ratios, default=None),
+        "late_steps": sum(s.late_steps for s in runs),
+    }

@@ -1,8 +1,9 @@
 """`lengthwise promote`: a new predictor version takes over only if its SLO attainment is no worse.
 
 Champion and challenger predict the same traffic (the server's request log, or a workload of the
-arena), the scheduler plays it in the simulator with each one's lengths, request by request. The
-challenger is promoted when
+arena), the scheduler plays it in the simulator with each one's lengths, request by request: on
+the served model's engine profile, with the server's policy, class weights and limits, and the
+requests' `max_tokens`. The challenger is promoted when
 
 1. the 95 % interval of the paired attainment difference does not lie below zero, and
 2. its 80 % intervals hold between 70 and 90 % of the answers, or no worse than the champion's.
@@ -12,7 +13,7 @@ What was compared and decided is a run in MLflow, tags on the version, and the a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,14 @@ from lengthwise.data.slo import DEFAULT_CLASS, Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.metrics import coverage, interval, mae
-from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.compare import compare
 from lengthwise.training.bench.records import RequestRecord, paired_difference
-from lengthwise.training.bench.simulator_runner import to_records
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, to_sim
-from lengthwise.training.registry.models import ResolvedPredictor
+from lengthwise.training.bench.served import Server
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import SimulatorRunner
+from lengthwise.training.bench.workload import WorkloadSource, capacity_rps
+from lengthwise.training.registry.models import CHALLENGER, CHAMPION, ResolvedPredictor
 from lengthwise.training.registry.promotions import log_promotion, make_champion
 from lengthwise.training.workspace import Workspace
 
@@ -40,34 +42,37 @@ if TYPE_CHECKING:
 
 COVERED = (0.70, 0.90)
 LEAST_REQUESTS = 100
-SEARCH_STEPS = 80
 _SECONDS = 1e3
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests to replay, with what a predictor may read of each: text, or logged features."""
+    """Requests to replay, with what a predictor may read of each: text, or logged features.
 
-    name: str
-    requests: tuple[WorkloadRequest, ...]
+    `features` (n, f) belong to the requests of the source's list, in their order.
+    """
+
+    source: WorkloadSource
     features: np.ndarray | None = None
     feature_contract: str | None = None
 
-    def predict(self, predictor: LengthPredictor, label: str) -> LengthDistribution:
-        """The predictor's word on every request; InputError if it cannot read them."""
-        classes = [r.slo.slo_class for r in self.requests]
+    def predict(
+        self, predictor: LengthPredictor, requests: Sequence[WorkloadRequest], label: str
+    ) -> LengthDistribution:
+        """The predictor's word on the traffic's requests; InputError if it cannot read them."""
+        classes = [r.slo.slo_class for r in requests]
         if self.features is None:
             return predictor.predict(
-                [r.prompt for r in self.requests],
+                [r.prompt for r in requests],
                 classes,
-                [r.prompt_tokens for r in self.requests],
+                [r.readable_tokens for r in requests],
             )
         if predictor.feature_contract != self.feature_contract:
             raise InputError(
-                f"{self.name} holds no text, only features {self.feature_contract}; {label} reads "
-                f"{predictor.feature_contract}: log prompts, or judge by --workload"
+                f"{self.source.name} holds no text, only features {self.feature_contract}; {label} "
+                f"reads {predictor.feature_contract}: log prompts, or judge by --workload"
             )
-        return predictor.predict_features(self.features, classes)
+        return predictor.predict_features(self.features[: len(requests)], classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class Decision:
     traffic: str
     requests: int
     load: float | None
+    profile: str
     reasons: tuple[str, ...]
 
     @property
@@ -106,6 +112,7 @@ class Decision:
             "traffic": self.traffic,
             "requests": self.requests,
             "load": self.load,
+            "profile": self.profile,
             "attainment_difference": self.difference,
             "difference_ci95": list(self.difference_ci95),
             **{
@@ -155,54 +162,71 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
                 row.slo_class or DEFAULT_CLASS,
             ),
             prompt=row.prompt if isinstance(row.prompt, str) else None,
+            max_tokens=_limit(row.max_tokens, row.output_tokens),
         )
         for row in frame.itertuples()
     )
-    return Traffic(f"log:{folder.name}", requests, features, contract)
+    name = f"log:{folder.name}"
+    return Traffic(WorkloadSource(name, name, requests=requests), features, contract)
 
 
-def compare(
+def judge(
     champion: ResolvedPredictor,
     challenger: ResolvedPredictor,
-    traffic: Sequence[Traffic],
-    profile: EngineProfile,
+    traffic: Traffic,
+    server: Server,
     *,
     load: float | None = None,
+    requests: int | None = None,
+    seeds: int | None = None,
 ) -> Decision:
-    """Play every draw of the traffic with both versions' lengths and decide.
+    """Play the traffic with both versions' lengths, as the server would, and decide.
 
-    `load` rescales the arrivals to that multiple of the profile's capacity; None keeps their pace.
+    Attainment counts a request by the weight of its class, which is what the planner goes by.
+    `load` in multiples of the capacity, None for the traffic's own pace; of a named workload
+    `requests` are drawn `seeds` times.
     """
     from lengthwise.predictor.model import LengthPredictor
 
-    records: dict[str, list[RequestRecord]] = {"champion": [], "challenger": []}
-    said: dict[str, list[LengthDistribution]] = {"champion": [], "challenger": []}
-    versions = {"champion": champion, "challenger": challenger}
+    versions = {CHAMPION: champion, CHALLENGER: challenger}
     predictors = {name: LengthPredictor.load(v.directory) for name, v in versions.items()}
-    for repeat, part in enumerate(traffic):
-        requests = _at_load(part, profile, load)
-        for name, predictor in predictors.items():
-            lengths = part.predict(predictor, versions[name].label)
-            # a fixed amount of search: the machine's mood must not decide
-            policy = make_policy("sa", seed=repeat, iterations=SEARCH_STEPS)
-            outcome = simulate(to_sim(requests, lengths.quantiles, lengths.levels), policy, profile)
-            records[name] += to_records(requests, outcome, repeat, lengths.median())
-            said[name].append(lengths)
-    true = np.array([r.output_tokens for part in traffic for r in part.requests], float)
+    said: dict[str, list[LengthDistribution]] = {name: [] for name in versions}
+
+    def lengths(arm: Arm, requests: Sequence[WorkloadRequest]) -> tuple[np.ndarray, np.ndarray]:
+        found = traffic.predict(predictors[arm.label], requests, versions[arm.label].label)
+        said[arm.label].append(found)
+        return found.quantiles, found.levels
+
+    arms = tuple(Arm(server.policy, "learned", name, server.policy_params) for name in versions)
+    capacity = None if load is None else capacity_rps(traffic.source, server.profile)
+    outcome = compare(
+        traffic.source,
+        BenchSettings(arms, load=load, requests=requests, repeats=seeds),
+        SimulatorRunner(server.profile, lengths, max_wait_s=server.max_wait_s, weights=server.slos),
+        capacity_rps=capacity,
+    )
+
+    def weight(record: RequestRecord) -> float:
+        return server.slos.weight(record.slo_class)
+
     sides = {
-        name: _side(versions[name].label, records[name], said[name], true) for name in versions
+        name: _side(versions[name].label, outcome.records[name], said[name], weight)
+        for name in versions
     }
-    paired = paired_difference(records["challenger"], records["champion"])
+    paired = paired_difference(
+        outcome.records[CHALLENGER], outcome.records[CHAMPION], weight=weight
+    )
     low, high = paired["difference_ci95"]
     return Decision(
-        champion=sides["champion"],
-        challenger=sides["challenger"],
+        champion=sides[CHAMPION],
+        challenger=sides[CHALLENGER],
         difference=float(paired["attainment_difference"]),
         difference_ci95=(float(low), float(high)),
-        traffic=traffic[0].name,
-        requests=true.size,
+        traffic=traffic.source.name,
+        requests=len(outcome.records[CHAMPION]),
         load=load,
-        reasons=tuple(_objections(sides["champion"], sides["challenger"], float(high))),
+        profile=server.profile.name,
+        reasons=tuple(_objections(sides[CHAMPION], sides[CHALLENGER], float(high))),
     )
 
 
@@ -253,19 +277,22 @@ def _side(
     label: str,
     records: Sequence[RequestRecord],
     said: Sequence[LengthDistribution],
-    true: np.ndarray,
+    weight: Callable[[RequestRecord], float],
 ) -> Side:
     low, high = (np.concatenate(parts) for parts in zip(*map(interval, said), strict=True))
     median = np.concatenate([lengths.median() for lengths in said])
-    attained = float(np.mean([record.met for record in records]))
+    true = np.array([record.target_tokens for record in records], float)
+    attained = float(
+        np.average([record.met for record in records], weights=[weight(r) for r in records])
+    )
     return Side(label, attained, coverage(true, low, high), mae(true, median))
 
 
-def _at_load(part: Traffic, profile: EngineProfile, load: float | None) -> list[WorkloadRequest]:
-    if load is None:
-        return list(part.requests)
-    source = WorkloadSource(part.name, part.name, requests=part.requests)
-    return source.draw(len(part.requests), load * capacity_rps(source, profile), 0)
+def _limit(max_tokens: object, output_tokens: int) -> int | None:
+    """The client's limit; one that the answer exceeds was not in force."""
+    if not isinstance(max_tokens, int) or max_tokens < output_tokens:
+        return None
+    return max_tokens
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -230,9 +230,15 @@ def summarize_arm(
 
 
 def paired_difference(
-    ours: Sequence[RequestRecord], base: Sequence[RequestRecord], *, seed: int = 0
+    ours: Sequence[RequestRecord],
+    base: Sequence[RequestRecord],
+    *,
+    seed: int = 0,
+    weight: Callable[[RequestRecord], float] = lambda record: 1.0,
 ) -> dict[str, Any]:
     """Attainment of `ours` minus that of `base`, request by request (same workload in both).
+
+    `weight` says what meeting a request is worth.
 
     Raises:
         ValueError: the two sides did not see the same requests.
@@ -240,7 +246,10 @@ def paired_difference(
     base_met = {(r.repeat, r.index): r.met for r in base}
     if base_met.keys() != {(r.repeat, r.index) for r in ours}:
         raise ValueError("paired difference needs the same requests on both sides")
-    deltas = _by_repeat(ours, lambda r: float(r.met) - float(base_met[r.repeat, r.index]))
+    usual = float(np.mean([weight(r) for r in ours])) if ours else 1.0
+    deltas = _by_repeat(
+        ours, lambda r: (float(r.met) - float(base_met[r.repeat, r.index])) * (weight(r) / usual)
+    )
     interval = attainment_interval(deltas, seed=seed)
     return {
         "attainment_difference": float(np.concatenate(deltas).mean()) if deltas else None,

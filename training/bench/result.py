@@ -35,6 +35,7 @@ class ArmResult(ClassResult):
 
     policy: str
     lengths: str
+    name: str | None = None
     goodput_rps: float
     g_per_s: float
     output_tokens_per_s: float
@@ -46,7 +47,8 @@ class ArmResult(ClassResult):
     @property
     def label(self) -> str:
         """How the arm is called on the command line and in tables."""
-        return self.policy if self.policy == "stock" else f"{self.policy}:{self.lengths}"
+        kind = self.policy if self.policy == "stock" else f"{self.policy}:{self.lengths}"
+        return self.name or kind
 
 
 class Emulation(BaseModel):
@@ -72,16 +74,21 @@ class Emulation(BaseModel):
 class BenchResult(BaseModel):
     """The last line of stdout of `bench` and `simulate`.
 
-    `source_label` is `synthetic` where the built-in corpus stood in for data; `bound` is the
-    attainment that no scheduler can exceed on these requests, if computed; `run` says where and
-    how (machine, versions, rates, seeds); `diagnostics` holds per arm what supports the figures
-    (send lag, length mismatches, throughput under load); `against_base` paired differences;
-    `emulation` says how far an emulated run may be believed.
+    `provenance` is `measured` where the real engine computed, `emulated` where the real server
+    and scheduler ran on a device that only takes the time, `emulated, warped` where they did
+    without a server and faster than time, `modeled` in the simulator; `engine`
+    is the engine's version, or the profile that was played. `source_label` is `synthetic` where
+    the built-in corpus stood in for data; `bound` is the attainment that no scheduler can exceed
+    on these requests, if computed; `run` says where and how (machine, versions, rates, seeds);
+    `diagnostics` holds per arm what supports the figures (send lag, length mismatches, throughput
+    under load); `against_base` paired differences; `emulation` says how far an emulated run may
+    be believed.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     provenance: Provenance
+    engine: str | None = None
     workload: str
     load: float | None
     predictor: str | None
@@ -96,9 +103,11 @@ class BenchResult(BaseModel):
     def to_line(self) -> str:
         """The document on one line."""
         document = self.model_dump(mode="json")
-        # an arm's name first, then its figures
+        # what an arm is first, then its figures
         document["arms"] = [
-            {"policy": arm["policy"], "lengths": arm["lengths"]} | arm for arm in document["arms"]
+            {"policy": arm["policy"], "lengths": arm["lengths"]}
+            | {key: value for key, value in arm.items() if key != "name" or value is not None}
+            for arm in document["arms"]
         ]
         return json.dumps(document, allow_nan=False)
 

@@ -8,13 +8,15 @@ import json
 import signal
 import socket
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
@@ -95,26 +97,28 @@ class BenchServers:
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
     ) -> list[Call]:
         """Encoded calls for `requests`; `salt` keeps the prefix caches of two runs apart."""
-        if self.emulated is None:
-            token_ids = [filler_ids(r.prompt_tokens, i) for i, r in enumerate(requests)]
-        else:
-            token_ids = self.emulated.token_ids(requests)
-            requests = self.emulated.sized(requests)
         return [
             Call(
                 r.arrival_s,
                 completion_body(
-                    r,
+                    replace(r, prompt=whole_prompt(r, i)),
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
-                    max_tokens=self.max_tokens,
-                    prompt_ids=None if r.prompt else token_ids[i],
+                    max_tokens=min(self.max_tokens, r.max_tokens or self.max_tokens),
+                    prompt_ids=None if r.prompt else prompt_ids(r, i),
                     cache_salt=salt,
                     tell_length=tell_length,
                 ),
             )
             for i, r in enumerate(requests)
         ]
+
+
+def prompt_ids(request: WorkloadRequest, seed: int) -> list[int]:
+    """Token ids for a request whose text is unknown, its shared beginning as everybody's."""
+    shared = request.prefix_tokens or 0
+    beginning = filler_ids(shared, zlib.crc32(str(request.prefix).encode())) if shared else []
+    return [*beginning, *filler_ids(request.prompt_tokens - shared, seed)][: request.prompt_tokens]
 
 
 def filler_ids(n: int, seed: int) -> list[int]:
@@ -173,6 +177,7 @@ def start_servers(
         profile=None if profile is None else str(profile),
         allow_configure=True,
         step_log=str(step_log),
+        # a fit to emulated steps would only find the profile again
         **({} if emulate is None else {"refit_steps": 0}),
         **settings,
     )
@@ -226,10 +231,7 @@ def start_servers(
             emulated=None
             if device is None
             else EmulatedServers(
-                device,
-                StepReader(logs["ours"]),
-                StepReader(logs["stock"]) if with_stock else None,
-                cache_dir / TINY_NAME if model == TINY_NAME else Path(model),
+                device, StepReader(logs["ours"]), StepReader(logs["stock"]) if with_stock else None
             ),
         )
 

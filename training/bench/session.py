@@ -1,6 +1,6 @@
-"""A whole measurement: predictor, servers, capacity, runs, report, MLflow.
+"""A whole comparison from its settings, on the real engine or on a modelled one.
 
-`lengthwise bench` and `lengthwise demo` are both this, with other settings.
+`lengthwise bench` and `lengthwise demo` `measure`, `lengthwise simulate` is `run_modeled`.
 """
 
 from __future__ import annotations
@@ -17,58 +17,36 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-from lengthwise.training.bench.arms import Arm
 from lengthwise.training.bench.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.compare import BenchOutcome, BenchSettings, run_bench
+from lengthwise.training.bench.compare import Outcome, compare
+from lengthwise.training.bench.emulated_runner import EmulatedRunner
 from lengthwise.training.bench.emulation import throughput_warning
+from lengthwise.training.bench.engine_runner import EngineRunner
 from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE, write_run
 from lengthwise.training.bench.servers import TINY_ARGS, BenchServers, start_servers
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of, processes
 from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
 from lengthwise.training.console import SilentSteps, Steps
-from lengthwise.training.registry.models import ResolvedPredictor, resolve_predictor
+from lengthwise.training.registry.models import (
+    DEFAULT_PREDICTOR,
+    ResolvedPredictor,
+    resolve_predictor,
+)
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
+DEFAULT_PROFILE = "tiny-cpu"
 LENGTHS_OF_A_PREDICTOR = frozenset({"learned", "class"})
-
-
-@dataclass(frozen=True, slots=True)
-class BenchRequest:
-    """What the user asked for; see `BenchSettings` for load, requests, repeats.
-
-    `profile`: a profile's name or path; None takes the one calibrated for this model in the
-    workspace, and calibrates first where there is none. `recalibrate` does so in any case.
-    `emulate`: the profile of the device that takes the engine's place; then `profile` is what the
-    planner takes it for.
-    """
-
-    workload: str
-    arms: tuple[Arm, ...]
-    predictor: str
-    model: str = "tiny"
-    source: str | None = None
-    arrivals: str = "poisson"
-    load: float | None = 1.5
-    requests: int | None = None
-    duration_s: float | None = None
-    repeats: int = 3
-    seed: int = 0
-    timeout_s: float = 600.0
-    capacity_rps: float | None = None
-    profile: str | None = None
-    recalibrate: bool = False
-    plan_budget_ms: float = 1.0
-    vllm_args: tuple[str, ...] = ()
-    emulate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
     """The outcome, the directory of its files, and the MLflow run that holds them."""
 
-    outcome: BenchOutcome
+    outcome: Outcome
     directory: Path
     page: Path
     mlflow_run_id: str | None
@@ -81,114 +59,163 @@ def profile_path(workspace: Workspace, model: str) -> Path:
 
 
 def measure(
-    request: BenchRequest,
+    settings: BenchSettings,
     *,
     workspace: Workspace,
     steps: Steps | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
-    """Run a bench from nothing to the report; servers are started and stopped here.
+    """A bench from nothing to the report; servers are started and stopped here.
 
     Args:
-        request: what to run.
+        settings: what to run.
         workspace: for runs, profiles and MLflow.
         steps: progress bars.
         say: told one line at every stage.
 
     Raises:
-        InputError: anything wrong with the request, before a server starts.
+        InputError: anything wrong with the settings, before a server starts.
     """
     steps = steps or SilentSteps()
-    device = None if request.emulate is None else emulable_profile(request.emulate)
-    source = open_workload(
-        request.workload, source=request.source, arrivals=request.arrivals, profile=device
-    )
-    if request.load is None and source.table is not None:
-        raise InputError(f"workload {source.name!r} has no pace of its own: give a load")
-    settings = bench_settings(request, request.capacity_rps or 1.0)
-    predictor = find_predictor(request, workspace)
-    known = request.profile or request.emulate or str(profile_path(workspace, request.model))
+    device = None if settings.emulate is None else emulable_profile(settings.emulate)
+    known = settings.profile or settings.emulate or str(profile_path(workspace, settings.model))
     profile = None
-    if request.profile or request.emulate or (Path(known).is_file() and not request.recalibrate):
+    if settings.profile or settings.emulate or (Path(known).is_file() and not settings.recalibrate):
         profile = read_profile(known)
+    source = open_workload(
+        settings.workload,
+        source=settings.source,
+        arrivals=settings.arrivals,
+        profile=device or profile,
+    )
+    settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
+    resolved = find_predictor(settings, workspace)
+    predictor = load_predictor(resolved)
+    capacity = settings.capacity_rps
     if device is not None:
-        settings = bench_settings(request, request.capacity_rps or capacity_rps(source, device))
-        warn_of_throughput(settings, source, device, request, say)
+        capacity = capacity or capacity_rps(source, device)
+        tell_throughput(settings, source, device, capacity, say)
     directory = workspace.new_run_dir("bench")
+    own = {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
     with start_servers(
-        request.model,
+        settings.model,
         directory=directory / "servers",
         cache_dir=workspace.cache,
-        predictor=predictor,
+        predictor=resolved,
         profile=known if profile else None,
-        vllm_args=request.vllm_args,
-        plan_budget_ms=request.plan_budget_ms,
-        seed=request.seed,
-        emulate=request.emulate,
+        vllm_args=settings.vllm_args,
+        max_wait_s=settings.max_wait_s,
+        seed=settings.seed,
+        emulate=settings.emulate,
+        **own,
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
-        if request.capacity_rps is None and device is None:
-            profile = profile or calibrate(request, servers, source, workspace, say)
+        if settings.load is not None and capacity is None and profile is None:
+            profile = calibrate(settings, servers, source, workspace, say)
+        if capacity is None and profile is not None:
             capacity = capacity_rps(source, profile)
-            settings = bench_settings(request, capacity)
             say(f"capacity of {source.name}: {capacity:.2f} requests/s ({profile.provenance})")
-        outcome = run_bench(
-            servers,
+        make_runner = EngineRunner if device is None else EmulatedRunner
+        runner = make_runner(servers, predictor=predictor, timeout_s=settings.timeout_s)
+        outcome = compare(
             source,
             settings,
-            predictor=load_predictor(predictor),
-            predictor_label=predictor.label if predictor else None,
+            runner,
+            capacity_rps=capacity,
+            predictor_label=resolved.label if resolved else None,
             run_info={"profile": profile.name if profile else None},
-            on_run=progress_of(steps, settings),
+            on_run=progress_of(steps, settings.times(source)),
             say=say,
         )
+    if isinstance(runner, EmulatedRunner):
+        outcome = runner.judged(outcome)
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
-    run_id = log_run(outcome, predictor, directory, page, workspace)
+    run_id = log_run(outcome, resolved, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
 
 
-def warn_of_throughput(
+def tell_throughput(
     settings: BenchSettings,
     source: WorkloadSource,
     device: EngineProfile,
-    request: BenchRequest,
+    capacity: float,
     say: Callable[[str], None],
 ) -> None:
-    """Say so before the servers start where this machine cannot stream what the device makes."""
+    """Say before a start what the device makes, and whether this machine can stream it."""
     mean_tokens = float(np.mean([r.output_tokens for r in source.sample()]))
-    tokens_per_s = min(settings.load or 1.0, 1.0) * settings.capacity_rps * mean_tokens
+    tokens_per_s = min(settings.load or 1.0, 1.0) * capacity * mean_tokens
     say(
-        f"capacity of {source.name}: {settings.capacity_rps:.2f} requests/s, about "
-        f"{tokens_per_s:,.0f} tokens/s, on {device.name}"
+        f"capacity of {source.name}: {capacity:.2f} requests/s, about {tokens_per_s:,.0f} "
+        f"tokens/s, on {device.name}"
     )
-    tiny = TINY_ARGS if request.model == TINY_NAME else ()
-    if warning := throughput_warning(tokens_per_s, (*tiny, *request.vllm_args)):
+    tiny = TINY_ARGS if settings.model == TINY_NAME else ()
+    if warning := throughput_warning(tokens_per_s, (*tiny, *settings.vllm_args)):
         say(f"warning: {warning}")
 
 
-def bench_settings(request: BenchRequest, capacity: float) -> BenchSettings:
-    """The settings of the runs, once the capacity is known (InputError on bad values)."""
-    return BenchSettings(
-        arms=request.arms,
-        capacity_rps=capacity,
-        load=request.load,
-        requests=request.requests,
-        duration_s=request.duration_s,
-        repeats=request.repeats,
-        seed=request.seed,
-        timeout_s=request.timeout_s,
+def run_modeled(
+    settings: BenchSettings,
+    *,
+    workspace: Workspace,
+    with_bound: bool = True,
+    jobs: int = 1,
+    steps: Steps | None = None,
+) -> Outcome:
+    """The same comparison on the modelled engine of the settings' profile.
+
+    Args:
+        settings: what to play; a predictor is asked for only where an arm is learned.
+        workspace: where predictors are registered.
+        with_bound: compute what no scheduler can exceed, too.
+        jobs: processes to play in.
+        steps: progress bars.
+
+    Raises:
+        InputError: anything wrong with the settings.
+    """
+    steps = steps or SilentSteps()
+    profile = read_profile(settings.profile or DEFAULT_PROFILE)
+    source = open_workload(
+        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
     )
+    resolved = None
+    if settings.predictor or any(arm.lengths == "learned" for arm in settings.arms):
+        name = settings.predictor or DEFAULT_PREDICTOR
+        resolved = resolve_predictor(name, workspace=workspace)
+    known = lengths_of(load_predictor(resolved))
+    capacity = settings.capacity_rps or capacity_rps(source, profile)
+    steps.step("simulate", len(settings.arms) * settings.times(source))
+    budget_s = None if settings.plan_budget_ms is None else settings.plan_budget_ms / 1e3
+    with processes(jobs) as pool:
+        runner = SimulatorRunner(
+            profile,
+            known,
+            plan_budget_s=budget_s,
+            max_wait_s=settings.max_wait_s,
+            seed=settings.seed,
+            pool=pool,
+        )
+        return compare(
+            source,
+            settings,
+            runner,
+            capacity_rps=capacity,
+            predictor_label=resolved.label if resolved else None,
+            bound=runner.bound if with_bound else None,
+            workers=jobs,
+            say=lambda _: steps.advance(),
+        )
 
 
 def calibrate(
-    request: BenchRequest,
+    settings: BenchSettings,
     servers: BenchServers,
     source: WorkloadSource,
     workspace: Workspace,
     say: Callable[[str], None],
 ) -> EngineProfile:
     """A short calibration of the running server, kept in the workspace for the next time."""
-    path = profile_path(workspace, request.model)
+    path = profile_path(workspace, settings.model)
     done = calibrate_server(servers, source, name=path.stem, short=True, on_stage=say)
     write_profile(done, path)
     return done.profile
@@ -202,15 +229,15 @@ def read_profile(name: str) -> EngineProfile:
         raise InputError(str(error)) from error
 
 
-def find_predictor(request: BenchRequest, workspace: Workspace) -> ResolvedPredictor | None:
+def find_predictor(settings: BenchSettings, workspace: Workspace) -> ResolvedPredictor | None:
     """The predictor, if any arm needs one."""
-    if not any(arm.lengths in LENGTHS_OF_A_PREDICTOR for arm in request.arms):
+    if not any(arm.lengths in LENGTHS_OF_A_PREDICTOR for arm in settings.arms):
         return None
-    return resolve_predictor(request.predictor, workspace=workspace)
+    return resolve_predictor(settings.predictor or DEFAULT_PREDICTOR, workspace=workspace)
 
 
 def load_predictor(resolved: ResolvedPredictor | None) -> LengthPredictor | None:
-    """The predictor's object, to record what it says of each request."""
+    """The predictor's object; None where there is none."""
     if resolved is None:
         return None
     from lengthwise.predictor.model import LengthPredictor
@@ -218,20 +245,18 @@ def load_predictor(resolved: ResolvedPredictor | None) -> LengthPredictor | None
     return LengthPredictor.load(resolved.directory)
 
 
-def progress_of(
-    steps: Steps, settings: BenchSettings
-) -> Callable[[str, int, int], Callable[[], None]]:
+def progress_of(steps: Steps, repeats: int) -> Callable[[str, int, int], Callable[[], None]]:
     """One bar per run of an arm."""
 
     def begin(label: str, repeat: int, requests: int) -> Callable[[], None]:
-        steps.step(f"{label}, repeat {repeat + 1}/{settings.repeats}", requests)
+        steps.step(f"{label}, repeat {repeat + 1}/{repeats}", requests)
         return steps.advance
 
     return begin
 
 
 def log_run(
-    outcome: BenchOutcome,
+    outcome: Outcome,
     predictor: ResolvedPredictor | None,
     directory: Path,
     page: Path,

@@ -1,157 +1,184 @@
-"""`lengthwise simulate`: policies on the modelled engine, same result document as `bench`."""
+"""The simulator as a runner: any policy on a modelled engine, in the same terms as the real one."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimResult
+from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 from lengthwise.training.bench.arms import Arm
 from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.provenance import utc_now
-from lengthwise.training.bench.records import RequestRecord, paired_difference, summarize_arm
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, length_rows, to_sim
+from lengthwise.training.bench.compare import PlanTimes, Run, Tick, no_tick
+from lengthwise.training.bench.records import RequestRecord
+from lengthwise.training.bench.result import Provenance
+from lengthwise.training.bench.workload import (
+    WorkloadSource,
+    check_fit,
+    cut_at_max_tokens,
+    length_rows,
+    to_sim,
+)
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-
 MEDIAN = 0.5
+QUEUE_SAMPLES = 200
+# What a policy searches where nothing limits its time: sa its own number of steps; of the paper's
+# schedule, whose 63 temperatures of 100 steps take too long to plan often, about as many.
+FIXED_SEARCH: Mapping[str, Mapping[str, Any]] = {"sa-paper": {"steps_per_temperature": 2}}
+
+# what a scheduler knows of an arm's requests: quantiles (n, q) tokens at levels (q,)
+KnownLengths = Callable[[Arm, Sequence[WorkloadRequest]], tuple[np.ndarray, np.ndarray]]
+
+
+def lengths_of(predictor: LengthPredictor | None) -> KnownLengths:
+    """Lengths by the arm's source, the learned ones from one predictor."""
+    return lambda arm, requests: length_rows(requests, arm.lengths, predictor)
 
 
 @dataclass(frozen=True, slots=True)
-class SimulateSettings:
-    """What to simulate. `load` in multiples of capacity; None keeps a file's own arrivals."""
+class Play:
+    """One run, as it is handed to another process."""
 
-    arms: tuple[Arm, ...]
-    load: float | None
-    requests: int
-    seeds: int = 1
-    seed: int = 0
-    budget_s: float = 0.001
-    max_wait_s: float = 120.0
-    arrival_rate_rps: float | None = None
-    with_bound: bool = False
+    workload: SimWorkload
+    profile: EngineProfile
+    policy: str
+    params: tuple[tuple[str, Any], ...]
+    seed: int
+    plan_budget_s: float | None
+    max_wait_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class SimulateOutcome:
-    """The document, and the records and queue samples behind it, by arm label."""
-
-    result: BenchResult
-    records: dict[str, list[RequestRecord]]
-    queue: dict[str, list[tuple[int, QueueSample]]]
+def play(task: Play) -> SimResult:
+    """The run's outcome; without a plan budget it depends on the task alone."""
+    policy = simulated_policy(task.policy, task.seed, task.plan_budget_s, **dict(task.params))
+    return simulate(task.workload, policy, task.profile, max_wait_s=task.max_wait_s)
 
 
-def run_simulation(
-    source: WorkloadSource,
-    profile: EngineProfile,
-    settings: SimulateSettings,
-    *,
-    predictor: LengthPredictor | None = None,
-    predictor_label: str | None = None,
-    on_step: Callable[[str], None] = lambda label: None,
-) -> SimulateOutcome:
-    """Run every arm on the same requests, `seeds` times with other draws of them.
+def simulated_policy(name: str, seed: int, budget_s: float | None = None, **params: Any) -> Policy:
+    """The policy by name; without a budget, seconds a plan, it searches a fixed number of steps."""
+    if budget_s is not None:
+        return make_policy(name, budget_s=budget_s, seed=seed, **params)
+    policy = make_policy(name, budget_s=None, seed=seed, **{**FIXED_SEARCH.get(name, {}), **params})
+    if name in FIXED_SEARCH:
+        policy.nominal_s = make_policy("sa", budget_s=None).nominal_s  # to plan as often
+    return policy
 
-    With `with_bound` the document says what no scheduler can exceed, the mean over the draws.
 
-    Raises:
-        InputError: a load that is not positive, `learned` without a predictor.
+class SimulatorRunner:
+    """Plays the requests on a profile's engine.
+
+    `weights` is the SLO table whose weights the planner goes by (1 each without). Without
+    `plan_budget_s` a plan searches a fixed number of steps, so that figures do not depend on how
+    busy this machine is. `pool` plays runs in other processes, for a `compare` of several workers.
     """
-    if settings.load is not None and not settings.load > 0:
-        raise InputError(f"load must be above 0, got {settings.load:g}")
-    capacity = capacity_rps(source, profile)
-    records: dict[str, list[RequestRecord]] = {arm.label: [] for arm in settings.arms}
-    queue: dict[str, list[tuple[int, QueueSample]]] = {arm.label: [] for arm in settings.arms}
-    plan_s: dict[str, list[float]] = {arm.label: [] for arm in settings.arms}
-    bounds: list[float] = []
-    rate_rps = None if settings.load is None else settings.load * capacity
-    for repeat in range(settings.seeds):
-        seed = settings.seed + repeat
-        requests = (
-            list(source.requests[: settings.requests])
-            if rate_rps is None
-            else source.draw(settings.requests, rate_rps, seed)
+
+    provenance: Provenance = "modeled"
+    base_arms: tuple[Arm, ...] = ()
+
+    def __init__(
+        self,
+        profile: EngineProfile,
+        lengths: KnownLengths,
+        *,
+        plan_budget_s: float | None = None,
+        max_wait_s: float = 120.0,
+        weights: SloTable | None = None,
+        seed: int = 0,
+        pool: Executor | None = None,
+    ) -> None:
+        self.profile = profile
+        self.engine = f"simulator, profile {profile.name}"
+        self._lengths = lengths
+        self._plan_budget_s = plan_budget_s
+        self._max_wait_s = max_wait_s
+        self._weights = weights
+        self._seed = seed
+        self._pool = pool
+
+    def start(self, source: WorkloadSource) -> None:
+        """Nothing to get ready."""
+
+    def run(
+        self, arm: Arm, requests: Sequence[WorkloadRequest], repeat: int, tick: Tick = no_tick
+    ) -> Run:
+        """One run of one arm; InputError for a request that the engine cannot hold."""
+        check_fit(requests, self.profile)
+        rows, levels = self._lengths(arm, requests)
+        task = Play(
+            to_sim(requests, cut_at_max_tokens(rows, requests), levels, self._weights),
+            self.profile,
+            arm.policy,
+            arm.params,
+            policy_seed(arm, self._seed + repeat),
+            self._plan_budget_s,
+            self._max_wait_s,
         )
-        if settings.with_bound:
-            bounds.append(attainment_bound(to_sim(requests), profile))
-            on_step("bound")
-        for arm in settings.arms:
-            quantiles, levels = length_rows(requests, arm.lengths, predictor)
-            policy = make_policy(arm.policy, budget_s=settings.budget_s, seed=arm_seed(arm, seed))
-            outcome = simulate(
-                to_sim(requests, quantiles, levels),
-                policy,
-                profile,
-                max_wait_s=settings.max_wait_s,
-            )
-            predicted = None
-            if arm.lengths == "learned":
-                predicted = quantiles[:, int(np.argmin(np.abs(levels - MEDIAN)))]
-            records[arm.label] += to_records(requests, outcome, repeat, predicted)
-            queue[arm.label] += queue_samples(requests, outcome, repeat)
-            plan_s[arm.label] += list(outcome.plan_s)
-            on_step(arm.label)
-    arms = []
-    for arm in settings.arms:
-        times_ms = 1e3 * np.asarray(plan_s[arm.label])
-        p50, p99 = np.quantile(times_ms, [0.5, 0.99]) if len(times_ms) else (None, None)
-        arms.append(
-            summarize_arm(
-                arm.policy,
-                arm.lengths,
-                records[arm.label],
-                plan_ms_p50=None if p50 is None else float(p50),
-                plan_ms_p99=None if p99 is None else float(p99),
-                seed=settings.seed,
-            )
+        outcome = play(task) if self._pool is None else self._pool.submit(play, task).result()
+        predicted = None
+        if arm.lengths == "learned":
+            predicted = rows[:, int(np.argmin(np.abs(levels - MEDIAN)))]
+        for _ in requests:
+            tick()
+        return Run(
+            to_records(requests, outcome, repeat, predicted),
+            queue_samples(requests, outcome),
+            plan_times(outcome.plan_s),
         )
-    base = settings.arms[0].label
-    result = BenchResult(
-        provenance="modeled",
-        workload=source.name,
-        load=settings.load,
-        predictor=predictor_label,
-        source_label=source.source_label,
-        arms=arms,
-        bound=min(1.0, float(np.mean(bounds))) if bounds else None,
-        run={
-            "stamp": utc_now(),
-            "profile": profile.name,
-            "profile_provenance": profile.provenance,
-            "capacity_rps": capacity,
-            "rate_rps": rate_rps,
-            "requests_per_seed": settings.requests,
-            "seeds": settings.seeds,
-            "first_seed": settings.seed,
-            "arrivals": source.arrivals,
-            "plan_budget_ms": settings.budget_s * 1e3,
-            "max_wait_s": settings.max_wait_s,
-        },
-        against_base={
-            arm.label: {"base": base}
-            | paired_difference(records[arm.label], records[base], seed=settings.seed)
-            for arm in settings.arms[1:]
-        },
-    )
-    return SimulateOutcome(result, records, queue)
+
+    def bound(self, requests: Sequence[WorkloadRequest]) -> float:
+        """The attainment that no scheduler can exceed on these requests."""
+        check_fit(requests, self.profile)
+        return attainment_bound(to_sim(requests), self.profile)
+
+    def describe(self) -> dict[str, Any]:
+        """Profile and search."""
+        budget_s = self._plan_budget_s
+        return {
+            "profile": self.profile.name,
+            "profile_provenance": self.profile.provenance,
+            "plan_budget_ms": None if budget_s is None else budget_s * 1e3,
+            "max_wait_s": self._max_wait_s,
+        }
 
 
-def arm_seed(arm: Arm, seed: int) -> int:
-    """A policy seed of its own for each arm, the same in every process."""
-    return zlib.crc32(f"{arm.label}/{seed}".encode()) & 0x7FFFFFFF
+@contextmanager
+def processes(jobs: int) -> Iterator[Executor | None]:
+    """`jobs` processes to play in; None, to play here, where that is one."""
+    if jobs == 1:
+        yield None
+        return
+    # not forked: the predictor's library holds threads that a fork would lose
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def policy_seed(arm: Arm, seed: int) -> int:
+    """A policy seed for each kind of arm, the same in every process and under every name."""
+    return zlib.crc32(f"{arm.kind}/{seed}".encode()) & 0x7FFFFFFF
+
+
+def plan_times(plan_s: Sequence[float]) -> PlanTimes:
+    """Number and quantiles of the plans' times."""
+    if not len(plan_s):
+        return PlanTimes()
+    p50, p99 = np.quantile(1e3 * np.asarray(plan_s), [0.5, 0.99])
+    return PlanTimes(len(plan_s), float(p50), float(p99))
 
 
 def to_records(
@@ -185,18 +212,15 @@ def to_records(
 
 
 def queue_samples(
-    requests: Sequence[WorkloadRequest], outcome: SimResult, repeat: int, points: int = 200
-) -> list[tuple[int, QueueSample]]:
+    requests: Sequence[WorkloadRequest], outcome: SimResult, points: int = QUEUE_SAMPLES
+) -> list[QueueSample]:
     """Waiting and running requests at evenly spaced times, from the times of each request."""
     start = np.array([r.arrival_s for r in requests])
     return [
-        (
-            repeat,
-            QueueSample(
-                float(at),
-                int(((start <= at) & (outcome.admitted_s > at)).sum()),
-                int(((outcome.admitted_s <= at) & (outcome.finish_s > at)).sum()),
-            ),
+        QueueSample(
+            float(at),
+            int(((start <= at) & (outcome.admitted_s > at)).sum()),
+            int(((outcome.admitted_s <= at) & (outcome.finish_s > at)).sum()),
         )
         for at in np.linspace(0.0, outcome.end_s, points)
     ]

@@ -1,33 +1,36 @@
-"""A whole emulated measurement in warped time: predictor, player, runs, report, MLflow."""
+"""A whole emulated measurement in warped time: predictor, players, runs, report, MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
-from lengthwise.training.bench.compare import DEFAULT_DURATION_S
+from lengthwise.training.bench.compare import compare
 from lengthwise.training.bench.report import write_run
 from lengthwise.training.bench.session import (
     BenchReport,
-    BenchRequest,
     find_predictor,
     load_predictor,
     log_run,
+    progress_of,
     read_profile,
 )
-from lengthwise.training.bench.warped import WarpedRunner, WarpedSettings, run_warped
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import lengths_of
+from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.workload import capacity_rps, open_workload
 from lengthwise.training.console import SilentSteps, Steps
 from lengthwise.training.workspace import Workspace
 
 
 def measure_warped(
-    request: BenchRequest,
-    settings: WarpedSettings,
+    settings: BenchSettings,
+    warp: WarpSettings,
     *,
     workspace: Workspace,
     steps: Steps | None = None,
@@ -36,67 +39,64 @@ def measure_warped(
     """Play stock vLLM and every arm on emulated engines, faster than real time.
 
     Args:
-        request: workload, arms, predictor; `emulate` is the device's profile, `profile` what our
-            planner takes it for.
-        settings: of the runs; the number of requests and the planner's profile come from
-            `request`.
+        settings: as for a bench; `emulate` is the device's profile, `profile` what our planner
+            takes it for, load 1 what all instances together can carry.
+        warp: how it is played; seed, wait and the planner's profile come from `settings`.
         workspace: for runs, the tiny model and MLflow.
         steps: progress bars.
         say: told one line at every stage.
 
     Raises:
-        InputError: anything wrong with the request, before an engine starts.
+        InputError: anything wrong with the settings, before an engine starts.
     """
     steps = steps or SilentSteps()
-    if request.emulate is None:
+    if settings.emulate is None:
         raise InputError("warped time needs an emulated device: give --emulate PROFILE")
-    if request.model != TINY_NAME:
-        raise InputError(f"warped time has the model {TINY_NAME!r} only, got {request.model!r}")
-    if request.vllm_args:
-        raise InputError(f"no server starts in warped time, so no options: {request.vllm_args}")
-    profile = emulable_profile(request.emulate)
-    if request.profile is not None:
-        read_profile(request.profile)
+    if settings.model != TINY_NAME:
+        raise InputError(f"warped time has the model {TINY_NAME!r} only, got {settings.model!r}")
+    if settings.vllm_args:
+        raise InputError(f"no server starts in warped time, so no options: {settings.vllm_args}")
+    profile = emulable_profile(settings.emulate)
+    if settings.profile is not None:
+        read_profile(settings.profile)
     source = open_workload(
-        request.workload, source=request.source, arrivals=request.arrivals, profile=profile
+        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
     )
-    if request.load is None and source.table is not None:
-        raise InputError(f"workload {source.name!r} has no pace of its own: give a load")
-    resolved = find_predictor(request, workspace)
-    predictor = load_predictor(resolved)
-    capacity = request.capacity_rps or capacity_rps(source, profile)
+    settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
+    resolved = find_predictor(settings, workspace)
+    capacity = settings.capacity_rps or capacity_rps(source, profile)
     say(f"capacity of {source.name}: {capacity:.2f} requests/s an engine ({profile.name})")
-    count = count_of(request, source, capacity * settings.instances)
-    settings = replace(settings, requests=count, planned_profile=request.profile)
+    warp = replace(
+        warp,
+        planned_profile=settings.profile,
+        max_wait_s=settings.max_wait_s,
+        seed=settings.seed,
+    )
     directory = workspace.new_run_dir("bench")
-    model_dir = build_tiny_model(workspace.cache / TINY_NAME)
-    steps.step("emulated engines", (len(settings.arms) + 1) * settings.seeds)
-    with PlayerProcess(directory / "engines.log") as player:
-        outcome = run_warped(
-            WarpedRunner(
-                player=player,
-                device=request.emulate,
-                profile=profile,
-                model_dir=model_dir,
-                settings=settings,
-                predictor=predictor,
-                predictor_dir=None if resolved is None else resolved.directory,
-            ),
+    with ExitStack() as stack:
+        runner = WarpedRunner(
+            [
+                stack.enter_context(PlayerProcess(directory / f"engines-{number}.log"))
+                for number in range(warp.jobs)
+            ],
+            device=settings.emulate,
+            profile=profile,
+            model_dir=build_tiny_model(workspace.cache / TINY_NAME),
+            lengths=lengths_of(load_predictor(resolved)),
+            settings=warp,
+            predictor_dir=None if resolved is None else resolved.directory,
+        )
+        outcome = compare(
             source,
-            capacity=capacity,
+            settings,
+            runner,
+            capacity_rps=capacity * warp.instances,
             predictor_label=None if resolved is None else resolved.label,
-            on_run=lambda label, repeat: steps.advance(),
+            workers=warp.jobs,
+            on_run=progress_of(steps, settings.times(source)),
             say=say,
         )
+    outcome = runner.judged(outcome)
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, resolved, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
-
-
-def count_of(request: BenchRequest, source: WorkloadSource, capacity: float) -> int:
-    """Requests a run: those asked for, a file's all, or some seconds of arrivals."""
-    if request.requests is not None:
-        return request.requests
-    if request.load is None or source.table is None:
-        return len(source.requests)
-    return max(1, round(request.load * capacity * (request.duration_s or DEFAULT_DURATION_S)))

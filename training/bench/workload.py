@@ -1,4 +1,4 @@
-"""Where the requests of a comparison come from, and what rate means "load 1"."""
+"""Where the requests of a comparison come from, and what a scheduler may know of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from lengthwise.data.arena.workloads import ARENA, ARRIVALS, arena_workload, build_workload
 from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload
-from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.simulator.capacity import requests_needed, saturated_rps
 from lengthwise.scheduler.simulator.workload import SimWorkload
 from lengthwise.training.bench.scaling import scale_to_engine
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
 
-CAPACITY_SAMPLE = 600
-SAMPLE_PER_SLOT = 12  # fewer, and a wide engine is still filling up or already running dry
-CAPACITY_SEED = 90_001
+SAMPLE_SEED = 90_001
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,12 @@ class WorkloadSource:
         first_s = chosen[0].arrival_s
         return [replace(r, arrival_s=(r.arrival_s - first_s) * factor) for r in chosen]
 
-    def sample(self, n: int = CAPACITY_SAMPLE) -> list[WorkloadRequest]:
-        """Requests that stand for the workload when its capacity is computed."""
+    def sample(self, n: int) -> list[WorkloadRequest]:
+        """`n` requests that stand for the workload; a file's at once, a short one's over again."""
         if self.table is not None:
-            return self.draw(n, 1.0, CAPACITY_SEED)
-        return list(self.requests[:n])
+            return self.draw(n, 1.0, SAMPLE_SEED)
+        rows = self.requests
+        return [replace(rows[i % len(rows)], arrival_s=0.0) for i in range(n)]
 
 
 def is_arena(spec: str) -> bool:
@@ -112,52 +111,36 @@ def file_rate_rps(requests: Sequence[WorkloadRequest]) -> float:
 
 
 def capacity_rps(source: WorkloadSource, profile: EngineProfile) -> float:
-    """Requests/s the engine can finish of this workload, by its calibrated profile."""
-    n = max(CAPACITY_SAMPLE, SAMPLE_PER_SLOT * profile.capacity.max_num_seqs)
-    return modeled_rps(source.sample(n), profile)
-
-
-def modeled_rps(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> float:
-    """Requests/s finished while more wait than fit, by the model; measured the same way."""
-    at_once = [replace(r, arrival_s=0.0) for r in requests]
-    played = simulate(to_sim(at_once), make_policy("fcfs"), profile)
-    tokens_per_s = saturated_tokens_per_s(
-        played.first_token_s, played.finish_s, played.output_tokens
-    )
-    return tokens_per_s / float(np.mean(played.output_tokens))
-
-
-def saturated_tokens_per_s(
-    first_s: np.ndarray, last_s: np.ndarray, output_tokens: np.ndarray
-) -> float:
-    """Output tokens/s while there was a queue and the engine was in its stride.
-
-    From the time a quarter of the requests have their first token, when a server is no longer
-    busy taking them in, to the last first token.
-
-    Args:
-        first_s: (n,) time of each first token.
-        last_s: (n,) time of each last token.
-        output_tokens: (n,) tokens, taken as evenly spread between the two.
+    """Requests/s of this workload that are load 1 on the engine; see `simulator.capacity`.
 
     Raises:
-        ValueError: all started at once, so that there never was a queue.
+        InputError: a request that does not fit in the engine's memory.
     """
-    start, end = np.quantile(first_s, 0.25), first_s.max()
-    if not end > start:
-        raise ValueError("saturated run too short: every request started at once")
-    span = np.maximum(last_s - first_s, 1e-9)
-    inside = np.clip(np.minimum(last_s, end) - np.maximum(first_s, start), 0.0, None) / span
-    tokens = (first_s >= start) + (output_tokens - 1) * inside
-    return float(tokens.sum() / (end - start))
+    requests = source.sample(requests_needed(profile))
+    check_fit(requests, profile)
+    return saturated_rps(to_sim(requests), profile)
+
+
+def check_fit(requests: Sequence[WorkloadRequest], profile: EngineProfile) -> None:
+    """InputError if one request alone is more than the engine's KV memory holds."""
+    longest = max(r.prompt_tokens + r.output_tokens for r in requests)
+    if longest > profile.capacity.kv_tokens:
+        raise InputError(
+            f"a request of {longest} tokens does not fit: engine profile {profile.name!r} has "
+            f"{profile.capacity.kv_tokens} tokens of KV memory"
+        )
 
 
 def to_sim(
     requests: Sequence[WorkloadRequest],
     quantiles: np.ndarray | None = None,
     levels: np.ndarray | None = None,
+    weights: SloTable | None = None,
 ) -> SimWorkload:
-    """Arrays for the simulator; `quantiles` (n, q) at `levels` (q,), None where none will look."""
+    """Arrays for the simulator; `quantiles` (n, q) at `levels` (q,), None where none will look.
+
+    `weights`: the SLO table that says what each class is worth; 1 each without.
+    """
     if quantiles is None or levels is None:
         quantiles, levels = np.ones((len(requests), 1)), np.array([0.5])
 
@@ -180,7 +163,7 @@ def to_sim(
         ttft_s=limits("ttft_s"),
         tpot_s=limits("tpot_s"),
         e2e_s=limits("e2e_s"),
-        weight=np.ones(len(requests)),
+        weight=np.array([(weights or SloTable({})).weight(r.slo.slo_class) for r in requests]),
         class_id=np.array([classes.index(r.slo.slo_class) for r in requests], dtype=np.int64),
         quantiles=np.asarray(quantiles, dtype=float),
         levels=np.asarray(levels, dtype=float),
@@ -210,7 +193,7 @@ def length_rows(
     if lengths == "learned":
         if predictor is None:
             raise InputError("lengths 'learned' need a predictor: give its URI or directory")
-        tokens = [r.text_tokens or r.prompt_tokens for r in requests]
+        tokens = [r.readable_tokens for r in requests]
         lengths_known = predictor.predict([r.prompt for r in requests], classes, tokens)
         return lengths_known.quantiles, levels
     if lengths == "none":
@@ -221,6 +204,14 @@ def length_rows(
     if predictor is not None:
         return np.stack([predictor.class_gaussian(name) for name in classes]), levels
     return gaussian_rows(true, classes, levels), levels
+
+
+def cut_at_max_tokens(quantiles: np.ndarray, requests: Sequence[WorkloadRequest]) -> np.ndarray:
+    """The quantiles (n, q), none above its request's `max_tokens`: what the server does too."""
+    if all(r.max_tokens is None for r in requests):
+        return quantiles
+    most = np.array([np.inf if r.max_tokens is None else r.max_tokens for r in requests])
+    return np.minimum(quantiles, most[:, None])
 
 
 def gaussian_rows(true: np.ndarray, groups: Sequence[str | None], levels: np.ndarray) -> np.ndarray:

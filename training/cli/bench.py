@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +18,10 @@ from lengthwise.training.registry.models import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.predictor.model import LengthPredictor
     from lengthwise.training.bench.result import BenchResult
 
+ARENA_LOAD = 1.5
+ARENA_REQUESTS = 1000
 WORKLOAD_HELP = (
     "paper | mixed | tails | agents | documents | tight | mixed-long, "
     "or a workload file (JSON lines)."
@@ -101,12 +103,22 @@ def simulate(
         str | None, typer.Option(help="Predictor: model URI or directory (learned, class).")
     ] = None,
     profile: Annotated[str, typer.Option(help="Engine profile: a name or a file.")] = "tiny-cpu",
-    requests: Annotated[int, typer.Option(min=1, help="Requests per seed.")] = 1000,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the workload.")] = 3,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests per seed [1000; a file's all].")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the workload [3; a file is played once].")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     source: SourceOption = None,
     arrivals: ArrivalsOption = "poisson",
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    plan_budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest search for one plan [a fixed number of steps, so that the figures do "
+            "not depend on how busy this machine is]."
+        ),
+    ] = None,
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first.")
     ] = 120.0,
@@ -114,44 +126,38 @@ def simulate(
     no_bound: Annotated[
         bool, typer.Option("--no-bound", help="Leave out what no scheduler can exceed.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to play in.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
     from lengthwise.training.bench.arms import parse_arms
     from lengthwise.training.bench.report import write_run
-    from lengthwise.training.bench.session import read_profile
-    from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
-    from lengthwise.training.bench.workload import open_workload
-    from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.bench.session import run_modeled
+    from lengthwise.training.bench.settings import BenchSettings
+    from lengthwise.training.bench.workload import is_arena
 
-    arms = parse_arms(policy, default_lengths=lengths)
-    engine = read_profile(profile)
-    chosen = open_workload(workload, source=source, arrivals=arrivals, profile=engine)
-    if load is None and chosen.table is not None:
-        load = 1.5
-    label, predictor = None, None
-    if model is not None or any(arm.lengths == "learned" for arm in arms):
-        resolved = resolve_predictor(model or DEFAULT_PREDICTOR, workspace=Workspace.current())
-        label, predictor = resolved.label, load_predictor(resolved.directory)
-    settings = SimulateSettings(
-        arms=arms,
-        load=load,
-        requests=requests,
-        seeds=seeds,
+    named = is_arena(workload)
+    settings = BenchSettings(
+        arms=parse_arms(policy, default_lengths=lengths),
+        workload=workload,
+        source=source,
+        arrivals=arrivals,
+        load=ARENA_LOAD if load is None and named else load,
+        requests=ARENA_REQUESTS if requests is None and named else requests,
+        repeats=seeds,
         seed=seed,
-        budget_s=plan_budget_ms / 1e3,
+        predictor=model,
+        profile=profile,
+        plan_budget_ms=plan_budget_ms,
         max_wait_s=max_wait,
-        with_bound=not no_bound,
     )
     with console.progress(quiet=as_json) as steps:
-        steps.step("simulate", (len(arms) + settings.with_bound) * seeds)
-        outcome = run_simulation(
-            chosen,
-            engine,
+        outcome = run_modeled(
             settings,
-            predictor=predictor,
-            predictor_label=label,
-            on_step=lambda _: steps.advance(),
+            workspace=Workspace.current(),
+            with_bound=not no_bound,
+            jobs=jobs,
+            steps=steps,
         )
     page = None
     if output is not None:
@@ -171,11 +177,13 @@ def bench(
     ] = "sa:learned",
     requests: Annotated[int | None, typer.Option(help="Requests per run.")] = None,
     duration: Annotated[
-        float | None, typer.Option(help="Seconds of arrivals per run, instead of --requests [60].")
+        float | None,
+        typer.Option(help="Seconds of arrivals per run, instead of --requests [60; a file's all]."),
     ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", "--seeds", help="Runs of every arm, each with other draws.")
-    ] = 3,
+        int | None,
+        typer.Option("--repeats", "--seeds", help="Runs of every arm [3; a file is played once]."),
+    ] = None,
     model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
     predictor: Annotated[
         str, typer.Option(help="Model URI or directory, for learned and class lengths.")
@@ -193,7 +201,9 @@ def bench(
     arrivals: ArrivalsOption = "poisson",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request is lost.")] = 600.0,
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    plan_budget_ms: Annotated[
+        float | None, typer.Option(help="Longest search for one plan [the server's own].")
+    ] = None,
     emulate: Annotated[
         str | None,
         typer.Option(
@@ -204,8 +214,7 @@ def bench(
     warp: Annotated[
         bool,
         typer.Option(
-            "--warp",
-            help="With --emulate: engines without servers, in one process, in warped time.",
+            "--warp", help="With --emulate: engines without servers, faster than real time."
         ),
     ] = False,
     instances: Annotated[int, typer.Option(min=1, help="With --warp: engines side by side.")] = 1,
@@ -213,8 +222,8 @@ def bench(
         str, typer.Option(help="With --instances: least-outstanding | round-robin.")
     ] = "least-outstanding",
     search_steps: Annotated[
-        int, typer.Option(min=0, help="With --warp: annealing steps a plan, in place of a time.")
-    ] = 300,
+        int | None, typer.Option(min=0, help="With --warp: annealing steps a plan [its own].")
+    ] = None,
     host_factor: Annotated[
         float,
         typer.Option(
@@ -224,6 +233,7 @@ def bench(
     sa_params: Annotated[
         str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="With --warp: processes to play in.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure stock vLLM and our arms on the same requests, on the real engine.
@@ -232,78 +242,108 @@ def bench(
     With --emulate the engine's device is a profile: see docs/emulated.md.
     """
     from lengthwise.training.bench.arms import parse_arms
-    from lengthwise.training.bench.session import BenchRequest, measure
+    from lengthwise.training.bench.session import measure
+    from lengthwise.training.bench.settings import BenchSettings
     from lengthwise.training.bench.workload import is_arena
 
-    if load is None and is_arena(workload):
-        load = 1.5
-    request = BenchRequest(
+    params = read_params(sa_params)
+    settings = BenchSettings(
+        arms=tuple(
+            replace(arm, params=params) if arm.policy == "sa" else arm for arm in parse_arms(arms)
+        ),
         workload=workload,
-        arms=parse_arms(arms),
-        predictor=predictor,
-        model=model,
         source=source,
         arrivals=arrivals,
-        load=load,
+        load=ARENA_LOAD if load is None and is_arena(workload) else load,
         requests=requests,
         duration_s=duration,
         repeats=repeats,
         seed=seed,
         timeout_s=timeout,
         capacity_rps=capacity_rps,
+        predictor=predictor,
         profile=profile,
-        recalibrate=recalibrate,
         plan_budget_ms=plan_budget_ms,
+        model=model,
+        recalibrate=recalibrate,
         vllm_args=vllm_args(ctx),
         emulate=emulate,
     )
     workspace, say = Workspace.current(), stage_printer()
-    if warp:
-        from lengthwise.training.bench.warped import WarpedSettings
-        from lengthwise.training.bench.warped_session import measure_warped
+    with engine_errors(), console.progress(quiet=as_json) as steps:
+        if warp:
+            from lengthwise.training.bench.warped_runner import WarpSettings
+            from lengthwise.training.bench.warped_session import measure_warped
 
-        settings = WarpedSettings(
-            arms=request.arms,
-            load=load,
-            seeds=repeats,
-            seed=seed,
-            search_steps=search_steps,
-            instances=instances,
-            route=route,
-            host_factor=host_factor,
-            policy_params=read_params(sa_params),
-        )
-        with engine_errors(), console.progress(quiet=as_json) as steps:
-            done = measure_warped(request, settings, workspace=workspace, steps=steps, say=say)
-    else:
-        with engine_errors(), console.progress(quiet=as_json) as steps:
-            done = measure(request, workspace=workspace, steps=steps, say=say)
+            played = WarpSettings(
+                instances=instances,
+                route=route,
+                search_steps=search_steps,
+                host_factor=host_factor,
+                jobs=jobs,
+            )
+            done = measure_warped(settings, played, workspace=workspace, steps=steps, say=say)
+        else:
+            done = measure(settings, workspace=workspace, steps=steps, say=say)
     show(done.outcome.result, done.page, as_json=as_json)
 
 
-def read_params(text: str | None) -> dict[str, Any]:
-    """The object of a JSON text; InputError when it is none."""
+def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
+    """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
-        return {}
+        return ()
     try:
         values = json.loads(text)
     except ValueError as error:
         raise InputError(f"--sa-params must be a JSON object: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--sa-params must be a JSON object, got {text!r}")
-    return values
+    return tuple(sorted(values.items()))
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a bench or simulate run.")],
-    out: Annotated[Path | None, typer.Option(help="HTML to write; default: in the run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Directories of bench or simulate runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Of one run: HTML to write; default: in the run.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Of several: the arm to compare with the others [the best].")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write the HTML report of a run again, from its files."""
-    from lengthwise.training.bench.report import REPORT_FILE, read_run, render
+    """Write the HTML report of a run again; of several, compare an arm with the others.
 
-    page = out or run / REPORT_FILE
-    page.write_text(render(*read_run(run)), encoding="utf-8")
-    print(page)
+    Of several runs the table holds paired differences on the same requests, in each run and over
+    all of them, with 95 % intervals.
+    """
+    from lengthwise.training.bench.report import REPORT_FILE, best_arm, read_run, render
+
+    read = [read_run(run) for run in runs]
+    if len(runs) == 1:
+        page = out or runs[0] / REPORT_FILE
+        page.write_text(render(*read[0]), encoding="utf-8")
+        print(page)
+        return
+    from lengthwise.training.bench.paired import RunRecords, paired_over_runs
+
+    best = best_arm(read[0][0])
+    chosen = arm or (best.label if best else read[0][0].arms[0].label)
+    named = [
+        RunRecords(run.name, result, records)
+        for run, (result, records, _) in zip(runs, read, strict=True)
+    ]
+    found = paired_over_runs(named, chosen)
+    if not as_json:
+        console.print_table(
+            f"{chosen}: SLO met, points more than",
+            ["run", "arm", "requests", "points", "95 % interval"],
+            [
+                [d.run, d.other, str(d.requests), f"{d.points:+.1f}",
+                 f"{d.ci95[0]:+.1f} to {d.ci95[1]:+.1f}"]
+                for d in found
+            ],
+        )  # fmt: skip
+    console.print_json({"arm": chosen, "differences": [asdict(d) for d in found]})
 
 
 def demo(
@@ -340,13 +380,6 @@ def engine_errors() -> Iterator[None]:
     except (ServerStartError, BenchError, PlayerError) as error:
         console.stderr().print(f"lengthwise: error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def load_predictor(directory: Path) -> LengthPredictor:
-    """The predictor in a directory."""
-    from lengthwise.predictor.model import LengthPredictor
-
-    return LengthPredictor.load(directory)
 
 
 def stage_printer() -> Callable[[str], None]:

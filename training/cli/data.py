@@ -83,7 +83,7 @@ def describe(
 ) -> None:
     """Rows, lengths, classes, splits, licences."""
     from lengthwise.data.describe import describe as figures
-    from lengthwise.data.describe import render
+    from lengthwise.training.cli.description import render
 
     description = figures(spec)
     if as_json:

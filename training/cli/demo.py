@@ -11,7 +11,8 @@ from lengthwise.data.sources.load import SYNTHETIC
 from lengthwise.training.bench.arms import parse_arms
 from lengthwise.training.bench.report import REPORT_FILE
 from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.session import BenchRequest, measure
+from lengthwise.training.bench.session import measure
+from lengthwise.training.bench.settings import BenchSettings
 from lengthwise.training.console import Steps
 from lengthwise.training.train.pipeline import TrainConfig, train
 from lengthwise.training.workspace import Workspace
@@ -61,7 +62,7 @@ def run_demo(
     )
     say("starting stock vLLM and lengthwise side by side (loaded in turn, never at once)")
     done = measure(
-        BenchRequest(
+        BenchSettings(
             workload=WORKLOAD,
             arms=parse_arms(ARMS),
             predictor=trained.model_uri,

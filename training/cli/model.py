@@ -11,7 +11,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.training import console
 from lengthwise.training.workspace import Workspace
 
-ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student, lightgbm_quantiles"
+ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 MODEL_HELP = "models:/output-length@champion, models:/output-length/N, models:/m-... or a directory"
 

@@ -9,10 +9,14 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
+from lengthwise.training.cli.serve import read_slo_table
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
+    from lengthwise.scheduler.profile import EngineProfile
     from lengthwise.training.bench.judge import Decision, Traffic
+
+MOST_REQUESTS = 2000  # of a log or a named workload
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +42,19 @@ def promote(
         float | None,
         typer.Option(help="Multiple of capacity; a log keeps its pace, the arena takes 1.4."),
     ] = None,
-    requests: Annotated[int, typer.Option(min=100, help="Requests to replay.")] = 2000,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=100, help="Requests to replay [2000; a workload file's all]."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of a named workload.")] = 3,
     profile: Annotated[
-        str | None, typer.Option(help="Engine profile; by default the calibrated one.")
+        str | None, typer.Option(help="Engine profile; by default the served model's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The served model; by default what the log's server said.")
+    ] = None,
+    slo_table: Annotated[
+        Path | None, typer.Option(help="JSON: the server's SLO table; by default what it said.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Promote whatever the comparison says.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Compare only; nothing is written.")] = False,
@@ -58,6 +71,7 @@ def promote(
     when the challenger is refused.
     """
     from lengthwise.training.bench import judge as promotion
+    from lengthwise.training.bench.served import server_of
     from lengthwise.training.registry.models import check_writable, resolve_predictor
     from lengthwise.training.registry.promotions import roll_back
 
@@ -79,9 +93,19 @@ def promote(
         if sides[0].directory == sides[1].directory:
             raise InputError(f"champion and challenger are the same predictor, {sides[1].label}")
         steps.step("reading the traffic")
-        traffic, load = _traffic(from_log, workload, source, requests, seeds, load)
+        table = read_slo_table(slo_table) if slo_table else None
+        server = server_of(from_log, workspace, profile=profile, model=model, slo_table=table)
+        traffic = _traffic(from_log, workload, source, requests or MOST_REQUESTS, server.profile)
+        named = traffic.source.table is not None
         steps.step("replaying it with both")
-        decision = promotion.compare(*sides, traffic, _profile(profile, workspace), load=load)
+        decision = promotion.judge(
+            *sides,
+            traffic,
+            server,
+            load=load or (1.4 if named else None),
+            requests=MOST_REQUESTS if requests is None and named else requests,
+            seeds=seeds if named else None,
+        )
         steps.step("writing the decision")
         moved = promotion.promote(
             decision, sides[1], force=force, dry_run=dry_run, workspace=workspace
@@ -98,27 +122,15 @@ def _traffic(
     from_log: Path | None,
     workload: str,
     source: str | None,
-    requests: int,
-    seeds: int,
-    load: float | None,
-) -> tuple[list[Traffic], float | None]:
+    most: int,
+    profile: EngineProfile,
+) -> Traffic:
     from lengthwise.training.bench.judge import Traffic, logged_traffic
-    from lengthwise.training.bench.workload import is_arena, open_workload
+    from lengthwise.training.bench.workload import open_workload
 
     if from_log is not None:
-        return [logged_traffic(from_log, requests)], load
-    opened = open_workload(workload, source=source)
-    if not is_arena(workload):
-        return [Traffic(opened.name, opened.requests[:requests])], load
-    draws = [tuple(opened.draw(requests, 1.0, seed)) for seed in range(seeds)]
-    return [Traffic(opened.name, draw) for draw in draws], load or 1.4
-
-
-def _profile(profile: str | None, workspace: Workspace):  # type: ignore[no-untyped-def]
-    from lengthwise.scheduler.profile import load_profile
-
-    calibrated = sorted((workspace.cache / "profiles").glob("*.json"))
-    return load_profile(profile or (str(calibrated[-1]) if calibrated else "tiny-cpu"))
+        return logged_traffic(from_log, most)
+    return Traffic(open_workload(workload, source=source, profile=profile))
 
 
 def _print(decision: Decision, moved: bool, dry_run: bool) -> None:
@@ -133,6 +145,7 @@ def _print(decision: Decision, moved: bool, dry_run: bool) -> None:
         ],
     )
     low, high = decision.difference_ci95
+    print(f"Played on engine profile {decision.profile}.")
     print(
         f"Paired difference {100 * decision.difference:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})."

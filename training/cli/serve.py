@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.training import console
 from lengthwise.training.registry.models import (
     DEFAULT_PREDICTOR,
@@ -158,6 +158,13 @@ def serve(
     )
     label = resolved.label if resolved else "no predictor"
     say = partial(console.stderr().print, markup=False, soft_wrap=True)
+    if request_log is not None:
+        from lengthwise.training.bench.served import write_served
+
+        try:
+            write_served(request_log, model, settings.model_dump(mode="json"), ctx.args)
+        except OSError as error:
+            say(f"{request_log} cannot be written to: {error}")
     say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
     alias = followed_alias(predictor)
     readers: list[Callable[[], dict[str, Any]]] = []
@@ -257,17 +264,6 @@ def read_admission(mode_or_file: str) -> dict[str, Any]:
             f"--admission must be off, shed, downgrade or a JSON file, got {mode_or_file!r}"
         )
     return read_object(Path(mode_or_file), "admission settings")
-
-
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file; InputError when there is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {what} {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{what} {path} must hold an object, got {type(document).__name__}")
-    return document
 
 
 def doctor(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.training.registry.store import RegistryError
 
 # what tables show of an evaluation: (heading, key, format)
@@ -40,12 +41,9 @@ def native_directory(path: Path) -> Path | None:
 def read_card(directory: Path) -> dict[str, Any]:
     """The predictor's ``card.json``; RegistryError if it is not a JSON object."""
     try:
-        card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RegistryError(f"{directory}/card.json is corrupt: {error}") from error
-    if not isinstance(card, dict):
-        raise RegistryError(f"{directory}/card.json must hold an object")
-    return card
+        return read_object(directory / "card.json")
+    except InputError as error:
+        raise RegistryError(str(error)) from error
 
 
 def estimator_name(card: Mapping[str, Any]) -> str:

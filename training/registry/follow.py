@@ -6,7 +6,6 @@ unreadable leaves the file as it is, and is told once.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.scheduler.vllm_adapter.live import (
     LivePredictor,
     LiveState,
@@ -158,14 +158,8 @@ def _shown(value: Any) -> str:
 
 def read_policy_file(path: Path) -> dict[str, Any]:
     """``{"policy": NAME, "policy_params": {...}}`` from a JSON file; InputError if it is wrong."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read policy file {path}: {error}") from error
-    if not isinstance(document, dict) or not {"policy"} <= set(document) <= {
-        "policy",
-        "policy_params",
-    }:
+    document = read_object(path, "policy file")
+    if not {"policy"} <= set(document) <= {"policy", "policy_params"}:
         raise InputError(
             f"policy file {path} must hold an object with policy and, if any, policy_params"
         )

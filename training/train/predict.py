@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.files import whole_file
 from lengthwise.data.lines import parse_object, read_json_lines
 from lengthwise.training.console import Steps
 
@@ -86,11 +86,5 @@ def _writer(target: str) -> Iterator[IO[str]]:
     if target == STANDARD_STREAM:
         yield sys.stdout
         return
-    path = Path(target)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as file:
+        yield file

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from lengthwise.data.arena.workloads import ARENA
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.simulator_runner import SimulateSettings, run_simulation
-from lengthwise.training.bench.workload import WorkloadSource
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of
+from lengthwise.training.bench.workload import WorkloadSource, capacity_rps
 
 if TYPE_CHECKING:
     from lengthwise.data.table import PromptTable
@@ -43,8 +45,13 @@ def decision_value(
         return None
     source = WorkloadSource(name, str(test.attrs.get("source_label")), test, split=None)
     arms = parse_arms(",".join(f"sa:{lengths}" for lengths in LENGTHS))
-    settings = SimulateSettings(arms, load=load, requests=requests, seeds=seeds)
-    outcome = run_simulation(source, load_profile(PROFILE), settings, predictor=predictor)
+    profile = load_profile(PROFILE)
+    outcome = compare(
+        source,
+        BenchSettings(arms, load=load, requests=requests, repeats=seeds),
+        SimulatorRunner(profile, lengths_of(predictor)),
+        capacity_rps=capacity_rps(source, profile),
+    )
     attained = {arm.lengths: arm.attainment for arm in outcome.result.arms}
     gain = attained["oracle"] - attained["class"]
     return {

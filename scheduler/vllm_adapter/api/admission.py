@@ -12,19 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedBody
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
-from lengthwise.scheduler.vllm_adapter.wire import (
-    ADMIT_METHOD,
-    DOWNGRADED,
-    Answer,
-    Prediction,
-    clipped,
-)
+from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, Answer, Hints, Question
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -40,15 +32,23 @@ class AdmissionDesk:
         self._metrics = metrics
         self._failures = 0
 
-    async def ask(self, core: Any, parsed: ParsedBody, prediction: Prediction | None) -> Answer:
+    async def ask(
+        self, core: Any, hints: Hints, prompt_characters: int, max_tokens: int | None
+    ) -> Answer:
         """The verdict on a request; to admit when there is none in time."""
-        if parsed.slo.is_best_effort:
+        if hints.slo.is_best_effort:
             return Answer()
-        question = make_question(parsed, prediction, time.time() + self._timeout_s)
+        question = Question(
+            hints.for_planning(),
+            prompt_tokens=1 + prompt_characters // _CHARS_PER_TOKEN,
+            max_tokens=max_tokens,
+            deadline_unix_s=time.time() + self._timeout_s,
+        )
         try:
-            call = core.call_utility_async(ADMIT_METHOD, question)
-            verdict = dict(await asyncio.wait_for(call, _GRACE * self._timeout_s))
-            return Answer(str(verdict["action"]), verdict.get("retry_after_s"))
+            # not wait_for, which in 3.11 may swallow the cancellation that ends the server
+            async with asyncio.timeout(_GRACE * self._timeout_s):
+                said = await core.call_utility_async(ADMIT_METHOD, question.to_wire())
+            return Answer.from_wire(said)
         except TimeoutError:
             cause = "timeout"
         except Exception as error:  # whatever is wrong with the engine is not the client's fault
@@ -58,28 +58,3 @@ class AdmissionDesk:
                 logger.warning("no verdict on admission (%d): %r", self._failures, error)
         self._metrics.admission_unanswered.labels(cause).inc()
         return Answer()
-
-
-def make_question(
-    parsed: ParsedBody, prediction: Prediction | None, deadline_unix_s: float
-) -> dict[str, Any]:
-    """What the engine must know of a request that has not come yet; plain values."""
-    xargs: dict[str, Any] = dict(parsed.slo.to_xargs())
-    if "tenant" in parsed.xargs:
-        xargs["tenant"] = parsed.xargs["tenant"]
-    if prediction is not None:
-        xargs["pred_quantiles"] = clipped(prediction.quantiles, parsed.max_tokens)
-        if prediction.version:
-            xargs["pred_version"] = prediction.version
-    characters = sum(map(len, parsed.prompts))
-    return {
-        "xargs": xargs,
-        "prompt_tokens": 1 + characters // _CHARS_PER_TOKEN,
-        "max_tokens": parsed.max_tokens,
-        "deadline_unix_s": deadline_unix_s,
-    }
-
-
-def downgraded(xargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a request that is served without promises; the engine drops its SLO."""
-    return {**xargs, "lw_admission": DOWNGRADED}

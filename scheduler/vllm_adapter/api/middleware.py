@@ -20,11 +20,11 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.admission import AdmissionDesk, downgraded
+from lengthwise.scheduler.vllm_adapter.api.admission import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
-from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, parse_body
+from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, hints_of, parse_body
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -131,16 +131,19 @@ class LengthwiseMiddleware:
             prediction, shadow = await self.service.predict_both(
                 parsed.prompts, parsed.slo.slo_class, parsed.osl
             )
+            log_prompts = self.settings.log_prompts and self.settings.request_log is not None
+            hints = hints_of(parsed, prediction, shadow, log_prompts)
             # whom vLLM will turn away for its key need not cost the engine a verdict
             if self.admission is not None and _authorized(scope):
-                answer = await self.admission.ask(_engine_of(scope), parsed, prediction)
+                characters = sum(map(len, parsed.prompts))
+                answer = await self.admission.ask(
+                    _engine_of(scope), hints, characters, parsed.max_tokens
+                )
                 if answer.action == "shed":
                     await self._shed(send, answer)
                     return
-                if answer.action == "downgrade":
-                    parsed = replace(parsed, xargs=downgraded(parsed.xargs))
-            log_prompts = self.settings.log_prompts and self.settings.request_log is not None
-            raw = encode_body(parsed, prediction, log_prompts, shadow)
+                hints = replace(hints, downgraded=answer.action == "downgrade")
+            raw = encode_body(parsed, hints)
         replaced = _with_length(scope, len(raw))
         await self.app(replaced, _replay(raw, receive), send)
 

@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.request_text import text_of_request
 from lengthwise.predictor.features.scan import shortened
-from lengthwise.scheduler.vllm_adapter.wire import Prediction, clipped, parse_tenant
+from lengthwise.scheduler.vllm_adapter.wire import Hints, Prediction, clipped, parse_tenant
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 64  # so many of a request's prompts speak for its length
@@ -34,6 +34,7 @@ class ParsedBody:
     prompts: list[str]
     osl: float | None
     max_tokens: int | None
+    tenant: str | None
 
 
 def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
@@ -66,32 +67,39 @@ def _parsed(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBo
         raise InputError(f"{prompt_field} must not be empty, got {shown(body[prompt_field])}")
     slo = parse_slo(xargs, headers, table)
     kept = {key: value for key, value in xargs.items() if not key.startswith(_SERVER_ONLY_PREFIXES)}
-    if (tenant := parse_tenant(kept, headers)) is not None:
-        kept["tenant"] = tenant
+    tenant = parse_tenant(kept, headers)
     osl = _osl(kept.pop("osl", None))
-    return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body))
+    return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body), tenant)
 
 
-def encode_body(
+def hints_of(
     parsed: ParsedBody,
     prediction: Prediction | None,
-    log_prompts: bool,
     shadow: Prediction | None = None,
-) -> bytes:
-    """The body for vLLM: the client's, with SLO and predictions as flat ``vllm_xargs``."""
-    xargs = parsed.xargs | parsed.slo.to_xargs()
+    with_prompt: bool = False,
+) -> Hints:
+    """What the engine is to know of the request."""
+    hints = Hints(parsed.slo, parsed.tenant)
     if prediction is not None:
-        xargs["pred_quantiles"] = clipped(prediction.quantiles, parsed.max_tokens)
-        if prediction.version:
-            xargs["pred_version"] = prediction.version
-        if prediction.features is not None:
-            xargs["lw_features"] = prediction.features
-            xargs["lw_contract"] = prediction.contract
+        features = prediction.features
+        hints = replace(
+            hints,
+            quantiles=tuple(clipped(prediction.quantiles, parsed.max_tokens)),
+            version=prediction.version,
+            features=None if features is None else tuple(features),
+            contract=None if features is None else prediction.contract,
+        )
     if shadow is not None:
-        xargs["lw_shadow"] = clipped(shadow.quantiles, parsed.max_tokens)
-        xargs["lw_shadow_version"] = shadow.version
-    if log_prompts and parsed.prompts:
-        xargs["lw_prompt"] = "\n".join(parsed.prompts)
+        said = tuple(clipped(shadow.quantiles, parsed.max_tokens))
+        hints = replace(hints, shadow=said, shadow_version=shadow.version)
+    if with_prompt and parsed.prompts:
+        hints = replace(hints, prompt="\n".join(parsed.prompts))
+    return hints
+
+
+def encode_body(parsed: ParsedBody, hints: Hints) -> bytes:
+    """The body for vLLM: the client's, with the hints among its ``vllm_xargs``."""
+    xargs = parsed.xargs | hints.to_xargs()
     with _refusing_depth():
         return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
 

@@ -24,10 +24,10 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     emulable_profile,
     speculative_config,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime
+from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime, pace_plans
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepRow, StepSummary, StepTally
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
-from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
+from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSettings
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
 _EOS_TOKEN = 2  # of the tiny model
@@ -191,13 +191,15 @@ class Engine:
             self._tally.add(StepRow(self.at_s, step_s, max(step_s, host_s), 0, 0, 0, late))
 
 
-def pace_plans(engine: Engine, clock: WarpClock) -> NominalTime | None:
-    """Let our scheduler's plans take their nominal time; None with another scheduler."""
-    planner = getattr(engine.core.scheduler, "_planner", None)
-    if planner is None:
+def paced_planner(engine: Engine, clock: WarpClock) -> NominalTime | None:
+    """Pace the plans of our scheduler by their nominal time; None with another scheduler.
+
+    That is at most the planning budget of a server that is not told otherwise.
+    """
+    core = getattr(engine.core.scheduler, "core", None)
+    if core is None:
         return None
-    planner.policy = NominalTime(planner.policy, clock)
-    return planner.policy
+    return pace_plans(core.planner, clock, ServerSettings().plan_budget_ms / 1e3)
 
 
 Route = Callable[[Sequence[Engine], FleetRequest], int]

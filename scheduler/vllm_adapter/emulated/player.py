@@ -24,11 +24,15 @@ ROUTES = ("least-outstanding", "round-robin")
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A request of a job; ``xargs`` are what a server's middleware would have added."""
+    """A request of a job; ``xargs`` are what a server's middleware would have added.
+
+    Without ``max_tokens`` an answer may fill the engine's context.
+    """
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    max_tokens: int | None = None
     prefix: str | None = None
     prefix_tokens: int = 0
     xargs: Mapping[str, Any] = field(default_factory=dict)
@@ -132,10 +136,16 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         for _ in range(job.instances)
     ]
     context_tokens = int(engines[0].core.vllm_config.model_config.max_model_len)
-    paced = [plans for engine in engines if (plans := fleet.pace_plans(engine, clock)) is not None]
+    paced = [
+        plans for engine in engines if (plans := fleet.paced_planner(engine, clock)) is not None
+    ]
     requests = [
         fleet.FleetRequest(
-            name, r.arrival_s, prompt, max(1, context_tokens - len(prompt)), dict(r.xargs)
+            name,
+            r.arrival_s,
+            prompt,
+            r.max_tokens or max(1, context_tokens - len(prompt)),
+            dict(r.xargs),
         )
         for name, r, prompt in zip(names, job.requests, prompts, strict=True)
     ]
@@ -153,7 +163,7 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         engine=[row.engine for row in rows],
         steps=[asdict(engine.steps()) for engine in engines],
         status=[engine.status() for engine in engines],
-        plan_s=[seconds for plans in paced for seconds in plans.plan_s],
+        plan_s=[seconds for plans in paced if plans for seconds in plans.plan_s],
         preemptions=sum(engine.preemptions for engine in engines),
         prefill_tokens=sum(engine.prefill_tokens for engine in engines),
         host_cpu_ms_p50=float(np.quantile(host_ms, 0.5)),

@@ -6,28 +6,24 @@ what was admitted unheard is not also logged as shed. ``api/admission.py`` is th
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule, warm_up
+from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.vllm_adapter.engine.core import Core, Running
+from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
-from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
-
-if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
-
-logger = logging.getLogger(LOGGER_NAME)
+from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants, fair_plan
+from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
+from lengthwise.scheduler.vllm_adapter.wire import Answer, Question
 
 
 def admission_rule(settings: AdmissionSettings) -> AdmissionRule:
@@ -41,98 +37,82 @@ def admission_rule(settings: AdmissionSettings) -> AdmissionRule:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Params:
-    extra_args: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A request that has not come yet, as far as ``Intake.track`` looks at one."""
-
-    request_id: str
-    arrival_time: float
-    num_prompt_tokens: int
-    max_tokens: int
-    sampling_params: _Params
-
-
-@dataclass(slots=True)
 class EngineAdmission:
-    """Answers from the scheduler's own picture; keeps the caps."""
+    """Answers from the core's own picture; keeps the caps.
 
-    scheduler: LengthwiseScheduler
-    control: AdmissionControl = field(init=False)
-    acted: Counter[str] = field(default_factory=Counter)
-    late: int = 0
-    _judge: Policy | None = None
-    _asked: int = 0
+    Neither policy nor fairness is the planner's: theirs remember what they planned.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, core: Core) -> None:
         warm_up()
-        self.control = AdmissionControl(admission_rule(self.scheduler._settings.admission))
+        self._core = core
+        self._control = AdmissionControl(admission_rule(core.settings.admission))
+        self._acted: Counter[str] = Counter()
+        self._late = 0
+        self._asked = 0
+        self._judge: Policy | None = None
+        self._fairness = TenantFairness()
 
-    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(
+        self, body: Mapping[str, Any], running: Running, now_s: float, unix_s: float
+    ) -> Answer:
         """The verdict; a row in the request log and a count when it is not to admit."""
-        scheduler, unix_s, now_s = self.scheduler, time.time(), time.monotonic()
-        if unix_s > float(question["deadline_unix_s"]):
-            self.late += 1
-            return {"action": "admit"}
-        prompt_tokens = int(question["prompt_tokens"])
-        longest = max(1, int(scheduler.max_model_len) - prompt_tokens)
+        core = self._core
+        question = Question.from_wire(body, core.intake.hints)
+        if unix_s > question.deadline_unix_s:
+            self._late += 1
+            return Answer()
+        longest = max(1, core.max_model_len - question.prompt_tokens)
         self._asked += 1
-        candidate = _Candidate(
+        candidate = Arrival(
             request_id=f"admission-{self._asked}-{unix_s:.6f}",
-            arrival_time=unix_s,
-            num_prompt_tokens=prompt_tokens,
-            max_tokens=min(int(question["max_tokens"] or longest), longest),
-            sampling_params=_Params(question["xargs"]),
+            unix_s=unix_s,
+            prompt_tokens=question.prompt_tokens,
+            max_tokens=min(question.max_tokens or longest, longest),
         )
-        tracked = scheduler._intake.track(candidate, now_s, unix_s)
+        tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
         tracked.admission = "shed"
-        table, planner = scheduler._table, scheduler._planner
+        table = core.table
         table.add(tracked)
         try:
-            ids = [*table.known(scheduler.waiting.plannable_ids()), tracked.request_id]
-            running_ids = scheduler._running_ids()
-            problem = planner.problem(
+            ids = [*table.known(core.queue.plannable_ids()), tracked.request_id]
+            running_ids = core.note_progress(running)
+            problem = core.planner.problem(
                 table.arrays(ids), table.arrays(running_ids), table.levels, now_s
             )
-            tenants = scheduler._tenants(ids, running_ids)
-            verdict = self.control.decide(
+            tenants = core.tenants_of(ids, running_ids)
+            verdict = self._control.decide(
                 problem, lambda asked: self._order(asked, tenants), tracked.slo.slo_class
             )
         finally:
             table.remove(tracked.request_id)
         if verdict.action == "admit":
-            return {"action": "admit"}
-        slo_class = scheduler._metrics.class_label(tracked.slo.slo_class)
-        scheduler._metrics.shed.labels(slo_class, verdict.action).inc()
-        self.acted[verdict.action] += 1
+            return Answer()
+        slo_class = core.metrics.class_label(tracked.slo.slo_class)
+        core.metrics.shed.labels(slo_class, verdict.action).inc()
+        self._acted[verdict.action] += 1
         if verdict.action == "shed":
-            outcome = Outcome.of(tracked, "shed", 0, now_s)
-            scheduler._record(tracked, outcome)
-        return {"action": verdict.action, "retry_after_s": verdict.retry_after_s}
+            core.record(tracked, Outcome.of(tracked, "shed", 0, now_s))
+        return Answer(verdict.action, verdict.retry_after_s)
 
     def status(self) -> dict[str, Any]:
         """Plain values for ``GET /lengthwise/status``."""
         return {
-            "mode": self.control.rule.mode,
+            "mode": self._control.rule.mode,
             "asked": self._asked,
-            "shed": self.acted["shed"],
-            "downgraded": self.acted["downgrade"],
-            "late": self.late,
-            "recent_share": self.control.total.acted_share,
+            "shed": self._acted["shed"],
+            "downgraded": self._acted["downgrade"],
+            "late": self._late,
+            "recent_share": self._control.total.acted_share,
         }
 
     def _order(self, problem: Problem, tenants: Tenants | None) -> IntArray:
         """The order by another instance of the policy in charge, which remembers its own."""
-        planner, settings = self.scheduler._planner, self.scheduler._settings
-        name = planner.policy.name
+        settings, name = self._core.settings, self._core.planner.policy.name
         if self._judge is None or self._judge.name != name:
             params = dict(settings.policy_params) if name == settings.policy else {}
             if name == "sa":
                 params["iterations"] = 1  # where the newcomer stands is the selection's to say
             self._judge = make_policy(name, seed=settings.seed, **params)
-        order = planner.plan(self._judge, problem, tenants).order
+        order = fair_plan(self._judge, self._fairness, problem, tenants).order
         return np.asarray(order, dtype=np.int64)

@@ -116,15 +116,6 @@ class EngineMetrics:
         self.degraded = Counter(
             "lengthwise_plans_degraded", "Plans simpler than asked for, by reason.", ["reason"]
         )
-        self.compared = Counter(
-            "lengthwise_compared_weight",
-            "Class weights of the requests in plans that were compared with arrival order.",
-        )
-        self.expected_attained = Counter(
-            "lengthwise_expected_attained_weight",
-            "Of those, what each order was expected to attain.",
-            ["order"],
-        )
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )
@@ -176,8 +167,6 @@ class EngineMetrics:
             ["slo_class", "action"],
         )
         self._start_drift(ALL_CLASSES)
-        for order in ("plan", "arrival"):
-            self.expected_attained.labels(order)
 
     def show_server(
         self, plan_budget_s: float, max_wait_s: float, version: str | None, vllm: str | None

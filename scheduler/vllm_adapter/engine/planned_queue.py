@@ -1,4 +1,4 @@
-"""vLLM's waiting queue, served in a planned order.
+"""A waiting queue served in a planned order; ``engine/scheduler.py`` makes it one of vLLM's.
 
 Three strands, each an ordered mapping ``request_id -> request``, drained one after the other:
 
@@ -17,24 +17,18 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from vllm.v1.core.sched.request_queue import RequestQueue
-from vllm.v1.request import Request, RequestStatus
-
+# An engine's request: opaque here but for its ``request_id``.
+Request = Any
 _Strand = OrderedDict[str, Request]
 
 
-def is_recovery(request: Request) -> bool:
-    """Whether the request was running before: its work would be lost behind newcomers."""
-    return bool(
-        request.status == RequestStatus.PREEMPTED
-        or request.num_computed_tokens > 0
-        or request.num_output_tokens > 0
-    )
+class PlannedQueue:
+    """A queue whose order is a plan; without a plan it is first come, first served.
 
-
-class PlannedQueue(RequestQueue):
-    """A ``RequestQueue`` whose order is a plan; without a plan it is first come, first served.
+    Its methods are those of vLLM's ``RequestQueue``. ``has_run`` tells whether a request was
+    running before, so that its work would be lost behind newcomers.
 
     ``peek_request`` pins what it shows: ``pop_request`` returns that very request even when an
     arrival or a new plan falls between the two. A prepend, or removal of the pinned request,
@@ -49,6 +43,10 @@ class PlannedQueue(RequestQueue):
         self._counter = itertools.count()
         self._yielded: set[str] = set()
         self._pinned: str | None = None
+
+    def has_run(self, request: Request) -> bool:
+        """Whether the request was running before; by default none was."""
+        return False
 
     # -- the RequestQueue contract ------------------------------------------------------------
 
@@ -127,10 +125,6 @@ class PlannedQueue(RequestQueue):
         """Ids that a plan may order, in their present order."""
         return [*self._planned, *self._unplanned]
 
-    def recovery_requests(self) -> list[Request]:
-        """The requests that go before any plan."""
-        return list(self._recovery.values())
-
     def set_order(self, request_ids: Iterable[str]) -> None:
         """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow."""
         everyone = self._planned
@@ -179,7 +173,7 @@ class PlannedQueue(RequestQueue):
         return self._recovery, self._planned, self._unplanned
 
     def _recovers(self, request: Request) -> bool:
-        return request.request_id not in self._yielded and is_recovery(request)
+        return request.request_id not in self._yielded and self.has_run(request)
 
     def _strand_of(self, request_id: str) -> _Strand | None:
         for strand in self._strands():

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -26,7 +26,6 @@ from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.comparison import PlanComparison
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
@@ -65,6 +64,15 @@ def policy_version(params: Mapping[str, Any]) -> str:
     return f"{version}+{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def fair_plan(
+    policy: Policy, fairness: TenantFairness, problem: Problem, tenants: Tenants | None
+) -> Plan:
+    """The policy's plan, made fair to the tenants unless arrival order was asked for."""
+    if tenants is None or policy.name == "fcfs":
+        return policy(problem)
+    return fairness.plan(policy, problem, tenants.waiting, tenants.running, tenants.weight)
+
+
 class Planner:
     """Calls the policy when due and keeps its statistics."""
 
@@ -87,10 +95,6 @@ class Planner:
         self.keeps_bound = False  # whether the last plan shares the bound on waiting by tenant
         self.use(self.make(settings.policy))
         self.reset_stats()
-        try:
-            self._comparison.warm_up()
-        except Exception as error:
-            self.fall_back("comparison", error)
 
     def make(self, name: str, params: Mapping[str, Any] | None = None) -> PreparedPolicy:
         """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
@@ -116,11 +120,14 @@ class Planner:
         self._improved = 0
         self._degraded: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
-        self._comparison = PlanComparison(self._metrics)
 
     def note_arrival(self, now_s: float) -> None:
         """A request arrived."""
         self.arrivals.add(now_s)
+        self.changed()
+
+    def changed(self) -> None:
+        """The picture is no longer that of the last plan."""
         self.gate.mark()
 
     def fall_back(self, cause: str, detail: object = None) -> None:
@@ -147,7 +154,7 @@ class Planner:
         self.keeps_bound = False
         try:
             problem = self.problem(waiting, running, levels, began_s)
-            plan = self.plan(self.policy, problem, tenants)
+            plan = fair_plan(self.policy, self.fairness, problem, tenants)
             self.keeps_bound = tenants is not None
             planned = [ids[index] for index in plan.order], plan
         except Exception as error:  # any planner's fault must end here
@@ -165,14 +172,7 @@ class Planner:
                 reason = self._metrics.reason_label(plan.degraded)
                 self._degraded[reason] += 1
                 self._metrics.degraded.labels(reason).inc()
-            self._compare(problem, plan.order)
         return planned
-
-    def _compare(self, problem: Problem, order: IntArray) -> None:
-        try:
-            self._comparison.note(problem, order)
-        except Exception as error:  # a figure for the dashboard must not cost a plan
-            self.fall_back("comparison", error)
 
     def problem(
         self, waiting: RequestArrays, running: RequestArrays, levels: Any, now_s: float
@@ -189,11 +189,9 @@ class Planner:
             arrival_rate_rps=self.arrivals.rps(now_s),
         )
 
-    def plan(self, policy: Policy, problem: Problem, tenants: Tenants | None) -> Plan:
-        """The policy's plan, made fair to the tenants unless arrival order was asked for."""
-        if tenants is None or policy.name == "fcfs":
-            return policy(problem)
-        return self.fairness.plan(policy, problem, tenants.waiting, tenants.running, tenants.weight)
+    def capacity_status(self) -> dict[str, int]:
+        """The engine's limits, as plain values."""
+        return asdict(self.capacity)
 
     def status(self) -> dict[str, Any]:
         """Plain figures for the status endpoint; times in milliseconds."""
@@ -204,7 +202,6 @@ class Planner:
             "degraded": dict(self._degraded),
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
-            "compared": self._comparison.status(),
         }
         if self._times_s:
             p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])

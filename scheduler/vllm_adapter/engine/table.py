@@ -132,16 +132,20 @@ class RequestTable:
         tracked.first_token_s = now_s
         self._columns["first_token_s"][tracked.row] = now_s
 
-    def note_progress(self, tracked: Tracked, prefill_left: int, generated: int) -> None:
-        """Prompt tokens still to compute, and answer tokens so far."""
-        self._columns["prefill_left_tokens"][tracked.row] = prefill_left
-        self._columns["generated_tokens"][tracked.row] = generated
+    def note_progress(
+        self, request_ids: Sequence[str], prefill_left: Sequence[int], generated: Sequence[int]
+    ) -> None:
+        """Prompt tokens still to compute, and answer tokens so far, of tracked requests."""
+        rows = self._rows(request_ids)
+        self._columns["prefill_left_tokens"][rows] = prefill_left
+        self._columns["generated_tokens"][rows] = generated
 
     def note_yield(self, tracked: Tracked, now_s: float, generated: int) -> None:
         """The request gave up its slot: it queues anew, with everything to compute again."""
         tracked.queued_s = now_s
         self._columns["queued_s"][tracked.row] = now_s
-        self.note_progress(tracked, tracked.prompt_tokens + generated, generated)
+        self._columns["prefill_left_tokens"][tracked.row] = tracked.prompt_tokens + generated
+        self._columns["generated_tokens"][tracked.row] = generated
 
     def known(self, request_ids: Sequence[str]) -> list[str]:
         """Those of the ids that are tracked, oldest arrival first."""

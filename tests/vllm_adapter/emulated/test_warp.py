@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime
+from lengthwise.scheduler.plan.pacing import ReplanGate
+from lengthwise.scheduler.vllm_adapter.emulated.pacing import pace_plans
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 
 
@@ -57,24 +59,29 @@ def test_other_threads_sleep_for_real_and_do_not_move_the_clock():
     assert clock.now() == 0.0
 
 
-def test_a_plan_takes_its_nominal_time():
-    class Policy:
-        name, nominal_s = "slow", 0.25
+class Slow:
+    name, nominal_s = "slow", 0.25
 
-        def __call__(self, problem):
-            busy(0.01)
-            return problem
+    def __call__(self, problem):
+        busy(0.01)
+        return problem
 
-        def warm_up(self):
-            raise AssertionError("not asked for")
 
+@pytest.mark.parametrize(("budget_s", "taken_s"), [(1.0, 0.25), (0.02, 0.02)])
+def test_plans_are_paced_by_their_nominal_time_and_cost_the_clock_nothing(budget_s, taken_s):
     clock = WarpClock(1.0)
     clock.set(5.0)
-    paced = NominalTime(Policy(), clock)
-    assert paced("problem") == "problem"
-    assert clock.now() == pytest.approx(5.25, abs=0.005)
-    assert len(paced.plan_s) == 1
+    planner = SimpleNamespace(policy=Slow(), gate=ReplanGate(plan_share=0.1))
+    paced = pace_plans(planner, clock, budget_s)
+    assert planner.policy("problem") == "problem"
+    assert clock.now() == pytest.approx(5.0, abs=0.005)
     assert paced.plan_s[0] >= 0.01
+    # whatever the planner has measured
+    planner.gate.planned(5.0, 123.0)
+    assert planner.gate.not_before_s == pytest.approx(5.0 + 10 * taken_s)
+    # a planner that fell back made no plan
+    planner.gate.planned(9.0, 123.0)
+    assert planner.gate.not_before_s == 9.0
     assert (paced.name, paced.nominal_s) == ("slow", 0.25)
 
 

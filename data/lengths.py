@@ -1,9 +1,13 @@
-"""Answer lengths as quantile rows, compiled: the twin of ``lengthwise.predictor.distribution``.
+"""An answer's length as a quantile row: the arithmetic, compiled, for predictor and planner alike.
 
-A row holds the lengths (tokens) at ``levels``. Between two levels the quantile function is
-linear in log(tokens); below the first level it starts at 1 token (level 0); above the last one
-the survival function falls as a power of the length, with the exponent of the last two levels,
-and is cut at ``TAIL_CAP`` times the last quantile.
+A row holds the lengths (tokens) at ``levels``. Between two levels the logarithm of the length is
+linear in the level; below the first level it falls to one token at level 0. Above the last level
+the survival is a power of the length (a Pareto tail) through the last two quantiles, cut at
+``cap``: no answer is longer. Without a cap (0) the tail ends at ``TAIL_CAP`` times the last
+quantile:
+
+    T(v) = q_k * v ** -s,   v = (1 - p) / (1 - l_k),
+    s = log(q_k / q_{k-1}) / log((1 - l_{k-1}) / (1 - l_k))
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ TAIL_CAP = 4.0
 # A request past everything its row allows: what is left is taken as this share of what it wrote.
 OUTLIVED_SHARE = 0.5
 STRATA = (0.1, 0.3, 0.5, 0.7, 0.9)
+_OUTLIVED = 1e-6  # chance of an answer that long, below which the row is taken to be wrong
 
 
 @njit
@@ -31,17 +36,17 @@ def _tail_slope(levels: FloatArray, row: FloatArray) -> float:
 
 
 @njit
-def quantile_at(levels: FloatArray, row: FloatArray, p: float) -> float:
+def quantile_at(levels: FloatArray, row: FloatArray, p: float, cap: float = 0.0) -> float:
     """Tokens not exceeded with probability ``p`` in [0, 1]."""
     last = len(levels) - 1
     if p <= levels[0]:
         return float(math.exp(math.log(row[0]) * max(p, 0.0) / levels[0]))
     if p > levels[last]:
-        cap = TAIL_CAP * row[last]
+        longest = cap if cap > 0.0 else TAIL_CAP * row[last]
         if p >= 1.0:
-            return float(cap) if _tail_slope(levels, row) > 0.0 else float(row[last])
+            return float(longest) if _tail_slope(levels, row) > 0.0 else float(row[last])
         grown = row[last] * ((1.0 - levels[last]) / (1.0 - p)) ** _tail_slope(levels, row)
-        return float(min(cap, grown))
+        return float(min(longest, grown))
     k = 1
     while levels[k] < p:
         k += 1
@@ -51,12 +56,12 @@ def quantile_at(levels: FloatArray, row: FloatArray, p: float) -> float:
 
 
 @njit
-def cdf_at(levels: FloatArray, row: FloatArray, tokens: float) -> float:
+def cdf_at(levels: FloatArray, row: FloatArray, tokens: float, cap: float = 0.0) -> float:
     """P(length <= tokens); at a jump (equal quantiles) the upper level."""
     last = len(levels) - 1
     if tokens >= row[last]:
         slope = _tail_slope(levels, row)
-        if slope <= 0.0 or tokens >= TAIL_CAP * row[last]:
+        if slope <= 0.0 or tokens >= (cap if cap > 0.0 else TAIL_CAP * row[last]):
             return 1.0
         return float(1.0 - (1.0 - levels[last]) * (row[last] / tokens) ** (1.0 / slope))
     if tokens < row[0]:
@@ -77,11 +82,13 @@ def _log_mean(low: float, high: float) -> float:
 
 
 @njit
-def remaining_mean(levels: FloatArray, row: FloatArray, generated: float) -> float:
+def remaining_mean(
+    levels: FloatArray, row: FloatArray, generated: float, cap: float = 0.0
+) -> float:
     """E[length - generated | length > generated], at least 1 token."""
     last = len(levels) - 1
-    survival = 1.0 - cdf_at(levels, row, generated) if generated > 0 else 1.0
-    if survival <= 1e-6:
+    survival = 1.0 - cdf_at(levels, row, generated, cap) if generated > 0 else 1.0
+    if survival <= _OUTLIVED:
         return max(1.0, OUTLIVED_SHARE * generated)
     total = 0.0
     below_p, below = 0.0, 1.0
@@ -98,9 +105,9 @@ def remaining_mean(levels: FloatArray, row: FloatArray, generated: float) -> flo
     if slope <= 0.0:
         total += tail_p * start
     else:
-        cap = TAIL_CAP * row[last]
+        longest = cap if cap > 0.0 else TAIL_CAP * row[last]
         decay = 1.0 / slope
-        grown = math.log(cap / start)
+        grown = math.log(longest / start)
         if abs(1.0 - decay) > 1e-9:
             grown = (math.exp((1.0 - decay) * grown) - 1.0) / (1.0 - decay)
         total += tail_p * start * (1.0 + grown)
@@ -139,34 +146,60 @@ def strata_places(levels: FloatArray) -> tuple[IntArray, FloatArray]:
 
 
 @njit
-def remaining_means(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
-    """remaining_mean of each row: ``(n, q)``, ``(n,)`` -> ``(n,)``."""
+def quantile_rows(
+    levels: FloatArray, rows: FloatArray, caps: FloatArray, p: FloatArray
+) -> FloatArray:
+    """quantile_at of each row: ``(n, q)``, ``(n,)``, ``(s, n)`` -> ``(s, n)``."""
+    out = np.empty_like(p)
+    for s in range(p.shape[0]):
+        for i in range(p.shape[1]):
+            out[s, i] = quantile_at(levels, rows[i], p[s, i], caps[i])
+    return out
+
+
+@njit
+def cdf_rows(
+    levels: FloatArray, rows: FloatArray, caps: FloatArray, tokens: FloatArray
+) -> FloatArray:
+    """cdf_at of each row: ``(n, q)``, ``(n,)``, ``(n,)`` -> ``(n,)``."""
     out = np.empty(len(rows))
     for i in range(len(rows)):
-        out[i] = remaining_mean(levels, rows[i], generated[i])
+        out[i] = cdf_at(levels, rows[i], tokens[i], caps[i])
     return out
 
 
 @njit
-def remaining_rows(levels: FloatArray, rows: FloatArray, generated: FloatArray) -> FloatArray:
-    """Quantile rows of ``length - generated`` given that the answer is already that long."""
-    out = np.empty_like(rows)
+def remaining_means(
+    levels: FloatArray, rows: FloatArray, caps: FloatArray, generated: FloatArray
+) -> FloatArray:
+    """remaining_mean of each row: ``(n, q)``, ``(n,)``, ``(n,)`` -> ``(n,)``."""
+    out = np.empty(len(rows))
     for i in range(len(rows)):
-        past = cdf_at(levels, rows[i], generated[i]) if generated[i] > 0 else 0.0
-        for k in range(len(levels)):
-            if past >= 1.0 - 1e-6:
-                out[i, k] = max(1.0, OUTLIVED_SHARE * generated[i])
-            else:
-                p = past + (1.0 - past) * levels[k]
-                out[i, k] = max(1.0, quantile_at(levels, rows[i], p) - generated[i])
+        out[i] = remaining_mean(levels, rows[i], generated[i], caps[i])
     return out
 
 
 @njit
-def sample_rows(levels: FloatArray, rows: FloatArray, uniforms: FloatArray) -> FloatArray:
-    """Lengths for uniforms ``(s, n)`` -> ``(s, n)``; the same uniform is the same luck."""
-    out = np.empty_like(uniforms)
-    for s in range(uniforms.shape[0]):
-        for i in range(uniforms.shape[1]):
-            out[s, i] = quantile_at(levels, rows[i], uniforms[s, i])
-    return out
+def remaining_rows(
+    levels: FloatArray, rows: FloatArray, caps: FloatArray, generated: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Quantiles ``(n, q)`` and caps of ``length - generated``, the answer being that long already.
+
+    Quantile l of the rest is Q(F(g) + l (1 - F(g))) - g, at least one token. A row that was
+    outlived has told that it was wrong: OUTLIVED_SHARE of g is left.
+    """
+    left, most = np.empty_like(rows), np.empty(len(rows))
+    for i in range(len(rows)):
+        past = cdf_at(levels, rows[i], generated[i], caps[i]) if generated[i] > 0.0 else 0.0
+        if past >= 1.0 - _OUTLIVED:
+            left[i] = max(1.0, OUTLIVED_SHARE * generated[i])
+            most[i] = TAIL_CAP * left[i, 0]
+            continue
+        low = 1.0
+        for k in range(len(levels)):
+            p = past + (1.0 - past) * levels[k]
+            low = max(low, quantile_at(levels, rows[i], p, caps[i]) - generated[i])
+            left[i, k] = low
+        longest = caps[i] if caps[i] > 0.0 else TAIL_CAP * rows[i, len(levels) - 1]
+        most[i] = max(1.0, longest - generated[i])
+    return left, most

@@ -1,0 +1,50 @@
+"""JSON files that hold one object, and files that nobody sees half written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lengthwise.data.errors import InputError
+from lengthwise.data.lines import parse_object
+
+_MODE = 0o644  # mkstemp's own would lock out a server that runs as another user
+
+
+def read_object(path: str | Path, what: str = "") -> dict[str, Any]:
+    """The one JSON object in a file; `what` names it in errors.
+
+    Raises InputError where the file is missing, unreadable, not UTF-8, or holds anything else.
+    """
+    where = f"{what} {path}".strip()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {where}: {reason}") from error
+    return parse_object(text, where)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[str]]:
+    """A text file (UTF-8) to write, which takes its name when the block ends without an error."""
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+        part.chmod(_MODE)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Put text in a file at once: a reader sees the old content or the new, never half."""
+    with whole_file(path) as file:
+        file.write(text)

@@ -1,0 +1,124 @@
+"""What a server was told, kept beside its request log, so that a judge can replay as it served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
+from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path, read_profile
+from lengthwise.training.workspace import Workspace
+
+SERVED_FILE = "server.json"
+LIMITS = ("max_num_seqs", "max_num_batched_tokens")
+KEPT_SETTINGS = ("policy", "policy_params", "slo_table", "max_wait_s", "profile")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a replay must have in common with the server it stands for."""
+
+    profile: EngineProfile
+    policy: str = "sa"
+    policy_params: tuple[tuple[str, Any], ...] = ()
+    slos: SloTable = field(default_factory=lambda: SloTable({}))
+    max_wait_s: float = 120.0
+
+
+def write_served(
+    folder: Path, model: str, settings: Mapping[str, Any], vllm_args: Sequence[str]
+) -> None:
+    """Keep what of a server's settings a replay needs in the folder of its request log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "model": model,
+        "limits": limits_of(vllm_args),
+        "settings": {key: settings[key] for key in KEPT_SETTINGS},
+    }
+    (folder / SERVED_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def limits_of(vllm_args: Sequence[str]) -> dict[str, int]:
+    """The engine's limits among the options for vLLM: `--max-num-seqs 64` or with `=`."""
+    words = [word for argument in vllm_args for word in argument.split("=", 1)]
+    options = {f"--{name.replace('_', '-')}": name for name in LIMITS}
+    return {
+        options[word]: int(value)
+        for word, value in pairwise(words)
+        if word in options and value.isdecimal()
+    }
+
+
+def read_served(folder: Path) -> dict[str, Any] | None:
+    """The document of `write_served`; None for a log without one.
+
+    Raises:
+        InputError: a file that is something else.
+    """
+    path = folder / SERVED_FILE
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        settings = document["settings"]
+        SloTable.from_dict(settings["slo_table"])
+        kept = {key: settings[key] for key in KEPT_SETTINGS}
+        return {"model": str(document["model"]), "limits": document["limits"], "settings": kept}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what a server kept of itself: {error!r}") from error
+
+
+def server_of(
+    folder: Path | None,
+    workspace: Workspace,
+    *,
+    profile: str | None = None,
+    model: str | None = None,
+    slo_table: Mapping[str, Any] | None = None,
+) -> Server:
+    """The server that wrote the log in `folder`, as far as it is known; options given win.
+
+    Raises:
+        InputError: no engine profile of the served model, or no telling which model it is.
+    """
+    served = (read_served(folder) if folder is not None else None) or {}
+    settings = served.get("settings", {})
+    model = model or served.get("model")
+    engine = read_profile(profile or settings.get("profile") or calibrated(workspace, model))
+    capacity = replace(engine.capacity, **served.get("limits", {}))
+    table = slo_table if slo_table is not None else settings.get("slo_table", {})
+    known = Server(replace(engine, capacity=capacity), slos=SloTable.from_dict(table))
+    if not settings:
+        return known
+    return replace(
+        known,
+        policy=settings["policy"],
+        policy_params=tuple(sorted(settings["policy_params"].items())),
+        max_wait_s=settings["max_wait_s"],
+    )
+
+
+def calibrated(workspace: Workspace, model: str | None) -> str:
+    """The profile of a served model; without a model, the only one there is."""
+    if model is not None:
+        path = profile_path(workspace, model)
+        if path.is_file():
+            return str(path)
+        if model == TINY_NAME:
+            return DEFAULT_PROFILE
+        raise InputError(
+            f"no engine profile of {model}, the served model: `lengthwise calibrate --model "
+            f"{model}` makes one, or give --profile"
+        )
+    found = sorted((workspace.cache / "profiles").glob("*.json"))
+    if len(found) > 1:
+        names = ", ".join(path.stem for path in found)
+        raise InputError(f"engines of several models are calibrated ({names}): give --model")
+    return str(found[0]) if found else DEFAULT_PROFILE
