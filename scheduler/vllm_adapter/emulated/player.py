@@ -32,9 +32,9 @@ class JobRequest:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
-    max_tokens: int | None = None
     prefix: str | None = None
     prefix_tokens: int = 0
+    max_tokens: int | None = None
     xargs: Mapping[str, Any] = field(default_factory=dict)
 
 
