@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.simulator.cells import predictor_of
-from benchmarks.simulator.grid import PAPER_STEPS, SEARCH_STEPS, Bar, code_version, read_lines
+from benchmarks.simulator.grid import PAPER_STEPS, Bar, code_version, read_lines
 from benchmarks.simulator.grid_tables import BLIND, RULES
 from lengthwise.data.arena.workloads import ARENA, arena_workload
 from lengthwise.data.workload import WorkloadRequest
@@ -96,9 +96,9 @@ def policy_of(spec: str, seed: int) -> Policy:
         try:
             params[key] = json.loads(value)
         except ValueError:
-            params[key] = value
+            params[key] = tuple(filter(None, value.split("+")))  # parts=order+limits
     if name == "sa":
-        return make_policy(name, seed=seed, **({"iterations": SEARCH_STEPS} | params))
+        return make_policy(name, seed=seed, **params)
     if name == "sa-paper":
         params = {"steps_per_temperature": PAPER_STEPS} | params
         policy = make_policy(name, budget_s=None, seed=seed, **params)
