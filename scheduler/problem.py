@@ -137,6 +137,13 @@ class RequestArrays:
         """No requests, ``q`` levels."""
         return cls.build(np.empty((0, q)), np.empty(0))
 
+    def concatenated(self, *others: RequestArrays) -> RequestArrays:
+        """These rows, then those of the others."""
+        parts = (self, *others)
+        return RequestArrays(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(self)}
+        )
+
     def take(self, rows: IntArray | Sequence[int]) -> RequestArrays:
         """The given rows, in the given order."""
         index = np.asarray(rows, dtype=np.int64)
@@ -147,9 +154,10 @@ class RequestArrays:
 class Problem:
     """The picture at ``now_s``: who waits, who runs, and what the engine can do.
 
-    ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown. With
-    speculative decoding a decode step yields ``accepted_tokens`` on the mean and takes
-    ``decode_budget_tokens`` of the step's budget (the sampled token and the drafts); 1 without.
+    ``levels`` is ``(q,)``. ``arrival_rate_rps`` is a recent estimate, 0 when unknown.
+    ``recovering`` are those the engine preempted, next first: they go before any plan. A decode
+    step yields ``tokens_per_step`` tokens a sequence on the mean and takes
+    ``decode_budget_tokens`` of the step's budget (drafts are checked, not all are kept).
     """
 
     now_s: float
@@ -160,16 +168,19 @@ class Problem:
     step_time: StepTimeModel
     max_wait_s: float
     arrival_rate_rps: float = 0.0
-    accepted_tokens: float = 1.0
+    recovering: RequestArrays | None = None
+    tokens_per_step: float = 1.0
     decode_budget_tokens: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("accepted_tokens", "decode_budget_tokens"):
+        for name in ("tokens_per_step", "decode_budget_tokens"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         q = len(self.levels)
-        for name in ("waiting", "running"):
-            rows: RequestArrays = getattr(self, name)
+        for name in ("waiting", "running", "recovering"):
+            rows: RequestArrays | None = getattr(self, name)
+            if rows is None:
+                continue
             if rows.quantiles.shape[1] != q:
                 got = rows.quantiles.shape[1]
                 raise ValueError(f"{name}.quantiles must have {q} columns, got {got}")

@@ -19,9 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.plan import kernels as k
-from lengthwise.scheduler.plan.jobs import Jobs, prepare
-from lengthwise.scheduler.plan.objective import Objective
+from lengthwise.scheduler.plan.outcome import Outcome, played
 from lengthwise.scheduler.problem import Problem, warm_up_problem
 
 Mode = Literal["off", "shed", "downgrade"]
@@ -124,25 +122,21 @@ class AdmissionControl:
         return verdict
 
     def _judge(self, problem: Problem, plan: Callable[[Problem], IntArray]) -> Verdict:
-        jobs = prepare(problem)
-        newcomer = len(jobs) - 1
-        chance = float(jobs.chance[newcomer])
+        newcomer = len(problem.waiting) - 1
+        others = np.arange(newcomer, dtype=np.int64)
+        chance = float(played(problem, np.r_[newcomer, others]).chance[newcomer])
         if chance >= self.rule.threshold:  # admitted now it could be met: what does the plan say?
-            order = plan(problem)
-            place = int(np.flatnonzero(order == newcomer)[0])
-            chance = min(chance, chance_in(jobs, order[: place + 1]))
+            chance = min(chance, float(played(problem, plan(problem)).chance[newcomer]))
         if chance >= self.rule.threshold:
             return Verdict("admit", chance)
         if self.rule.mode == "downgrade":
             return Verdict("downgrade", chance)
-        return Verdict("shed", chance, drain_s(jobs))
+        return Verdict("shed", chance, drain_s(problem))
 
 
 def warm_up() -> None:
     """Compile what a verdict needs, so that no request waits for it."""
-    jobs = prepare(warm_up_problem())
-    chance_in(jobs, np.arange(len(jobs), dtype=np.int64))
-    drain_s(jobs)
+    drain_s(warm_up_problem())
 
 
 def is_best_effort(problem: Problem) -> bool:
@@ -153,21 +147,11 @@ def is_best_effort(problem: Problem) -> bool:
     )
 
 
-def chance_in(jobs: Jobs, order: IntArray) -> float:
-    """Probability that the last request of ``order`` meets its objectives when served in it."""
-    _, done = k.rollout(jobs.engine, jobs.running, jobs.waiting, order)
-    row = int(order[-1])
-    admitted_s, first_token_s, _, step_s = done[row]
-    wait_s = admitted_s - jobs.engine[k.NOW]
-    numbers = Objective().numbers(jobs)
-    return float(k.meet_probability(numbers, jobs.waiting[row], wait_s, first_token_s, step_s))
-
-
-def drain_s(jobs: Jobs) -> float:
+def drain_s(problem: Problem) -> float:
     """Seconds until all that wait (the last row, the newcomer, left out) are admitted, 1 to 600."""
-    order = np.arange(len(jobs) - 1, dtype=np.int64)
-    if len(order) == 0:
+    before = len(problem.waiting) - 1
+    if before < 1:
         return 1.0
-    _, done = k.rollout(jobs.engine, jobs.running, jobs.waiting, order)
-    last_s = float(np.nanmax(done[:, 0])) - float(jobs.engine[k.NOW])
+    outcome: Outcome = played(problem, np.arange(before + 1, dtype=np.int64))
+    last_s = float(np.max(outcome.first_s[:before])) - problem.now_s
     return min(max(last_s, 1.0), _LONGEST_RETRY_S)

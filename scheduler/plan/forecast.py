@@ -1,81 +1,86 @@
-"""What the planner expects to arrive: recent requests as a sample of the next ones."""
+"""The arrivals to come: recent requests stand for the next ones, at their expected times."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.plan.jobs import Jobs
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.problem import Problem, RequestArrays
+
+RING = 256
+STRIDE = 97  # spreads a few stand-ins over the whole ring
+DEFAULT_OBJECTIVE_S = 10.0  # where nobody has one
+PERSISTENCE_S = 5.0  # how long a rate above the usual one is trusted to last
 
 
-class Outlook:
-    """A ring of recent requests: slot-seconds, weight, and slack between arrival and latest start.
+class ArrivalForecast:
+    """A ring of recent requests and their rate.
 
-    Each request is taken once, when it is first seen waiting. The clock stepping back only
-    means that newcomers are recognised late.
+    Each request is taken once, when it is first seen waiting. A clock that steps back only means
+    that newcomers are recognised late.
     """
 
-    def __init__(self, size: int = 256) -> None:
+    def __init__(self, size: int = RING) -> None:
         self.size = size
-        self._slot_s = np.zeros(size)
-        self._weight = np.zeros(size)
-        self._slack_s = np.zeros(size)
+        self._ring: RequestArrays | None = None
         self._count = 0
         self._seen_until_s = -np.inf
         self._first_s = np.inf
 
-    def __len__(self) -> int:
-        return min(self._count, self.size)
-
-    def observe(self, problem: Problem, jobs: Jobs) -> None:
+    def observe(self, problem: Problem) -> None:
         """Take in the requests that arrived since the last call."""
-        arrival = problem.waiting.arrival_s
-        if len(arrival) == 0:
+        arrival_s = problem.waiting.arrival_s
+        self._seen_until_s = min(self._seen_until_s, problem.now_s)
+        new = np.flatnonzero(arrival_s > self._seen_until_s)
+        if not len(new):
             return
-        if self._seen_until_s > problem.now_s:
-            self._seen_until_s = problem.now_s
-        new = np.flatnonzero(arrival > self._seen_until_s)[-self.size :]
-        if len(new) == 0:
-            return
-        place = (self._count + np.arange(len(new))) % self.size
-        self._slot_s[place] = jobs.slot_s[new]
-        self._weight[place] = jobs.weight[new]
-        self._slack_s[place] = jobs.latest_s[new] - arrival[new]
+        new = new[np.argsort(arrival_s[new], kind="stable")]
+        fresh = problem.waiting.take(new)
+        self._first_s = min(self._first_s, float(fresh.arrival_s[0]))
+        self._seen_until_s = float(fresh.arrival_s[-1])
         self._count += len(new)
-        self._first_s = min(self._first_s, float(arrival[new].min()))
-        self._seen_until_s = float(arrival[new].max())
+        if self._ring is None or self._ring.quantiles.shape[1] != fresh.quantiles.shape[1]:
+            self._ring = fresh
+        else:
+            self._ring = self._ring.concatenated(fresh)
+        if len(self._ring) > self.size:
+            self._ring = self._ring.take(np.arange(len(self._ring) - self.size, len(self._ring)))
 
-    def slot_s(self) -> float:
-        """Mean slot-seconds of a recent request; 0 before the first."""
-        return float(self._slot_s[: len(self)].mean()) if len(self) else 0.0
+    def mean_objective_s(self, problem: Problem) -> float:
+        """Mean of the first objective (TTFT or e2e) of recent requests that have one."""
+        rows = problem.waiting if self._ring is None else self._ring
+        first_s = np.minimum(rows.ttft_s, rows.e2e_s)
+        first_s = first_s[np.isfinite(first_s)]
+        return float(first_s.mean()) if len(first_s) else DEFAULT_OBJECTIVE_S
 
-    def expected(
-        self, now_s: float, rate_rps: float, horizon_s: float, count: int, persistence_s: float
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(latest start, slot-seconds, value) of ``count`` stand-ins for the arrivals to come.
+    def expected(self, problem: Problem, horizon_s: float, most: int) -> RequestArrays:
+        """At most ``most`` stand-ins within ``horizon_s``, sorted by arrival, prompts uncomputed.
 
-        They arrive evenly over ``horizon_s``; each stands for as many requests as its share of
-        it will bring, so its work and value are multiplied by that. The rate falls from
-        ``rate_rps`` to the mean of all that was seen, by 1/e in ``persistence_s``: a burst is
-        not the weather. Empty when nothing is known.
+        The rate falls from ``problem.arrival_rate_rps`` to the mean of all that was seen, by 1/e
+        in PERSISTENCE_S. Empty when nothing is known.
         """
-        known = len(self)
-        if known == 0 or rate_rps <= 0 or horizon_s <= 0 or count == 0:
-            return np.empty(0), np.empty(0), np.empty(0)
-        rows = np.arange(count) * 97 % known  # spread few stand-ins over the whole sample
-        wait = (np.arange(count) + 0.5) * (horizon_s / count)
+        now_s, rate = problem.now_s, problem.arrival_rate_rps
+        if self._ring is None or rate <= 0 or horizon_s <= 0 or most < 1:
+            return RequestArrays.empty(problem.waiting.quantiles.shape[1])
         seen_s = max(now_s - self._first_s, 1e-3)
-        usual = min(rate_rps, self._count / seen_s) if seen_s > 1.0 else rate_rps
-        mass = (usual + (rate_rps - usual) * np.exp(-wait / persistence_s)) * horizon_s / count
-        return (
-            now_s + wait + self._slack_s[rows],
-            self._slot_s[rows] * mass,
-            self._weight[rows] * mass,
+        usual = min(rate, self._count / seen_s) if seen_s > 1.0 else rate
+        at_s = arrival_times(usual, rate, horizon_s, most)
+        rows = self._ring.take((np.arange(len(at_s)) * STRIDE + self._count) % len(self._ring))
+        return replace(
+            rows,
+            arrival_s=now_s + at_s,
+            queued_s=now_s + at_s,
+            prefill_left_tokens=rows.prompt_tokens - rows.cached_tokens,
+            generated_tokens=np.zeros(len(rows)),
+            first_token_s=np.full(len(rows), np.nan),
         )
 
-    def slack_s(self) -> float:
-        """Mean slack of the recent requests that have a deadline; 0 when none had."""
-        slack = self._slack_s[: len(self)]
-        slack = slack[slack < np.inf]
-        return max(0.0, float(slack.sum() / len(slack))) if len(slack) else 0.0
+
+def arrival_times(usual: float, rate: float, horizon_s: float, most: int) -> FloatArray:
+    """When the expected count ∫usual + (rate - usual)·exp(-t / PERSISTENCE_S) passes n + 1/2."""
+    grid = np.linspace(0.0, horizon_s, 256)
+    mass = usual * grid + (rate - usual) * PERSISTENCE_S * (1.0 - np.exp(-grid / PERSISTENCE_S))
+    count = min(most, int(mass[-1] + 0.5))
+    return np.interp(np.arange(count) + 0.5, mass, grid)

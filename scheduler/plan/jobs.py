@@ -1,4 +1,8 @@
-"""From a problem to the kernels' arrays: what each request needs and may hope for."""
+"""What the rules sort by: how long each waiting request will be, until when, and whether it can.
+
+The figures assume the full batch's pace for everybody; what a plan does to the pace is the
+rollout's to say (``rollout``).
+"""
 
 from __future__ import annotations
 
@@ -6,71 +10,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lengthwise.data.arrays import BoolArray, FloatArray, IntArray, njit
-from lengthwise.data.lengths import cdf_at, fresh_mean, remaining_mean, strata_places
-from lengthwise.scheduler.plan import kernels as k
-from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.data.arrays import BoolArray, FloatArray, njit
+from lengthwise.data.lengths import fresh_mean, remaining_mean
+from lengthwise.scheduler.problem import Problem
 
-# What _fill answers when it cannot go on.
+# Engine numbers, one array: step-time coefficients, then the clock.
+BASE, PREFILL_STEP, PREFILL_TOKEN, DECODE_SEQ, CONTEXT_TOKEN, NOW = range(6)
+
+# A waiting request's row.
+PREFILL, CONTEXT, CHUNKS, TTFT_BY, E2E_BY, TPOT = range(6)
+COLUMNS = 6
+
 _FINE, _NOT_A_NUMBER = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """Kernel tables (see ``kernels.JOB_COLUMNS``) and per-request figures, ``(n,)`` each.
+    """Figures of the waiting requests, ``(n,)`` each; ``waiting`` is ``(n, COLUMNS)``.
 
-    ``token_s`` is the seconds a token takes in a batch of ``batch``, as many as may and would
-    run, prefill stalls included.
-    ``latest_s`` is when a request must be admitted to meet its objectives with a length at the
-    ``caution`` level, ``chance`` the probability that it meets them when admitted now,
-    ``can_meet`` whether it does with its mean length; ``due_s`` is its first deadline.
+    ``mean_tokens`` are to come on the mean, ``due_s`` is the first deadline, ``can_meet`` whether
+    the objectives hold with the mean length when admitted now. ``token_s`` is the seconds a
+    token takes in a full batch, prefill stalls included; ``release_gap_s`` those between two
+    slots that come free.
     """
 
     engine: FloatArray
-    running: FloatArray
     waiting: FloatArray
     mean_tokens: FloatArray
-    latest_s: FloatArray
     due_s: FloatArray
-    chance: FloatArray
     can_meet: BoolArray
-    batch: float
     token_s: float
-    stall_s: float
     release_gap_s: float
 
     def __len__(self) -> int:
         return len(self.waiting)
-
-    @property
-    def slot_s(self) -> FloatArray:
-        """Slot-seconds each waiting request will take."""
-        return self.waiting[:, k.SLOT_S]
-
-    @property
-    def weight(self) -> FloatArray:
-        """Class weight of each waiting request; 0 for best effort."""
-        return self.waiting[:, k.WEIGHT]
-
-
-def engine_numbers(problem: Problem) -> FloatArray:
-    """The engine's row for the kernels."""
-    return np.array(
-        [
-            *problem.step_time.coefficients,
-            float(problem.capacity.max_num_seqs),
-            float(problem.capacity.kv_tokens),
-            problem.now_s,
-        ]
-    )
 
 
 @njit
 def _fill(
     levels: FloatArray,
     quantiles: FloatArray,
-    above: IntArray,
-    share: FloatArray,
     max_batched: float,
     arrival: FloatArray,
     prompt: FloatArray,
@@ -82,13 +61,8 @@ def _fill(
     weight: FloatArray,
     table: FloatArray,
     mean: FloatArray,
-    due: FloatArray,
 ) -> int:
-    """Fill the table but for its slot-seconds.
-
-    ``above`` and ``share`` are ``lengths.strata_places``; empty, they leave the lengths out.
-    Rows are repaired on the way: at least one token, non-decreasing.
-    """
+    """Fill the table and the means; rows are repaired: at least one token, non-decreasing."""
     q = len(levels)
     row, logs = np.empty(q), np.empty(q)
     for i in range(len(table)):
@@ -109,99 +83,42 @@ def _fill(
             mean[i] = remaining_mean(levels, row, generated[i])
         else:
             mean[i] = fresh_mean(levels, row, logs)
-        chunks = max(1.0, np.ceil(left[i] / max_batched))
-        table[i, k.PREFILL] = left[i]
-        table[i, k.CONTEXT] = prompt[i] + generated[i]
-        table[i, k.SLOT_STEPS] = chunks - 1.0 + max(1.0, np.ceil(mean[i]))
-        table[i, k.CHUNKS] = chunks
-        table[i, k.TTFT_BY] = arrival[i] + ttft[i]
-        table[i, k.E2E_BY] = arrival[i] + e2e[i]
-        table[i, k.TPOT] = tpot[i]
-        objectives = ttft[i] < np.inf or e2e[i] < np.inf or tpot[i] < np.inf
-        table[i, k.WEIGHT] = max(weight[i], 0.0) if objectives else 0.0
-        due[i] = min(table[i, k.TTFT_BY], table[i, k.E2E_BY])
-        for s in range(len(above)):
-            c = above[s]
-            length = np.exp(logs[c - 1] + share[s] * (logs[c] - logs[c - 1])) - generated[i]
-            # a preempted request has part of its answer: only the rest is to come
-            table[i, k.LENGTHS + s] = max(1.0, length)
+        table[i, PREFILL] = left[i]
+        table[i, CONTEXT] = prompt[i] + generated[i]
+        table[i, CHUNKS] = max(1.0, np.ceil(left[i] / max_batched))
+        table[i, TTFT_BY] = arrival[i] + ttft[i]
+        table[i, E2E_BY] = arrival[i] + e2e[i]
+        table[i, TPOT] = tpot[i]
     return _FINE
 
 
 @njit
-def _shorten(
-    levels: FloatArray,
-    quantiles: FloatArray,
-    generated: FloatArray,
-    table: FloatArray,
-    mean: FloatArray,
-    now: float,
-    token_s: float,
-) -> None:
-    """Slot steps of requests that give up their slot at their deadline: E[min(left, till then)].
-
-    A deadline that has passed shortens nothing: who takes such a slot back is another question.
-    """
-    last = len(levels) - 1
-    for i in range(len(table)):
-        budget = (table[i, k.E2E_BY] - now) / token_s - table[i, k.CHUNKS] + 1.0
-        end = generated[i] + budget
-        if budget < 1.0 or end >= quantiles[i, last]:
-            continue
-        alive = 1.0 - cdf_at(levels, quantiles[i], generated[i]) if generated[i] > 0.0 else 1.0
-        if alive <= 1e-6:
-            continue
-        beyond = (1.0 - cdf_at(levels, quantiles[i], end)) / alive
-        expected = mean[i] - beyond * remaining_mean(levels, quantiles[i], end)
-        table[i, k.SLOT_STEPS] = table[i, k.CHUNKS] - 1.0 + max(1.0, np.ceil(expected))
-
-
-@njit
-def _prospects(
+def _can_meet(
     table: FloatArray,
     engine: FloatArray,
     mean: FloatArray,
     token_s: float,
     step_s: float,
-    caution: float,
-    latest: FloatArray,
-    chance: FloatArray,
     can_meet: BoolArray,
 ) -> None:
-    """Fill slot-seconds, latest start and chance of every row."""
-    objective = np.zeros(k.MODE + 1)
-    objective[k.STALL] = token_s - step_s
-    now, slots = engine[k.NOW], engine[k.SLOTS]
-    place = caution * k.STRATA_COUNT - 0.5  # between the stratum midpoints
-    low = int(min(max(np.floor(place), 0.0), k.STRATA_COUNT - 2.0))
-    share = min(max(place - low, 0.0), 1.0)
+    """Whether each row meets its TTFT and e2e objectives when admitted now."""
     for i in range(len(table)):
         job = table[i]
-        stall = engine[k.PREFILL_STEP] * job[k.CHUNKS] + engine[k.PREFILL_TOKEN] * job[k.PREFILL]
-        first = stall + step_s * job[k.CHUNKS]
-        job[k.SLOT_S] = token_s * job[k.SLOT_STEPS] + slots * stall
-        cautious = job[k.LENGTHS + low] * (1.0 - share) + job[k.LENGTHS + low + 1] * share
-        token_by = job[k.TTFT_BY] - first
-        end_by = job[k.E2E_BY] - first
-        latest[i] = min(token_by, end_by - token_s * (cautious - 1.0))
-        chance[i] = k.meet_probability(objective, job, 0.0, now + first, step_s)
-        can_meet[i] = min(token_by, end_by - token_s * (mean[i] - 1.0)) >= now
+        stall = engine[PREFILL_STEP] * job[CHUNKS] + engine[PREFILL_TOKEN] * job[PREFILL]
+        first = stall + step_s * job[CHUNKS]
+        token_by = job[TTFT_BY] - first
+        end_by = job[E2E_BY] - first
+        can_meet[i] = min(token_by, end_by - token_s * (mean[i] - 1.0)) >= engine[NOW]
 
 
-def _table(
-    problem: Problem, rows: RequestArrays, with_lengths: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(table, mean tokens left, first deadline)."""
+def prepare(problem: Problem) -> Jobs:
+    """The figures of a problem; ValueError on quantiles or times that are not numbers."""
+    rows = problem.waiting
     n = len(rows)
-    table, mean, due = np.zeros((n, len(k.JOB_COLUMNS))), np.empty(n), np.empty(n)
-    levels = np.ascontiguousarray(problem.levels, dtype=np.float64)
-    above, share = strata_places(levels)
-    used = len(above) if with_lengths else 0
+    table, mean = np.zeros((n, COLUMNS)), np.empty(n)
     outcome = _fill(
-        levels,
+        np.ascontiguousarray(problem.levels, dtype=np.float64),
         rows.quantiles,
-        above[:used],
-        share[:used],
         float(problem.capacity.max_num_batched_tokens),
         rows.arrival_s,
         rows.prompt_tokens,
@@ -213,58 +130,33 @@ def _table(
         rows.weight,
         table,
         mean,
-        due,
     )
     if outcome == _NOT_A_NUMBER:
         raise ValueError("requests must be numbers: NaN or infinity where only objectives may be")
-    return table, mean, due
-
-
-def prepare(problem: Problem, caution: float = 0.5, yielding: bool = False) -> Jobs:
-    """Tables and figures of a problem; ``caution`` in [0, 1] is the length level to be safe at.
-
-    With ``yielding`` a request holds its slot no longer than until its deadline (``preemption``).
-    Raises ValueError on quantiles or times that are not numbers.
-    """
-    waiting, mean, due = _table(problem, problem.waiting, True)
-    running, running_mean, _ = _table(problem, problem.running, False)
-    engine = engine_numbers(problem)
-    n = len(waiting)
+    engine = np.array([*problem.step_time.coefficients, problem.now_s])
     mean_left = float(mean.sum() / n) if n else 1.0
-    mean_prompt = float(problem.waiting.prompt_tokens.sum() / n) if n else 1.0
+    mean_prompt = float(rows.prompt_tokens.sum() / n) if n else 1.0
     # A duration needs a batch: the full engine, as far as requests and the KV cache fill it.
     context = mean_prompt + mean_left / 2.0
-    batch = min(
-        problem.capacity.max_num_seqs, n + len(running), problem.capacity.kv_tokens / context
+    batch = max(
+        1.0,
+        min(
+            problem.capacity.max_num_seqs,
+            n + len(problem.running),
+            problem.capacity.kv_tokens / context,
+        ),
     )
-    batch = max(1.0, batch)
     step_s = problem.step_time.step_s(0.0, batch, batch * context)
     prefill_s = problem.step_time.prefill_step_s + problem.step_time.prefill_token_s * mean_prompt
-    stall_s = prefill_s * batch / mean_left
-    token_s = step_s + stall_s
-    if yielding:
-        for rows, table, left in (
-            (problem.waiting, waiting, mean),
-            (problem.running, running, running_mean),
-        ):
-            _shorten(
-                problem.levels, rows.quantiles, rows.generated_tokens,
-                table, left, problem.now_s, token_s,
-            )  # fmt: skip
-    latest = np.empty(n)
-    chance, can_meet = np.empty(n), np.empty(n, dtype=np.bool_)
-    _prospects(waiting, engine, mean, token_s, step_s, caution, latest, chance, can_meet)
+    token_s = step_s + prefill_s * batch / mean_left
+    can_meet = np.empty(n, dtype=np.bool_)
+    _can_meet(table, engine, mean, token_s, step_s, can_meet)
     return Jobs(
         engine=engine,
-        running=running,
-        waiting=waiting,
+        waiting=table,
         mean_tokens=mean,
-        latest_s=latest,
-        due_s=due,
-        chance=chance,
+        due_s=np.minimum(table[:, TTFT_BY], table[:, E2E_BY]),
         can_meet=can_meet,
-        batch=batch,
         token_s=token_s,
-        stall_s=stall_s,
         release_gap_s=mean_left * token_s / batch,
     )

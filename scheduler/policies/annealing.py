@@ -1,111 +1,121 @@
-"""The ``sa`` policy: choose what is worth serving, start from the best order, anneal the head.
+"""The ``sa`` policy: a plan of four parts, found by annealing on an honest rollout.
 
-1. Selection (``selection``): from the queue and the arrivals expected, the requests that pay
-   for their slot time, by latest start; then what else can be met; then the hopeless, shortest
-   first. Where a TPOT objective is too tight for a full batch, for smaller ones too
-   (``batch_limit``).
-2. Calm: when feasible-first by deadline is expected to meet nearly all that can be met, it is
-   the plan; there is nothing to choose, and a search could only chase the model's errors.
-3. Starts: that order, the previous plan, and any rules asked for; the cheapest by the objective.
-4. Annealing (``anneal``) over the head of the order, until the budget ends.
-5. Slots of running requests whose SLO is lost go to the head, where that pays (``preemption``).
-6. The overdue go first, whatever came out.
+1. Forecast: recent requests stand for the arrivals of the next seconds (``plan.forecast``).
+2. Rows: what everybody needs, and how sure that is (``plan.rows``).
+3. Starts: every rule's order, the selection's, the densest first, and the last plan's; each
+   without limits and under the last plan's, with the overdue in front (``plan.wait_bound``).
+4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
+5. Annealing over order, slots given up, batch limit and prefill limit (``plan.search``); what it
+   finds is never worth less than the best start.
+6. Promise: what the plan says everybody's chances are, and would be without each of its parts,
+   is kept; parts whose promises do not come true are withdrawn (``plan.trust``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.plan.anneal import anneal
-from lengthwise.scheduler.plan.batch_limit import binding_caps
-from lengthwise.scheduler.plan.forecast import Outlook
-from lengthwise.scheduler.plan.jobs import Jobs, prepare
-from lengthwise.scheduler.plan.kernels import DILATION
-from lengthwise.scheduler.plan.objective import Evaluator, Objective
-from lengthwise.scheduler.plan.preemption import LEAST_GAIN, victims
-from lengthwise.scheduler.plan.selection import worth_order
-from lengthwise.scheduler.plan.slack import hasten
-from lengthwise.scheduler.plan.wait_bound import bounded
-from lengthwise.scheduler.policies import rules
-from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.plan import search as s
+from lengthwise.scheduler.plan.forecast import ArrivalForecast
+from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
+from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
+from lengthwise.scheduler.plan.rows import Snapshot, snapshot
+from lengthwise.scheduler.plan.starts import density_order, selection_order
+from lengthwise.scheduler.plan.trust import Trust
+from lengthwise.scheduler.plan.value import Objective
+from lengthwise.scheduler.plan.wait_bound import find_overdue
+from lengthwise.scheduler.policies.rules import RULES, feasible_edf
+from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
+
+ITERATIONS = 48
+HOPELESS_SHARE = 0.2  # lost share from which on the impatience is whole
+LOST_GAIN = 0.3  # a plan's say in the lost share
+NOTHING = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Knobs of the planner; the defaults are what the arena chose (docs/scheduler.md)."""
+    """Knobs of the planner; docs/scheduler.md says what each is worth."""
 
-    window: int = 32  # positions at the head the search may change
-    compared: int = 512  # positions over which starts are compared
-    caution: float = 0.7  # length level the latest start is computed at
-    foresight: float = 0.75  # horizon of expected arrivals, in shares of the mean slack
-    persistence_s: float = 5.0  # how long a rate above the usual one is trusted to last
-    stand_ins: int = 64  # how many expected arrivals take part in the selection
-    price_share: float = 0.25  # price of slot time, as a share of the least density taken
-    haste: float = 0.5  # share of a slack that shorter requests behind may spend
-    calm: float = 0.05  # expected loss of feasible-edf up to which it is the plan
-    patience_s: float = 1e4  # see objective.Objective; long: the selection looks ahead instead
-    spread: float = 1.0
-    latency: float = 0.1
-    starts: tuple[str, ...] = ("selection", "previous")
-    forlorn: float = 0.0  # chance up to which a running request may lose its slot; < 0: never
-    paper_g: bool = False
+    horizon: float = 1.0  # of the rollout, in mean objectives (TTFT or e2e) of recent requests
+    shortest_horizon_s: float = 8.0
+    longest_horizon_s: float = 40.0
+    most_waiting: int = 768  # rows that are planned; the rest follow by feasible-edf
+    most_expected: int = 384
+    start_quantile: float = 0.7  # length level the latest start is computed at
+    spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
+    tpot_spread: float = 0.03
+    latency_price: float = 0.02  # of a request's mean time, in attained requests
+    tokens_price: float = 0.5  # of a request's mean work, in attained requests
+    impatience: float = 0.3  # what a chance keeps of its worth if it comes a horizon later
+    head: int = 48  # positions the search rearranges
+    reach: int = 128  # positions it draws rows from
+    losing: float = 0.02  # chance up to which a running request may lose its slot
+    parts: tuple[str, ...] = ("order", "slots", "limits", "prefill")  # what the search may change
+    trust: bool = True
 
     def __post_init__(self) -> None:
-        if unknown := set(self.starts) - {"selection", "previous", *rules.RULES}:
-            raise ValueError(f"unknown starts {sorted(unknown)}")
-        if self.window < 2 or self.compared < self.window:
-            raise ValueError(f"need 2 <= window <= compared, got {self.window} and {self.compared}")
-
-
-ITERATIONS = 80  # search steps of a plan that no budget limits
-
-# Shares of the budget: after the first the search ends, the rest is for settling the plan.
-SEARCH_ENDS = 0.5
+        if unknown := set(self.parts) - {"order", "slots", "limits", "prefill"}:
+            raise ValueError(f"unknown parts {sorted(unknown)}")
+        if not 0 < self.shortest_horizon_s <= self.longest_horizon_s or self.horizon <= 0:
+            raise ValueError(
+                "need horizon > 0 and 0 < shortest_horizon_s <= longest_horizon_s, got "
+                f"{self.horizon}, {self.shortest_horizon_s}, {self.longest_horizon_s}"
+            )
+        if min(self.most_waiting, self.head, self.reach) < 2 or self.most_expected < 0:
+            raise ValueError(
+                "need most_waiting, head and reach of at least 2 and most_expected >= 0, got "
+                f"{self.most_waiting}, {self.head}, {self.reach}, {self.most_expected}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
-    """A selection at one batch size: its order, the price of slot time, and what was claimed."""
+class _Start:
+    """An order to begin with, under limits; ``kept`` positions at its front are the overdue."""
 
-    problem: Problem
-    jobs: Jobs
+    name: str
     order: IntArray
-    price: float
-    claimed_s: FloatArray
-    max_running: int | None
+    skip_late: bool
+    limits: FloatArray
+    kept: int
 
 
 class AnnealingPolicy:
-    """Simulated annealing from the best of many starts; see the module's head."""
+    """Simulated annealing on the rollout of a whole plan; see the module's head."""
 
     name = "sa"
 
     def __init__(
         self,
-        settings: Settings,
-        budget_s: float | None = 0.001,
+        settings: Settings | None = None,
+        budget_s: float | None = None,
         seed: int = 0,
-        iterations: int | None = None,
+        iterations: int = ITERATIONS,
     ) -> None:
-        if budget_s is None and iterations is None:
-            iterations = ITERATIONS
-        self.settings = settings
-        self.budget_s = budget_s if budget_s is not None else 0.001
-        self.nominal_s = self.budget_s
+        if iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {iterations}")
+        self.settings = settings or Settings()
+        self.budget_s = budget_s
+        self.nominal_s = 0.02 if budget_s is None else budget_s
         self.iterations = iterations
         self.rng = np.random.default_rng(seed)
-        self.outlook = Outlook()
-        self._previous: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
+        self.forecast = ArrivalForecast()
+        self.pace = StepPace()
+        self.trust = Trust()
+        self._limits: tuple[float, float] = (np.inf, np.inf)
+        self._lost = 0.0  # share of who could be met that the best order without limits loses
+        self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
     @classmethod
     def with_params(
-        cls, budget_s: float | None, seed: int, iterations: int | None = None, **params: Any
+        cls, budget_s: float | None, seed: int, iterations: int = ITERATIONS, **params: Any
     ) -> AnnealingPolicy:
         """From loose parameters; TypeError for one that does not exist."""
         if unknown := set(params) - {f.name for f in fields(Settings)}:
@@ -113,178 +123,284 @@ class AnnealingPolicy:
         return cls(Settings(**params), budget_s, seed, iterations)
 
     def __call__(self, problem: Problem) -> Plan:
-        """The order to admit in, and what it is expected to be worth."""
+        """The plan that is expected to be worth most."""
         began = time.perf_counter()
-        n = len(problem.waiting)
-        if n == 0:
-            return Plan(np.empty(0, dtype=np.int64))
-        draft = self._draft(problem)
-        if n == 1:
-            return Plan(np.zeros(1, dtype=np.int64), elapsed_s=time.perf_counter() - began)
-
-        compared = min(n, self.settings.compared)
-        draft = self._at_best_concurrency(draft, compared)
-        problem, jobs, price = draft.problem, draft.jobs, draft.price
-        if (calm := self._calm(problem, jobs, compared)) is not None:
-            order, cost = calm
-            order, _ = bounded(problem, jobs, order)
-            self._remember(problem, order)
-            elapsed_s = time.perf_counter() - began
-            return Plan(order, cost, cost, 1, elapsed_s, max_running=draft.max_running)
-
-        selected = self._hastened(draft)
-        evaluator = Evaluator(jobs, self._objective(price), compared)
-        starts = [bounded(problem, jobs, order) for order in self._starts(problem, jobs, selected)]
-        costs = [evaluator.cost(order[:compared]) for order, _ in starts]
-        (start, overdue), start_cost = starts[int(np.argmin(costs))], min(costs)
-
-        window = min(n, self.settings.window)
-        found = anneal(
-            evaluator,
-            start[:window],
-            self.rng,
-            iterations=self.iterations,
-            seconds_left=None if self.iterations is not None else self._timer(began),
-            first=min(overdue, window),
-        )
-        order, cost = start, start_cost
-        if found.cost < found.start_cost:
-            proposed = np.concatenate([found.order, start[window:]])
-            if (proposed_cost := evaluator.cost(proposed[:compared])) <= start_cost:
-                order, cost = proposed, proposed_cost
-        preempt = self._victims(problem, jobs, order[:compared], price)
-        self._remember(problem, order)
-        elapsed_s = time.perf_counter() - began
-        late = self.iterations is None and found.evaluations == 1 and overdue < window - 1
+        self.pace.observe(problem)
+        if not len(problem.waiting):
+            return Plan(NOTHING)
+        planned, rest = self._planned(problem)
+        shot, queue = self._snapshot(planned)
+        picture = self._picture(planned, shot)
+        start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
+        best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
+        self._remember(planned, shot, picture, start, best)
+        waiting = best.order[best.order < shot.expected]
+        if start.skip_late:
+            late = shot.rows.latest_s[waiting] < shot.now_s
+            waiting = np.concatenate([waiting[~late], waiting[late]])
+        waiting -= shot.waiting
+        engine, (most, prefill) = shot.engine, best.limits
         return Plan(
-            order,
-            cost,
-            start_cost,
-            found.evaluations + len(starts),
-            elapsed_s,
-            f"no time to search {n} requests in {self.budget_s * 1e3:g} ms" if late else None,
-            preempt,
-            draft.max_running,
+            order=np.concatenate([rest[0][waiting], rest[1]]),
+            cost=-value,
+            start_cost=-start_value,
+            evaluations=evaluated + steps,
+            elapsed_s=time.perf_counter() - began,
+            preempt=np.flatnonzero(best.given_up),
+            max_running=int(most) if most < engine.slots else None,
+            max_prefill_tokens=int(prefill) if prefill < engine.batched_tokens else None,
         )
+
+    def finished(self, arrival_s: float, met: bool) -> None:
+        """A request that was planned has ended, with all its objectives met or not."""
+        self.trust.finished(arrival_s, met)
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
-        for settings in (self.settings, replace(self.settings, calm=0.0)):
-            twin = AnnealingPolicy(settings, iterations=40)
-            twin(warm_up_problem())
-            twin(warm_up_problem())
+        twin = AnnealingPolicy(self.settings, iterations=8)
+        twin(warm_up_problem())
+        twin(warm_up_problem())
 
-    def _timer(self, began: float) -> Callable[[], float]:
-        return lambda: SEARCH_ENDS * self.budget_s - (time.perf_counter() - began)
+    def _planned(self, problem: Problem) -> tuple[Problem, tuple[IntArray, IntArray]]:
+        """The problem of the rows worth planning, and (those rows, the others in their order)."""
+        n, most = len(problem.waiting), self.settings.most_waiting
+        if n <= most:
+            return problem, (np.arange(n, dtype=np.int64), NOTHING)
+        order = feasible_edf(problem, prepare(problem))
+        chosen = np.sort(order[:most])
+        return replace(problem, waiting=problem.waiting.take(chosen)), (chosen, order[most:])
 
-    def _calm(self, problem: Problem, jobs: Jobs, compared: int) -> tuple[IntArray, float] | None:
-        """feasible-edf and its cost when it loses next to nothing of what can be met."""
-        if self.settings.calm <= 0:
-            return None
-        order = rules.feasible_edf(problem, jobs)
-        head = order[:compared]
-        ideal = float((jobs.weight * jobs.chance)[head].sum())
-        cost = Evaluator(jobs, Objective(latency=0.0), compared).cost(head)
-        return (order, cost) if ideal + cost <= self.settings.calm * max(ideal, 1.0) else None
-
-    def _at_best_concurrency(self, full: _Draft, compared: int) -> _Draft:
-        """The draft of the batch size at which the queue is worth most; see ``batch_limit``."""
-
-        def cost(draft: _Draft) -> float:
-            evaluator = Evaluator(draft.jobs, Objective(latency=0.0), compared)
-            return evaluator.cost(draft.order[:compared])
-
-        best, best_cost = full, None
-        for cap in binding_caps(full.problem, full.jobs):
-            best_cost = cost(full) if best_cost is None else best_cost
-            capacity = replace(full.problem.capacity, max_num_seqs=cap)
-            smaller = self._draft(replace(full.problem, capacity=capacity), max_running=cap)
-            if (smaller_cost := cost(smaller)) < best_cost - LEAST_GAIN:
-                best, best_cost = smaller, smaller_cost
-        return best
-
-    def _draft(self, problem: Problem, max_running: int | None = None) -> _Draft:
-        """The order of step 1, the price of slot time, and what arrivals claim before each."""
-        s = self.settings
-        jobs = prepare(problem, s.caution, yielding=s.forlorn >= 0)
-        if max_running is None:
-            self.outlook.observe(problem, jobs)
-        coming = self.outlook.expected(
-            problem.now_s,
-            problem.arrival_rate_rps,
-            s.foresight * self.outlook.slack_s(),
-            s.stand_ins,
-            s.persistence_s,
+    def _snapshot(self, problem: Problem) -> tuple[Snapshot, RequestArrays]:
+        """Steps 1 and 2: everybody's rows, and those that queue or are expected to."""
+        self.forecast.observe(problem)
+        horizon_s = self._horizon_s(problem)
+        coming = self.forecast.expected(problem, horizon_s, self.settings.most_expected)
+        queue = problem.waiting.concatenated(coming)
+        before = [] if problem.recovering is None else [problem.recovering]
+        everybody = problem.running.concatenated(*before, queue)
+        waiting = len(everybody) - len(queue)
+        shot = snapshot(
+            problem,
+            everybody,
+            waiting,
+            waiting + len(problem.waiting),
+            self.settings.start_quantile,
+            self.pace.factor,
         )
-        order, price, claimed_s = worth_order(
-            problem.now_s,
-            float(problem.capacity.max_num_seqs),
-            jobs.latest_s,
-            jobs.slot_s,
-            jobs.weight * jobs.chance,
-            *coming,
-        )
-        left_s = np.maximum(jobs.latest_s - problem.now_s, 1e-3)
-        jobs.waiting[:, DILATION] = claimed_s / np.maximum(left_s - claimed_s, 0.1 * left_s)
-        return _Draft(problem, jobs, order, s.price_share * price, claimed_s, max_running)
+        return shot, queue
 
-    def _hastened(self, draft: _Draft) -> IntArray:
-        """The draft's order with shorter requests moved up among those compared."""
-        jobs, order, share = draft.jobs, draft.order, self.settings.haste
-        if share <= 0:
-            return order
-        head = order[: self.settings.compared]
-        work_s = jobs.slot_s / draft.problem.capacity.max_num_seqs
-        moved = hasten(head, work_s, jobs.latest_s, draft.claimed_s, draft.problem.now_s, share)
-        return np.concatenate([moved, order[len(head) :]])
-
-    def _victims(self, problem: Problem, jobs: Jobs, head: IntArray, price: float) -> IntArray:
-        """Running requests whose slots the head of the order uses better."""
-        if self.settings.forlorn < 0:
-            return np.empty(0, dtype=np.int64)
-        objective = self._objective(price)
-
-        def cost(jobs: Jobs, order: IntArray) -> float:
-            return Evaluator(jobs, objective, len(order)).cost(order)
-
-        return victims(problem, jobs, head, cost, price, self.settings.forlorn)
-
-    def _objective(self, price: float) -> Objective:
+    def _horizon_s(self, problem: Problem) -> float:
+        mean_s = self.forecast.mean_objective_s(problem)
         s = self.settings
-        return Objective(price, s.patience_s, s.spread, s.latency, s.paper_g)
+        return float(np.clip(s.horizon * mean_s, s.shortest_horizon_s, s.longest_horizon_s))
 
-    def _starts(self, problem: Problem, jobs: Jobs, selected: IntArray) -> list[IntArray]:
-        starts = []
-        for name in self.settings.starts:
-            if name == "selection":
-                starts.append(selected)
-            elif name == "previous":
-                if (previous := self._recall(problem, selected)) is not None:
-                    starts.append(previous)
-            else:
-                starts.append(rules.RULES[name](problem, jobs))
-        return starts or [selected]
+    def _picture(self, problem: Problem, shot: Snapshot) -> s.Picture:
+        knobs = self.settings
+        mean_tokens = max(1.0, float(shot.rows.need[shot.waiting :].mean()))
+        objective = Objective(
+            knobs.spread,
+            knobs.tpot_spread,
+            knobs.latency_price,
+            knobs.tokens_price,
+            knobs.impatience ** min(1.0, self._lost / HOPELESS_SHARE),
+            mean_tokens * shot.token_s,
+            max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
+            shot.token_s,
+            shot.batch,
+        )
+        until_s = problem.now_s + self._horizon_s(problem)
+        return s.Picture(
+            shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
+            problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
+        )  # fmt: skip
 
-    def _remember(self, problem: Problem, order: IntArray) -> None:
-        """Keep the plan as (arrival times sorted, rank in the order); arrivals are the names."""
-        arrival = problem.waiting.arrival_s
-        rank = np.empty(len(order))
-        rank[order] = np.arange(len(order))
-        by_arrival = np.argsort(arrival, kind="stable")
-        self._previous = (arrival[by_arrival], rank[by_arrival])
+    def _starts(
+        self, problem: Problem, shot: Snapshot, queue: RequestArrays
+    ) -> Iterator[tuple[str, IntArray, bool]]:
+        """(name, order of the queue's rows, whether the late are skipped), the likeliest first."""
+        asked = replace(problem, waiting=queue, recovering=None)
+        jobs = prepare(asked)
+        selection = selection_order(shot)
+        if (last := self._recalled(queue, selection)) is not None:
+            yield "last", last, True
+        yield "selection", selection, True
+        yield "density", density_order(shot), True
+        for name, rule in RULES.items():
+            order = rule(asked, jobs)
+            feasible = name.startswith("feasible")
+            yield name, order, feasible
+            if not feasible:
+                yield f"{name}, late ones last", order, True
 
-    def _recall(self, problem: Problem, base: IntArray) -> IntArray | None:
-        """The previous plan without those gone; newcomers stand behind their base neighbour."""
-        known, rank = self._previous
-        if len(known) == 0:
+    def _best_start(
+        self,
+        problem: Problem,
+        shot: Snapshot,
+        queue: RequestArrays,
+        picture: s.Picture,
+        began: float,
+    ) -> tuple[_Start, float, int]:
+        """Steps 3 and 4: the start of most value, its value, and how many were valued."""
+        now_s, engine = problem.now_s, shot.engine
+        none = np.array([engine.slots, engine.batched_tokens])
+        last = np.minimum(none, self._limits)
+        under = [none]
+        if self._may("limits", now_s) and (last < none).any():
+            under.append(last)
+        nobody = np.zeros(shot.running, dtype=np.int64)
+        gap_s = shot.token_s * float(shot.rows.need.mean()) / engine.slots
+        starts = list(self._starts(problem, shot, queue))
+        overdue = np.zeros(len(queue), dtype=np.bool_)
+        overdue[: len(problem.waiting)] = find_overdue(
+            problem.waiting.queued_s, now_s, problem.max_wait_s, gap_s
+        )
+        shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
+        oldest = np.flatnonzero(overdue)
+        oldest = oldest[np.argsort(queue.queued_s[oldest], kind="stable")]
+        best: tuple[_Start, float] | None = None
+        free: tuple[s.Parts, float, bool] | None = None  # the best without limits
+        evaluated = 0
+        for name, order, skip_late in starts:
+            if not self._may("order", now_s) and name not in self._fallbacks(now_s):
+                continue
+            bounded = np.concatenate([oldest, order[~overdue[order]]]) + shot.waiting
+            for limits in under:
+                start = _Start(name, bounded, skip_late, limits, len(oldest))
+                parts = s.Parts(bounded, nobody, limits)
+                value = s.value_of(picture, parts, skip_late)
+                evaluated += 1
+                if best is None or value > best[1]:
+                    best = start, value
+                if limits is none and (free is None or value > free[1]):
+                    free = parts, value, skip_late
+            if self._late(began, 0.5):
+                break
+        assert best is not None and free is not None
+        s.value_of(picture, free[0], free[2])
+        hopeful = (shot.rows.weight > 0) & (shot.rows.latest_s >= now_s)
+        if hopeful.any():
+            lost = 1.0 - float(picture.chance[hopeful].mean())
+            self._lost += LOST_GAIN * (lost - self._lost)
+        return *best, evaluated
+
+    def _annealed(
+        self,
+        problem: Problem,
+        shot: Snapshot,
+        picture: s.Picture,
+        start: _Start,
+        start_value: float,
+        began: float,
+    ) -> tuple[s.Parts, float, int]:
+        """Step 5: the best plan found, its value, and the steps taken."""
+        nobody = np.zeros(shot.running, dtype=np.int64)
+        current = s.Parts(start.order.copy(), nobody, start.limits.copy())
+        # the start's own chances say who is losing
+        s.value_of(picture, current, start.skip_late)
+        losing = np.flatnonzero(
+            (picture.chance[: shot.running] <= self.settings.losing) & _may_yield(problem)
+        )
+        kinds = self._kinds(shot.now_s, len(losing))
+        best, trial = _copied(current), _copied(current)
+        values = np.array([start_value, start_value])
+        queued = len(start.order) - start.kept
+        head, reach = min(self.settings.head, queued), min(self.settings.reach, queued)
+        done, chunk = 0, self.iterations if self.budget_s is None else 8
+        while len(kinds) and done < self.iterations and not self._late(began):
+            steps = min(chunk, self.iterations - done)
+            share = done / self.iterations, (done + steps) / self.iterations
+            s.anneal(
+                picture, current, trial, best, values, start.skip_late, start.kept, head, reach,
+                kinds, losing, s.temperatures(*share, steps), self.rng.random((steps, s.UNIFORMS)),
+            )  # fmt: skip
+            done += steps
+        return best, float(values[1]), done
+
+    def _kinds(self, now_s: float, losing: int) -> IntArray:
+        parts = self.settings.parts
+        kinds: list[int] = []
+        if "order" in parts and self._may("order", now_s):
+            kinds += [s.SWAP, s.INSERT, s.BLOCK]
+        if "limits" in parts and self._may("limits", now_s):
+            kinds.append(s.BATCH)
+        if "prefill" in parts and self._may("limits", now_s):
+            kinds.append(s.PREFILL)
+        if "slots" in parts and losing and self._may("slots", now_s):
+            kinds.append(s.SLOT)
+        return np.array(kinds, dtype=np.int64)
+
+    def _may(self, part: str, now_s: float) -> bool:
+        return not self.settings.trust or self.trust.allows(part, now_s)
+
+    def _fallbacks(self, now_s: float) -> tuple[str, ...]:
+        """The starts that are left when the searched order has lost its trust."""
+        return ("fcfs",) if self.trust.lost(now_s) else tuple(RULES)
+
+    def _late(self, began: float, share: float = 1.0) -> bool:
+        return self.budget_s is not None and (time.perf_counter() - began > share * self.budget_s)
+
+    def _remember(
+        self, problem: Problem, shot: Snapshot, picture: s.Picture, start: _Start, best: s.Parts
+    ) -> None:
+        """Step 6, and what the next plan starts from."""
+        engine, now_s = shot.engine, problem.now_s
+        self._limits = (float(best.limits[0]), float(best.limits[1]))
+        arrival_s = shot.rows.arrival_s[best.order]
+        by_arrival = np.argsort(arrival_s, kind="stable")
+        self._ranks = (arrival_s[by_arrival], by_arrival.astype(np.float64))
+        without: dict[str, FloatArray] = {}
+        real = np.r_[: shot.running, shot.waiting : shot.expected]
+        none = np.array([engine.slots, engine.batched_tokens])
+        if self.settings.trust:
+            variants = {}
+            if (best.limits < none).any():
+                variants["limits"] = best._replace(limits=none)
+            if best.given_up.any():
+                variants["slots"] = best._replace(given_up=np.zeros_like(best.given_up))
+            variants["order"] = best._replace(order=start.order)
+            for part, parts in variants.items():
+                s.value_of(picture, parts, start.skip_late)
+                without[part] = picture.chance[real].copy()
+        s.value_of(picture, best, start.skip_late)
+        if self.settings.trust:
+            weighed = real[shot.rows.weight[real] > 0]
+            keep = shot.rows.weight[real] > 0
+            self.trust.promise(
+                now_s,
+                shot.rows.arrival_s[weighed],
+                picture.chance[weighed],
+                {part: chance[keep] for part, chance in without.items()},
+            )
+        soon = picture._replace(until_s=now_s + AHEAD_S)
+        s.value_of(soon, best, start.skip_late)
+        end = picture.work.end
+        if end[END_STEPS] > 0:
+            step_s = (end[END_S] - now_s) / end[END_STEPS]
+            self.pace.expect(problem, step_s / engine.tokens_per_step)
+
+    def _recalled(self, queue: RequestArrays, base: IntArray) -> IntArray | None:
+        """The last plan's order; who was not in it stands behind its neighbour in ``base``."""
+        known, rank = self._ranks
+        if not len(known):
             return None
-        arrival = problem.waiting.arrival_s[base]
-        place = np.minimum(np.searchsorted(known, arrival), len(known) - 1)
-        old = known[place] == arrival
+        arrival_s = queue.arrival_s[base]
+        place = np.minimum(np.searchsorted(known, arrival_s), len(known) - 1)
+        old = known[place] == arrival_s
         if not old.any():
             return None
         key = np.where(old, rank[place], -1.0)
         behind = np.maximum.accumulate(np.where(old, np.arange(len(base)), -1))
-        newcomers = ~old
-        key[newcomers] = np.where(behind[newcomers] >= 0, key[behind[newcomers]] + 0.5, -1.0)
+        fresh = ~old
+        key[fresh] = np.where(behind[fresh] >= 0, key[np.maximum(behind[fresh], 0)] + 0.5, -1.0)
         return base[np.argsort(key, kind="stable")]
+
+
+def _may_yield(problem: Problem) -> BoolArray:
+    """Running rows that may lose their slots: never twice, nor who waited to the bound for it."""
+    running = problem.running
+    once = running.queued_s <= running.arrival_s
+    return once & (problem.now_s - running.arrival_s <= problem.max_wait_s)
+
+
+def _copied(parts: s.Parts) -> s.Parts:
+    return s.Parts(parts.order.copy(), parts.given_up.copy(), parts.limits.copy())

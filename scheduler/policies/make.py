@@ -24,14 +24,15 @@ POLICIES = (
 
 
 def make_policy(
-    name: str, *, budget_s: float | None = 0.001, seed: int = 0, **params: Any
+    name: str, *, budget_s: float | None = None, seed: int = 0, **params: Any
 ) -> Policy:
     """The policy called ``name``, one of POLICIES; ``params`` go to it.
 
-    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations`` (search steps a plan,
-    instead of a time budget); ``sa-paper`` takes the fields of ``PaperSettings``. With
-    ``budget_s`` None the plans depend on the problems and the seed alone. Raises ValueError for
-    an unknown name or parameter.
+    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations``, the most search steps of
+    a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``, seconds a
+    plan may take, plans depend on the problems and the seed alone.
+
+    Raises ValueError for an unknown name or parameter.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")

@@ -65,6 +65,17 @@ def _rows(
     )
 
 
+def _met(workload: SimWorkload, times: FloatArray, row: int) -> bool:
+    """Whether a finished row met all its objectives."""
+    arrival_s, more = workload.arrival_s[row], max(int(workload.output_tokens[row]) - 1, 1)
+    first_s, finish_s = times[row, e.FIRST], times[row, e.FINISH]
+    return bool(
+        first_s - arrival_s <= workload.ttft_s[row]
+        and (finish_s - first_s) / more <= workload.tpot_s[row]
+        and finish_s - arrival_s <= workload.e2e_s[row]
+    )
+
+
 def _own_objectives(workload: SimWorkload) -> SimWorkload:
     """The workload with objectives that may be taken from it: what the policy is told."""
     return replace(
@@ -82,7 +93,7 @@ def simulate(
     *,
     max_wait_s: float = 120.0,
     plan_cost: PlanCost = "free",
-    plan_share: float = 0.01,
+    plan_share: float = 0.1,
     fairness: TenantFairness | None = None,
     admission: AdmissionControl | None = None,
     admission_policy: Policy | None = None,
@@ -139,7 +150,17 @@ def simulate(
         recovers = (state[index, e.GENERATED] > 0) & ~yielded[index]
         return index[recovers], index[~recovers]
 
-    def picture(now_s: float, waiting: IntArray) -> Problem:
+    told = np.zeros(n, dtype=np.bool_)  # whose outcome the policy knows
+    note_outcome = getattr(policy, "finished", None)
+
+    def tell_outcomes() -> None:
+        if note_outcome is None:
+            return
+        for row in np.flatnonzero(~told[:arrived] & ~np.isnan(times[:arrived, e.FINISH])):
+            told[row] = True
+            note_outcome(float(workload.arrival_s[row]), _met(workload, times, row))
+
+    def picture(now_s: float, waiting: IntArray, recovering: IntArray) -> Problem:
         return Problem(
             now_s=now_s,
             levels=workload.levels,
@@ -149,23 +170,24 @@ def simulate(
             step_time=model,
             max_wait_s=max_wait_s,
             arrival_rate_rps=rate.rps(now_s),
-            accepted_tokens=1.0 if speculation is None else speculation.accepted,
-            decode_budget_tokens=1 if speculation is None else speculation.budget_tokens,
+            recovering=_rows(known, recovering, state, times, queued_s, cache, True),
+            tokens_per_step=speculation.accepted if speculation else 1.0,
+            decode_budget_tokens=speculation.budget_tokens if speculation else 1,
         )
 
     while arrived < n or running_count or queue_count:
         now_s = float(clock[e.NOW])
         if not running_count and not queue_count:
             clock[e.NOW] = now_s = max(now_s, float(workload.arrival_s[arrived]))
-        if not queue_count:
-            limits[3] = budget  # whom it was to protect a plan no longer knows
+        if not queue_count:  # whom they were to protect no plan knows any more
+            limits[0], limits[3] = capacity.max_num_seqs, budget
         while arrived < n and workload.arrival_s[arrived] <= now_s:
             queue[queue_count] = arrived
             queue_count += 1
             rate.add(float(workload.arrival_s[arrived]))
             if admission is not None and admission_policy is not None:
                 verdict = admission.decide(
-                    picture(now_s, split_queue()[1]),
+                    picture(now_s, *split_queue()[::-1]),
                     lambda problem: admission_policy(problem).order,
                     int(workload.class_id[arrived]),
                 )
@@ -177,9 +199,10 @@ def simulate(
                         limits_s[arrived] = np.inf
             arrived += 1
             gate.mark()
-        if queue_count > 1 and gate.due(now_s):
+        if queue_count > 0 and gate.due(now_s):
             recovering, plannable = split_queue()
-            problem = picture(now_s, plannable)
+            tell_outcomes()
+            problem = picture(now_s, plannable, recovering)
             began = time.perf_counter()
             if fairness is not None and workload.tenant_id is not None:
                 plan = fairness.plan(
@@ -215,7 +238,7 @@ def simulate(
                 gate.planned(now_s, policy.nominal_s)
         next_s = float(workload.arrival_s[arrived]) if arrived < n else np.inf
         running_count, queue_count = e.run_until(
-            min(next_s, gate.next_s()) if queue_count > 1 else next_s,
+            min(next_s, gate.next_s()) if queue_count > 0 else next_s,
             gate.not_before_s,
             coefficients,
             limits,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
@@ -14,9 +13,6 @@ from lengthwise.scheduler.step_time import StepTimeModel
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 MODEL = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-8)
-
-settings.register_profile("lengthwise", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("lengthwise")
 
 
 def draw_rows(rng: np.random.Generator, n: int, now_s: float = 5.0) -> RequestArrays:
@@ -44,6 +40,7 @@ def draw_problem(seed: int, waiting: int, running: int = 4, **capacity: int) -> 
     active = replace(
         active,
         generated_tokens=generated,
+        first_token_s=np.where(generated == 0, np.nan, rng.uniform(active.arrival_s, 5.0)),
         prefill_left_tokens=np.where(generated == 0, active.prompt_tokens, 0.0),
     )
     return Problem(

@@ -185,7 +185,7 @@ def test_what_a_plan_is_told_of_the_cache():
     )
     simulate(workload, Watching(), replace(CACHED, capacity=Capacity(2, 3_000, 512)))
     last = seen[-1]
-    assert (last.accepted_tokens, last.decode_budget_tokens) == (1.0, 1)
+    assert (last.tokens_per_step, last.decode_budget_tokens) == (1.0, 1)
     assert (last.waiting.cached_tokens == 96).all()
     assert (last.waiting.prefill_left_tokens == 24).all()
     assert (last.waiting.prompt_tokens == 120).all()
@@ -196,7 +196,7 @@ def test_what_a_plan_is_told_of_the_cache():
 
 def test_what_a_plan_is_told_of_speculation():
     def watching(problem):
-        assert (problem.accepted_tokens, problem.decode_budget_tokens) == (2.5, 3)
+        assert (problem.tokens_per_step, problem.decode_budget_tokens) == (2.5, 3)
         return make_policy("fcfs")(problem)
 
     watching.nominal_s = 1e-4

@@ -14,7 +14,7 @@ from lengthwise.scheduler.guards.fairness import (
     slot_seconds,
     tenant_factors,
 )
-from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.rows import snapshot
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
@@ -126,7 +126,8 @@ def test_the_overdue_of_a_flood_leave_turns_to_the_others():
 def test_the_work_estimate_follows_the_planners():
     """A rough one will do, since only shares count."""
     problem = draw_problem(5, 40, running=8, max_num_seqs=16)
-    estimate, exact = slot_seconds(problem, problem.waiting), prepare(problem).slot_s
+    exact = snapshot(problem, problem.waiting, 0, 40, 0.5).slot_s
+    estimate = slot_seconds(problem, problem.waiting)
     assert np.corrcoef(np.log(estimate), np.log(exact))[0, 1] > 0.9
 
 

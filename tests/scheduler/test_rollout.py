@@ -1,54 +1,119 @@
+"""The compiled rollout and its value against their plain twins, and what both must keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import naive
 import numpy as np
 import pytest
-from hypothesis import given
-from planning_cases import draw_problem, problems
+from hypothesis import example, given, settings
+from rollout_cases import BEGIN_S, OBJECTIVE, cases, draw_case
 
-from lengthwise.scheduler.plan import kernels as k
-from lengthwise.scheduler.plan.jobs import prepare
-from lengthwise.scheduler.rollout import Job, rollout
+from lengthwise.scheduler.plan import rollout as ro
+from lengthwise.scheduler.plan.value import worth
 
-
-def as_jobs(table):
-    """The table's rows as the readable twin's jobs; slot steps already hold the chunks."""
-    return [
-        Job(row[k.PREFILL], row[k.CONTEXT], row[k.SLOT_STEPS] - row[k.CHUNKS] + 1) for row in table
-    ]
-
-
-@given(problem=problems)
-def test_the_kernel_equals_the_readable_rollout(problem):
-    jobs = prepare(problem)
-    order = np.random.default_rng(1).permutation(len(jobs))
-    running, waiting = rollout(
-        problem.now_s,
-        as_jobs(jobs.running),
-        as_jobs(jobs.waiting),
-        order.tolist(),
-        problem.capacity,
-        problem.step_time,
-    )
-    fast_running, fast_waiting = k.rollout(jobs.engine, jobs.running, jobs.waiting, order)
-    for served, fast in ((running, fast_running), (waiting, fast_waiting)):
-        slow = [(s.admitted_s, s.first_token_s, s.finish_s, s.step_s) for s in served]
-        assert fast.ravel().tolist() == pytest.approx(np.array(slow).ravel().tolist(), rel=1e-9)
+STATES = {
+    ro.WAITING: "waiting",
+    ro.PREFILLING: "prefilling",
+    ro.DECODING: "decoding",
+    ro.DONE: "done",
+    ro.FRONT: "front",
+    ro.TAIL: "waiting",  # the twin knows no other name for the line's end
+}
 
 
-def test_one_slot_serves_one_after_the_other():
-    problem = draw_problem(3, waiting=6, running=0, max_num_seqs=1)
-    jobs = prepare(problem)
-    order = np.array([4, 2, 0, 1, 3, 5])
-    _, served = k.rollout(jobs.engine, jobs.running, jobs.waiting, order)
-    admitted, finish = served[order, 0], served[order, 2]
-    assert admitted[0] == problem.now_s
-    assert admitted[1:] == pytest.approx(finish[:-1])
+def plainly(case):
+    return naive.Play(
+        case.engine, case.rows, case.running, case.recovering, case.expected, case.order.tolist(),
+        case.given_up.astype(bool).tolist(), case.max_running, case.max_prefill, case.skip_late,
+        case.begin_s,
+    ).until(case.until_s)  # fmt: skip
 
 
-def test_kv_bounds_admission():
-    narrow = draw_problem(4, waiting=12, running=0, max_num_seqs=8, kv_tokens=700)
-    wide = draw_problem(4, waiting=12, running=0, max_num_seqs=8, kv_tokens=20_000)
-    order = np.arange(12)
-    starts = [
-        k.rollout(j.engine, j.running, j.waiting, order)[1][:, 0].max()
-        for j in (prepare(narrow), prepare(wide))
-    ]
-    assert starts[0] > starts[1]
+def same(found, wanted):
+    assert list(found) == pytest.approx(list(wanted), rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+PLAIN = {
+    "running": 3, "recovering": 1, "waiting": 6, "coming": 4, "slots": 6, "kv_tokens": 50_000,
+    "batched_tokens": 130, "speed": 1.0, "max_running": 1e9, "max_prefill": 1e9, "prefixes": 0,
+    "skip_late": False, "ahead_s": 100.0,
+}  # fmt: skip
+
+
+@settings(max_examples=600)
+@given(case=cases)
+@example(case=draw_case(1, **PLAIN))
+@example(case=draw_case(2, **PLAIN | {"kv_tokens": 180}))
+@example(case=draw_case(3, **PLAIN | {"prefixes": 2, "speed": 2.5}))
+def test_the_compiled_rollout_equals_its_plain_twin(case):
+    w, play = case.played(), plainly(case)
+    for i, request in enumerate(play.requests):
+        recovers = case.running <= i < case.running + case.recovering
+        if STATES[w.phase[i]] == "front" and recovers and request.state == "waiting":
+            request.state = "front"
+        assert STATES[w.phase[i]] == request.state, i
+    same(w.first_s, [request.first_s for request in play.requests])
+    same(w.finish_s, [request.finish_s for request in play.requests])
+    assert w.end[ro.END_PREEMPTIONS] == play.preemptions
+    assert w.end[ro.END_RUNNING] == len(play.running)
+    assert w.end[ro.END_STEPS] == play.steps
+    same(w.end[[ro.END_S, ro.END_RECOMPUTED]], [play.now_s, play.recomputed])
+
+
+@settings(max_examples=300)
+@given(case=cases)
+def test_its_value_equals_the_plain_twins(case):
+    w, play = case.played(), plainly(case)
+    chance = np.zeros(len(case.rows.need))
+    value = worth(
+        case.engine, case.rows, case.running, case.recovering, case.order, case.given_up,
+        case.begin_s, case.until_s, OBJECTIVE, w, chance,
+    )  # fmt: skip
+    wanted, chances = naive.worth(play, case.begin_s, case.until_s, OBJECTIVE)
+    same(chance, chances)
+    assert value == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+@given(case=cases)
+def test_everyone_is_served_once_and_in_time_order(case):
+    case = replace(case, until_s=BEGIN_S + 1e4)
+    w, rows = case.played(), case.rows
+    assert (w.phase == ro.DONE).all()
+    assert (w.finish_s >= w.first_s).all()
+    fresh = np.isnan(rows.first_s)
+    assert (w.first_s[fresh] > np.maximum(rows.arrival_s[fresh], 0.0)).all()
+    assert w.end[ro.END_RUNNING] == 0
+
+
+def test_one_slot_serves_in_the_plans_order():
+    case = draw_case(4, **PLAIN | {"running": 0, "recovering": 0, "coming": 0, "slots": 1})
+    w = case.played()
+    assert (np.diff(w.first_s[case.order]) > 0).all()
+    assert (w.first_s[case.order][1:] > w.finish_s[case.order][:-1]).all()
+
+
+def test_less_memory_never_ends_sooner_and_preempts():
+    wide = draw_case(5, **PLAIN | {"waiting": 14, "coming": 0})
+    narrow = replace(wide, engine=wide.engine._replace(kv_tokens=260.0))
+    ends = [case.played().end for case in (wide, narrow)]
+    assert ends[0][ro.END_PREEMPTIONS] == 0
+    assert ends[1][ro.END_PREEMPTIONS] > 0
+    assert ends[1][ro.END_RECOMPUTED] > 0
+    assert ends[1][ro.END_S] > ends[0][ro.END_S]
+
+
+def test_a_shared_beginning_is_computed_once():
+    alone = draw_case(6, **PLAIN | {"running": 0, "recovering": 0, "coming": 0, "prefixes": 1})
+    nothing = np.zeros(len(alone.rows.need))
+    apart = replace(alone, rows=alone.rows._replace(saved=nothing))
+    assert alone.rows.saved.sum() > 0
+    assert alone.played().end[ro.END_S] < apart.played().end[ro.END_S]
+
+
+def test_those_skipped_as_late_come_last():
+    case = draw_case(7, **PLAIN | {"running": 0, "recovering": 0, "coming": 0, "slots": 1})
+    late = np.where(np.arange(6) == case.order[0], BEGIN_S - 1.0, np.inf)
+    case = replace(case, rows=case.rows._replace(latest_s=late), skip_late=True)
+    assert np.argmax(case.played().finish_s) == case.order[0]

@@ -1,0 +1,49 @@
+"""What an order is expected to bring the waiting requests: one rollout, asked from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.plan.rollout import rollout, work_for
+from lengthwise.scheduler.plan.rows import snapshot
+from lengthwise.scheduler.plan.value import CERTAIN, worth
+from lengthwise.scheduler.problem import Problem
+
+HORIZON_S = 600.0
+SPREAD, TPOT_SPREAD = 0.05, 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of each waiting row ``(n,)``: first token and finish in seconds, inf if beyond the horizon,
+    and the chance of meeting all its objectives."""
+
+    first_s: FloatArray
+    finish_s: FloatArray
+    chance: FloatArray
+
+
+def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> Outcome:
+    """The waiting rows served in ``order``, a permutation, with nobody else arriving."""
+    before = [] if problem.recovering is None else [problem.recovering]
+    everybody = problem.running.concatenated(*before, problem.waiting)
+    k, waiting = len(everybody), len(everybody) - len(problem.waiting)
+    running = len(problem.running)
+    shot = snapshot(problem, everybody, waiting, k, 0.5)
+    w, chance, nobody = work_for(k), np.zeros(k), np.zeros(running, dtype=np.int64)
+    engine, now_s, until_s = shot.engine, problem.now_s, problem.now_s + horizon_s
+    rows = np.asarray(order, dtype=np.int64) + waiting
+    rollout(
+        engine, shot.rows, running, waiting - running, k, rows, nobody, engine.slots,
+        engine.batched_tokens, False, now_s, until_s, w,
+    )  # fmt: skip
+    objective = CERTAIN._replace(spread=SPREAD, tpot_spread=TPOT_SPREAD)
+    worth(
+        engine, shot.rows, running, waiting - running, rows, nobody, now_s, until_s, objective, w,
+        chance,
+    )  # fmt: skip
+    first_s = np.where(np.isnan(w.first_s), np.inf, w.first_s)
+    return Outcome(first_s[waiting:], w.finish_s[waiting:], chance[waiting:])

@@ -1,0 +1,35 @@
+"""Orders to start from that no single sort key gives: what is worth serving when not all can be.
+
+Both let the expected arrivals take part, as rows of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.plan.rows import Snapshot
+from lengthwise.scheduler.plan.selection import select
+
+
+def _queued(shot: Snapshot) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Latest start, slot-seconds, and weight where it can still be met, of waiting and expected."""
+    latest_s, slot_s = shot.rows.latest_s[shot.waiting :], shot.slot_s[shot.waiting :]
+    return latest_s, slot_s, shot.rows.weight[shot.waiting :] * (latest_s >= shot.now_s)
+
+
+def selection_order(shot: Snapshot) -> IntArray:
+    """Moore and Hodgson's choice by latest start, then what else can be met, then the shortest."""
+    latest_s, slot_s, value = _queued(shot)
+    by_latest = np.argsort(latest_s, kind="stable").astype(np.int64)
+    taken, _ = select(latest_s, slot_s, value, by_latest, shot.now_s, shot.batch)
+    rank = np.where((taken > 0) & (value > 0), 0, np.where(value > 0, 1, 2))
+    within = np.where(rank < 2, latest_s, slot_s)
+    return np.lexsort((within, rank)).astype(np.int64)
+
+
+def density_order(shot: Snapshot) -> IntArray:
+    """Most weight per slot-second first; then what can no longer be met, the shortest first."""
+    _, slot_s, value = _queued(shot)
+    density = np.where(value > 0, value / np.maximum(slot_s, 1e-9), 0.0)
+    return np.lexsort((slot_s, -density)).astype(np.int64)

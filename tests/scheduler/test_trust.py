@@ -1,0 +1,109 @@
+"""Promises held to account."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lengthwise.scheduler.plan import trust as t
+from lengthwise.scheduler.plan.trust import PARTS, Trust
+
+
+class Story:
+    """Rows promised and ended one after another."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.trust, self.rng, self.names = Trust(), np.random.default_rng(seed), count()
+        self.now_s = 0.0
+
+    def live(self, rows: int, promised: float, without: float, met: float, part: str = "slots"):
+        """``rows`` are promised ``promised``, and are met with probability ``met``."""
+        for _ in range(rows):
+            self.now_s += 0.01
+            name = np.array([float(next(self.names))])
+            self.trust.promise(self.now_s, name, np.array([promised]), {part: np.array([without])})
+            self.trust.finished(float(name[0]), bool(self.rng.random() < met))
+        return self
+
+    def allows(self, part: str = "slots") -> bool:
+        return self.trust.allows(part, self.now_s)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_promises_that_come_true_keep_every_part(part):
+    story = Story().live(2000, 0.8, 0.6, 0.8, part)
+    assert all(story.allows(other) for other in PARTS)
+    assert not story.trust.lost(story.now_s)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_breaks_its_promise_is_withdrawn_alone(part):
+    story = Story().live(400, 0.8, 0.75, 0.3, part)
+    assert [other for other in PARTS if not story.allows(other)] == [part]
+
+
+def test_what_is_still_better_than_without_it_stays():
+    """Less came than was promised, but its absence was said to be worse than what came."""
+    story = Story().live(1000, 0.8, 0.3, 0.6)
+    assert story.allows()
+
+
+def test_a_few_rows_prove_nothing():
+    assert Story().live(t.LEAST - 1, 1.0, 1.0, 0.0).allows()
+    assert not Story().live(t.LEAST, 1.0, 1.0, 0.0).allows()
+
+
+def test_a_part_comes_back_and_stays_away_longer_each_time():
+    story, away_s = Story(), []
+    for _ in range(3):
+        story.live(t.WINDOW, 0.9, 0.9, 0.0)
+        away_s.append(story.trust.status()["slots"]["withdrawn_s"])
+        assert not story.allows()
+        story.now_s += t.LONGEST_PROBATION_S
+        assert story.allows()
+    assert away_s[0] < t.FIRST_PROBATION_S < away_s[1] < away_s[2]
+
+
+def test_promises_wrong_either_way_lose_the_order():
+    """Far more is met than was promised: the model knows nothing of this engine."""
+    story = Story().live(400, 0.1, 0.1, 1.0, "order")
+    assert story.trust.lost(story.now_s)
+    assert not story.allows("order")
+    assert story.allows("slots")
+
+
+def test_a_row_is_judged_by_its_first_promise_and_once():
+    trust, name = Trust(), 7.0
+    for chance in (0.9, 0.1):
+        trust.promise(0.0, np.array([name]), np.array([chance]), {"order": np.array([0.5])})
+    trust.finished(name, True)
+    trust.finished(name, False)
+    trust.finished(8.0, False)  # nobody promised it anything
+    assert trust.status()["order"] == {
+        "rows": 1.0, "promised": 0.9, "without": 0.5, "met": 1.0, "withdrawn_s": 0.0,
+    }  # fmt: skip
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from(PARTS), st.floats(0, 1), st.floats(0, 1), st.booleans()),
+        max_size=60,
+    )
+)
+def test_the_status_says_what_came(rows):
+    trust = Trust()
+    for name, (part, promised, without, met) in enumerate(rows):
+        arrival_s = float(name)
+        trust.promise(1.0, np.array([arrival_s]), np.array([promised]), {part: np.array([without])})
+        trust.finished(arrival_s, met)
+    for part, status in trust.status().items():
+        own = [row[1:] for row in rows if row[0] == part]
+        assert status["rows"] == len(own)
+        if own:
+            means = np.mean(np.array(own, dtype=float), axis=0)
+            found = [status[key] for key in ("promised", "without", "met")]
+            assert found == pytest.approx(means.tolist())
