@@ -227,6 +227,7 @@ class Planner:
         levels: FloatArray,
         now_s: float,
         decode: TokensPerStep,
+        recovering: RequestArrays | None = None,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -238,8 +239,9 @@ class Planner:
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
             arrival_rate_rps=self.arrivals.rps(now_s),
-            accepted_tokens=decode.mean,
+            tokens_per_step=decode.mean,
             decode_budget_tokens=1 + decode.draft_tokens,
+            recovering=recovering,
         )
 
     def capacity_status(self) -> dict[str, int]:
