@@ -10,7 +10,7 @@ vLLM's step loop in numbers, as ``simulator.engine`` plays it, but from event to
 Steps in which nothing but decoding happens are taken many at a time, with the time of an
 arithmetic series. Expected arrivals stand in the order with everybody else and may be admitted
 from their arrival on. A shared prefix is computed by the first who has it and found by all who
-are admitted after. The plain twin is ``tests/scheduler/naive.py``.
+are admitted after; its memory counts once. The plain twin is ``tests/scheduler/naive.py``.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class Work(NamedTuple):
     shared: FloatArray
     need: FloatArray
     held: FloatArray
+    common: FloatArray
     began: IntArray
     ends: IntArray
     phase: IntArray
     place: IntArray
     where: IntArray
     computed: IntArray
+    sharers: IntArray
     heap: IntArray
     stack: IntArray
     filling: IntArray
@@ -105,10 +107,10 @@ END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
 
 def work_for(k: int) -> Work:
     """Scratch for rollouts of ``k`` rows."""
-    floats = [np.zeros(k) for _ in range(7)]
-    whole = [np.zeros(k, dtype=np.int64) for _ in range(6)]
+    floats = [np.zeros(k) for _ in range(8)]
+    whole = [np.zeros(k, dtype=np.int64) for _ in range(7)]
     lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
-    return Work(*floats, *whole, *lists, np.zeros(5))
+    return Work._make((*floats, *whole, *lists, np.zeros(5)))
 
 
 @njit(inline="always")
@@ -128,6 +130,40 @@ def steps_within(engine: Engine, seconds: float, active: float, context: float) 
     if half < 1e-9 * one:
         return max(1, int(np.ceil(min(seconds / one, 1e9))))
     return max(1, int(np.ceil((np.sqrt(linear**2 + 4.0 * half * seconds) - linear) / (2.0 * half))))
+
+
+# Arrays one by one: a tuple of twenty costs more to hand over than the call does.
+@njit
+def join(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
+    """One more runs on a prefix's memory, ``shared`` tokens of it; the KV tokens that takes."""
+    sharers[prefix] += 1
+    grown = max(0.0, shared - common[prefix])
+    common[prefix] += grown
+    return grown
+
+
+@njit
+def leave(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
+    """One runs on it no more; the KV tokens that nobody shares now."""
+    if prefix < 0 or shared <= 0.0:
+        return 0.0
+    sharers[prefix] -= 1
+    if sharers[prefix] > 0:
+        return 0.0
+    freed = common[prefix]
+    common[prefix] = 0.0
+    return float(freed)
+
+
+@njit
+def publish(
+    sharers: IntArray, common: FloatArray, prefix: int, shared: float, whole: float
+) -> float:
+    """A row that held ``shared`` of its prefix has computed the ``whole``, which is the others'
+    too from now on; the KV tokens that takes more, or less."""
+    if shared > 0.0:
+        sharers[prefix] -= 1
+    return join(sharers, common, prefix, whole) - (whole - shared)
 
 
 @njit(nogil=True)
@@ -161,7 +197,10 @@ def rollout(
         w.left[i], w.target[i], w.need[i] = rows.left[i], rows.target[i], rows.need[i]
         w.first_s[i], w.finish_s[i], w.phase[i] = rows.first_s[i], np.inf, WAITING
         w.shared[i] = rows.shared[i]
-        w.computed[i] = 0  # of the prefix that has this number
+        w.computed[i], w.sharers[i], w.common[i] = 0, 0, 0.0  # of the prefix of this number
+    for i in range(k):
+        if rows.prefix[i] >= 0 and rows.shared[i] > 0.0:
+            w.computed[rows.prefix[i]] = 1
     for p in range(len(order)):
         w.place[order[p]] = p
     t, step, used, context = begin_s, 0, 0.0, 0.0
@@ -179,6 +218,8 @@ def rollout(
         w.stack[top], w.where[i] = i, top
         top += 1
         alive += 1
+        if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
+            used += join(w.sharers, w.common, rows.prefix[i], w.shared[i])
         if w.left[i] > 0.0:
             w.phase[i] = PREFILLING
             w.filling[filling] = i
@@ -193,8 +234,6 @@ def rollout(
             active += 1
             used += w.held[i] - w.shared[i]
             context += w.held[i]
-            if rows.prefix[i] >= 0:
-                w.computed[rows.prefix[i]] = 1
     for i in range(running + recovering - 1, running - 1, -1):
         w.phase[i] = FRONT
         w.front[front] = i
@@ -234,6 +273,7 @@ def rollout(
                 used -= w.target[i] - w.left[i] - w.shared[i]
                 recomputed += w.target[i] - w.left[i] - w.shared[i]
                 filling -= 1
+            used -= leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
             w.left[i] = w.target[i] - w.shared[i]
             w.phase[i] = FRONT
             w.front[front] = i
@@ -250,6 +290,10 @@ def rollout(
                 break
             w.left[i] -= chunk
             used += chunk
+            whole = rows.shared[i] + rows.saved[i]
+            if w.shared[i] < whole <= w.target[i] - w.left[i]:
+                used += publish(w.sharers, w.common, rows.prefix[i], w.shared[i], whole)
+                w.computed[rows.prefix[i]], w.shared[i] = 1, whole
             prefill += chunk
             budget -= chunk
         blocked = preempted or alive >= slots
@@ -276,15 +320,24 @@ def rollout(
                 if rows.saved[i] > 0.0 and w.computed[rows.prefix[i]]:
                     found = min(rows.saved[i] - (w.shared[i] - rows.shared[i]), w.left[i] - 1.0)
                 own = w.target[i] - w.shared[i] - found  # what it finds of its own is held too
-                if used + active * speed + own > kv and alive > 0:
+                begun = 0.0  # of its prefix, if nobody runs on that now
+                if rows.prefix[i] >= 0 and w.sharers[rows.prefix[i]] == 0:
+                    begun = w.shared[i] + found
+                if used + active * speed + own + begun > kv and alive > 0:
                     blocked = True
                     break
                 w.shared[i] += found
                 w.left[i] -= found
                 used += own - w.left[i]
+                if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
+                    used += join(w.sharers, w.common, rows.prefix[i], w.shared[i])
                 chunk = min(w.left[i], budget)
                 w.left[i] -= chunk
                 used += chunk
+                whole = rows.shared[i] + rows.saved[i]
+                if w.shared[i] < whole <= w.target[i] - w.left[i]:
+                    used += publish(w.sharers, w.common, rows.prefix[i], w.shared[i], whole)
+                    w.computed[rows.prefix[i]], w.shared[i] = 1, whole
                 prefill += chunk
                 budget -= chunk
                 w.phase[i] = PREFILLING
@@ -337,7 +390,7 @@ def rollout(
             if w.phase[i] != DECODING or w.ends[i] != key >> ROW_BITS:
                 continue
             held = w.held[i] + speed * (step - w.began[i])
-            used -= held - w.shared[i]
+            used -= held - w.shared[i] + leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
             context -= held
             active -= 1
             alive -= 1
@@ -349,13 +402,15 @@ def rollout(
                 w.filling[kept] = i
                 kept += 1
                 continue
-            if rows.prefix[i] >= 0:
-                w.computed[rows.prefix[i]] = 1
             if np.isnan(w.first_s[i]):
                 w.first_s[i] = t
             w.need[i] -= 1.0
             if w.need[i] <= 0.0:
-                used -= w.target[i] - w.shared[i]
+                used -= (
+                    w.target[i]
+                    - w.shared[i]
+                    + leave(w.sharers, w.common, rows.prefix[i], w.shared[i])
+                )
                 alive -= 1
                 w.phase[i], w.finish_s[i] = DONE, t
                 continue

@@ -91,14 +91,10 @@ def _lengths(
 def engine_of(problem: Problem, pace: float = 1.0) -> Engine:
     """The engine's numbers for the rollout, every step ``pace`` times as long."""
     capacity = problem.capacity
-    return Engine(
-        *(pace * seconds for seconds in problem.step_time.coefficients),
-        float(capacity.max_num_seqs),
-        float(capacity.kv_tokens),
-        float(capacity.max_num_batched_tokens),
-        float(problem.tokens_per_step),
-        float(problem.decode_budget_tokens),
-    )
+    limits = (capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens)
+    decode = (problem.tokens_per_step, problem.decode_budget_tokens)
+    steps_s = [pace * seconds for seconds in problem.step_time.coefficients]
+    return Engine._make((*steps_s, *map(float, limits), *map(float, decode)))
 
 
 def snapshot(

@@ -30,6 +30,8 @@ LEAST = 96  # rows before anything is judged
 Z = 3.0
 TOLERANCE = 0.3
 MARGIN = 0.1
+RECENT = 128  # rows that say how short the promises fall now
+MOST_PROMISES = 50_000
 FIRST_PROBATION_S = 30.0
 LONGEST_PROBATION_S = 960.0
 
@@ -66,6 +68,8 @@ class Trust:
     def __init__(self) -> None:
         self._ledgers = {part: _Ledger() for part in PARTS}
         self._promises: dict[float, dict[str, tuple[float, float]]] = {}
+        self._lost: dict[float, None] = {}  # judged before their end
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._now_s = -math.inf
 
     def promise(
@@ -78,15 +82,43 @@ class Trust:
         """A plan promises ``chance (n,)``; ``without`` holds what it would without each part."""
         self._now_s = now_s
         for row, name in enumerate(arrival_s):
+            if name in self._lost:
+                continue
             known = self._promises.setdefault(float(name), {})
             for part, alternative in without.items():
                 known.setdefault(part, (float(chance[row]), float(alternative[row])))
+        while len(self._promises) > MOST_PROMISES:
+            self._promises.pop(next(iter(self._promises)))
+
+    def lose(self, arrival_s: FloatArray) -> None:
+        """Requests whose objectives can no longer be met: no need to wait for their end."""
+        for name in arrival_s.tolist():
+            if name not in self._lost:
+                self._lost[name] = None
+                self._judge(name, False)
+        while len(self._lost) > MOST_PROMISES:
+            self._lost.pop(next(iter(self._lost)))
+
+    def shortfall(self) -> float:
+        """Share of what was promised lately that did not come, 0 to 1."""
+        if len(self._recent) < LEAST // 3:
+            return 0.0
+        promised, met = np.array(self._recent).sum(axis=0)
+        return float(max(0.0, 1.0 - met / promised)) if promised > 0 else 0.0
 
     def finished(self, arrival_s: float, met: bool) -> None:
         """A request ended, with all its objectives met or not."""
+        if arrival_s in self._lost:
+            del self._lost[arrival_s]
+        else:
+            self._judge(arrival_s, met)
+
+    def _judge(self, arrival_s: float, met: bool) -> None:
         for part, (promised, without) in self._promises.pop(arrival_s, {}).items():
             ledger = self._ledgers[part]
             ledger.rows.append((promised, without, float(met)))
+            if part == "order":
+                self._recent.append((promised, float(met)))
             wrong = ledger.wrong()
             if self._now_s >= ledger.until_s and (wrong or ledger.broken()):
                 ledger.for_wrong = wrong
@@ -103,16 +135,18 @@ class Trust:
         ledger = self._ledgers["order"]
         return now_s < ledger.until_s and ledger.for_wrong
 
-    def status(self) -> dict[str, dict[str, float]]:
+    def status(self, now_s: float) -> dict[str, dict[str, float | None]]:
         """Of each part: promised and met shares of the last rows, seconds of withdrawal left."""
-        found = {}
+        found: dict[str, dict[str, float | None]] = {}
         for part, ledger in self._ledgers.items():
-            rows = np.array(ledger.rows) if ledger.rows else np.zeros((0, 3))
+            shares: list[float | None] = [None, None, None]
+            if ledger.rows:
+                shares = np.array(ledger.rows).mean(axis=0).tolist()
             found[part] = {
-                "rows": float(len(rows)),
-                "promised": float(rows[:, 0].mean()) if len(rows) else math.nan,
-                "without": float(rows[:, 1].mean()) if len(rows) else math.nan,
-                "met": float(rows[:, 2].mean()) if len(rows) else math.nan,
-                "withdrawn_s": max(0.0, ledger.until_s - self._now_s),
+                "rows": float(len(ledger.rows)),
+                "promised": shares[0],
+                "without": shares[1],
+                "met": shares[2],
+                "withdrawn_s": max(0.0, ledger.until_s - now_s),
             }
         return found

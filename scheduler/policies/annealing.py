@@ -35,8 +35,7 @@ from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
-HOPELESS_SHARE = 0.2  # lost share from which on the impatience is whole
-LOST_GAIN = 0.3  # a plan's say in the lost share
+WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -54,11 +53,11 @@ class Settings:
     tpot_spread: float = 0.03
     latency_price: float = 0.02  # of a request's mean time, in attained requests
     tokens_price: float = 0.5  # of a request's mean work, in attained requests
-    impatience: float = 0.3  # what a chance keeps of its worth if it comes a horizon later
+    impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
-    parts: tuple[str, ...] = ("order", "slots", "limits", "prefill")  # what the search may change
+    parts: tuple[str, ...] = ("order", "limits", "prefill")  # and "slots": what may be changed
     trust: bool = True
 
     def __post_init__(self) -> None:
@@ -109,8 +108,8 @@ class AnnealingPolicy:
         self.forecast = ArrivalForecast()
         self.pace = StepPace()
         self.trust = Trust()
+        self._now_s = 0.0
         self._limits: tuple[float, float] = (np.inf, np.inf)
-        self._lost = 0.0  # share of who could be met that the best order without limits loses
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
     @classmethod
@@ -128,6 +127,8 @@ class AnnealingPolicy:
         self.pace.observe(problem)
         if not len(problem.waiting):
             return Plan(NOTHING)
+        self._now_s = problem.now_s
+        self._settle(problem)
         planned, rest = self._planned(problem)
         shot, queue = self._snapshot(planned)
         picture = self._picture(planned, shot)
@@ -154,6 +155,23 @@ class AnnealingPolicy:
     def finished(self, arrival_s: float, met: bool) -> None:
         """A request that was planned has ended, with all its objectives met or not."""
         self.trust.finished(arrival_s, met)
+
+    def status(self) -> dict[str, Any]:
+        """What the plans promised and what came, and what was learned from it."""
+        return {
+            "trust": self.trust.status(self._now_s),
+            "shortfall": self.trust.shortfall(),
+            "step_pace": self.pace.factor,
+        }
+
+    def _settle(self, problem: Problem) -> None:
+        """Promises to those who are past their deadlines are broken, whenever they may end."""
+        for rows in (problem.waiting, problem.running):
+            waited_s = problem.now_s - rows.arrival_s
+            unmet = (np.isnan(rows.first_token_s) & (waited_s > rows.ttft_s)) | (
+                waited_s > rows.e2e_s
+            )
+            self.trust.lose(rows.arrival_s[unmet])
 
     def warm_up(self) -> None:
         """Compile everything on a throw-away twin, so that nothing is remembered of it."""
@@ -202,7 +220,7 @@ class AnnealingPolicy:
             knobs.tpot_spread,
             knobs.latency_price,
             knobs.tokens_price,
-            knobs.impatience ** min(1.0, self._lost / HOPELESS_SHARE),
+            self._impatience(),
             mean_tokens * shot.token_s,
             max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
             shot.token_s,
@@ -213,6 +231,11 @@ class AnnealingPolicy:
             shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
         )  # fmt: skip
+
+    def _impatience(self) -> float:
+        """1 while promises come true; towards the knob as they fall short (``plan.value``)."""
+        short = min(1.0, self.trust.shortfall() / WHOLE_SHORTFALL)
+        return 1.0 - (1.0 - self.settings.impatience) * short
 
     def _starts(
         self, problem: Problem, shot: Snapshot, queue: RequestArrays
@@ -258,7 +281,6 @@ class AnnealingPolicy:
         oldest = np.flatnonzero(overdue)
         oldest = oldest[np.argsort(queue.queued_s[oldest], kind="stable")]
         best: tuple[_Start, float] | None = None
-        free: tuple[s.Parts, float, bool] | None = None  # the best without limits
         evaluated = 0
         for name, order, skip_late in starts:
             if not self._may("order", now_s) and name not in self._fallbacks(now_s):
@@ -271,16 +293,9 @@ class AnnealingPolicy:
                 evaluated += 1
                 if best is None or value > best[1]:
                     best = start, value
-                if limits is none and (free is None or value > free[1]):
-                    free = parts, value, skip_late
             if self._late(began, 0.5):
                 break
-        assert best is not None and free is not None
-        s.value_of(picture, free[0], free[2])
-        hopeful = (shot.rows.weight > 0) & (shot.rows.latest_s >= now_s)
-        if hopeful.any():
-            lost = 1.0 - float(picture.chance[hopeful].mean())
-            self._lost += LOST_GAIN * (lost - self._lost)
+        assert best is not None
         return *best, evaluated
 
     def _annealed(

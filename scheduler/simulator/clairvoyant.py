@@ -119,5 +119,3 @@ def _picture(workload: SimWorkload, profile: EngineProfile) -> s.Picture:
     return s.Picture(
         shot.engine, exact, 0, 0, 0, problem.now_s, end_s, CERTAIN, work_for(n), np.zeros(n)
     )
-
-

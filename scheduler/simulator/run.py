@@ -97,6 +97,7 @@ def simulate(
     fairness: TenantFairness | None = None,
     admission: AdmissionControl | None = None,
     admission_policy: Policy | None = None,
+    believed: EngineProfile | None = None,
 ) -> SimResult:
     """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
 
@@ -104,7 +105,7 @@ def simulate(
     the time each plan took and delays the engine by it. Until the next plan newcomers stand at
     the back of the queue, requests the engine preempted at its front. ``admission`` judges
     newcomers by the orders of ``admission_policy``, another instance of the policy, since
-    policies remember.
+    policies remember. ``believed`` is the profile the policy is told, where it is not the true one.
     """
     n = len(workload)
     known = workload if admission is None else _own_objectives(workload)
@@ -122,8 +123,8 @@ def simulate(
     capacity = profile.capacity
     budget = capacity.max_num_batched_tokens
     limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget])
-    model = profile.scaled_step_time
-    coefficients = np.array(model.coefficients)
+    assumed = believed or profile
+    coefficients = np.array(profile.scaled_step_time.coefficients)
     running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
     queue = np.empty(n, dtype=np.int64)
     clock = np.zeros(7)
@@ -166,8 +167,8 @@ def simulate(
             levels=workload.levels,
             waiting=_rows(known, waiting, state, times, queued_s, cache, True),
             running=_rows(known, running[:running_count], state, times, queued_s, cache, False),
-            capacity=capacity,
-            step_time=model,
+            capacity=assumed.capacity,
+            step_time=assumed.scaled_step_time,
             max_wait_s=max_wait_s,
             arrival_rate_rps=rate.rps(now_s),
             recovering=_rows(known, recovering, state, times, queued_s, cache, True),

