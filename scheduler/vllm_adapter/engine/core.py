@@ -360,6 +360,7 @@ class Core:
         self.metrics.queued.set(len(self.queue))
         self.metrics.plan_age.set(self._in_force.age_s(now_s))
         self.metrics.plan_share.set(self.planner.figures.share(now_s))
+        self.planner.figures.show_trust(self.planner.policy_status.get("trust", {}))
         oldest = self._ages.oldest()
         oldest_s = now_s - oldest[0] if oldest else 0.0
         self.metrics.oldest_wait.set(oldest_s)
