@@ -105,6 +105,9 @@ def test_only_the_adapter_names_vllm_and_little_of_it():
     assert who_imports("vllm") == {
         "scheduler/vllm_adapter/engine/scheduler.py",
         "scheduler/vllm_adapter/worker/replay.py",
+        "scheduler/vllm_adapter/emulated/fleet.py",
+        "scheduler/vllm_adapter/emulated/refusals.py",
+        "scheduler/vllm_adapter/emulated/worker.py",
     }
 
 

@@ -227,7 +227,7 @@ def test_data_describe(run, refuses):
 
 
 class Calls(list):
-    keeper = None
+    keeper = emulate = None
 
 
 @pytest.fixture
@@ -235,14 +235,37 @@ def served(monkeypatch):
     """What `serve` would have started, and the keeper of its live file."""
     calls = Calls()
 
-    def serve_forever(model, settings, vllm_args, *, cache_dir, keeper):
+    def serve_forever(model, settings, vllm_args, *, cache_dir, keeper, emulate):
         calls.append((model, settings, list(vllm_args)))
-        calls.keeper = keeper
+        calls.keeper, calls.emulate = keeper, emulate
         return 0
 
     name = "lengthwise.scheduler.vllm_adapter.server.launch.serve_forever"
     monkeypatch.setattr(name, serve_forever)
     return calls
+
+
+def test_serve_on_an_emulated_device_plans_by_its_profile(run, served, tmp_path):
+    done = run("serve", "tiny", "--predictor", "none", "--emulate", "tiny-cpu",
+               "--step-log", tmp_path / "steps.jsonl")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    ((_, settings, _),) = served
+    assert (settings.profile, settings.refit_steps) == ("tiny-cpu", 0)
+    assert served.emulate.profile == "tiny-cpu"
+    assert served.emulate.step_log == str(tmp_path / "steps.jsonl")
+    # the planner may be told another profile than the device has, to see what that costs
+    run("serve", "tiny", "--predictor", "none", "--emulate", "tiny-cpu", "--profile", "other")
+    assert served[1][1].profile == "other"
+
+
+def test_serve_refuses_what_no_device_can_be(run, served, tmp_path):
+    done = run("serve", "tiny", "--predictor", "none", "--emulate", "nowhere")
+    assert done.exit_code == 2
+    assert "no profile 'nowhere'" in done.output
+    done = run("serve", "tiny", "--predictor", "none", "--step-log", tmp_path / "x")
+    assert done.exit_code == 2
+    assert "needs --emulate PROFILE" in done.output
+    assert served == []
 
 
 def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predictor_dir, tmp_path):

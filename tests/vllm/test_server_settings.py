@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, EmulateOptions
 from lengthwise.scheduler.vllm_adapter.server import launch
 from lengthwise.scheduler.vllm_adapter.server.launch import (
     ServerStartError,
@@ -217,3 +219,24 @@ def test_the_tiny_tokenizer_is_lossless_and_knows_roles(tiny_dir):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == "<s><|system|>s<|user|>u<|assistant|>"
+
+
+def test_an_emulated_server_has_the_profiles_limits_and_no_sampler(tmp_path):
+    options = EmulateOptions("tiny-cpu", step_log="steps.jsonl")
+    command = server_command(
+        "tiny", ServerSettings(), ["--max-num-seqs", "4"], replayed=True, cache_dir=tmp_path,
+        emulate=options,
+    )  # fmt: skip
+    given = dict(zip(command, [*command[1:], ""], strict=True))
+    limits = load_profile("tiny-cpu").capacity
+    assert given["--distributed-executor-backend"].endswith("emulated.worker.EmulatedExecutor")
+    assert given["--logits-processors"].endswith("emulated.refusals:Refusals")
+    assert command.count("--logits-processors") == 1
+    assert given["--max-num-batched-tokens"] == str(limits.max_num_batched_tokens)
+    assert given["--block-size"] == "16"
+    assert {"--enforce-eager", "--no-enable-prefix-caching"} <= set(command)
+    # what the user gives wins, and stands once
+    assert [given["--max-num-seqs"], command.count("--max-num-seqs")] == ["4", 1]
+    told = json.loads(Path(environment("tiny", None, tmp_path, emulate=options)[EMULATE_VARIABLE])
+                      .read_text())  # fmt: skip
+    assert told == {"profile": "tiny-cpu", "async_scheduling": True, "step_log": "steps.jsonl"}

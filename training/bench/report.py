@@ -12,6 +12,7 @@ import jinja2
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.training.bench.client import QueueSample
+from lengthwise.training.bench.emulation import caution
 from lengthwise.training.bench.records import RequestRecord
 from lengthwise.training.bench.report_figures import (
     QueueLog,
@@ -31,6 +32,12 @@ RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
 
 
 LATE_CLIENT_MS = 250.0
+KINDS = {
+    "measured": "measured",
+    "emulated": "emulated: real servers on a device that only takes the time",
+    "emulated, warped": "emulated in warped time: real schedulers, no servers",
+    "modeled": "modeled, no engine ran",
+}
 
 
 def write_run(directory: Path, result: BenchResult, records: Records, queue: QueueLog) -> Path:
@@ -110,6 +117,8 @@ def subline(result: BenchResult) -> str | None:
 def warnings(result: BenchResult) -> list[str]:
     """What should make a reader doubt the figures."""
     found = []
+    if result.emulation is not None and (doubt := caution(result.emulation)) is not None:
+        found.append(doubt)
     for label, checks in result.diagnostics.items():
         late_ms = checks.get("send_lag_ms_p99") or 0.0
         if late_ms > LATE_CLIENT_MS:
@@ -160,7 +169,9 @@ def render(result: BenchResult, records: Records, queue: QueueLog) -> str:
         over_time_svg=attainment_over_time_figure(records),
         queue_svg=queue_figure(queue) if any(queue.values()) else None,
         prediction_svg=prediction_figure(learned),
-        provenance_rows=_flat(result.run),
+        kind=KINDS[result.provenance],
+        provenance_rows=_flat(result.run)
+        + ([] if result.emulation is None else _flat(result.emulation.model_dump())),
         diagnostics=result.diagnostics,
     )
 

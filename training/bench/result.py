@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lengthwise.data.errors import InputError
 
 Share = float | None
-Provenance = Literal["measured", "emulated", "modeled"]
+Provenance = Literal["measured", "emulated", "emulated, warped", "modeled"]
 
 
 class ClassResult(BaseModel):
@@ -51,16 +51,38 @@ class ArmResult(ClassResult):
         return self.name or kind
 
 
+class Emulation(BaseModel):
+    """How true an emulated run was to the profile of the engine that it stands for.
+
+    `step_ratio` is the time of the steps over what the profile says, the worst of the arms'.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    profile: str
+    profile_sha256: str
+    steps: int = Field(ge=0)
+    step_ratio: float | None
+    late_steps: int = Field(ge=0)
+    over_5_percent: float = Field(ge=0, le=1)
+    load_average: float
+    valid: bool
+    instances: int = Field(default=1, ge=1)
+    host_factor: float | None = None
+
+
 class BenchResult(BaseModel):
     """The last line of stdout of `bench` and `simulate`.
 
     `provenance` is `measured` where the real engine computed, `emulated` where the real server
-    and scheduler ran on a device that only takes the time, `modeled` in the simulator; `engine`
+    and scheduler ran on a device that only takes the time, `emulated, warped` where they did
+    without a server and faster than time, `modeled` in the simulator; `engine`
     is the engine's version, or the profile that was played. `source_label` is `synthetic` where
     the built-in corpus stood in for data; `bound` is the attainment that no scheduler can exceed
     on these requests, if computed; `run` says where and how (machine, versions, rates, seeds);
     `diagnostics` holds per arm what supports the figures (send lag, length mismatches, throughput
-    under load); `against_base` paired differences.
+    under load); `against_base` paired differences; `emulation` says how far an emulated run may
+    be believed.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -73,6 +95,7 @@ class BenchResult(BaseModel):
     source_label: str
     arms: list[ArmResult]
     bound: Share = Field(default=None, ge=0, le=1)
+    emulation: Emulation | None = None
     run: dict[str, Any] = {}
     diagnostics: dict[str, dict[str, Any]] = {}
     against_base: dict[str, dict[str, Any]] = {}

@@ -19,6 +19,7 @@ import numpy as np
 from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
@@ -29,6 +30,7 @@ from lengthwise.training.bench.client import (
     drive_closed,
     served_model,
 )
+from lengthwise.training.bench.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class BenchServers:
     replay: ReplayTable
     vllm_args: tuple[str, ...]
     step_log: Path | None = None  # where `ours` logs its steps while it is told to
+    emulated: EmulatedServers | None = None
 
     def calls(
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
@@ -143,6 +146,7 @@ def start_servers(
     profile: Path | str | None = None,
     vllm_args: Sequence[str] = (),
     with_stock: bool = True,
+    emulate: str | None = None,
     **settings: Any,
 ) -> Iterator[BenchServers]:
     """Start both servers at once, wait until they answer, stop them at the end.
@@ -155,6 +159,7 @@ def start_servers(
         profile: engine profile for the planner.
         vllm_args: passed to both servers alike.
         with_stock: start stock vLLM too.
+        emulate: profile, by name or file, of the device that takes the engine's place.
         settings: further fields of ServerSettings.
     """
 
@@ -172,8 +177,16 @@ def start_servers(
         profile=None if profile is None else str(profile),
         allow_configure=True,
         step_log=str(step_log),
+        # a fit to emulated steps would only find the profile again
+        **({} if emulate is None else {"refit_steps": 0}),
         **settings,
     )
+    device = None if emulate is None else emulable_profile(emulate)
+    logs = {kind: (directory / f"emulated-{kind}.jsonl").absolute() for kind in ("ours", "stock")}
+
+    def emulated(kind: str) -> EmulateOptions | None:
+        return None if emulate is None else EmulateOptions(emulate, step_log=str(logs[kind]))
+
     common: dict[str, Any] = {
         "vllm_args": list(vllm_args),
         "cache_dir": cache_dir,
@@ -187,6 +200,7 @@ def start_servers(
                 ours_settings,
                 free_port(),
                 log_path=directory / "server-lengthwise.log",
+                emulate=emulated("ours"),
                 **common,
             )
         )
@@ -194,7 +208,12 @@ def start_servers(
         if with_stock:
             stock = stack.enter_context(
                 launch_server(
-                    model, None, free_port(), log_path=directory / "server-stock.log", **common
+                    model,
+                    None,
+                    free_port(),
+                    log_path=directory / "server-stock.log",
+                    emulate=emulated("stock"),
+                    **common,
                 )
             )
         for server in (ours, stock):
@@ -209,6 +228,11 @@ def start_servers(
             replay=replay,
             vllm_args=tuple(vllm_args),
             step_log=step_log,
+            emulated=None
+            if device is None
+            else EmulatedServers(
+                device, StepReader(logs["ours"]), StepReader(logs["stock"]) if with_stock else None
+            ),
         )
 
 

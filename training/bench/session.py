@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.calibrate import calibrate_server, write_profile
 from lengthwise.training.bench.compare import Outcome, compare
+from lengthwise.training.bench.emulated_runner import EmulatedRunner
+from lengthwise.training.bench.emulation import throughput_warning
 from lengthwise.training.bench.engine_runner import EngineRunner
 from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE, write_run
-from lengthwise.training.bench.servers import BenchServers, start_servers
+from lengthwise.training.bench.servers import TINY_ARGS, BenchServers, start_servers
 from lengthwise.training.bench.settings import BenchSettings
 from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of, processes
 from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
@@ -71,16 +77,24 @@ def measure(
         InputError: anything wrong with the settings, before a server starts.
     """
     steps = steps or SilentSteps()
-    known = settings.profile or str(profile_path(workspace, settings.model))
+    device = None if settings.emulate is None else emulable_profile(settings.emulate)
+    known = settings.profile or settings.emulate or str(profile_path(workspace, settings.model))
     profile = None
-    if settings.profile or (Path(known).is_file() and not settings.recalibrate):
+    if settings.profile or settings.emulate or (Path(known).is_file() and not settings.recalibrate):
         profile = read_profile(known)
     source = open_workload(
-        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
+        settings.workload,
+        source=settings.source,
+        arrivals=settings.arrivals,
+        profile=device or profile,
     )
     settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
     resolved = find_predictor(settings, workspace)
     predictor = load_predictor(resolved)
+    capacity = settings.capacity_rps
+    if device is not None:
+        capacity = capacity or capacity_rps(source, device)
+        tell_throughput(settings, source, device, capacity, say)
     directory = workspace.new_run_dir("bench")
     own = {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
     with start_servers(
@@ -92,28 +106,51 @@ def measure(
         vllm_args=settings.vllm_args,
         max_wait_s=settings.max_wait_s,
         seed=settings.seed,
+        emulate=settings.emulate,
         **own,
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
-        capacity = settings.capacity_rps
         if settings.load is not None and capacity is None and profile is None:
             profile = calibrate(settings, servers, source, workspace, say)
         if capacity is None and profile is not None:
             capacity = capacity_rps(source, profile)
             say(f"capacity of {source.name}: {capacity:.2f} requests/s ({profile.provenance})")
+        make_runner = EngineRunner if device is None else EmulatedRunner
+        runner = make_runner(servers, predictor=predictor, timeout_s=settings.timeout_s)
         outcome = compare(
             source,
             settings,
-            EngineRunner(servers, predictor=predictor, timeout_s=settings.timeout_s),
+            runner,
             capacity_rps=capacity,
             predictor_label=resolved.label if resolved else None,
             run_info={"profile": profile.name if profile else None},
             on_run=progress_of(steps, settings.times(source)),
             say=say,
         )
+    if isinstance(runner, EmulatedRunner):
+        outcome = runner.judged(outcome)
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, resolved, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
+
+
+def tell_throughput(
+    settings: BenchSettings,
+    source: WorkloadSource,
+    device: EngineProfile,
+    capacity: float,
+    say: Callable[[str], None],
+) -> None:
+    """Say before a start what the device makes, and whether this machine can stream it."""
+    mean_tokens = float(np.mean([r.output_tokens for r in source.sample()]))
+    tokens_per_s = min(settings.load or 1.0, 1.0) * capacity * mean_tokens
+    say(
+        f"capacity of {source.name}: {capacity:.2f} requests/s, about {tokens_per_s:,.0f} "
+        f"tokens/s, on {device.name}"
+    )
+    tiny = TINY_ARGS if settings.model == TINY_NAME else ()
+    if warning := throughput_warning(tokens_per_s, (*tiny, *settings.vllm_args)):
+        say(f"warning: {warning}")
 
 
 def run_modeled(

@@ -22,7 +22,9 @@ class BenchSettings:
     once, unless `requests` or `repeats` say otherwise. `capacity_rps` is the requests/s that are
     load 1, None for what the engine profile says. `plan_budget_ms` is the longest search for one
     plan, None for the engine's own setting, and in the simulator for a fixed number of steps.
-    `profile` (a name or path), `recalibrate`, `model` and `vllm_args` say which engine.
+    `profile` (a name or path), `recalibrate`, `model` and `vllm_args` say which engine. `emulate`
+    is the profile of a device that takes the engine's place; `profile` is then what the planner
+    takes it for.
     """
 
     arms: tuple[Arm, ...]
@@ -43,6 +45,7 @@ class BenchSettings:
     model: str = "tiny"
     recalibrate: bool = False
     vllm_args: tuple[str, ...] = ()
+    emulate: str | None = None
 
     def __post_init__(self) -> None:
         positive = {

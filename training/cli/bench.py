@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 ARENA_LOAD = 1.5
 ARENA_REQUESTS = 1000
-KINDS = {
-    "measured": "measured",
-    "emulated": "emulated, no device computed",
-    "modeled": "modeled, no engine ran",
-}
 WORKLOAD_HELP = (
     "paper | mixed | tails | agents | documents | tight | mixed-long, "
     "or a workload file (JSON lines)."
@@ -185,7 +181,8 @@ def bench(
         typer.Option(help="Seconds of arrivals per run, instead of --requests [60; a file's all]."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Runs of every arm [3; a file is played once].")
+        int | None,
+        typer.Option("--repeats", "--seeds", help="Runs of every arm [3; a file is played once]."),
     ] = None,
     model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
     predictor: Annotated[
@@ -207,19 +204,53 @@ def bench(
     plan_budget_ms: Annotated[
         float | None, typer.Option(help="Longest search for one plan [the server's own].")
     ] = None,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine profile, a name or a file: real servers on a device that takes its time "
+            "and computes nothing. --profile is then what the planner takes it for."
+        ),
+    ] = None,
+    warp: Annotated[
+        bool,
+        typer.Option(
+            "--warp", help="With --emulate: engines without servers, faster than real time."
+        ),
+    ] = False,
+    instances: Annotated[int, typer.Option(min=1, help="With --warp: engines side by side.")] = 1,
+    route: Annotated[
+        str, typer.Option(help="With --instances: least-outstanding | round-robin.")
+    ] = "least-outstanding",
+    search_steps: Annotated[
+        int | None, typer.Option(min=0, help="With --warp: annealing steps a plan [its own].")
+    ] = None,
+    host_factor: Annotated[
+        float,
+        typer.Option(
+            help="With --warp: charge the host's processor time so many times; 0 repeats exactly."
+        ),
+    ] = 0.0,
+    sa_params: Annotated[
+        str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="With --warp: processes to play in.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure stock vLLM and our arms on the same requests, on the real engine.
 
     Further options go to vLLM, for both servers alike: --max-num-seqs 16 ...
+    With --emulate the engine's device is a profile: see docs/emulated.md.
     """
     from lengthwise.training.bench.arms import parse_arms
     from lengthwise.training.bench.session import measure
     from lengthwise.training.bench.settings import BenchSettings
     from lengthwise.training.bench.workload import is_arena
 
+    params = read_params(sa_params)
     settings = BenchSettings(
-        arms=parse_arms(arms),
+        arms=tuple(
+            replace(arm, params=params) if arm.policy == "sa" else arm for arm in parse_arms(arms)
+        ),
         workload=workload,
         source=source,
         arrivals=arrivals,
@@ -236,10 +267,38 @@ def bench(
         model=model,
         recalibrate=recalibrate,
         vllm_args=vllm_args(ctx),
+        emulate=emulate,
     )
+    workspace, say = Workspace.current(), stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:
-        done = measure(settings, workspace=Workspace.current(), steps=steps, say=stage_printer())
+        if warp:
+            from lengthwise.training.bench.warped_runner import WarpSettings
+            from lengthwise.training.bench.warped_session import measure_warped
+
+            played = WarpSettings(
+                instances=instances,
+                route=route,
+                search_steps=search_steps,
+                host_factor=host_factor,
+                jobs=jobs,
+            )
+            done = measure_warped(settings, played, workspace=workspace, steps=steps, say=say)
+        else:
+            done = measure(settings, workspace=workspace, steps=steps, say=say)
     show(done.outcome.result, done.page, as_json=as_json)
+
+
+def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
+    """The parameters of a policy in a JSON object; InputError when it is none."""
+    if text is None:
+        return ()
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--sa-params must be a JSON object: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--sa-params must be a JSON object, got {text!r}")
+    return tuple(sorted(values.items()))
 
 
 def report(
@@ -312,12 +371,13 @@ def demo(
 @contextmanager
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
+    from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
     from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
     from lengthwise.training.bench.client import BenchError
 
     try:
         yield
-    except (ServerStartError, BenchError) as error:
+    except (ServerStartError, BenchError, PlayerError) as error:
         console.stderr().print(f"lengthwise: error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
@@ -348,7 +408,7 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from lengthwise.training.bench.report import arm_rows, headline, subline, warnings
+    from lengthwise.training.bench.report import KINDS, arm_rows, headline, subline, warnings
 
     if not as_json:
         kind = KINDS[result.provenance]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from lengthwise.training.registry.models import (
 )
 from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
 
 NO_PREDICTOR = "none"
 DEFAULT_PORT = 8000
@@ -92,6 +95,16 @@ def serve(
     poll_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds between looks at the registry's aliases.")
     ] = 30.0,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine profile, a name or a file: serve on a device that takes its time and "
+            "computes nothing. Answers are filler words, as long as max_tokens says."
+        ),
+    ] = None,
+    step_log: Annotated[
+        Path | None, typer.Option(help="With --emulate: a file for a line a step.")
+    ] = None,
 ) -> None:
     """Serve MODEL with vLLM, ordered by length and SLO.
 
@@ -112,6 +125,7 @@ def serve(
         read_policy_file,
     )
 
+    device = emulated_device(emulate, step_log)
     workspace = Workspace.current()
     resolved = find_predictor(predictor, workspace)
     ordering: dict[str, Any] = {"policy": check_policy(policy)}
@@ -126,7 +140,7 @@ def serve(
             "plan_budget_ms": plan_budget_ms,
             "max_wait_s": max_wait,
             "slo_table": read_slo_table(slo_table) if slo_table else {},
-            "profile": profile,
+            "profile": profile or emulate,
             "request_log": str(request_log.absolute()) if request_log else None,
             "request_log_max_mb": request_log_max_mb,
             "request_log_max_age_days": request_log_max_age_days,
@@ -139,6 +153,8 @@ def serve(
             else {},
             "seed": seed,
         }
+        # a fit to emulated steps would only find the profile again
+        | ({} if device is None else {"refit_steps": 0})
     )
     label = resolved.label if resolved else "no predictor"
     say = partial(console.stderr().print, markup=False, soft_wrap=True)
@@ -160,8 +176,31 @@ def serve(
         Follower(workspace, say, alias) if alias else None, say, tuple(readers), poll_s
     )
     raise typer.Exit(
-        serve_forever(model, settings, ctx.args, cache_dir=workspace.cache, keeper=keeper)
+        serve_forever(
+            model,
+            settings,
+            ctx.args,
+            cache_dir=workspace.cache,
+            keeper=keeper,
+            emulate=device,
+        )
     )
+
+
+def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:
+    """What `--emulate` asks for, checked.
+
+    Raises:
+        InputError: a profile that cannot be emulated, a step log without one.
+    """
+    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
+
+    if profile is None:
+        if step_log is not None:
+            raise InputError(f"--step-log {step_log} needs --emulate PROFILE")
+        return None
+    emulable_profile(profile)
+    return EmulateOptions(profile, step_log=str(step_log.absolute()) if step_log else None)
 
 
 def follow(

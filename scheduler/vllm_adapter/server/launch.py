@@ -26,6 +26,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.options import (
+    EMULATE_VARIABLE,
+    EmulateOptions,
+    server_args,
+)
 from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
@@ -121,12 +126,14 @@ def launch_server(
     cache_dir: Path | str | None = None,
     env: Mapping[str, str] | None = None,
     host: str = "127.0.0.1",
+    emulate: EmulateOptions | None = None,
 ) -> ServerHandle:
     """Start a server in the background and return at once; see ``ServerHandle.wait_ready``.
 
     ``settings`` None means stock vLLM: no scheduler class, no middleware. ``replay_table`` forces
     lengths in either form (for lengthwise it defaults to the settings' own). ``model`` ``"tiny"``
     is built under ``cache_dir`` at first use. ``vllm_args`` are passed through and win.
+    ``emulate`` puts the engine on a device that takes a profile's time and computes nothing.
     """
     if replay_table is None and settings is not None:
         replay_table = settings.replay_table
@@ -139,8 +146,10 @@ def launch_server(
         ["--host", host, "--port", str(port), *vllm_args],
         replayed=replay_table is not None,
         cache_dir=cache_dir,
+        emulate=emulate,
     )
-    environment = server_environment(model, settings, scratch, replay_table) | dict(env or {})
+    environment = server_environment(model, settings, scratch, replay_table, emulate)
+    environment |= dict(env or {})
     with path.open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -170,6 +179,7 @@ def serve_forever(
     *,
     cache_dir: Path | str | None = None,
     keeper: LiveKeeper | None = None,
+    emulate: EmulateOptions | None = None,
 ) -> int:
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
@@ -185,9 +195,14 @@ def serve_forever(
         settings = settings.model_copy(update={"live_file": str(live_file)})
     table = settings.replay_table if settings is not None else None
     command = server_command(
-        model, settings, vllm_args, replayed=table is not None, cache_dir=cache_dir
+        model,
+        settings,
+        vllm_args,
+        replayed=table is not None,
+        cache_dir=cache_dir,
+        emulate=emulate,
     )
-    environment = server_environment(model, settings, scratch, table)
+    environment = server_environment(model, settings, scratch, table, emulate)
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     handle = ServerHandle(process, "", scratch / "none", scratch)
     signals_seen = 0
@@ -238,9 +253,12 @@ def server_command(
     *,
     replayed: bool = False,
     cache_dir: Path | str | None = None,
+    emulate: EmulateOptions | None = None,
 ) -> list[str]:
     """The command line, for either distribution; ``settings`` None is stock vLLM."""
     name, extra = model, list(vllm_args)
+    if emulate is not None:
+        extra = [*_without_given(server_args(emulate), extra), *extra]
     if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
         raise InputError(f"model {model!r}: there is no such directory")
     if model == TINY_NAME:
@@ -250,7 +268,7 @@ def server_command(
     if settings is not None:
         check_startable(settings)
         command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
-    if replayed:
+    if replayed and emulate is None:  # an emulated device reads the table itself
         command += ["--logits-processors", LOGITS_PROCESSOR]
     return command + extra
 
@@ -275,6 +293,7 @@ def server_environment(
     settings: ServerSettings | None,
     scratch: Path,
     replay_table: Path | str | None = None,
+    emulate: EmulateOptions | None = None,
 ) -> dict[str, str]:
     """The environment of a server, its settings file and metrics directory made in ``scratch``.
 
@@ -288,6 +307,8 @@ def server_environment(
         environment[SETTINGS_VARIABLE] = str(settings.write(scratch / "settings.json"))
     if replay_table is not None:
         environment[REPLAY_VARIABLE] = str(Path(replay_table).absolute())
+    if emulate is not None:
+        environment[EMULATE_VARIABLE] = str(emulate.write(scratch / "emulate.json"))
     defaults = {
         "PYTHONHASHSEED": "0",
         "VLLM_CPU_KVCACHE_SPACE": _CPU_KVCACHE_GIB,
@@ -298,7 +319,7 @@ def server_environment(
     return defaults | environment
 
 
-_TINY_ARGS = (
+_TINY_ARGS: tuple[tuple[str, str | None], ...] = (
     ("--load-format", "dummy"),
     ("--dtype", "float32"),
     ("--served-model-name", TINY_NAME),
@@ -320,9 +341,10 @@ def _entry_point(model: str) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
-def _without_given(defaults: Sequence[tuple[str, str]], given: Sequence[str]) -> list[str]:
+def _without_given(defaults: Sequence[tuple[str, str | None]], given: Sequence[str]) -> list[str]:
     named = {arg.split("=")[0] for arg in given}
-    return [part for flag, value in defaults if flag not in named for part in (flag, value)]
+    kept = (pair for pair in defaults if pair[0] not in named)
+    return [part for pair in kept for part in pair if part is not None]
 
 
 def _is_healthy(url: str) -> bool:

@@ -1,0 +1,204 @@
+"""A process that plays jobs on emulated engines in warped time: ``python -m`` this module.
+
+Warped time replaces functions of ``time``, so it needs a process of its own, and that process
+imports vLLM once for many jobs. A line on standard input names a job file; a line on standard
+output answers with the outcome file, or with the error. All other output goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
+
+ROUTES = ("least-outstanding", "round-robin")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A request of a job; ``xargs`` are what a server's middleware would have added.
+
+    Without ``max_tokens`` an answer may fill the engine's context.
+    """
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    prefix: str | None = None
+    prefix_tokens: int = 0
+    max_tokens: int | None = None
+    xargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: ``settings`` of our scheduler, None for vLLM's own."""
+
+    profile: str
+    model_dir: str
+    requests: tuple[JobRequest, ...]
+    settings: Mapping[str, Any] | None = None
+    instances: int = 1
+    route: str = ROUTES[0]
+    host_factor: float = 0.0
+    async_scheduling: bool = True
+    seed: int = 0
+
+    def write(self, path: Path) -> Path:
+        """Write the job as JSON; return the path."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """The inverse of ``write``."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["requests"] = tuple(JobRequest(**row) for row in values["requests"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """What happened, a row a request in the order of the job's; seconds from the job's start.
+
+    ``first_s`` and ``last_s`` are None without a token. ``steps`` has the fields of
+    ``StepSummary`` for each engine, ``status`` what our schedulers say of themselves;
+    ``prefill_tokens`` counts what was computed, again or for the first time, not what was cached.
+    """
+
+    first_s: list[float | None]
+    last_s: list[float | None]
+    tokens: list[int]
+    engine: list[int]
+    steps: list[dict[str, Any]]
+    status: list[dict[str, Any] | None]
+    plan_s: list[float]
+    preemptions: int
+    prefill_tokens: int
+    host_cpu_ms_p50: float
+    host_cpu_ms_p99: float
+    virtual_s: float
+    cpu_s: float
+
+    def write(self, path: Path) -> Path:
+        """Write the outcome as JSON; return the path."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> JobOutcome:
+        """The inverse of ``write``."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def run_job(job: Job, clock: WarpClock) -> JobOutcome:
+    """Play one job on fresh engines, by the process's installed clock."""
+    clock.restart(job.host_factor)
+    with tempfile.TemporaryDirectory(prefix="lengthwise-player-") as scratch:
+        return _played(job, clock, Path(scratch))
+
+
+def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
+    import time
+
+    import numpy as np
+
+    from lengthwise.scheduler.vllm_adapter.emulated import fleet
+    from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
+    from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS
+    from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
+
+    names = [f"q{index}" for index in range(len(job.requests))]
+    table = scratch / "lengths.json"
+    write_replay_table(
+        table, {name: r.output_tokens for name, r in zip(names, job.requests, strict=True)}
+    )
+    prompts = prompt_token_ids(job.requests, job.seed)
+    engines = [
+        fleet.Engine(
+            fleet.make_core(
+                job.profile,
+                job.model_dir,
+                settings=job.settings,
+                scheduler_cls=None if job.settings is None else SCHEDULER_CLASS,
+                replay_table=table,
+                async_scheduling=job.async_scheduling,
+            )
+        )
+        for _ in range(job.instances)
+    ]
+    context_tokens = int(engines[0].core.vllm_config.model_config.max_model_len)
+    paced = [
+        plans for engine in engines if (plans := fleet.paced_planner(engine, clock)) is not None
+    ]
+    requests = [
+        fleet.FleetRequest(
+            name,
+            r.arrival_s,
+            prompt,
+            r.max_tokens or max(1, context_tokens - len(prompt)),
+            dict(r.xargs),
+        )
+        for name, r, prompt in zip(names, job.requests, prompts, strict=True)
+    ]
+    route = fleet.least_outstanding if job.route == ROUTES[0] else fleet.round_robin()
+    clock.restart(job.host_factor)
+    began_cpu_s = time.process_time()
+    served = fleet.play(clock, engines, requests, route)
+    cpu_s = time.process_time() - began_cpu_s
+    rows = [served[name] for name in names]
+    host_ms = 1e3 * np.concatenate([engine.host_cpu_s for engine in engines])
+    outcome = JobOutcome(
+        first_s=[row.first_s for row in rows],
+        last_s=[row.last_s for row in rows],
+        tokens=[row.tokens for row in rows],
+        engine=[row.engine for row in rows],
+        steps=[asdict(engine.steps()) for engine in engines],
+        status=[engine.status() for engine in engines],
+        plan_s=[seconds for plans in paced if plans for seconds in plans.plan_s],
+        preemptions=sum(engine.preemptions for engine in engines),
+        prefill_tokens=sum(engine.prefill_tokens for engine in engines),
+        host_cpu_ms_p50=float(np.quantile(host_ms, 0.5)),
+        host_cpu_ms_p99=float(np.quantile(host_ms, 0.99)),
+        virtual_s=max((row.last_s for row in rows if row.last_s is not None), default=0.0),
+        cpu_s=cpu_s,
+    )
+    for engine in engines:
+        engine.close()
+    return outcome
+
+
+@contextmanager
+def _answers_alone() -> Iterator[TextIO]:
+    """The standard output for our answers; what libraries print goes to standard error."""
+    kept = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+def main() -> None:
+    """Play the jobs named on standard input until it ends."""
+    with _answers_alone() as answers, WarpClock().installed() as clock:
+        for line in sys.stdin:
+            path = Path(line.strip())
+            try:
+                outcome = run_job(Job.read(path), clock).write(path.with_suffix(".outcome.json"))
+                answer: dict[str, str] = {"outcome": str(outcome)}
+            except Exception as error:  # the caller says what was wrong with the job
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A whole emulated measurement in warped time: predictor, players, runs, report, MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
+from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
+from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.report import write_run
+from lengthwise.training.bench.session import (
+    BenchReport,
+    find_predictor,
+    load_predictor,
+    log_run,
+    progress_of,
+    read_profile,
+)
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import lengths_of
+from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.workload import capacity_rps, open_workload
+from lengthwise.training.console import SilentSteps, Steps
+from lengthwise.training.workspace import Workspace
+
+
+def measure_warped(
+    settings: BenchSettings,
+    warp: WarpSettings,
+    *,
+    workspace: Workspace,
+    steps: Steps | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> BenchReport:
+    """Play stock vLLM and every arm on emulated engines, faster than real time.
+
+    Args:
+        settings: as for a bench; `emulate` is the device's profile, `profile` what our planner
+            takes it for, load 1 what all instances together can carry.
+        warp: how it is played; seed, wait and the planner's profile come from `settings`.
+        workspace: for runs, the tiny model and MLflow.
+        steps: progress bars.
+        say: told one line at every stage.
+
+    Raises:
+        InputError: anything wrong with the settings, before an engine starts.
+    """
+    steps = steps or SilentSteps()
+    if settings.emulate is None:
+        raise InputError("warped time needs an emulated device: give --emulate PROFILE")
+    if settings.model != TINY_NAME:
+        raise InputError(f"warped time has the model {TINY_NAME!r} only, got {settings.model!r}")
+    if settings.vllm_args:
+        raise InputError(f"no server starts in warped time, so no options: {settings.vllm_args}")
+    profile = emulable_profile(settings.emulate)
+    if settings.profile is not None:
+        read_profile(settings.profile)
+    source = open_workload(
+        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
+    )
+    settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
+    resolved = find_predictor(settings, workspace)
+    capacity = settings.capacity_rps or capacity_rps(source, profile)
+    say(f"capacity of {source.name}: {capacity:.2f} requests/s an engine ({profile.name})")
+    warp = replace(
+        warp,
+        planned_profile=settings.profile,
+        max_wait_s=settings.max_wait_s,
+        seed=settings.seed,
+    )
+    directory = workspace.new_run_dir("bench")
+    with ExitStack() as stack:
+        runner = WarpedRunner(
+            [
+                stack.enter_context(PlayerProcess(directory / f"engines-{number}.log"))
+                for number in range(warp.jobs)
+            ],
+            device=settings.emulate,
+            profile=profile,
+            model_dir=build_tiny_model(workspace.cache / TINY_NAME),
+            lengths=lengths_of(load_predictor(resolved)),
+            settings=warp,
+            predictor_dir=None if resolved is None else resolved.directory,
+        )
+        outcome = compare(
+            source,
+            settings,
+            runner,
+            capacity_rps=capacity * warp.instances,
+            predictor_label=None if resolved is None else resolved.label,
+            workers=warp.jobs,
+            on_run=progress_of(steps, settings.times(source)),
+            say=say,
+        )
+    outcome = runner.judged(outcome)
+    page = write_run(directory, outcome.result, outcome.records, outcome.queue)
+    run_id = log_run(outcome, resolved, directory, page, workspace)
+    return BenchReport(outcome, directory, page, run_id)
