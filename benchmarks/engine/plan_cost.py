@@ -70,8 +70,10 @@ class Loop:
             Capacity(self.slots, 10**7, 8192),
             max_model_len=8192,
             may_yield=True,
+            generated_tokens=lambda name: self.requests[name].generated,
         )
         self.running: list[_Request] = []
+        self.requests: dict[str, _Request] = {}
         self.count = 0
 
     def run(self, steps: int, device_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -114,17 +116,15 @@ class Loop:
             self.core.gave_up_slot(name, victim.generated, time.monotonic())
 
     def _output(self) -> None:
-        by_id = {request.request_id: request for request in self.running}
         for request in self.running:
             request.generated += 1
             request.computed = request.prompt_tokens + request.generated
         now_s, unix_s = time.monotonic(), time.time()
-        self.core.step_ended(
-            True, len(self.running), lambda name: by_id[name].generated, now_s, unix_s
-        )
+        self.core.step_ended(True, len(self.running), now_s, unix_s)
         done = [request for request in self.running if request.generated >= request.length]
         self.running = [request for request in self.running if request.generated < request.length]
         for request in done:
+            del self.requests[request.request_id]
             self.core.ended(request.request_id, "finished", request.generated, now_s, unix_s)
 
     def _running_now(self) -> Running:
@@ -148,6 +148,7 @@ class Loop:
         else:
             xargs |= {"slo_class": "code", "slo_e2e_ms": 30_000}
         self.queue.add_request(request)
+        self.requests[request.request_id] = request
         arrival = Arrival(request.request_id, time.time(), request.prompt_tokens, 4096)
         self.core.arrived(arrival, xargs, time.monotonic(), time.time())
 

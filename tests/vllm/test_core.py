@@ -215,7 +215,7 @@ def test_policy_parameters_reload_and_show_in_the_version(engine, tmp_path):
     assert status["policy_version"].startswith(f"{plain}+")
     fake.control.configure({"slo_table": {}})
     assert fake.status()["policy_version"] == status["policy_version"]
-    for params in ({"warp": 9}, {"calm": "very"}):
+    for params in ({"warp": 9}, {"head": "very"}):
         answer = fake.control.configure({"policy": "sa", "policy_params": params})
         assert answer["error"]
     fake.add(make_request("r", pred_quantiles=QUANTILES))
@@ -254,3 +254,23 @@ def test_a_core_needs_no_engine():
         "assert control.Control"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_who_was_preempted_stands_before_the_plan_in_the_picture_too(engine):
+    fake = engine(slots=2)
+    for i in range(5):
+        fake.add(make_request(f"r{i}", prompt_tokens=30, pred_quantiles=QUANTILES), 50)
+    for _ in range(3):
+        fake.step()
+    victim = fake.running.pop()
+    victim.prefill_left = victim.prompt_tokens + victim.generated
+    fake.queue.prepend_request(victim)
+    picture = fake.core.picture(fake.running_now(), time.monotonic())
+    rows = picture.problem.recovering
+    assert len(rows) == 1
+    assert victim.request_id not in picture.waiting_ids
+    assert rows.generated_tokens[0] > 0
+    assert rows.prefill_left_tokens[0] == 30 + rows.generated_tokens[0]
+    fake.step()
+    assert fake.running[-1] is victim
+    assert fake.core.picture(fake.running_now(), time.monotonic()).problem.recovering is None

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from toy_engine import ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
@@ -217,6 +218,25 @@ def test_outcomes_are_told_before_the_next_plan_and_never_during_one():
     fill(engine, "efgh")
     step_until(engine, lambda: len(policy.told) >= 2)
     assert policy.told[:2] == [(arrivals["a"], True), (arrivals["b"], True)]
+
+
+def test_what_a_policy_says_of_itself_is_told_in_status_and_metrics():
+    policy = Scripted()
+    policy.status = lambda: {
+        "trust": {"toy-part": {"promised": 0.75, "met": 0.5, "withdrawn_s": 3.0, "rows": 9.0}}
+    }
+    engine = threaded(policy)
+    fill(engine, "abc", output_tokens=100_000)
+    step_until(engine, lambda: adopted(engine))
+    assert engine.status()["plan"]["policy"] == policy.status()
+    engine.core.update_gauges(time.monotonic())
+
+    def shown(name, **labels):
+        return REGISTRY.get_sample_value(f"lengthwise_plan_{name}", {"part": "toy-part"} | labels)
+
+    assert (shown("trust"), shown("promise", of="promised"), shown("promise", of="met")) == (
+        0.0, 0.75, 0.5,
+    )  # fmt: skip
 
 
 def test_a_raising_policy_means_arrival_order_until_it_plans_again():

@@ -59,6 +59,7 @@ class ToyEngine:
         cached_tokens: Callable[[str], int | None] | None = None,
     ) -> None:
         self.queue = ToyQueue()
+        self.requests: dict[str, ToyRequest] = {}
         self.core = Core(
             make_settings({"plan_in_thread": False} | (settings or {})),
             self.queue,
@@ -66,6 +67,7 @@ class ToyEngine:
             Capacity(slots, 16_000, 256),
             max_model_len=2048,
             may_yield=True,
+            generated_tokens=self.generated,
             cached_tokens=cached_tokens,
         )
         self.control = Control(self.core)
@@ -81,6 +83,7 @@ class ToyEngine:
     def add(self, request: ToyRequest, output_tokens: int = 4) -> None:
         request.output_tokens = output_tokens
         self.queue.add_request(request)
+        self.requests[request.request_id] = request
         arrival = Arrival(
             request.request_id,
             request.arrival_time,
@@ -90,6 +93,10 @@ class ToyEngine:
         )
         with self.core.advice("arrival"):
             self.core.arrived(arrival, request.xargs, time.monotonic(), time.time())
+
+    def generated(self, name: str) -> int | None:
+        request = self.requests.get(name)
+        return None if request is None else request.generated
 
     def running_now(self) -> Running:
         return Running(
@@ -117,14 +124,12 @@ class ToyEngine:
         prefill = sum(request.prefill_left for request in new)
         features = (prefill, len(self.running) - len(new), 10) if self.running else None
         core.stepped([request.request_id for request in new], features, self.running_now, now_s)
-        by_id = {request.request_id: request for request in self.running}
         for request in self.running:
             request.prefill_left = 0
             request.generated += 1
         core.step_ended(
             features is not None,
             len(self.running),
-            lambda name: by_id[name].generated if name in by_id else None,
             time.monotonic(),
             time.time(),
         )
@@ -137,6 +142,7 @@ class ToyEngine:
         if request in self.running:
             self.running.remove(request)
         self.finished[request.request_id] = status
+        del self.requests[request.request_id]
         self.core.ended(
             request.request_id, status, request.generated, time.monotonic(), time.time()
         )

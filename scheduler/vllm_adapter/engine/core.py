@@ -20,7 +20,7 @@ import numpy as np
 
 from lengthwise.data.arrays import IntArray
 from lengthwise.data.request_log import limited_writer
-from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.problem import Capacity, RequestArrays
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
 from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
@@ -43,6 +43,7 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _DEFAULT_PROFILE = "tiny-cpu"
 _GAUGE_PERIOD_S = 1.0
+_LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,9 @@ class Decision:
 class Core:
     """Queue, table, plans, outcomes and tallies of one engine.
 
-    ``may_yield`` says whether the engine can take slots back. ``cached_tokens`` asks its prefix
-    cache about a queued request, None for one without; its blocks have ``block_tokens``.
+    ``may_yield`` says whether the engine can take slots back. ``generated_tokens`` are the answer
+    tokens of a request so far, None for one that is gone; ``cached_tokens`` asks the prefix cache
+    about a queued request, None for one without; its blocks have ``block_tokens``.
     ``draft_tokens`` are proposed by speculation for each decoding sequence and step.
     """
 
@@ -85,6 +87,7 @@ class Core:
         *,
         max_model_len: int,
         may_yield: bool,
+        generated_tokens: Callable[[str], int | None],
         block_tokens: int = 16,
         cached_tokens: Callable[[str], int | None] | None = None,
         draft_tokens: int = 0,
@@ -115,6 +118,8 @@ class Core:
         self.drift = DriftWatch(priors.levels, metrics)
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
+        self._generated_tokens = generated_tokens
+        self._cached_tokens = cached_tokens
         self._looks = None
         if cached_tokens is not None:
             self._looks = PrefixLooks(self.table, queue, cached_tokens)
@@ -275,11 +280,10 @@ class Core:
         self,
         worked: bool,
         running_count: int,
-        generated_tokens: Callable[[str], int | None],
         now_s: float,
         unix_s: float,
     ) -> None:
-        """A step's tokens were booked; ``generated_tokens`` of a request, None for one gone."""
+        """A step's tokens were booked."""
         self._running = running_count
         if worked:
             self.timer.end(now_s, unix_s, running_count, len(self.queue))
@@ -287,7 +291,7 @@ class Core:
             if model is not None:
                 self.planner.step_time = model
         if self._without_token:
-            self._note_first_tokens(generated_tokens, now_s)
+            self._note_first_tokens(now_s)
         # An engine that comes to rest takes no further step that would correct its gauges.
         resting = not running_count and not self.queue
         if resting or now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
@@ -315,6 +319,7 @@ class Core:
             table.levels,
             now_s,
             self.tokens_per_step,
+            self._recovering(),
         )
         return Snapshot(ids, running_ids, problem, self._tenants(rows, running_rows))
 
@@ -355,6 +360,7 @@ class Core:
         self.metrics.queued.set(len(self.queue))
         self.metrics.plan_age.set(self._in_force.age_s(now_s))
         self.metrics.plan_share.set(self.planner.figures.share(now_s))
+        self.planner.figures.show_trust(self.planner.policy_status.get("trust", {}))
         oldest = self._ages.oldest()
         oldest_s = now_s - oldest[0] if oldest else 0.0
         self.metrics.oldest_wait.set(oldest_s)
@@ -373,6 +379,19 @@ class Core:
         self.refit.close()
 
     # -- internals ----------------------------------------------------------------------------
+
+    def _recovering(self) -> RequestArrays | None:
+        """Those whom the engine preempted, next first, with all to compute that is not cached."""
+        ids = [name for name in self.queue.recovery_ids() if name in self.table]
+        if not ids:
+            return None
+        rows = self.table.rows(ids)
+        generated = [self._generated_tokens(name) or 0 for name in ids]
+        self.table.note_progress(rows, generated, generated)
+        for place, name in enumerate(ids):
+            asked = self._cached_tokens if place < _LOOKED_AT_RECOVERING else None
+            self.table.note_cached(name, 0 if asked is None else asked(name) or 0)
+        return self.table.arrays(rows)
 
     def _progress(self, running: Running) -> tuple[Sequence[str], IntArray]:
         """Bring the running rows up to date; ids and rows of those that are tracked."""
@@ -442,11 +461,9 @@ class Core:
             "max_wait_s": self.settings.max_wait_s,
         }
 
-    def _note_first_tokens(
-        self, generated_tokens: Callable[[str], int | None], now_s: float
-    ) -> None:
+    def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
-            generated = generated_tokens(request_id)
+            generated = self._generated_tokens(request_id)
             tracked = self.table.get(request_id)
             if generated is None or tracked is None:
                 self._without_token.discard(request_id)

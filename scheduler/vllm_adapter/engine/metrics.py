@@ -132,6 +132,18 @@ class EngineMetrics:
             "Processor time of plans over the last half minute, in cores.",
             multiprocess_mode="livemax",
         )
+        self.plan_trust = Gauge(
+            "lengthwise_plan_trust",
+            "1 while plans may have this part, 0 while it is withdrawn for promises not kept.",
+            ["part"],
+            multiprocess_mode="livemin",
+        )
+        self.plan_promise = Gauge(
+            "lengthwise_plan_promise",
+            "Share of the last requests that plans with this part promised to meet, and met.",
+            ["part", "of"],
+            multiprocess_mode="livemostrecent",
+        )
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,15 @@ class PlanFigures:
         """A plan was made and is not adopted."""
         self._dropped[why] += 1
         self._metrics.plans_dropped.labels(why).inc()
+
+    def show_trust(self, trust: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Show what a policy says of its plans' parts: promised, met, and whether withdrawn."""
+        for part, row in trust.items():
+            self._metrics.plan_trust.labels(part).set(float(not row.get("withdrawn_s")))
+            for of in ("promised", "met"):
+                share = row.get(of)
+                if share is not None:
+                    self._metrics.plan_promise.labels(part, of).set(share)
 
     def share(self, now_s: float) -> float:
         """Processor time of plans over the last half minute, as a share of that time."""

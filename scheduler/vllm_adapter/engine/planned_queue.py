@@ -125,6 +125,10 @@ class PlannedQueue:
         """Ids that a plan may order, in their present order."""
         return [*self._planned, *self._unplanned]
 
+    def recovery_ids(self) -> list[str]:
+        """Ids of those who go before any plan, next first."""
+        return list(self._recovery)
+
     def set_order(self, request_ids: Iterable[str]) -> None:
         """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow."""
         everyone = self._planned

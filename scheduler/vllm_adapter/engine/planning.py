@@ -67,6 +67,7 @@ class Planned:
     fault: Exception | None
     wall_s: float
     processor_s: float
+    told: dict[str, Any]  # what the policy said of itself, as plain values
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class Planner:
         """Plan by this policy from now on."""
         self.policy, self.policy_version = prepared.policy, prepared.version
         self._build = prepared.build
+        self.policy_status: dict[str, Any] = {}
         self._ended.clear()
         self.changed()
 
@@ -227,6 +229,7 @@ class Planner:
         levels: FloatArray,
         now_s: float,
         decode: TokensPerStep,
+        recovering: RequestArrays | None = None,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -240,6 +243,7 @@ class Planner:
             arrival_rate_rps=self.arrivals.rps(now_s),
             tokens_per_step=decode.mean,
             decode_budget_tokens=1 + decode.draft_tokens,
+            recovering=recovering,
         )
 
     def capacity_status(self) -> dict[str, int]:
@@ -247,14 +251,13 @@ class Planner:
         return asdict(self.capacity)
 
     def status(self, now_s: float) -> dict[str, Any]:
-        """Plain figures for the status endpoint; what the policy says of itself under its name."""
-        own = getattr(self.policy, "status", None)
+        """Plain figures for the status endpoint; ``policy`` is what the policy says of itself."""
         return self.figures.status(now_s) | {
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
             "share": self._settings.plan_share,
             "in_thread": self._settings.plan_in_thread,
-            "policy": {} if own is None else own(),
+            "policy": self.policy_status,
         }
 
     def close(self) -> None:
@@ -266,6 +269,7 @@ class Planner:
         policy, fairness = self.policy, self.fairness
         began_s, spent_s = self._clock(), self._processor_clock()
         plan = fault = None
+        told: dict[str, Any] = {}
         try:
             finished = getattr(policy, "finished", None)
             while self._ended:
@@ -273,15 +277,18 @@ class Planner:
                 if finished is not None:
                     finished(*ended)
             plan = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
+            status = getattr(policy, "status", None)
+            told = {} if status is None else dict(status())
         except Exception as error:  # any planner's fault must end here
             fault = error
         wall_s = max(0.0, self._clock() - began_s)
         processor_s = max(0.0, self._processor_clock() - spent_s)
-        return Planned(snapshot, policy, plan, fault, wall_s, processor_s)
+        return Planned(snapshot, policy, plan, fault, wall_s, processor_s, told)
 
     def _booked(self, planned: Planned, now_s: float) -> Planned:
         if planned.fault is not None:
             self.fall_back("planner", planned.fault)
+        self.policy_status = planned.told
         self.figures.note(planned.plan, planned.wall_s, planned.processor_s, now_s)
         began_s = planned.snapshot.problem.now_s
         self.gate.planned(began_s, planned.processor_s)

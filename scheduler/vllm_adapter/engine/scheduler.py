@@ -88,6 +88,7 @@ class LengthwiseScheduler(AsyncScheduler):
             # What is in flight for a request that loses its slot must be dropped.
             may_yield=self.connector is None
             and "drop_stale_output" in inspect.signature(self._preempt_request).parameters,
+            generated_tokens=self._generated,
             block_tokens=int(self.block_size),
             draft_tokens=int(self.num_spec_tokens),
             cached_tokens=self._cached_tokens if self._prefix_cache.usable else None,
@@ -130,9 +131,7 @@ class LengthwiseScheduler(AsyncScheduler):
                 self.core.tokens_per_step.note(*_accepted(drafted, model_runner_output))
         with self.core.advice("output"):
             worked = bool(scheduler_output.total_num_scheduled_tokens)
-            self.core.step_ended(
-                worked, len(self.running), self._generated, time.monotonic(), time.time()
-            )
+            self.core.step_ended(worked, len(self.running), time.monotonic(), time.time())
         return outputs
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
