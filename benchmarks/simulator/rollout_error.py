@@ -146,7 +146,8 @@ class OnePlan:
 class Errors:
     """Of one moment: foretold less real; ``(m,)`` of the rows that end in both within the horizon.
 
-    ``ahead_s`` is how far ahead the end was; ``foretold`` and ``met`` are attained shares of
+    ``ahead_s`` is how far ahead the end was; ``decided (d,)`` the errors of the attainment of these
+    rows, as far as they have objectives; ``foretold`` and ``met`` are attained shares of
     everybody.
     """
 
@@ -156,6 +157,7 @@ class Errors:
     ahead_s: FloatArray
     real_tpot_s: FloatArray
     ended: tuple[int, int]
+    decided: FloatArray
     foretold: float
     met: float
     rows: int
@@ -182,6 +184,7 @@ def errors_at(workload: SimWorkload, profile: EngineProfile, policy: OnePlan) ->
         ahead_s=(finish_s - now_s)[both],
         real_tpot_s=tpot_s[both],
         ended=(int((w.phase == ro.DONE).sum()), int((finish_s < until_s).sum())),
+        decided=(chance - result.met(workload)[index])[both & weighed],
         foretold=float(chance[weighed].mean()),
         met=float(result.met(workload)[index][weighed].mean()),
         rows=int(weighed.sum()),
@@ -208,6 +211,7 @@ def summary(found: list[Errors]) -> dict[str, float]:
         "tpot_p95": quantile(paces, 0.95),
         "e2e_p50": quantile(ends, 0.5),
         "e2e_p95": quantile(ends, 0.95),
+        "decided": 100.0 * float(np.mean(np.concatenate([e.decided for e in found]))),
         "bias": 100.0 * float(np.mean([e.foretold - e.met for e in found])),
         "worst": 100.0 * float(np.max([abs(e.foretold - e.met) for e in found])),
     }
@@ -266,11 +270,12 @@ def main() -> None:
                         f"{figures[f'{name}_p50']:.2f} / {figures[f'{name}_p95']:.2f}"
                         for name in ("ttft", "tpot", "e2e")
                     ]
-                    + [f"{figures['bias']:+.2f}", f"{figures['worst']:.2f}"]
+                    + [f"{figures[name]:+.2f}" for name in ("decided", "bias", "worst")]
                 )
     head = ["shape", "workload", "plan", "rows", "ended, foretold / real"]
     head += [f"{name} error %, p50 / p95" for name in ("TTFT", "TPOT", "e2e")]
-    print_table([*head, "attainment bias, points", "worst"], table)
+    head += ["attainment of these, points", "of everybody", "worst moment"]
+    print_table(head, table)
     finish("rollout_error", lines)
 
 

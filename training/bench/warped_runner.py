@@ -23,7 +23,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens
 from lengthwise.scheduler.vllm_adapter.emulated.player import ROUTES, Job, JobOutcome, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, make_settings
+from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.training.bench.arms import STOCK_ARM, Arm
 from lengthwise.training.bench.client import QueueSample
 from lengthwise.training.bench.compare import Outcome, PlanTimes, Run, Tick, no_tick
@@ -197,8 +197,6 @@ class WarpedRunner:
             "refit_steps": 0,
             "seed": seed,
         }
-        if "plan_in_thread" in ServerSettings.model_fields:
-            values["plan_in_thread"] = False
         return make_settings(values).model_dump(mode="json")
 
 

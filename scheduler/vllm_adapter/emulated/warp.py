@@ -47,7 +47,12 @@ class WarpClock:
         return self._at_s + self._factor * (time.thread_time() - self._cpu_s)
 
     def set(self, at_s: float) -> None:
-        """It is ``at_s`` now: another engine's time, or later than this one's."""
+        """It is ``at_s`` now: another engine's time, or later than this one's.
+
+        Nothing happens in another thread, whose time this is not.
+        """
+        if threading.get_ident() != self._thread:
+            return
         self._at_s = at_s
         self._cpu_s = time.thread_time()
 
