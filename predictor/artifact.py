@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.files import read_object
+from lengthwise.data.files import read_object, write_whole
 from lengthwise.predictor.calibration import CalibratedLevels
 from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES
@@ -199,4 +199,4 @@ def _embedding_settings(features: PromptFeatures) -> dict[str, Any] | None:
 
 
 def _write_object(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_whole(path, json.dumps(document, indent=1) + "\n")

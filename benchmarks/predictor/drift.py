@@ -1,5 +1,7 @@
 """Drift alarms: false ones per 10,000 requests, and requests until a true one.
 
+    python -m benchmarks.predictor.drift --seeds 0 --streams 20
+
 The real predictor on a pack's test questions, drawn again and again in random order. Drift is the
 same answers, each so many times as long. Delays count all requests, of whatever class, until the
 first alarm of any class or cause.
@@ -14,10 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import finish, note, parser, print_table
-from lengthwise.data.sources.load import load_table
-from lengthwise.data.splits import split_table
-from lengthwise.predictor.fitting.fit import fit_predictor
+from benchmarks.common import finish, fitted, note, parser, print_table
 from lengthwise.predictor.serving.drift import CAUSES, DriftMonitor, DriftSettings
 
 FACTORS = (1.25, 1.5, 2.0, 0.67)
@@ -36,8 +35,7 @@ class Answers:
 
 
 def answers_of(pack: str, seed: int, jobs: int) -> Answers:
-    parts = split_table(load_table(pack), seed=seed)
-    predictor = fit_predictor(parts["train"], parts["calibration"], seed=seed, n_jobs=jobs)
+    parts, predictor = fitted(pack, seed, jobs)
     test = parts["test"]
     names = ("prompt", "slo_class", "prompt_tokens")
     said = predictor.predict(*(test[name].tolist() for name in names))

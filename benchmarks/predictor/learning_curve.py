@@ -1,5 +1,7 @@
 """Cold start: a new served model after 0, 100, 300, 1,000 ... finished requests.
 
+    python -m benchmarks.predictor.learning_curve --seeds 3
+
 Three ways to predict it: a predictor trained on another model's answers to other questions, the
 same with the online correction, and one retrained on the finished requests alone.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import finish, note, parser, print_table
+from benchmarks.common import finish, fitted, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.evaluate import evaluate, evaluate_distribution
@@ -49,10 +51,7 @@ def main() -> None:
     for pack in options.packs:
         rows, result[pack] = [], []
         for seed in options.seeds[:1]:
-            other = split_table(load_table(options.foreign), seed=seed)
-            foreign = fit_predictor(
-                other["train"], other["calibration"], seed=seed, n_jobs=options.jobs
-            )
+            _, foreign = fitted(options.foreign, seed, options.jobs)
             parts = split_table(load_table(pack), seed=seed)
             order = np.random.default_rng(seed).permutation(len(parts["train"]))
             for size in SIZES:
@@ -80,7 +79,7 @@ def main() -> None:
             header,
             [[f"{row[h]:.3g}" if h in row else "-" for h in header] for row in rows],
         )
-    finish("predictor_learning_curve", result)
+    finish("learning_curve", result)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What is left, given what has been said: error of remaining() against tokens generated.
 
+    python -m benchmarks.predictor.remaining --packs gpt35 --seeds 3
+
 For the test answers longer than g tokens: the mean absolute error of the median of remaining(g),
 of the unconditional guess max(1, median - g), and of the class's own distribution given g.
 """
@@ -8,11 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.common import finish, note, parser, print_table
-from lengthwise.data.sources.load import load_table
-from lengthwise.data.splits import split_table
+from benchmarks.common import finish, fitted, note, parser, print_table
 from lengthwise.predictor.distribution import LengthDistribution
-from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.fitting.metrics import mae
 
 GENERATED = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -24,11 +23,7 @@ def main() -> None:
     result: dict[str, list[dict[str, float]]] = {}
     for pack in options.packs:
         note(pack)
-        seed = options.seeds[0]
-        parts = split_table(load_table(pack), seed=seed)
-        predictor = fit_predictor(
-            parts["train"], parts["calibration"], seed=seed, n_jobs=options.jobs
-        )
+        parts, predictor = fitted(pack, options.seeds[0], options.jobs)
         test = parts["test"]
         classes = test["slo_class"].tolist()
         predicted = predictor.predict(
@@ -60,7 +55,7 @@ def main() -> None:
         print(f"\n{pack}: mean absolute error of what is left, tokens\n")
         header = list(result[pack][0])
         print_table(header, [[f"{row[h]:.0f}" for h in header] for row in result[pack]])
-    finish("predictor_remaining", result)
+    finish("remaining", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training on more rows than fit in memory: time and peak memory on generated rows.
 
-python -m benchmarks.predictor.stream --rows 5000000
+    python -m benchmarks.predictor.stream --rows 5000000
 
 Feature rows are those of the built-in corpus, repeated; lengths are the corpus's own times a
 log-normal. What reading a log's JSON costs is measured apart, on `--log-rows` rows.
@@ -8,7 +8,6 @@ log-normal. What reading a log's JSON costs is measured apart, on `--log-rows` r
 
 from __future__ import annotations
 
-import argparse
 import resource
 import tempfile
 import time
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import finish, note
+from benchmarks.common import finish, note, plain_parser, print_table
 from lengthwise.data.request_log import RequestLogWriter, log_batches
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
@@ -72,7 +71,7 @@ def read_rate(batch: pd.DataFrame, base: LengthPredictor) -> float:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments = plain_parser(__doc__)
     arguments.add_argument("--rows", type=int, default=5_000_000)
     arguments.add_argument("--piece", type=int, default=100_000)
     arguments.add_argument("--log-rows", type=int, default=20_000)
@@ -101,11 +100,8 @@ def main() -> None:
         "pinball_gain": measured["pinball_gain"],
         "coverage": measured["coverage"],
     }
-    print(
-        f"{options.rows:,} rows of {result['columns']} columns in {taken_s:.0f} s, peak "
-        f"{peak_gb:.2f} GB; a log is read at {rate:,.0f} rows/s"
-    )
-    finish("predictor_stream", result)
+    print_table(list(result), [[f"{value:,.6g}" for value in result.values()]])
+    finish("stream", result)
 
 
 if __name__ == "__main__":

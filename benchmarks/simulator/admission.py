@@ -4,26 +4,22 @@
 
 Arena cells under overload, with learned lengths. ``met of all`` counts a shed request as missed,
 and a downgraded one by the objectives it came with; ``met of the rest`` is over those not acted
-on. The last line of output is one JSON document.
+on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import os
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
+from benchmarks.common import finish, interval, plain_parser, played
 from benchmarks.simulator.cells import WORKLOADS, Cell, build
-from benchmarks.simulator.grid import SEARCH_STEPS
-from benchmarks.simulator.grid_tables import interval
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.training.bench.simulator_runner import simulated_policy
 
 LOADS = (1.1, 1.4, 2.0)
 SHARES = (0.1, 0.3, 0.5)
@@ -38,7 +34,7 @@ def play(job: Job) -> dict[str, object]:
     if mode != "off":
         admission = AdmissionControl(AdmissionRule(mode, threshold, share))
         judge = make_policy("sa", seed=cell.seed, iterations=1)
-    policy = make_policy("sa", seed=cell.seed, iterations=SEARCH_STEPS)
+    policy = simulated_policy("sa", cell.seed)
     result = simulate(workload, policy, profile, admission=admission, admission_policy=judge)
     met, e2e_s = result.met(workload), result.e2e_s(workload)
     acted = np.array([action != "admit" for action in result.actions] or [False] * len(workload))
@@ -89,7 +85,7 @@ def summary(lines: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = plain_parser(__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path(os.devnull), help="keep each run as a line of this file"
     )
@@ -111,13 +107,9 @@ def main() -> None:
         for load in args.loads
         for setting in settings
     ]
-    lines = []
-    with multiprocessing.Pool(args.jobs) as pool, args.out.open("w") as file:
-        for line in track(pool.imap(play, jobs), total=len(jobs), description="runs"):
-            lines.append(line)
-            print(json.dumps(line), file=file, flush=True)
-    print(summary(lines))
-    print(json.dumps({"provenance": "modeled", "threshold": args.threshold, "runs": lines}))
+    lines = played(play, jobs, args.jobs, args.out)
+    print(summary(lines), end="\n\n")
+    finish("admission", lines)
 
 
 if __name__ == "__main__":

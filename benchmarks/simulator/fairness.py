@@ -4,28 +4,24 @@
 
 The victim keeps its load, the flooder's grows from nothing to several times the engine's capacity;
 both send the same mix. Figures are of requests that arrive while both send; what is queued then
-is served after. The last line of output is one JSON document.
+is served after.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
-from benchmarks.simulator.cells import Cell, build, capacity_rps
-from benchmarks.simulator.grid import SEARCH_STEPS
-from benchmarks.simulator.grid_tables import interval
+from benchmarks.common import finish, interval, plain_parser, played
+from benchmarks.simulator.cells import Cell, build, load_one_rps
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
-from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.training.bench.simulator_runner import simulated_policy
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -54,7 +50,7 @@ def merged(parts: list[SimWorkload]) -> SimWorkload:
 
 
 def tenant_workload(args: argparse.Namespace, load: float, seed: int) -> SimWorkload:
-    rate = load * capacity_rps(args.workload, args.profile)
+    rate = load * load_one_rps(args.workload, args.profile)
     cell = Cell(args.workload, load, args.arrivals, args.lengths, seed, 1, args.profile)
     return build(replace(cell, requests=max(1, round(rate * args.seconds))))[0]
 
@@ -66,8 +62,7 @@ def play(job: tuple[argparse.Namespace, float, int, str]) -> dict[str, object]:
         parts.append(tenant_workload(args, flood, 1000 + seed))
     workload = merged(parts)
     _, profile = build(Cell(args.workload, 1.0, args.arrivals, args.lengths, seed, 1, args.profile))
-    name = arm.split()[0]
-    policy = make_policy(name, seed=seed, **({"iterations": SEARCH_STEPS} if name == "sa" else {}))
+    policy = simulated_policy(arm.split()[0], seed)
     fairness = TenantFairness() if arm.endswith("fair") else None
     result = simulate(workload, policy, profile, fairness=fairness)
     met, e2e_s = result.met(workload), result.e2e_s(workload)
@@ -118,7 +113,7 @@ def summary(lines: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = plain_parser(__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path(os.devnull), help="keep each run as a line of this file"
     )
@@ -140,14 +135,9 @@ def main() -> None:
         for flood in args.floods
         for arm in args.arms
     ]
-    lines = []
-    with multiprocessing.Pool(args.jobs) as pool, args.out.open("w") as file:
-        results = pool.imap(play, jobs)
-        for line in track(results, total=len(jobs), description="runs"):
-            lines.append(line)
-            print(json.dumps(line), file=file, flush=True)
-    print(summary(lines))
-    print(json.dumps({"provenance": "modeled", "workload": args.workload, "runs": lines}))
+    lines = played(play, jobs, args.jobs, args.out)
+    print(summary(lines), end="\n\n")
+    finish("fairness", lines)
 
 
 if __name__ == "__main__":

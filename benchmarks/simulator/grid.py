@@ -1,12 +1,12 @@
 """The arena in the simulator: every policy in every cell, paired, resumable.
 
     python -m benchmarks.simulator.grid --out grid.jsonl --jobs 2
-    python -m benchmarks.simulator.grid --out grid.jsonl --summary > summary.md
+    python -m benchmarks.simulator.grid --out grid.jsonl --summary
 
-Each finished run is a line of the file; runs already there are skipped, and ``--again sa`` plays
-a policy anew after its code changed. ``sa`` searches a fixed number of steps a plan and
-``sa-paper`` about as many, so that results do not depend on the machine; the rules plan as often
-as their cost allows, ten times as often.
+Every draw of the requests is one comparison, as `lengthwise simulate` makes it; an arm of it is a
+line of the file. Arms already there are skipped, and ``--again sa`` plays a policy anew after its
+code changed. ``sa`` searches a fixed number of steps a plan and ``sa-paper`` about as many, so
+that results do not depend on the machine; the rules plan as often as their cost allows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,31 +33,47 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from benchmarks.common import finish, plain_parser, processes
 from benchmarks.simulator.cells import (
     ARRIVALS,
     LENGTHS,
     LOADS,
     WORKLOADS,
     Cell,
-    build,
-    measures,
+    load_one_rps,
     predictor_of,
+    source_of,
 )
-from benchmarks.simulator.grid_tables import BLIND, RULES, summary
+from benchmarks.simulator.grid_tables import BLIND, RULES, by_cell, mean_of, summary
 from lengthwise.data.arena.workloads import arena_workload
-from lengthwise.scheduler.policies.base import Policy
-from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.simulator.bound import attainment_bound
-from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import KnownLengths, SimulatorRunner
+from lengthwise.training.bench.workload import length_rows
 
 SEARCH_STEPS = 80
 PAPER_STEPS = 2  # at each of 63 temperatures
 SOURCES = Path(__file__).parents[2] / "scheduler"
 
-Run = tuple[Cell, str]
+BOUND = "bound"
+KEPT = ("attainment", "mean_e2e_s", "p99_e2e_s", "mean_ttft_s", "g_per_s", "output_tokens_per_s",
+        "max_wait_s", "plan_ms_p50", "plan_ms_p99")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One draw of the requests, and the arms to be played on it; `bound` asks for the bound too."""
+
+    cell: Cell  # with the first kind of lengths
+    arms: tuple[Arm, ...]
+    bound: bool
 
 
 def key(cell: Cell, policy: str) -> str:
+    """What tells a line from all others in the file."""
     return json.dumps([*asdict(cell).values(), policy])
 
 
@@ -69,47 +86,67 @@ def code_version() -> str:
     return digest.hexdigest()[:10]
 
 
-def chunks(args: argparse.Namespace, done: set[str]) -> Iterator[list[Run]]:
-    """What is left to do, cut into the runs that share requests and arrivals, seed by seed."""
+def wanted(args: argparse.Namespace, done: set[str]) -> Iterator[Draw]:
+    """What is left to do, seed by seed; who knows nothing of lengths is played once."""
     for seed in range(args.seeds):
         for workload in args.workloads:
             for arrivals in args.arrivals:
                 for load in args.loads:
-                    left: list[Run] = []
-                    for lengths in args.lengths:
-                        cell = Cell(
-                            workload, load, arrivals, lengths, seed, args.requests, args.profile
-                        )
-                        first = lengths == args.lengths[0]
-                        names = [n for n in (*args.policies, "bound") if first or n not in BLIND]
-                        left += [(cell, n) for n in names if key(cell, n) not in done]
-                    if left:
-                        yield left
+                    cells = [
+                        Cell(workload, load, arrivals, lengths, seed, args.requests, args.profile)
+                        for lengths in args.lengths
+                    ]
+                    arms = [
+                        Arm(policy, cell.lengths)
+                        for i, cell in enumerate(cells)
+                        for policy in args.policies
+                        if (i == 0 or policy not in BLIND) and key(cell, policy) not in done
+                    ]
+                    bound = key(cells[0], BOUND) not in done
+                    if arms or bound:
+                        yield Draw(cells[0], tuple(arms), bound)
 
 
-def policy_of(name: str, seed: int) -> Policy:
-    """The policy with a fixed amount of search."""
-    if name == "sa":
-        return make_policy(name, seed=seed, iterations=SEARCH_STEPS)
-    if name == "sa-paper":
-        policy = make_policy(name, budget_s=None, seed=seed, steps_per_temperature=PAPER_STEPS)
-        policy.nominal_s = make_policy("sa").nominal_s  # to plan as often
-        return policy
-    return make_policy(name)
+def known_lengths(source: str, kinds: set[str]) -> KnownLengths:
+    """What the predictor says of a draw is asked once, not by every arm."""
+    predictor = predictor_of(source) if "learned" in kinds else None
+    rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def known(arm: Arm, requests: Sequence[WorkloadRequest]) -> tuple[np.ndarray, np.ndarray]:
+        if arm.lengths not in rows:
+            asked = predictor if arm.lengths == "learned" else None
+            rows[arm.lengths] = length_rows(requests, arm.lengths, asked)
+        return rows[arm.lengths]
+
+    return known
 
 
-def play(runs: list[Run]) -> list[dict[str, object]]:
-    """A line a run."""
+def play(draw: Draw) -> list[dict[str, Any]]:
+    """A line an arm, and one for the bound."""
+    cell = draw.cell
+    source = source_of(cell.workload, cell.arrivals, cell.profile)
+    known = known_lengths(source.source_label, {arm.lengths for arm in draw.arms})
+    runner = SimulatorRunner(load_profile(cell.profile), known, seed=cell.seed)
+    settings = BenchSettings(
+        draw.arms, cell.workload, arrivals=cell.arrivals, load=cell.load, requests=cell.requests,
+        repeats=1, seed=cell.seed, profile=cell.profile,
+    )  # fmt: skip
+    load_one = load_one_rps(cell.workload, cell.profile)
+    arms = []
+    if draw.arms:
+        result = compare(source, settings, runner, capacity_rps=load_one).result
+        arms = [
+            (arm.lengths, arm.name or arm.policy, {name: getattr(arm, name) for name in KEPT})
+            for arm in result.arms
+        ]
+    if draw.bound:
+        requests = source.draw(cell.requests, cell.load * load_one, cell.seed)
+        arms.append((cell.lengths, BOUND, {"attainment": runner.bound(requests)}))
     lines = []
-    for cell, name in runs:
-        workload, profile = build(cell)
-        began = time.process_time()
-        if name == "bound":
-            figures = {"attainment": attainment_bound(workload, profile)}
-        else:
-            figures = measures(workload, simulate(workload, policy_of(name, cell.seed), profile))
-        figures["cpu_s"] = time.process_time() - began
-        lines.append({"key": key(cell, name), **asdict(cell), "policy": name, **figures})
+    for lengths, policy, figures in arms:
+        place = replace(cell, lengths=lengths)
+        line = {"key": key(place, policy), **asdict(place), "policy": policy, **figures}
+        lines.append(line)
     return lines
 
 
@@ -129,7 +166,7 @@ class Bar:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.began = total, 0, time.monotonic()
         self.terminal = sys.stderr.isatty()
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("draws"), BarColumn(), MofNCompleteColumn())
         self.bars = Progress(
             *columns,
             TimeElapsedColumn(),
@@ -145,12 +182,12 @@ class Bar:
         if not self.terminal and 20 * self.done // self.total > 20 * before // self.total:
             spent = time.monotonic() - self.began
             left = spent / self.done * (self.total - self.done)
-            say = f"{self.done} of {self.total} runs, {spent:.0f} s, about {left:.0f} s to go"
+            say = f"{self.done} of {self.total} draws, {spent:.0f} s, about {left:.0f} s to go"
             print(say, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = plain_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--summary", action="store_true", help="print the tables and stop")
     parser.add_argument("--again", nargs="+", default=[], help="policies whose runs are redone")
@@ -170,22 +207,30 @@ def main() -> None:
         lines = [line for line in lines if line["policy"] not in args.again]
         args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not args.summary:
-        todo = list(chunks(args, {line["key"] for line in lines}))
+        todo = list(wanted(args, {line["key"] for line in lines}))
         if "learned" in args.lengths:
             for workload in args.workloads:  # trained once, before the workers need it
                 predictor_of(arena_workload(workload).default_source)
         os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: a core each
-        bar = Bar(sum(map(len, todo)))
-        # not forked: the predictor's library holds threads that a fork would lose
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(args.jobs) as pool, args.out.open("a") as file, bar.bars:
+        bar = Bar(len(todo))
+        with processes(args.jobs) as pool, args.out.open("a") as file, bar.bars:
             for found in pool.imap_unordered(play, todo):
                 for line in found:
                     lines.append(line | {"code": version})
                     file.write(json.dumps(lines[-1]) + "\n")
                 file.flush()
-                bar.advance(len(found))
-    print(summary(lines, version))
+                bar.advance(1)
+    print(summary(lines, version), end="\n\n")
+    finish("grid", {"runs": len(lines), "code": version, "attainment": attainment(lines)})
+
+
+def attainment(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over seeds of every cell and policy."""
+    return [
+        dict(zip(("lengths", "workload", "arrivals", "load"), setting, strict=True))
+        | {"policies": {policy: mean_of(runs) for policy, runs in row.items()}}
+        for setting, row in by_cell(lines).items()
+    ]
 
 
 if __name__ == "__main__":

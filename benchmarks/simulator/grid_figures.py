@@ -3,13 +3,12 @@
     python -m benchmarks.simulator.grid_figures --grid grid.jsonl
 
 Writes attainment.png, lengths.png, queue.png and plan_time.png to docs/figures/. Queue growth is
-played here (one cell, seconds); plan time is read from ``--overhead``, what
-plan_time.py printed, or measured now.
+played here (one cell, seconds); plan time is read from ``--plan-time``, what
+`benchmarks.simulator.plan_time` printed, or measured now.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,10 +22,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from benchmarks.common import interval, plain_parser
 from benchmarks.simulator.cells import LENGTHS, WORKLOADS, Cell, build
-from benchmarks.simulator.grid import policy_of
-from benchmarks.simulator.grid_tables import BLIND, RULES, Cells, Line, by_cell, interval, present
+from benchmarks.simulator.grid_tables import BLIND, RULES, Cells, Line, by_cell, present
 from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.training.bench.simulator_runner import simulated_policy
 
 ROOT = Path(__file__).parents[2]
 DARK, GREY, FAINT = "#222222", "#6b6b6b", "#b5b5b5"
@@ -189,7 +189,7 @@ def queue(cell: Cell) -> Figure:
     place = np.clip(np.digitize(arrival, edges) - 1, 0, len(edges) - 2)
     end_s = 0.0
     for policy in QUEUE_POLICIES:
-        result = simulate(workload, policy_of(policy, cell.seed), profile)
+        result = simulate(workload, simulated_policy(policy, cell.seed), profile)
         at = np.linspace(0.0, result.end_s, 400)
         admitted = np.sort(result.admitted_s)
         waiting = np.searchsorted(arrival, at, "right") - np.searchsorted(admitted, at, "right")
@@ -219,20 +219,12 @@ def queue(cell: Cell) -> Figure:
     return figure
 
 
-def read_overhead(text: str) -> dict[tuple[str, int], list[tuple[int, float, float]]]:
-    """(policy, running) to (waiting, p50 ms, p99 ms), from plan_time.py's table."""
+def read_plan_time(text: str) -> dict[tuple[str, int], list[tuple[int, float, float]]]:
+    """(policy, running) to (waiting, p50 ms, p99 ms), from plan_time's last line."""
     found: dict[tuple[str, int], list[tuple[int, float, float]]] = defaultdict(list)
-    names: list[str] = []
-    for line in text.splitlines():
-        parts = [part.strip() for part in line.strip().strip("|").split("|")]
-        if not names and "waiting" in parts:
-            names = parts
-        elif names and len(parts) == len(names) and parts[0] in STYLES:
-            row = dict(zip(names, parts, strict=True))
-            point = (int(row["waiting"]), float(row["p50 ms"]), float(row["p99 ms"]))
-            found[row["policy"], int(row["running"])].append(point)
-    if not found:
-        raise SystemExit("no table of plan times: pass what plan_time.py printed")
+    for row in json.loads(text.splitlines()[-1])["result"]:
+        point = (row["waiting"], row["p50_ms"], row["p99_ms"])
+        found[row["policy"], row["running"]].append(point)
     return found
 
 
@@ -240,7 +232,7 @@ def plan_time(text: str) -> Figure:
     """Plan time against queue length, median and 99th percentile, and the targets."""
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    for (policy, running), points in read_overhead(text).items():
+    for (policy, running), points in read_plan_time(text).items():
         waiting, p50, p99 = np.array(sorted(points)).T
         style = BASE | STYLES[policy]
         few = {} if running >= 256 else {"markerfacecolor": "white"}
@@ -263,16 +255,16 @@ def plan_time(text: str) -> Figure:
     return figure
 
 
-def measure_overhead(repeats: int) -> str:
-    """What plan_time.py prints now."""
+def measured_plan_time(repeats: int) -> str:
+    """What plan_time prints now."""
     command = [sys.executable, "-m", "benchmarks.simulator.plan_time", "--repeats", str(repeats)]
     return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = plain_parser(__doc__)
     parser.add_argument("--grid", type=Path, required=True, help="grid.py's --out")
-    parser.add_argument("--overhead", type=Path, help="plan_time.py's output")
+    parser.add_argument("--plan-time", type=Path, help="what plan_time printed")
     parser.add_argument("--repeats", type=int, default=300, help="where it is measured now")
     parser.add_argument("--directory", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--workload", default="mixed", help="of the queue's cell")
@@ -283,7 +275,7 @@ def main() -> None:
 
     lines: list[Line] = [json.loads(line) for line in args.grid.read_text().splitlines()]
     cells = by_cell(lines)
-    text = args.overhead.read_text() if args.overhead else measure_overhead(args.repeats)
+    text = args.plan_time.read_text() if args.plan_time else measured_plan_time(args.repeats)
     cell = Cell(args.workload, args.load, args.arrivals, "learned", 0, args.requests)
     with mpl.rc_context(LOOK):
         save(attainment(cells), args.directory, "attainment")

@@ -10,10 +10,12 @@ all its cells, since cells share draws.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from benchmarks.common import interval, table
 
 RULES = ("fcfs", "priority", "edf", "sjf", "llf", "feasible-sjf", "feasible-edf", "hrrn")
 BLIND = ("fcfs", "priority", "edf", "bound")  # they know nothing of lengths: one run for all kinds
@@ -27,30 +29,6 @@ Line = dict[str, Any]
 Setting = tuple[str, str, str, float]  # lengths, workload, arrivals, load
 Statistic = Callable[[np.ndarray], np.ndarray]
 Cells = dict[Setting, dict[str, dict[int, Line]]]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the 95 % interval (Student's t) of independent values; nan half for one."""
-    from scipy.special import stdtrit
-
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float(array.mean()), float("nan")
-    half = stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / np.sqrt(len(array))
-    return float(array.mean()), float(half)
-
-
-def bootstrap_ratio(
-    upper: np.ndarray, lower: np.ndarray, rng: np.random.Generator, draws: int = DRAWS
-) -> tuple[float, float, float]:
-    """Sum of ``upper`` over sum of ``lower`` (n,), and its 95 % interval over resampled rows."""
-    index = rng.integers(len(upper), size=(draws, len(upper)))
-    below = lower[index].sum(axis=1)
-    ratios = upper[index].sum(axis=1)[below > 0] / below[below > 0]
-    if lower.sum() <= 0 or len(ratios) == 0:
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(upper.sum() / lower.sum()), float(low), float(high)
 
 
 def over_seeds(statistic: Statistic, seeds: int) -> tuple[float, float, float]:
@@ -73,12 +51,6 @@ def by_cell(lines: list[Line]) -> Cells:
             setting = (lengths, line["workload"], line["arrivals"], line["load"])
             cells[setting][line["policy"]][line["seed"]] = line
     return {setting: dict(cells[setting]) for setting in sorted(cells)}
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Markdown lines."""
-    body = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *body]
 
 
 def present(cells: Cells) -> list[str]:
@@ -332,21 +304,21 @@ def light_table(cells: Cells) -> list[str]:
 
 
 def time_table(lines: list[Line]) -> list[str]:
-    """Processor time by policy, planning and simulation together."""
-    spent: dict[str, list[float]] = defaultdict(list)
-    plan: dict[str, list[float]] = defaultdict(list)
+    """Time a plan takes, by policy: the median over runs, and the longest p99."""
+    taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in lines:
-        spent[line["policy"]].append(line.get("cpu_s", np.nan))
-        if "plan_ms_p50" in line:
-            plan[line["policy"]].append(line["plan_ms_p50"])
+        if line.get("plan_ms_p50") is not None:
+            taken[line["policy"]].append((line["plan_ms_p50"], line["plan_ms_p99"]))
     rows = [
-        [name, len(s), f"{sum(s):.0f}", f"{np.mean(s):.2f}",
-         f"{np.median(plan[name]):.2f}" if plan[name] else ""]
-        for name, s in sorted(spent.items(), key=lambda item: -sum(item[1]))
-    ]  # fmt: skip
-    total = sum(sum(s) for s in spent.values())
-    rows.append(["all", len(lines), f"{total:.0f}", f"{total / max(len(lines), 1):.2f}", ""])
-    return table(["policy", "runs", "CPU s", "CPU s a run", "median plan ms"], rows)
+        [
+            name,
+            len(runs),
+            f"{np.median([a for a, _ in runs]):.2f}",
+            f"{max(b for _, b in runs):.2f}",
+        ]
+        for name, runs in sorted(taken.items())
+    ]
+    return table(["policy", "runs", "median plan ms", "longest p99"], rows)
 
 
 def summary(lines: list[Line], version: str = "") -> str:
@@ -375,7 +347,7 @@ def summary(lines: list[Line], version: str = "") -> str:
         (f"Longest wait, s ({kind})", by_load_table(cells, "max_wait_s", kind, ".1f", True)),
         ("The limit on waiting, all lengths", waits_table(cells)),
         (f"Below load {HEAVY:g}: sa against arrival order", light_table(cells)),
-        ("Processor time", time_table(lines)),
+        ("Time of a plan", time_table(lines)),
     ]
     for title, body in sections:
         out += ["", f"### {title}", "", *body]

@@ -5,16 +5,16 @@ python -m benchmarks.simulator.plan_time --repeats 300
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.simulator.cells import LEVELS, Cell, build
+from benchmarks.common import finish, note, percentiles_ms, plain_parser, print_table
+from benchmarks.simulator.cells import Cell, build
 from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
+from lengthwise.scheduler.problem import Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile
 
 SIZES = ((16, 32), (64, 32), (256, 32), (256, 256), (1024, 256), (4096, 256), (20_000, 256))
@@ -40,7 +40,7 @@ def queue_problem(waiting: int, running: int) -> Problem:
     index = np.arange(waiting + running)
     return Problem(
         now_s=20.0,
-        levels=LEVELS,
+        levels=workload.levels,
         waiting=rows(index[:waiting], 0.0, None),
         running=rows(index[waiting:], 40.0, np.zeros(running)),
         capacity=replace(profile.capacity, max_num_seqs=running, kv_tokens=10**7),
@@ -51,33 +51,32 @@ def queue_problem(waiting: int, running: int) -> Problem:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = plain_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--budget-ms", type=float, default=1.0)
     parser.add_argument("--policies", nargs="+", default=["feasible-edf", "sa-paper", "sa"])
     args = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print("| policy | waiting | running | least ms | p50 ms | p99 ms | evaluations |")
-    print("|---|---|---|---|---|---|---|")
+    note(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    found = []
     for waiting, running in SIZES:
         problem = queue_problem(waiting, running)
-        assert isinstance(problem.capacity, Capacity)
         for name in args.policies:
             policy = make_policy(name, budget_s=args.budget_ms / 1e3)
             policy.warm_up()
             policy(problem)
-            taken, evaluations = [], 0
+            taken_s, evaluations = [], 0
             for repeat in range(args.repeats):
                 moment = replace(problem, now_s=20.0 + 0.1 * (repeat % 50))
                 began = time.perf_counter()
                 evaluations = policy(moment).evaluations
-                taken.append(1e3 * (time.perf_counter() - began))
-            p50, p99 = np.quantile(taken, [0.5, 0.99])
-            print(
-                f"| {name} | {waiting} | {running} | {min(taken):.2f} | {p50:.2f} | {p99:.2f} "
-                f"| {evaluations} |",
-                flush=True,
-            )
+                taken_s.append(time.perf_counter() - began)
+            row = {"policy": name, "waiting": waiting, "running": running}
+            row |= {"least_ms": 1e3 * min(taken_s), **percentiles_ms(taken_s)}
+            found.append(row | {"evaluations": evaluations})
+            note(f"{name}, {waiting} waiting: {row['p50_ms']:.2f} ms")
+    rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in row.values()] for row in found]
+    print_table([name.replace("_", " ") for name in found[0]], rows)
+    finish("plan_time", found)
 
 
 if __name__ == "__main__":

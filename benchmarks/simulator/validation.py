@@ -1,80 +1,74 @@
-"""Simulator against engine: the arms of finished benches, played again on their calibrated profile.
+"""Simulator against engine: finished benches, played again in the simulator.
 
-python -m benchmarks.simulator.validation --profile .lengthwise/profiles/tiny.json \
-    --predictor DIR runs/bench-*/result.json
+    python -m benchmarks.simulator.validation --profile .lengthwise/profiles/tiny.json \\
+        --predictor DIR runs/bench-*/result.json
 
-The same requests at the same times; stock vLLM is arrival order. Asked for: attainment within 3
-points, mean e2e within 10 %.
+The same requests at the same times on the bench's calibrated profile; stock vLLM is arrival order.
+Asked for: attainment within 3 points, mean e2e within 10 %.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.common import finish, print_table
+from benchmarks.common import finish, plain_parser, print_table
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench.workload import length_rows, open_workload, to_sim
+from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.compare import compare
+from lengthwise.training.bench.result import BenchResult, read_result
+from lengthwise.training.bench.settings import BenchSettings
+from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of
+from lengthwise.training.bench.workload import open_workload
+
+COLUMNS = ("workload", "load", "arm", "met, engine", "met, simulator", "points",
+           "mean e2e s, engine", "simulator", "difference")  # fmt: skip
 
 
-def read_result(path: Path) -> dict:  # type: ignore[type-arg]
-    """A bench's document: result.json, or a log whose last JSON line it is."""
-    lines = [line for line in path.read_text().splitlines() if line.startswith('{"provenance"')]
-    return json.loads(lines[-1] if lines else path.read_text())
+def replayed(
+    result: BenchResult, profile: EngineProfile, predictor: LengthPredictor
+) -> BenchResult:
+    """The bench's arms on its own requests, in the simulator; in the bench's order."""
+    run = result.run
+    arms = tuple(
+        Arm("fcfs" if arm.policy == "stock" else arm.policy, arm.lengths, arm.label)
+        for arm in result.arms
+    )
+    settings = BenchSettings(
+        arms, result.workload, arrivals=run["arrivals"], load=result.load,
+        requests=run["requests_per_repeat"], repeats=run["repeats"], seed=run["first_seed"],
+    )  # fmt: skip
+    source = open_workload(result.workload, arrivals=run["arrivals"], profile=profile)
+    runner = SimulatorRunner(profile, lengths_of(predictor))
+    return compare(source, settings, runner, capacity_rps=run["capacity_rps"]).result
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("results", type=Path, nargs="+")
-    arguments.add_argument("--profile", required=True)
-    arguments.add_argument("--predictor", type=Path, required=True)
-    options = arguments.parse_args()
+    parser = plain_parser(__doc__)
+    parser.add_argument("results", type=Path, nargs="+", help="result.json of finished benches")
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--predictor", type=Path, required=True)
+    options = parser.parse_args()
     profile, predictor = load_profile(options.profile), LengthPredictor.load(options.predictor)
     rows, found = [], []
     for path in options.results:
-        result = read_result(path)
-        run, source = result["run"], open_workload(result["workload"])
-        for arm in result["arms"]:
-            policy = "fcfs" if arm["policy"] == "stock" else arm["policy"]
-            met, e2e = [], []
-            for repeat in range(run["repeats"]):
-                rate_rps = result["load"] * run["capacity_rps"]
-                requests = source.draw(
-                    run["requests_per_repeat"], rate_rps, run["first_seed"] + repeat
-                )
-                lengths = length_rows(requests, arm["lengths"], predictor)
-                workload = to_sim(requests, *lengths)
-                played = simulate(workload, make_policy(policy), profile)
-                met.append(played.met(workload))
-                e2e.append(played.e2e_s(workload))
-            modeled = float(np.mean(met)), float(np.mean(e2e))
-            points = 100 * (modeled[0] - arm["attainment"])
-            ratio = modeled[1] / arm["mean_e2e_s"]
-            label = f"{arm['policy']}:{arm['lengths']}"
-            found.append({"workload": result["workload"], "load": result["load"], "arm": label}
-                | {"points": points, "e2e_ratio": ratio})  # fmt: skip
+        measured = read_result(path)
+        modeled = replayed(measured, profile, predictor)
+        for ours, theirs in zip(measured.arms, modeled.arms, strict=True):
+            points = 100 * (theirs.attainment - ours.attainment)
+            ratio = theirs.mean_e2e_s / ours.mean_e2e_s
+            place = {"workload": measured.workload, "load": measured.load, "arm": ours.label}
+            found.append(place | {"points": points, "e2e_ratio": ratio})
             rows.append(
                 [
-                    result["workload"],
-                    f"{result['load']:g}",
-                    label,
-                    f"{arm['attainment']:.1%}",
-                    f"{modeled[0]:.1%}",
-                    f"{points:+.1f}",
-                    f"{arm['mean_e2e_s']:.1f}",
-                    f"{modeled[1]:.1f}",
+                    *place.values(),
+                    f"{ours.attainment:.1%}", f"{theirs.attainment:.1%}", f"{points:+.1f}",
+                    f"{ours.mean_e2e_s:.1f}", f"{theirs.mean_e2e_s:.1f}",
                     f"{100 * (ratio - 1):+.0f} %",
                 ]
-            )
-    head = ["workload", "load", "arm", "met, engine", "met, simulator", "points"]
-    print_table([*head, "mean e2e s, engine", "simulator", "difference"], rows)
-    finish("scheduler_validation", found)
+            )  # fmt: skip
+    print_table(COLUMNS, rows)
+    finish("validation", found)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ STRUCTURE_NAMES: tuple[str, ...] = (
     *(f"words_{name}" for name in LEXICON),
     *(f"edge_{name}" for name in LEXICON),
 )
-ROLE_MARK = "<|"  # prompt_text writes "<|role|>" before each message of a conversation
 
 _TABLE_SIZE = 1 << 13
 _REQUIRED = word_hash("required")

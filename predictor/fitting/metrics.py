@@ -33,7 +33,10 @@ def kendall_tau(y: ArrayLike, predicted: ArrayLike) -> float:
 def task_taus(
     y: ArrayLike, predicted: ArrayLike, groups: Sequence[str], min_rows: int = 40
 ) -> dict[str, float]:
-    """Kendall's tau-b inside each group of at least `min_rows` rows."""
+    """Kendall's tau-b inside each group of at least `min_rows` rows.
+
+    Whether the prompt was read, not only the task recognised.
+    """
     y, predicted = np.asarray(y, float), np.asarray(predicted, float)
     names, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     members = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
@@ -42,17 +45,6 @@ def task_taus(
         for name, rows in members.items()
         if rows.size >= min_rows
     }
-
-
-def within_task_tau(
-    y: ArrayLike, predicted: ArrayLike, groups: Sequence[str], min_rows: int = 40
-) -> float:
-    """Unweighted mean of `task_taus`: whether the prompt was read, not only the task recognised.
-
-    NaN where no group is large enough.
-    """
-    taus = list(task_taus(y, predicted, groups, min_rows).values())
-    return float(np.mean(taus)) if taus else float("nan")
 
 
 def pinball(y: ArrayLike, distribution: LengthDistribution) -> float:

@@ -17,8 +17,7 @@ drag them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,8 +31,8 @@ _MOST_STRETCH = float(np.log(4.0))
 class _Recent:
     """The last `window` misses, and their median and spread, computed when asked for."""
 
-    def __init__(self, window: int, misses: Iterable[tuple[float, float | None]] = ()) -> None:
-        self.misses: deque[tuple[float, float | None]] = deque(misses, maxlen=window)
+    def __init__(self, window: int) -> None:
+        self.misses: deque[tuple[float, float | None]] = deque(maxlen=window)
         self._figures: tuple[float, float] | None = None
 
     def add(self, ratio: float, place: float | None) -> None:
@@ -149,18 +148,3 @@ class OnlineCorrection:
     def _weight(self, recent: _Recent) -> float:
         rows = len(recent.misses)
         return rows / (rows + self.prior_rows)
-
-    def to_json(self) -> dict[str, object]:
-        """State as plain numbers, for a server that restarts."""
-        return {
-            "all": list(self._all.misses),
-            "by_class": {name: list(recent.misses) for name, recent in self._by_class.items()},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state written by `to_json`."""
-        self._all = _Recent(self.window, map(tuple, state["all"]))
-        self._by_class = {
-            name: _Recent(self.window, map(tuple, misses))
-            for name, misses in state["by_class"].items()
-        }

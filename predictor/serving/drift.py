@@ -1,10 +1,11 @@
 """Does the predictor still know its served model? Two monitors, per class and over all.
 
-Both see what the predictor itself said, before the online correction (``online``) mends it.
+Both see what the predictor itself said, before the online correction (`correction`) mends it.
 
-1. *Length*, r = log(actual / predicted median). ADWIN (Bifet and Gavalda, SDM 2007; river) finds
-   a change in its mean. A level test finds what was wrong from the start: a median beyond a
-   threshold, when an exact sign test says that it is no accident.
+1. *Length*, r = log(actual / predicted median): a median of the last requests beyond a threshold,
+   when an exact sign test says that it is no accident. Two windows: the newest few tell a large
+   change soon, by a stricter test since they are drawn anew more often; all of them tell a small
+   one, and what was wrong from the start.
 2. *Coverage* of the 80 % interval: an exact binomial test over the last requests against the
    nominal level and a tolerance, as no class of a new predictor has its level exactly.
 
@@ -25,18 +26,16 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from river.drift import ADWIN
 from scipy.special import bdtr, bdtrc
 
 from lengthwise.predictor.serving.correction import MOST_CLASSES
 
-Cause = Literal["change", "level", "coverage"]
-CAUSES: tuple[Cause, ...] = ("change", "level", "coverage")
+Cause = Literal["level", "coverage"]
+CAUSES: tuple[Cause, ...] = ("level", "coverage")
 ALL_CLASSES = "*"
 
 _ROOM = 2.0  # max_tokens over the predicted median from which a length can be judged
 _FARTHEST = math.log(8.0)  # log-ratios beyond it count as it: one runaway is no change
-_NEWEST = 50  # answers that show where lengths went once a change is found
 _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one watched
 
 
@@ -44,28 +43,29 @@ _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one wa
 class DriftSettings:
     """Thresholds; the defaults are what ``benchmarks/predictor/drift.py`` chose.
 
-    ``level`` and ``change`` are log-ratios, ``window`` and ``least_rows`` finished requests,
-    ``alpha`` the two-sided error of one exact test, ``clear_alpha`` that at which a coverage alarm
-    ends, ``delta`` ADWIN's confidence.
+    ``level`` is a log-ratio; ``window``, ``newest`` and ``least_rows`` are finished requests;
+    ``alpha`` is the two-sided error of one exact test, ``newest_alpha`` that of one on the newest,
+    ``clear_alpha`` that at which a coverage alarm ends.
     """
 
     window: int = 200
+    newest: int = 50
     least_rows: int = 100
     level: float = math.log(1.25)
-    change: float = math.log(1.15)
-    delta: float = 1e-3
     nominal: float = 0.8
     tolerance: float = 0.05
     alpha: float = 1e-4
+    newest_alpha: float = 1e-6
     clear_alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least_rows <= self.window:
-            raise ValueError(
-                f"need 1 <= least_rows <= window, got {self.least_rows}, {self.window}"
-            )
-        if not (self.level > 0 and self.change > 0):
-            raise ValueError(f"level and change must be positive, got {self.level}, {self.change}")
+        for name in ("newest", "least_rows"):
+            if not 1 <= getattr(self, name) <= self.window:
+                raise ValueError(
+                    f"need 1 <= {name} <= window, got {getattr(self, name)}, {self.window}"
+                )
+        if not self.level > 0:
+            raise ValueError(f"level must be positive, got {self.level}")
         if not 0 < self.nominal - self.tolerance <= self.nominal + self.tolerance < 1:
             raise ValueError(
                 f"nominal +- tolerance leaves (0, 1): {self.nominal}, {self.tolerance}"
@@ -76,8 +76,8 @@ class DriftSettings:
 class DriftAlarm:
     """One alarm: its cause, class (``*`` is all), since when (Unix seconds), and the figure.
 
-    ``value`` is actual over predicted length for ``change`` and ``level``, a share for
-    ``coverage``; as it was when the alarm was raised or ended.
+    ``value`` is actual over predicted length for ``level``, a share for ``coverage``; as it was
+    when the alarm was raised or ended.
     """
 
     cause: Cause
@@ -180,6 +180,36 @@ class DriftMonitor:
             yield own
 
 
+class _Ranked:
+    """The last `size` values, and the same in order."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: deque[float] = deque()
+        self._ranked: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+        insort(self._ranked, value)
+        if len(self._values) > self._size:
+            del self._ranked[bisect_left(self._ranked, self._values.popleft())]
+
+    def median(self) -> float:
+        middle = len(self._ranked) // 2
+        return (self._ranked[middle] + self._ranked[-middle - 1]) / 2
+
+    def is_off(self, level: float, alpha: float) -> bool:
+        """Whether the median is beyond the level and the signs say that it is no accident."""
+        if abs(self.median()) <= level:
+            return False
+        rows = len(self._ranked)
+        least, most = binomial_limits(rows, 0.5, 0.0, alpha)
+        return not least <= rows - bisect_right(self._ranked, 0.0) <= most
+
+
 class _Stream:
     """Both monitors of one class."""
 
@@ -187,9 +217,8 @@ class _Stream:
         self.name = name
         self.settings = settings
         self.alarms: dict[Cause, DriftAlarm] = {}
-        self._adwin = ADWIN(delta=settings.delta)
-        self._ratios: deque[float] = deque()
-        self._ranked: list[float] = []  # the same values in order, for the median
+        self._ratios = _Ranked(settings.window)
+        self._newest = _Ranked(settings.newest)
         self._held: deque[bool] = deque()
         self._held_count = 0
         self._rows = self._judged = 0
@@ -199,8 +228,9 @@ class _Stream:
         self._judged += ratio is not None and held is not None
         events: list[DriftEvent] = []
         if ratio is not None:
-            changed = self._add_ratio(max(-_FARTHEST, min(_FARTHEST, ratio)))
-            self._judge_length(changed, now_unix_s, events)
+            for window in (self._ratios, self._newest):
+                window.add(max(-_FARTHEST, min(_FARTHEST, ratio)))
+            self._judge_length(now_unix_s, events)
         if held is not None:
             self._add_held(held)
             self._judge_coverage(now_unix_s, events)
@@ -209,7 +239,7 @@ class _Stream:
     def figures(self) -> dict[str, Any]:
         enough = self.settings.least_rows
         coverage = self._held_count / len(self._held) if len(self._held) >= enough else None
-        ratio = math.exp(self._median()) if len(self._ranked) >= enough else None
+        ratio = math.exp(self._ratios.median()) if len(self._ratios) >= enough else None
         return {
             "rows": self._rows,
             "judged": self._judged,
@@ -217,32 +247,16 @@ class _Stream:
             "coverage": coverage,
         }
 
-    def _add_ratio(self, ratio: float) -> bool:
-        """Whether ADWIN finds a change; then only the newest rows are kept as those of now."""
-        self._adwin.update(ratio)
-        changed = bool(self._adwin.drift_detected)
-        if changed:
-            self._ratios = deque(list(self._ratios)[-_NEWEST + 1 :])
-            self._ranked = sorted(self._ratios)
-        self._ratios.append(ratio)
-        insort(self._ranked, ratio)
-        if len(self._ratios) > self.settings.window:
-            del self._ranked[bisect_left(self._ranked, self._ratios.popleft())]
-        return changed
-
-    def _judge_length(self, changed: bool, now_unix_s: float, events: list[DriftEvent]) -> None:
-        s, rows, median = self.settings, len(self._ranked), self._median()
-        if changed and abs(median) > s.change:
-            self._raise("change", math.exp(median), now_unix_s, events)
-        if rows < s.least_rows:
+    def _judge_length(self, now_unix_s: float, events: list[DriftEvent]) -> None:
+        s, median = self.settings, self._ratios.median()
+        if len(self._newest) == s.newest and self._newest.is_off(s.level, s.newest_alpha):
+            self._raise("level", math.exp(self._newest.median()), now_unix_s, events)
+        if len(self._ratios) < s.least_rows:
             return
-        if abs(median) > s.level:
-            least, most = binomial_limits(rows, 0.5, 0.0, s.alpha)
-            if not least <= rows - bisect_right(self._ranked, 0.0) <= most:
-                self._raise("level", math.exp(median), now_unix_s, events)
-        elif abs(median) < s.level / 2:
+        if self._ratios.is_off(s.level, s.alpha):
+            self._raise("level", math.exp(median), now_unix_s, events)
+        elif max(abs(median), abs(self._newest.median())) < s.level / 2:
             self._end("level", math.exp(median), events)
-            self._end("change", math.exp(median), events)
 
     def _add_held(self, held: bool) -> None:
         self._held.append(held)
@@ -262,10 +276,6 @@ class _Stream:
         least, most = binomial_limits(rows, s.nominal, s.tolerance, s.clear_alpha)
         if least <= self._held_count <= most:
             self._end("coverage", share, events)
-
-    def _median(self) -> float:
-        middle = len(self._ranked) // 2
-        return (self._ranked[middle] + self._ranked[-middle - 1]) / 2
 
     def _raise(
         self, cause: Cause, value: float, now_unix_s: float, events: list[DriftEvent]

@@ -135,16 +135,18 @@ class Trust:
         ledger = self._ledgers["order"]
         return now_s < ledger.until_s and ledger.for_wrong
 
-    def status(self) -> dict[str, dict[str, float]]:
+    def status(self, now_s: float) -> dict[str, dict[str, float | None]]:
         """Of each part: promised and met shares of the last rows, seconds of withdrawal left."""
-        found = {}
+        found: dict[str, dict[str, float | None]] = {}
         for part, ledger in self._ledgers.items():
-            rows = np.array(ledger.rows) if ledger.rows else np.zeros((0, 3))
+            shares: list[float | None] = [None, None, None]
+            if ledger.rows:
+                shares = np.array(ledger.rows).mean(axis=0).tolist()
             found[part] = {
-                "rows": float(len(rows)),
-                "promised": float(rows[:, 0].mean()) if len(rows) else math.nan,
-                "without": float(rows[:, 1].mean()) if len(rows) else math.nan,
-                "met": float(rows[:, 2].mean()) if len(rows) else math.nan,
-                "withdrawn_s": max(0.0, ledger.until_s - self._now_s),
+                "rows": float(len(ledger.rows)),
+                "promised": shares[0],
+                "without": shares[1],
+                "met": shares[2],
+                "withdrawn_s": max(0.0, ledger.until_s - now_s),
             }
         return found

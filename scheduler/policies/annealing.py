@@ -57,7 +57,7 @@ class Settings:
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
-    parts: tuple[str, ...] = ("order", "slots", "limits", "prefill")  # what the search may change
+    parts: tuple[str, ...] = ("order", "limits", "prefill")  # and "slots": what may be changed
     trust: bool = True
 
     def __post_init__(self) -> None:
@@ -108,6 +108,7 @@ class AnnealingPolicy:
         self.forecast = ArrivalForecast()
         self.pace = StepPace()
         self.trust = Trust()
+        self._now_s = 0.0
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -126,6 +127,7 @@ class AnnealingPolicy:
         self.pace.observe(problem)
         if not len(problem.waiting):
             return Plan(NOTHING)
+        self._now_s = problem.now_s
         self._settle(problem)
         planned, rest = self._planned(problem)
         shot, queue = self._snapshot(planned)
@@ -153,6 +155,14 @@ class AnnealingPolicy:
     def finished(self, arrival_s: float, met: bool) -> None:
         """A request that was planned has ended, with all its objectives met or not."""
         self.trust.finished(arrival_s, met)
+
+    def status(self) -> dict[str, Any]:
+        """What the plans promised and what came, and what was learned from it."""
+        return {
+            "trust": self.trust.status(self._now_s),
+            "shortfall": self.trust.shortfall(),
+            "step_pace": self.pace.factor,
+        }
 
     def _settle(self, problem: Problem) -> None:
         """Promises to those who are past their deadlines are broken, whenever they may end."""

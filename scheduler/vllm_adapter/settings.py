@@ -45,7 +45,8 @@ class AdmissionSettings(BaseModel):
 class ServerSettings(BaseModel):
     """One server's settings; a JSON file on disk. Unknown keys and bad values raise InputError.
 
-    ``plan_share`` is the largest share of wall time that planning may take; ``log_features`` and
+    ``plan_share`` is the largest share of a core's time that planning may take, beside the
+    engine's loop or, with ``plan_in_thread`` off, in it; ``log_features`` and
     ``log_prompts`` say what of the input goes to the request log, ``request_log_max_mb`` and
     ``request_log_max_age_days`` how much of it is kept. ``log_steps`` writes ``step_log`` from the
     start. ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
@@ -59,8 +60,9 @@ class ServerSettings(BaseModel):
     lengths: Lengths = "learned"
     policy: str = "sa"
     policy_params: dict[str, Any] = Field(default_factory=dict)
-    plan_budget_ms: float = Field(default=1.0, gt=0, le=1000)
-    plan_share: float = Field(default=0.01, gt=0, le=1)
+    plan_budget_ms: float = Field(default=20.0, gt=0, le=1000)
+    plan_share: float = Field(default=0.1, gt=0, le=1)
+    plan_in_thread: bool = True
     max_wait_s: float = Field(default=120.0, gt=0)
     slo_table: dict[str, dict[str, float]] = Field(default_factory=dict)
     profile: str | None = None

@@ -44,22 +44,29 @@ def test_a_change_raises_says_which_way_and_ends_when_it_is_over():
     monitor = DriftMonitor()
     feed(monitor, 500)
     events = feed(monitor, 300, 2.0, seed=1, at=500)
-    assert ("change", "chat") in raised(events)
+    assert ("level", "chat") in raised(events)
     assert {name for _, name in raised(events)} == {"chat", ALL_CLASSES}
     first = events[0].alarm
     assert 500 < first.since_unix_s < 600
-    change = next(e.alarm for e in events if e.alarm.cause == "change")
-    assert change.value == pytest.approx(2.0, rel=0.4)
+    assert first.cause == "level"
+    assert first.value == pytest.approx(2.0, rel=0.4)
     assert monitor.alarms
     ended = [e for e in feed(monitor, 600, seed=2, at=800) if not e.raised]
     assert monitor.alarms == []
-    assert ("change", first.since_unix_s) in {(e.alarm.cause, e.alarm.since_unix_s) for e in ended}
+    assert ("level", first.since_unix_s) in {(e.alarm.cause, e.alarm.since_unix_s) for e in ended}
 
 
-def test_a_predictor_wrong_from_the_start_has_no_change_but_a_level():
-    causes = {cause for cause, _ in raised(feed(DriftMonitor(), 300, 0.6))}
-    assert "level" in causes
-    assert "change" not in causes
+def test_a_predictor_wrong_from_the_start_is_found():
+    assert ("level", "chat") in raised(feed(DriftMonitor(), 300, 0.6))
+
+
+@pytest.mark.parametrize(("factor", "within"), [(2.0, 80), (0.5, 80), (1.4, 200)])
+def test_the_more_the_lengths_change_the_sooner_it_is_found(factor, within):
+    """The window still holds answers of before: the newest must tell a doubling by themselves."""
+    for seed in range(10):
+        monitor = DriftMonitor()
+        assert feed(monitor, 1000, seed=seed) == []
+        assert ("level", "chat") in raised(feed(monitor, within, factor, seed=100 + seed))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
@@ -143,13 +150,14 @@ def test_reset_ends_alarms_and_forgets():
 
 
 def test_memory_is_bounded_in_classes_and_rows():
-    monitor = DriftMonitor(DriftSettings(window=20, least_rows=10))
+    monitor = DriftMonitor(DriftSettings(window=20, newest=5, least_rows=10))
     for i in range(300):
         monitor.update(SAID, 100.0, f"class-{i}", i)
     assert len(monitor.figures()) == MOST_CLASSES + 1
     assert monitor.figures()[ALL_CLASSES]["rows"] == 300
     stream = monitor._streams[ALL_CLASSES]
-    assert len(stream._ratios) == len(stream._ranked) == len(stream._held) == 20
+    assert len(stream._ratios) == len(stream._ratios._ranked) == len(stream._held) == 20
+    assert len(stream._newest) == 5
     monitor.update(SAID, 100.0, ALL_CLASSES, 0)  # a client may call its class so
     assert monitor.figures()[ALL_CLASSES]["rows"] == 301
 
@@ -165,10 +173,10 @@ def test_lengths_that_cannot_be_are_refused(predicted, tokens):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"least_rows": 0}, {"least_rows": 300}, {"level": 0.0}, {"tolerance": 0.3}],
+    [{"least_rows": 0}, {"least_rows": 300}, {"newest": 201}, {"level": 0.0}, {"tolerance": 0.3}],
 )
 def test_settings_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"least_rows|level|nominal"):
+    with pytest.raises(ValueError, match=r"least_rows|newest|level|nominal"):
         DriftSettings(**wrong)
 
 

@@ -30,8 +30,8 @@ def test_within_task_tau_ignores_what_lies_between_tasks() -> None:
     predicted = np.concatenate((np.full(50, 10), np.full(50, 1000)))
     groups = ["a"] * 50 + ["b"] * 50
     assert metrics.kendall_tau(y, predicted) > 0.6
-    assert metrics.within_task_tau(y, predicted, groups) == 0.0
-    assert np.isnan(metrics.within_task_tau(y[:30], predicted[:30], groups[:30]))
+    assert list(metrics.task_taus(y, predicted, groups).values()) == [0.0, 0.0]
+    assert metrics.task_taus(y[:30], predicted[:30], groups[:30]) == {}
 
 
 def test_coverage_and_width() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from bench_stub import Stub, running
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.training.bench import session
 from lengthwise.training.bench.arms import Arm, arm_order, parse_arms
 from lengthwise.training.bench.client import BenchError
 from lengthwise.training.bench.compare import compare
@@ -208,3 +210,40 @@ def test_a_terminated_bench_leaves_its_context_managers():
     assert stopped.value.code == 143
     assert left == ["servers"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_measurement_from_settings_to_report_and_load_1_is_one_thing(
+    servers, source, workspace, tmp_path, monkeypatch
+):
+    """The whole of `bench` but for real servers; `simulate` offers the same at the same load."""
+    told = {}
+
+    @contextlib.contextmanager
+    def start(model, **kwargs):
+        told.update(kwargs)
+        yield servers
+
+    monkeypatch.setattr(session, "start_servers", start)
+    settings = BenchSettings(
+        parse_arms("sa:none"),
+        workload=str(tmp_path / "w.jsonl"),
+        load=2.0,
+        profile="tiny-cpu",
+        max_wait_s=9.0,
+        vllm_args=("--max-num-seqs", "1"),
+    )
+    said = []
+    done = session.measure(settings, workspace=workspace, say=said.append)
+    assert (told["max_wait_s"], told["vllm_args"]) == (9.0, ("--max-num-seqs", "1"))
+    assert "plan_budget_ms" not in told  # the server's own
+    result = done.outcome.result
+    assert [(arm.label, arm.requests) for arm in result.arms] == [("stock", N), ("sa:none", N)]
+    assert done.page.read_text().startswith("<!doctype html>")
+    assert said[0].startswith("both servers are up")
+    assert any("repeat 1/1" in line for line in said)
+
+    modeled = session.run_modeled(settings, workspace=workspace, with_bound=False).result
+    assert modeled.run["capacity_rps"] == result.run["capacity_rps"]
+    assert modeled.run["offered_rps"] == pytest.approx(result.run["offered_rps"])
+    assert modeled.run["offered_rps"] == pytest.approx(2 * modeled.run["capacity_rps"])
+    assert (modeled.provenance, modeled.arms[0].max_wait_s is None) == ("modeled", False)

@@ -164,6 +164,8 @@ def test_a_replay_serves_as_the_server_did(workspace, predictor_dir, log, tmp_pa
     assert (server.policy, server.max_wait_s) == ("feasible-edf", 7.0)
     assert server.slos.weight("chat") == 4
     assert server_of(folder, workspace, profile="shape-few-slots").profile.name != "of-7b"
+    (one_file,) = folder.glob("requests-*.jsonl")
+    assert server_of(one_file, workspace) == server
 
     same = resolve_predictor(predictor_dir, workspace=workspace)
     traffic = logged_traffic(folder, 300)

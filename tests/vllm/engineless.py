@@ -7,6 +7,7 @@ the number of tokens it was made with, or at its max_tokens.
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,29 @@ def make_request(
     prompt_tokens: int = 8,
     max_tokens: int = 512,
     arrival_time: float | None = None,
+    prompt: list[int] | None = None,
     **extra: Any,
 ) -> Request:
+    """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache."""
     params = SamplingParams(max_tokens=max_tokens, extra_args=extra or None)
     params.update_from_generation_config({"eos_token_id": EOS}, EOS)
     return Request(
         request_id=name,
-        prompt_token_ids=[5 + i % 90 for i in range(prompt_tokens)],
+        prompt_token_ids=prompt or [5 + i % 90 for i in range(prompt_tokens)],
         sampling_params=params,
         pooling_params=None,
         arrival_time=arrival_time,
+        block_hasher=None if prompt is None else _hasher(),
     )
+
+
+@lru_cache(maxsize=1)
+def _hasher() -> Any:
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
+    init_none_hash(sha256)
+    return get_request_block_hasher(BLOCK, sha256)
 
 
 class FakeEngine:
@@ -54,8 +67,9 @@ class FakeEngine:
         blocks: int = 1000,
         max_num_batched_tokens: int = 256,
         ahead: int = 1,
+        prefix_caching: bool = False,
     ) -> None:
-        cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=False)
+        cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching)
         config = VllmConfig(
             model_config=ModelConfig(model=str(model_dir), dtype="float32", seed=0),
             scheduler_config=SchedulerConfig(
@@ -65,7 +79,9 @@ class FakeEngine:
                 is_encoder_decoder=False,
             ),
             cache_config=cache,
-            additional_config={"lengthwise": {"settings": settings or {}}},
+            additional_config={
+                "lengthwise": {"settings": {"plan_in_thread": False} | (settings or {})}
+            },
         )
         cache.num_gpu_blocks = blocks
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)

@@ -13,7 +13,7 @@ from lengthwise.data.slo import Slo
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
-from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors, load_priors
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
@@ -37,6 +37,22 @@ def test_overlapping_steps_are_not_counted_twice():
     assert timer.end(1.0, 0, 1, 0) == pytest.approx(1.0)
     assert timer.end(1.3, 0, 1, 0) == pytest.approx(0.3)
     assert timer.samples()[:, 0].tolist() == [10, 0]
+
+
+def test_tokens_a_step_follow_what_speculation_yields():
+    assert TokensPerStep().mean == 1.0
+    speed = TokensPerStep(draft_tokens=3)
+    assert speed.mean == 1.0
+    for _ in range(50):
+        speed.note(250, 100)
+    assert speed.mean == pytest.approx(2.5)
+    for _ in range(400):
+        speed.note(150, 100)
+    assert speed.mean == pytest.approx(1.5, abs=0.01)
+    speed.note(0, 0)
+    for _ in range(400):
+        speed.note(900, 100)  # more than there were drafts for
+    assert speed.mean == 4.0
 
 
 def test_the_step_log_can_be_switched_and_read_back(tmp_path):
@@ -149,9 +165,9 @@ def test_the_request_table_grows_and_reuses_rows():
     for i in range(0, 600, 2):
         assert table.remove(f"r{i}") is not None
     assert table.remove("r0") is None
-    ids = table.known([f"r{i}" for i in range(600)])
+    ids, rows = table.by_arrival([f"r{i}" for i in range(600)])
     assert ids == [f"r{i}" for i in range(599, 0, -2)]
-    arrays = table.arrays(ids)
+    arrays = table.arrays(rows)
     assert arrays.arrival_s.tolist() == [float(600 - i) for i in range(599, 0, -2)]
     assert np.isinf(arrays.tpot_s).all()
     assert (arrays.ttft_s == 1.0).all()

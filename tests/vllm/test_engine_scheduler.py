@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from engineless import FakeEngine, make_request
 
 from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.problem import Plan
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import _accepted
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -139,11 +143,103 @@ def test_steps_are_timed_with_what_they_did(engine):
     assert (samples[:, 3] > 0).all()
 
 
+def test_accepted_drafts_are_counted(engine):
+    """Two of three sequences had drafts: one token and three came of them."""
+    fake = engine()
+    output = SimpleNamespace(
+        req_id_to_index={"a": 0, "b": 1, "c": 2}, sampled_token_ids=[[7], [7, 7, 7], [7]]
+    )
+    assert _accepted({"a": [-1, -1], "b": [-1, -1], "gone": [-1]}, output) == (4, 2)
+    assert fake.scheduler.lengthwise_status()["step_time"]["tokens_per_step"] == 1.0
+
+
+class Limiting:
+    """Arrival order, under limits."""
+
+    name = "limiting"
+
+    def __init__(self, **limits):
+        self.limits = limits
+
+    def __call__(self, problem):
+        return Plan(np.arange(len(problem.waiting)), **self.limits)
+
+
+def test_a_plans_prefill_limit_holds_at_every_step_and_ends_with_the_queue(engine):
+    """Two decode, each taking a token, while prompts of 200 tokens come in by pieces of 32."""
+    fake = engine()
+    for name in ("a", "b"):
+        fake.add(make_request(name), output_tokens=60)
+    fake.step()
+    own = fake.scheduler.max_num_scheduled_tokens
+    fake.scheduler.core.planner.policy = Limiting(max_prefill_tokens=32)
+    for name in ("x", "y", "z"):
+        fake.add(make_request(name, prompt_tokens=200), output_tokens=3)
+    budgets, taken = [], []
+    while fake.scheduler.waiting:
+        fake.step()
+        if not fake.scheduler.waiting:
+            break
+        budgets.append(fake.scheduler.max_num_scheduled_tokens)
+        taken.append(fake.scheduler.core.timer.samples()[-1, 0])
+    assert len(budgets) > 8
+    assert set(budgets) <= {2 + 32, 3 + 32}
+    assert max(taken) == 32
+    fake.run()
+    assert fake.scheduler.max_num_scheduled_tokens == own
+    assert set(fake.finished) == {"a", "b", "x", "y", "z"}
+    assert fake.tokens["x"] == 3
+
+
+def test_a_prefill_limit_of_nothing_still_lets_a_prompt_through(engine):
+    fake = engine(max_num_seqs=2)
+    fake.scheduler.core.planner.policy = Limiting(max_prefill_tokens=0)
+    for i in range(4):
+        fake.add(make_request(f"r{i}", prompt_tokens=100), output_tokens=3)
+    fake.run()
+    assert len(fake.finished) == 4
+    assert (fake.scheduler.core.timer.samples()[:, 0] <= 100).all()
+    assert 16 in fake.scheduler.core.timer.samples()[:, 0]
+
+
+def test_a_plans_batch_limit_holds_and_ends_with_the_queue(engine):
+    fake = engine()
+    fake.scheduler.core.planner.policy = Limiting(max_running=2)
+    for i in range(9):
+        fake.add(make_request(f"r{i}"), output_tokens=3 + i)
+    most = 0
+    while fake.scheduler.waiting:
+        fake.step()
+        most = max(most, len(fake.scheduler.running))
+    assert most == 2
+    fake.run()
+    for name in ("x", "y", "z"):
+        fake.add(make_request(name), output_tokens=3)
+    assert fake.scheduler.max_num_active_reqs == 4
+    fake.run()
+    assert len(fake.finished) == 12
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_planned_in_a_thread_everything_is_served_whole(engine, ahead):
+    fake = engine(policy="sa", plan_in_thread=True, blocks=60, ahead=ahead)
+    for i in range(40):
+        fake.add(
+            make_request(f"r{i}", slo_e2e_ms=200 + 100 * (i % 9), pred_quantiles=scaled(1 + i % 3)),
+            output_tokens=3 + i,
+        )
+    fake.run()
+    assert {fake.tokens[f"r{i}"] for i in range(40)} == set(range(3, 43))
+    status = fake.scheduler.lengthwise_status()
+    assert status["plan"]["fallbacks"] == {}
+    assert status["tracked"] == 0
+
+
 @pytest.mark.parametrize(
     ("part", "method"),
     [
         ("intake", "track"),
-        ("planner", "order"),
+        ("planner", "plan_now"),
         ("timer", "end"),
         ("refit", "poll"),
         ("outcomes", "record"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class ToyRequest:
     max_tokens: int
     arrival_time: float
     xargs: dict[str, Any]
+    blocks: Sequence[Any]
     output_tokens: int = 4
     prefill_left: int = field(init=False)
     generated: int = 0
@@ -35,10 +37,11 @@ def make_request(
     prompt_tokens: int = 8,
     max_tokens: int = 512,
     arrival_time: float | None = None,
+    blocks: Sequence[Any] = (),
     **xargs: Any,
 ) -> ToyRequest:
     arrived = time.time() if arrival_time is None else arrival_time
-    return ToyRequest(name, prompt_tokens, max_tokens, arrived, xargs)
+    return ToyRequest(name, prompt_tokens, max_tokens, arrived, xargs, blocks)
 
 
 class ToyQueue(PlannedQueue):
@@ -49,15 +52,21 @@ class ToyQueue(PlannedQueue):
 class ToyEngine:
     """`slots` run at once; a prompt is computed in the step that admits it."""
 
-    def __init__(self, settings: dict[str, Any] | None = None, slots: int = 4) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any] | None = None,
+        slots: int = 4,
+        cached_tokens: Callable[[str], int | None] | None = None,
+    ) -> None:
         self.queue = ToyQueue()
         self.core = Core(
-            make_settings(settings or {}),
+            make_settings({"plan_in_thread": False} | (settings or {})),
             self.queue,
             engine_metrics(),
             Capacity(slots, 16_000, 256),
             max_model_len=2048,
             may_yield=True,
+            cached_tokens=cached_tokens,
         )
         self.control = Control(self.core)
         self.slots = slots
@@ -73,7 +82,11 @@ class ToyEngine:
         request.output_tokens = output_tokens
         self.queue.add_request(request)
         arrival = Arrival(
-            request.request_id, request.arrival_time, request.prompt_tokens, request.max_tokens
+            request.request_id,
+            request.arrival_time,
+            request.prompt_tokens,
+            request.max_tokens,
+            request.blocks,
         )
         with self.core.advice("arrival"):
             self.core.arrived(arrival, request.xargs, time.monotonic(), time.time())
@@ -103,7 +116,7 @@ class ToyEngine:
         self.admitted += [request.request_id for request in new]
         prefill = sum(request.prefill_left for request in new)
         features = (prefill, len(self.running) - len(new), 10) if self.running else None
-        core.stepped([request.request_id for request in new], features, now_s)
+        core.stepped([request.request_id for request in new], features, self.running_now, now_s)
         by_id = {request.request_id: request for request in self.running}
         for request in self.running:
             request.prefill_left = 0

@@ -9,9 +9,9 @@ Who serves is the runner's business: the real engine (`engine_runner`), or the s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,7 @@ class PlanTimes:
 class Run:
     """One arm on one draw of the requests; records in the order of the requests."""
 
+    repeat: int
     records: Sequence[RequestRecord]
     queue: Sequence[QueueSample] = ()
     plans: PlanTimes | None = None
@@ -80,22 +81,6 @@ class Runner(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a reader must know of it, for the document's `run`."""
         ...
-
-
-@dataclass(slots=True)
-class ArmLog:
-    """Everything seen of one arm, over all repeats."""
-
-    records: list[RequestRecord] = field(default_factory=list)
-    queue: list[tuple[int, QueueSample]] = field(default_factory=list)
-    plans: list[PlanTimes] = field(default_factory=list)
-
-    def add(self, run: Run, repeat: int) -> None:
-        """Note a finished run."""
-        self.records += run.records
-        self.queue += [(repeat, sample) for sample in run.queue]
-        if run.plans is not None:
-            self.plans.append(run.plans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +124,6 @@ def compare(
         InputError: a named workload without a load.
     """
     arms = (*runner.base_arms, *settings.arms)
-    logs = {arm.label: ArmLog() for arm in arms}
     repeats = settings.times(source)
     began, stamp = time.perf_counter(), utc_now()
     draws = [draw(source, settings, repeat, capacity_rps) for repeat in range(repeats)]
@@ -155,9 +139,16 @@ def compare(
         say(run_line(arm, repeat, repeats, done.records))
         return done
 
-    for (arm, repeat), done in zip(tasks, in_order(run, tasks, workers), strict=True):
-        logs[arm.label].add(done, repeat)
+    runs: dict[str, list[Run]] = {arm.label: [] for arm in arms}
+    with ThreadPoolExecutor(workers) as pool:
+        for (arm, _), done in zip(
+            tasks, map(run, tasks) if workers == 1 else pool.map(run, tasks), strict=True
+        ):
+            runs[arm.label].append(done)
+    records = {label: [r for one in own for r in one.records] for label, own in runs.items()}
     offered_rps = [file_rate_rps(requests) for requests in draws]
+    mean_tokens = [float(np.mean([r.output_tokens for r in requests])) for requests in draws]
+    base = arms[0].label
     result = BenchResult(
         provenance=runner.provenance,
         engine=runner.engine,
@@ -165,21 +156,16 @@ def compare(
         load=settings.load,
         predictor=predictor_label,
         source_label=source.source_label,
-        arms=[summarize_log(arm, logs[arm.label], settings.seed) for arm in arms],
+        arms=[
+            summarize_runs(arm, records[arm.label], runs[arm.label], settings.seed) for arm in arms
+        ],
         bound=min(1.0, float(np.mean(bounds))) if bounds else None,
         run={
             "stamp": stamp,
             **runner.describe(),
             "capacity_rps": capacity_rps,
             "offered_rps": float(np.mean(offered_rps)),
-            "offered_output_tokens_per_s": float(
-                np.mean(
-                    [
-                        rate * np.mean([r.output_tokens for r in requests])
-                        for rate, requests in zip(offered_rps, draws, strict=True)
-                    ]
-                )
-            ),
+            "offered_output_tokens_per_s": float(np.mean(np.multiply(offered_rps, mean_tokens))),
             "arrivals": source.arrivals if source.table is not None else "file",
             "requests_in_file": len(source.requests) or None,
             "requests_per_repeat": len(draws[0]),
@@ -189,20 +175,18 @@ def compare(
             "interval": "block bootstrap over arrival order, blocks of sqrt(n), pooled repeats",
             **(run_info or {}),
         },
-        diagnostics={label: diagnose(log) for label, log in logs.items()},
+        diagnostics={label: diagnose(records[label], own) for label, own in runs.items()},
         against_base={
-            arm.label: {"base": arms[0].label}
-            | paired_difference(
-                logs[arm.label].records, logs[arms[0].label].records, seed=settings.seed
-            )
+            arm.label: {"base": base}
+            | paired_difference(records[arm.label], records[base], seed=settings.seed)
             for arm in arms[1:]
         },
     )
-    return Outcome(
-        result,
-        {label: log.records for label, log in logs.items()},
-        {label: log.queue for label, log in logs.items()},
-    )
+    queue = {
+        label: [(one.repeat, sample) for one in own for sample in one.queue]
+        for label, own in runs.items()
+    }
+    return Outcome(result, records, queue)
 
 
 def draw(
@@ -220,17 +204,6 @@ def distinct(draws: Sequence[list[WorkloadRequest]]) -> list[list[WorkloadReques
     return [requests for i, requests in enumerate(draws) if requests not in draws[:i]]
 
 
-def in_order(
-    run: Callable[[tuple[Arm, int]], Run], tasks: Sequence[tuple[Arm, int]], workers: int
-) -> Iterator[Run]:
-    """The runs of all tasks in their order, `workers` of them at once."""
-    if workers == 1:
-        yield from map(run, tasks)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(run, tasks)
-
-
 def run_line(arm: Arm, repeat: int, repeats: int, records: Sequence[RequestRecord]) -> str:
     """One finished run in one line."""
     met = sum(r.met for r in records)
@@ -241,14 +214,17 @@ def run_line(arm: Arm, repeat: int, repeats: int, records: Sequence[RequestRecor
     )
 
 
-def summarize_log(arm: Arm, log: ArmLog, seed: int) -> dict[str, Any]:
+def summarize_runs(
+    arm: Arm, records: Sequence[RequestRecord], runs: Sequence[Run], seed: int
+) -> dict[str, Any]:
     """The arm's entry: over repeats the mean of the median plan times and the worst p99."""
-    p50 = [p.ms_p50 for p in log.plans if p.ms_p50 is not None]
-    p99 = [p.ms_p99 for p in log.plans if p.ms_p99 is not None]
+    plans = [run.plans for run in runs if run.plans is not None]
+    p50 = [p.ms_p50 for p in plans if p.ms_p50 is not None]
+    p99 = [p.ms_p99 for p in plans if p.ms_p99 is not None]
     entry = summarize_arm(
         arm.policy,
         arm.lengths,
-        log.records,
+        records,
         plan_ms_p50=float(np.mean(p50)) if p50 else None,
         plan_ms_p99=max(p99) if p99 else None,
         seed=seed,
@@ -256,22 +232,22 @@ def summarize_log(arm: Arm, log: ArmLog, seed: int) -> dict[str, Any]:
     return entry | {"name": arm.name}
 
 
-def diagnose(log: ArmLog) -> dict[str, Any]:
+def diagnose(records: Sequence[RequestRecord], runs: Sequence[Run]) -> dict[str, Any]:
     """What a reader needs to trust the arm's figures."""
-    lag_ms = 1e3 * np.array([r.send_lag_s for r in log.records])
-    repeats = sorted({r.repeat for r in log.records})
-    waiting = [s.waiting for _, s in log.queue]
+    lag_ms = 1e3 * np.array([r.send_lag_s for r in records])
+    waiting = [sample.waiting for run in runs for sample in run.queue]
+    plans = [run.plans for run in runs if run.plans is not None]
     return {
         "send_lag_ms_p99": float(np.quantile(lag_ms, 0.99)),
         "send_lag_ms_max": float(lag_ms.max()),
-        "length_mismatches": sum(r.ok and r.output_tokens != r.target_tokens for r in log.records),
-        "loaded_tokens_per_s": loaded_tokens_per_s(log.records),
+        "length_mismatches": sum(r.ok and r.output_tokens != r.target_tokens for r in records),
+        "loaded_tokens_per_s": loaded_tokens_per_s(records),
         "mean_queue": float(np.mean(waiting)) if waiting else None,
         "max_queue": max(waiting, default=None),
-        "plans": sum(p.count for p in log.plans),
-        "plan_fallbacks": sum(p.fallbacks for p in log.plans),
+        "plans": sum(p.count for p in plans),
+        "plan_fallbacks": sum(p.fallbacks for p in plans),
         "attainment_by_repeat": [
-            round(float(np.mean([r.met for r in log.records if r.repeat == k])), 4) for k in repeats
+            round(float(np.mean([r.met for r in run.records])), 4) for run in runs
         ],
-        "first_error": next((r.error for r in log.records if r.error), None),
+        "first_error": next((r.error for r in records if r.error), None),
     }

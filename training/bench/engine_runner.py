@@ -63,7 +63,7 @@ class EngineRunner:
         log, status = asyncio.run(self._replay(arm, requests, repeat, tick))
         told = self._predicted[1] if arm.lengths == "learned" else None
         plans = None if status is None else plan_times(status.get("plan") or {})
-        return Run(to_records(requests, log, repeat, told), log.queue, plans)
+        return Run(repeat, to_records(requests, log, repeat, told), log.queue, plans)
 
     def describe(self) -> dict[str, Any]:
         """Model, arguments, limits and machine."""

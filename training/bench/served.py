@@ -17,7 +17,7 @@ from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path, rea
 from lengthwise.training.workspace import Workspace
 
 SERVED_FILE = "server.json"
-LIMITS = ("max_num_seqs", "max_num_batched_tokens")
+LIMITS = frozenset({"max_num_seqs", "max_num_batched_tokens"})
 KEPT_SETTINGS = ("policy", "policy_params", "slo_table", "max_wait_s", "profile")
 
 
@@ -62,7 +62,7 @@ def read_served(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: a file that is something else.
     """
-    path = folder / SERVED_FILE
+    path = (folder.parent if folder.is_file() else folder) / SERVED_FILE
     if not path.is_file():
         return None
     try:
@@ -70,8 +70,13 @@ def read_served(folder: Path) -> dict[str, Any] | None:
         settings = document["settings"]
         SloTable.from_dict(settings["slo_table"])
         kept = {key: settings[key] for key in KEPT_SETTINGS}
-        return {"model": str(document["model"]), "limits": document["limits"], "settings": kept}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        limits = {
+            name: int(document["limits"][name]) for name in LIMITS & document["limits"].keys()
+        }
+        if any(value < 1 for value in limits.values()):
+            raise ValueError(f"limits must be at least 1, got {limits}")
+        return {"model": str(document["model"]), "limits": limits, "settings": kept}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what a server kept of itself: {error!r}") from error
 
 

@@ -136,6 +136,7 @@ class SimulatorRunner:
         for _ in requests:
             tick()
         return Run(
+            repeat,
             to_records(requests, outcome, repeat, predicted),
             queue_samples(requests, outcome),
             plan_times(outcome.plan_s),

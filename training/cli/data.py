@@ -101,10 +101,11 @@ def synthesize(
 
     Its prompts come from templates and its lengths are drawn, not measured.
     """
+    from lengthwise.data.files import whole_file
     from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
     table = synthetic_table(rows=rows, seed=seed)
-    with output_file.open("w", encoding="utf-8") as file:
+    with whole_file(output_file) as file:
         for row in table.drop(columns="response").to_dict("records"):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     console.stderr().print(f"{len(table)} synthetic rows -> {output_file}")

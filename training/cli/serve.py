@@ -56,7 +56,7 @@ def serve(
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first, whatever the plan.")
     ] = 120.0,
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 1.0,
+    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 20.0,
     request_log: Annotated[
         Path | None, typer.Option(help="Directory for one row per finished request.")
     ] = None,

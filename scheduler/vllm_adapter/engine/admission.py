@@ -72,20 +72,17 @@ class EngineAdmission:
         )
         tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
         tracked.admission = "shed"
-        table = core.table
-        table.add(tracked)
+        core.table.add(tracked)
         try:
-            ids = [*table.known(core.queue.plannable_ids()), tracked.request_id]
-            running_ids = core.note_progress(running)
-            problem = core.planner.problem(
-                table.arrays(ids), table.arrays(running_ids), table.levels, now_s
-            )
-            tenants = core.tenants_of(ids, running_ids)
+            picture = core.picture(running, now_s, candidate=tracked.request_id)
+            assert picture is not None
             verdict = self._control.decide(
-                problem, lambda asked: self._order(asked, tenants), tracked.slo.slo_class
+                picture.problem,
+                lambda asked: self._order(asked, picture.tenants),
+                tracked.slo.slo_class,
             )
         finally:
-            table.remove(tracked.request_id)
+            core.table.remove(tracked.request_id)
         if verdict.action == "admit":
             return Answer()
         slo_class = core.metrics.class_label(tracked.slo.slo_class)

@@ -16,18 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from lengthwise.data.arrays import IntArray
 from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
 from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import Planner, Tenants
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner, Snapshot, Tenants
+from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
-from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
@@ -54,17 +59,21 @@ class Decision:
     """What the engine is to do before its next step, beside taking the queue as it stands.
 
     ``preempt`` names running requests that give up their slots; ``max_running`` is how many may
-    run, None for as many as the engine would.
+    run and ``max_prefill_tokens`` how many prompt tokens the step may take beside its decodes,
+    None for as many as the engine would.
     """
 
     preempt: list[str] = field(default_factory=list)
     max_running: int | None = None
+    max_prefill_tokens: int | None = None
 
 
 class Core:
     """Queue, table, plans, outcomes and tallies of one engine.
 
-    ``may_yield`` says whether the engine can take slots back; ``slots`` how many may run.
+    ``may_yield`` says whether the engine can take slots back. ``cached_tokens`` asks its prefix
+    cache about a queued request, None for one without; its blocks have ``block_tokens``.
+    ``draft_tokens`` are proposed by speculation for each decoding sequence and step.
     """
 
     def __init__(
@@ -76,6 +85,9 @@ class Core:
         *,
         max_model_len: int,
         may_yield: bool,
+        block_tokens: int = 16,
+        cached_tokens: Callable[[str], int | None] | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.settings = settings
         self.queue = queue
@@ -99,12 +111,18 @@ class Core:
         self.outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self.refit = StepTimeRefit(settings.refit_steps)
+        self.tokens_per_step = TokensPerStep(draft_tokens)
         self.drift = DriftWatch(priors.levels, metrics)
+        self._block_tokens = block_tokens
+        self._groups = PrefixGroups(self.table)
+        self._looks = None
+        if cached_tokens is not None:
+            self._looks = PrefixLooks(self.table, queue, cached_tokens)
         self._ages = QueueAges(self.table, queue)
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
-        self._max_running: int | None = None
-        self._slo_lost = False  # a running request lost its SLO since the last plan
+        self._in_force = PlanInForce()
+        self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
         self._yields = 0
         self._longest_wait_s = 0.0
         self._gauges_at_s = 0.0
@@ -136,6 +154,9 @@ class Core:
         self.table.add(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
+        if self._looks is not None:
+            self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
+            self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
@@ -146,6 +167,8 @@ class Core:
         self.queue.demote(request_id)
         self.table.note_yield(tracked, now_s, generated_tokens)
         self._ages.add(request_id, now_s)
+        if self._looks is not None:
+            self._looks.add(request_id)
         self._yields += 1
         self.metrics.yields.inc()
 
@@ -155,6 +178,7 @@ class Core:
         """A request ended (``finished``, ``length``, ``aborted``, ``failed``); once is counted."""
         self._without_token.discard(request_id)
         self.queue.forget(request_id)
+        self._groups.remove(request_id)
         tracked = self.table.remove(request_id)
         if tracked is None:
             return
@@ -165,6 +189,9 @@ class Core:
         answered = status in ("finished", "length")
         if answered:
             self.intake.note_length(tracked, output_tokens, cut=status == "length")
+        met = outcome.met(tracked)
+        if met is not None:
+            self.planner.note_outcome(tracked.arrival_s, met)
         self.planner.changed()
         if answered and output_tokens > 0:
             with self.advice("drift"):
@@ -185,23 +212,47 @@ class Core:
     def before_step(
         self, running_count: int, running: Callable[[], Running], now_s: float
     ) -> Decision:
-        """Bring the queue in order; what else the engine is to do before it takes from it."""
+        """Bring the queue in order; what else the engine is to do before it takes from it.
+
+        A plan from the thread is adopted if there is one, and never waited for.
+        """
+        if self._deadlines.passed(now_s) and self.may_yield:
+            self.planner.changed()
+        planned = self.planner.finished(now_s) if self.settings.plan_in_thread else None
         if not self.queue:
-            self._max_running = None
+            if planned is not None:
+                self.planner.figures.drop("idle")
+            self._lift()
             return Decision()
         free_slots = self.slots - running_count
-        self._slo_lost |= self._deadlines.passed(now_s) and self.may_yield
+        if not self.settings.plan_in_thread and self.planner.due(now_s):
+            with self.advice("plan"):
+                picture = self.picture(running(), now_s)
+                planned = None if picture is None else self.planner.plan_now(picture)
         preempt: list[str] = []
-        if free_slots > 0 or self._slo_lost:
-            if len(self.queue) > 1 and self.planner.gate.due(now_s):
-                preempt = self._plan(running(), now_s)
-            if not self.planner.keeps_bound:
-                overdue_s = now_s - self.settings.max_wait_s
-                self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
-        return Decision(preempt, self._max_running)
+        if planned is not None:
+            preempt = self._adopt(planned, free_slots, now_s)
+        if self._in_force.stale(now_s):
+            self.planner.fall_back("stale-plan", f"{self._in_force.age_s(now_s):.1f} s old")
+            self._lift()
+            self.queue.clear_order()
+        if not self._keeps_bound:
+            overdue_s = now_s - self.settings.max_wait_s
+            self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
+        limits = self._in_force
+        return Decision(preempt, limits.max_running, limits.max_prefill_tokens)
 
-    def stepped(self, admitted: Sequence[str], features: StepFeatures | None, now_s: float) -> None:
-        """The engine built a step with these newly admitted; no features when it is empty."""
+    def stepped(
+        self,
+        admitted: Sequence[str],
+        features: StepFeatures | None,
+        running: Callable[[], Running],
+        now_s: float,
+    ) -> None:
+        """The engine built a step with these newly admitted; no features when it is empty.
+
+        While the device computes it, the thread plans for those who still wait.
+        """
         for request_id in admitted:
             tracked = self.table.get(request_id)
             if tracked is not None and tracked.admitted_s is None:
@@ -214,6 +265,11 @@ class Core:
         self.queue.settle()
         if features is not None:
             self.timer.begin(features, now_s)
+        if self._looks is not None and self.queue:
+            self._looks.look()
+        planning = self.settings.plan_in_thread and self.planner.due(now_s)
+        if planning and self.queue and (picture := self.picture(running(), now_s)) is not None:
+            self.planner.start(picture, now_s)
 
     def step_ended(
         self,
@@ -239,25 +295,28 @@ class Core:
 
     # -- what control and admission ask -------------------------------------------------------
 
-    def tenants_of(self, waiting_ids: Sequence[str], running_ids: Sequence[str]) -> Tenants | None:
-        """Whose rows a problem's are; None for one tenant alone, or when fairness is off."""
-        table = self.table
-        if not self.settings.fair_tenants or len(table.tenants) < 2:
-            return None
-        return Tenants(
-            table.tenant_ids(waiting_ids), table.tenant_ids(running_ids), table.tenants.weights()
-        )
+    def picture(
+        self, running: Running, now_s: float, candidate: str | None = None
+    ) -> Snapshot | None:
+        """The picture as it is, with a tracked ``candidate`` as the last of the waiting.
 
-    def note_progress(self, running: Running) -> list[str]:
-        """Bring the running rows up to date; the ids of those that are tracked."""
-        known = [index for index, name in enumerate(running.ids) if name in self.table]
-        ids = [running.ids[index] for index in known]
-        self.table.note_progress(
-            ids,
-            [running.prefill_left_tokens[index] for index in known],
-            [running.generated_tokens[index] for index in known],
+        None when nobody waits whom a plan could order.
+        """
+        table = self.table
+        ids, rows = table.by_arrival(self.queue.plannable_ids())
+        if candidate is not None:
+            ids, rows = [*ids, candidate], np.append(rows, table.rows([candidate]))
+        if not ids:
+            return None
+        running_ids, running_rows = self._progress(running)
+        problem = self.planner.problem(
+            table.arrays(rows),
+            table.arrays(running_rows),
+            table.levels,
+            now_s,
+            self.tokens_per_step,
         )
-        return ids
+        return Snapshot(ids, running_ids, problem, self._tenants(rows, running_rows))
 
     def status(self, now_s: float) -> dict[str, Any]:
         """Plain values for the status endpoint; each part says its own."""
@@ -269,9 +328,10 @@ class Core:
             "versions": versions(),
             "queue": self._queue_status(),
             "capacity": self.planner.capacity_status(),
-            "plan": self.planner.status(),
+            "plan": self.planner.status(now_s) | self._plan_status(now_s),
             "step_time": self.planner.step_time.to_dict()
-            | {"steps": self.timer.steps, "refits": self.refit.adopted},
+            | {"steps": self.timer.steps, "refits": self.refit.adopted}
+            | {"tokens_per_step": self.tokens_per_step.mean},
             "outcomes": self.outcomes.by_class(),
             "tenants": self.outcomes.tenants.status(now_s)
             | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},
@@ -293,6 +353,8 @@ class Core:
         """Bring the gauges of ``/metrics`` up to date."""
         self._gauges_at_s = now_s
         self.metrics.queued.set(len(self.queue))
+        self.metrics.plan_age.set(self._in_force.age_s(now_s))
+        self.metrics.plan_share.set(self.planner.figures.share(now_s))
         oldest = self._ages.oldest()
         oldest_s = now_s - oldest[0] if oldest else 0.0
         self.metrics.oldest_wait.set(oldest_s)
@@ -305,34 +367,64 @@ class Core:
 
     def close(self) -> None:
         """Flush the logs and stop the threads."""
+        self.planner.close()
         self.outcomes.close()
         self.timer.close()
         self.refit.close()
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _plan(self, running: Running, now_s: float) -> list[str]:
-        """Plan now and put the queue in that order; who is to give up its slot."""
-        ids = self.table.known(self.queue.plannable_ids())
-        if len(ids) < 2:
-            return []
-        self._slo_lost = False
-        running_ids = self.note_progress(running)
-        planned = self.planner.order(
-            ids,
-            self.table.arrays(ids),
-            self.table.arrays(running_ids),
-            self.table.levels,
-            self.tenants_of(ids, running_ids),
-        )
-        self._max_running = None
-        if planned is None:
+    def _progress(self, running: Running) -> tuple[Sequence[str], IntArray]:
+        """Bring the running rows up to date; ids and rows of those that are tracked."""
+        rows = self.table.rows(running.ids)
+        if len(rows) and rows.min() < 0:
+            known = np.flatnonzero(rows >= 0).tolist()
+            columns = (running.ids, running.generated_tokens, running.prefill_left_tokens)
+            running = Running(*([column[place] for place in known] for column in columns))
+            rows = rows[known]
+        self.table.note_progress(rows, running.prefill_left_tokens, running.generated_tokens)
+        return running.ids, rows
+
+    def _tenants(self, waiting: IntArray, running: IntArray) -> Tenants | None:
+        """Whose the rows are; None for one tenant alone, or when fairness is off."""
+        table = self.table
+        if not self.settings.fair_tenants or len(table.tenants) < 2:
+            return None
+        weights = table.tenants.weights()
+        return Tenants(table.tenant_ids(waiting), table.tenant_ids(running), weights)
+
+    def _adopt(self, planned: Planned, free_slots: int, now_s: float) -> list[str]:
+        """Put a plan in force, as far as it still fits; who is to give up its slot.
+
+        Whoever left the queue since is skipped, newcomers stand behind by arrival.
+        """
+        snapshot, plan = planned.snapshot, planned.plan
+        if plan is None:
+            self._lift()
             self.queue.clear_order()
             return []
-        order, plan = planned
-        self.queue.set_order(order)
-        self._max_running = plan.max_running
-        return [running_ids[row] for row in plan.preempt] if self.may_yield else []
+        self._in_force.adopt(plan, snapshot.problem.now_s, self.planner.interval_s)
+        self.queue.set_order(snapshot.waiting_ids[row] for row in plan.order)
+        self._keeps_bound = snapshot.tenants is not None
+        self.metrics.plans_adopted.inc()
+        if not self.may_yield:
+            return []
+        # A slot that has become free since need not be taken from anybody.
+        needed = max(0, len(self.queue) - max(0, free_slots))
+        victims = [snapshot.running_ids[row] for row in plan.preempt]
+        return [name for name in victims if name in self.table and name not in self.queue][:needed]
+
+    def _lift(self) -> None:
+        self._in_force.lift()
+        self._keeps_bound = False
+
+    def _plan_status(self, now_s: float) -> dict[str, Any]:
+        return {
+            "adopted": self._in_force.adopted,
+            "age_s": self._in_force.age_s(now_s),
+            "max_running": self._in_force.max_running,
+            "max_prefill_tokens": self._in_force.max_prefill_tokens,
+        }
 
     def _queue_status(self) -> dict[str, Any]:
         by_class: dict[str, int] = {}

@@ -7,6 +7,7 @@ prediction by its class's prior.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,16 @@ _LONGEST_TRANSIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request as the engine gives it; ``unix_s`` is the API process's stamp of its arrival."""
+    """A request as the engine gives it; ``unix_s`` is the API process's stamp of its arrival.
+
+    ``block_hashes`` are chained hashes of the prompt's full blocks, where the engine has them.
+    """
 
     request_id: str
     unix_s: float
     prompt_tokens: int
     max_tokens: int
+    block_hashes: Sequence[Hashable] = ()
 
 
 class Intake:

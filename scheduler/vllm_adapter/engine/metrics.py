@@ -116,6 +116,22 @@ class EngineMetrics:
         self.degraded = Counter(
             "lengthwise_plans_degraded", "Plans simpler than asked for, by reason.", ["reason"]
         )
+        self.plans_adopted = Counter(
+            "lengthwise_plans_adopted", "Plans whose order and limits the engine took."
+        )
+        self.plans_dropped = Counter(
+            "lengthwise_plans_dropped", "Plans made and not adopted, by reason.", ["reason"]
+        )
+        self.plan_age = Gauge(
+            "lengthwise_plan_age_seconds",
+            "Age of the picture that the plan in force was made of; 0 without a plan.",
+            multiprocess_mode="livemax",
+        )
+        self.plan_share = Gauge(
+            "lengthwise_plan_processor_share",
+            "Processor time of plans over the last half minute, in cores.",
+            multiprocess_mode="livemax",
+        )
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )

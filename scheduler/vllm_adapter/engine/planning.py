@@ -1,7 +1,8 @@
-"""The planner as the engine uses it: problem in, queue order out, and never an exception.
+"""The planner as the engine uses it: snapshot in, plan out, and never an exception.
 
-A plan is advice. Whatever goes wrong here, the queue falls back to order of arrival, the cause is
-counted, and serving goes on.
+A plan is made beside the engine's loop, in a thread, on a snapshot that nobody else writes to; or
+in the loop, with ``plan_in_thread`` off. It is advice: where none comes (the policy raises, the
+thread dies or is slow) the cause is counted, and the queue stands in order of arrival.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
@@ -27,12 +26,16 @@ from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
+from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
+from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_KEPT_TIMES = 8192
 _LOG_EVERY = 1000
+_LONGEST_PLAN_S = 5.0  # a thread that takes longer is given up
+_KEPT_OUTCOMES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,37 @@ class Tenants:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The picture that a plan is made of: copies, so that it stays as it was."""
+
+    waiting_ids: Sequence[str]
+    running_ids: Sequence[str]
+    problem: Problem
+    tenants: Tenants | None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The answer to a snapshot: a plan, or the fault that stood in its way."""
+
+    snapshot: Snapshot
+    policy: Policy
+    plan: Plan | None
+    fault: Exception | None
+    wall_s: float
+    processor_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedPolicy:
-    """A policy that is compiled and checked, and the version that the request log will show."""
+    """A policy that is compiled and checked, and the version that the request log will show.
+
+    ``build`` makes another like it.
+    """
 
     policy: Policy
     version: str
+    build: Callable[[], Policy]
 
 
 def policy_version(params: Mapping[str, Any]) -> str:
@@ -74,7 +103,11 @@ def fair_plan(
 
 
 class Planner:
-    """Calls the policy when due and keeps its statistics."""
+    """Asks the policy, in a thread or here; keeps the pace and the figures.
+
+    ``clock`` is the wall clock of a plan's duration, ``processor_clock`` that of the thread that
+    makes it: the pace bounds the latter, so that a busy machine does not plan less.
+    """
 
     def __init__(
         self,
@@ -83,51 +116,63 @@ class Planner:
         step_time: StepTimeModel,
         metrics: EngineMetrics,
         clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._processor_clock = processor_clock
         self.capacity = capacity
         self.step_time = step_time
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fairness = TenantFairness()
-        self.keeps_bound = False  # whether the last plan shares the bound on waiting by tenant
+        self.figures = PlanFigures(metrics)
+        self.fallbacks: Counter[str] = Counter()
+        self.interval_s = self.gate.max_age_s  # in which another plan is to be expected
+        self._thread: PlanThread[Snapshot, Planned] = PlanThread(self._plan)
+        self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
+        self._changed_since = False  # the snapshot that is being planned
         self.use(self.make(settings.policy))
-        self.reset_stats()
 
     def make(self, name: str, params: Mapping[str, Any] | None = None) -> PreparedPolicy:
         """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
         settings = self._settings
-        if params is None:
-            params = settings.policy_params if name == settings.policy else {}
-        policy = make_policy(
-            name, budget_s=settings.plan_budget_ms / 1e3, seed=settings.seed, **params
-        )
+        given = settings.policy_params if name == settings.policy else {}
+        chosen = dict(given if params is None else params)
+
+        def build() -> Policy:
+            budget_s = settings.plan_budget_ms / 1e3
+            return make_policy(name, budget_s=budget_s, seed=settings.seed, **chosen)
+
+        policy = build()
         policy.warm_up()
-        return PreparedPolicy(policy, policy_version(params))
+        return PreparedPolicy(policy, policy_version(chosen), build)
 
     def use(self, prepared: PreparedPolicy) -> None:
         """Plan by this policy from now on."""
         self.policy, self.policy_version = prepared.policy, prepared.version
-        self.gate.mark()
+        self._build = prepared.build
+        self._ended.clear()
+        self.changed()
 
     def reset_stats(self) -> None:
         """Start the statistics afresh."""
-        self._times_s: deque[float] = deque(maxlen=_KEPT_TIMES)
-        self._plans = 0
-        self._evaluations = 0
-        self._improved = 0
-        self._degraded: Counter[str] = Counter()
-        self.fallbacks: Counter[str] = Counter()
+        self.figures.reset()
+        self.fallbacks.clear()
 
     def note_arrival(self, now_s: float) -> None:
         """A request arrived."""
         self.arrivals.add(now_s)
         self.changed()
 
+    def note_outcome(self, arrival_s: float, met: bool) -> None:
+        """A request ended; the policy is told before its next plan, never during one."""
+        self._ended.append((arrival_s, met))
+
     def changed(self) -> None:
         """The picture is no longer that of the last plan."""
+        self._changed_since = True
         self.gate.mark()
 
     def fall_back(self, cause: str, detail: object = None) -> None:
@@ -139,43 +184,49 @@ class Planner:
                 "lengthwise falls back (%s, %d): %r", cause, self.fallbacks[cause], detail
             )
 
-    def order(
-        self,
-        ids: Sequence[str],
-        waiting: RequestArrays,
-        running: RequestArrays,
-        levels: Any,
-        tenants: Tenants | None = None,
-    ) -> tuple[list[str], Plan] | None:
-        """The planned order of ``ids`` (the rows of ``waiting``) and the plan itself; None means
-        order of arrival. ``tenants`` is given when there are several, and to be treated fairly.
+    # -- plans --------------------------------------------------------------------------------
+
+    def due(self, now_s: float) -> bool:
+        """Whether to take a snapshot for a plan now."""
+        return not self._thread.busy and self.gate.due(now_s)
+
+    def plan_now(self, snapshot: Snapshot) -> Planned:
+        """The plan of the snapshot, made here."""
+        self._changed_since = False
+        return self._booked(self._plan(snapshot), self._clock())
+
+    def start(self, snapshot: Snapshot, now_s: float) -> None:
+        """Have the plan of the snapshot made in the thread."""
+        self._changed_since = False
+        self._thread.start(snapshot, now_s)
+
+    def finished(self, now_s: float) -> Planned | None:
+        """The plan that the thread has made, once; None while there is none.
+
+        A thread that died or hangs is counted here and replaced, its policy too, which it may
+        still be in.
         """
-        began_s = self._clock()
-        self.keeps_bound = False
-        try:
-            problem = self.problem(waiting, running, levels, began_s)
-            plan = fair_plan(self.policy, self.fairness, problem, tenants)
-            self.keeps_bound = tenants is not None
-            planned = [ids[index] for index in plan.order], plan
-        except Exception as error:  # any planner's fault must end here
-            self.fall_back("planner", error)
-            planned, plan = None, None
-        elapsed_s = max(0.0, self._clock() - began_s)
-        self.gate.planned(began_s, elapsed_s)
-        self._times_s.append(elapsed_s)
-        self._plans += 1
-        self._metrics.plan.observe(elapsed_s)
-        if plan is not None:
-            self._evaluations += plan.evaluations
-            self._improved += plan.cost < plan.start_cost
-            if plan.degraded:
-                reason = self._metrics.reason_label(plan.degraded)
-                self._degraded[reason] += 1
-                self._metrics.degraded.labels(reason).inc()
-        return planned
+        planned = self._thread.take()
+        if planned is not None:
+            planned = self._booked(planned, now_s)
+            if planned.policy is not self.policy:
+                self.figures.drop("policy")
+                return None
+            return planned
+        why = self._thread.lost(now_s, _LONGEST_PLAN_S)
+        if why is not None:
+            self.fall_back("plan-thread", why)
+            self.policy, self.fairness = self._build(), TenantFairness()
+            self.changed()
+        return None
 
     def problem(
-        self, waiting: RequestArrays, running: RequestArrays, levels: Any, now_s: float
+        self,
+        waiting: RequestArrays,
+        running: RequestArrays,
+        levels: FloatArray,
+        now_s: float,
+        decode: TokensPerStep,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -187,23 +238,56 @@ class Planner:
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
             arrival_rate_rps=self.arrivals.rps(now_s),
+            tokens_per_step=decode.mean,
+            decode_budget_tokens=1 + decode.draft_tokens,
         )
 
     def capacity_status(self) -> dict[str, int]:
         """The engine's limits, as plain values."""
         return asdict(self.capacity)
 
-    def status(self) -> dict[str, Any]:
-        """Plain figures for the status endpoint; times in milliseconds."""
-        figures: dict[str, Any] = {
-            "count": self._plans,
-            "evaluations": self._evaluations,
-            "improved": self._improved,
-            "degraded": dict(self._degraded),
+    def status(self, now_s: float) -> dict[str, Any]:
+        """Plain figures for the status endpoint; what the policy says of itself under its name."""
+        own = getattr(self.policy, "status", None)
+        return self.figures.status(now_s) | {
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
+            "share": self._settings.plan_share,
+            "in_thread": self._settings.plan_in_thread,
+            "policy": {} if own is None else own(),
         }
-        if self._times_s:
-            p50, p99 = np.quantile(np.asarray(self._times_s) * 1e3, [0.5, 0.99])
-            figures |= {"ms_p50": float(p50), "ms_p99": float(p99)}
-        return figures
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.close()
+
+    def _plan(self, snapshot: Snapshot) -> Planned:
+        """Ask the policy, in whatever thread this is; it is told of outcomes first."""
+        policy, fairness = self.policy, self.fairness
+        began_s, spent_s = self._clock(), self._processor_clock()
+        plan = fault = None
+        try:
+            finished = getattr(policy, "finished", None)
+            while self._ended:
+                ended = self._ended.popleft()
+                if finished is not None:
+                    finished(*ended)
+            plan = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
+        except Exception as error:  # any planner's fault must end here
+            fault = error
+        wall_s = max(0.0, self._clock() - began_s)
+        processor_s = max(0.0, self._processor_clock() - spent_s)
+        return Planned(snapshot, policy, plan, fault, wall_s, processor_s)
+
+    def _booked(self, planned: Planned, now_s: float) -> Planned:
+        if planned.fault is not None:
+            self.fall_back("planner", planned.fault)
+        self.figures.note(planned.plan, planned.wall_s, planned.processor_s, now_s)
+        began_s = planned.snapshot.problem.now_s
+        self.gate.planned(began_s, planned.processor_s)
+        # A plan from the thread is taken at the next step, which may be long in coming.
+        paced_s = planned.processor_s / self.gate.plan_share
+        self.interval_s = max(self.gate.max_age_s, paced_s, now_s - began_s)
+        if self._changed_since:
+            self.gate.mark()
+        return planned

@@ -9,6 +9,8 @@ translates what vLLM says, tells ``engine/core.py``, and calls ``super()``.
 | arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
 | when to plan                     | before ``schedule``          | the order is needed there      |
 | a slot taken back                | ``_preempt_request``         | vLLM's own way, before a step  |
+| how many run, prefill of a step  | two limits, before the same  | ``schedule`` reads both        |
+| cached beginnings of prompts     | the block pool's index       | it answers without a trace     |
 | work of a step, admissions       | after ``schedule``           | its output lists both          |
 | step duration, first tokens      | after ``update_from_output`` | a step's tokens exist there    |
 | finish, length cap, abort, error | ``_free_request``            | all ends pass it, aborts too   |
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -28,12 +31,13 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS, Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
 from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision, Running
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.prefix_cache import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
@@ -67,6 +71,14 @@ class LengthwiseScheduler(AsyncScheduler):
         assert not self.waiting, "the queue is replaced before any request arrives"
         self.waiting: VllmQueue = VllmQueue()
         self._most_running = self._slots()
+        self._token_budget = int(self.max_num_scheduled_tokens)
+        self._prefix_cache = PrefixCacheView(
+            self.kv_cache_manager,
+            groups=len(self.kv_cache_config.kv_cache_groups),
+            block_tokens=int(self.block_size),
+            hash_block_tokens=int(getattr(self, "hash_block_size", None) or self.block_size),
+            drop_last=bool(getattr(self, "use_eagle", False)),
+        )
         self.core = Core(
             settings_from_additional_config(self.vllm_config.additional_config),
             self.waiting,
@@ -76,6 +88,9 @@ class LengthwiseScheduler(AsyncScheduler):
             # What is in flight for a request that loses its slot must be dropped.
             may_yield=self.connector is None
             and "drop_stale_output" in inspect.signature(self._preempt_request).parameters,
+            block_tokens=int(self.block_size),
+            draft_tokens=int(self.num_spec_tokens),
+            cached_tokens=self._cached_tokens if self._prefix_cache.usable else None,
         )
         self.control = Control(self.core)
 
@@ -97,16 +112,22 @@ class LengthwiseScheduler(AsyncScheduler):
             now_s = time.monotonic()
             decision = self.core.before_step(len(self.running), self._running_now, now_s)
             self._take_slots(decision.preempt, now_s)
-        self._limit_running(decision.max_running)
+        self._limit(decision)
         output = super().schedule(*args, **kwargs)
         with self.core.advice("step"):
             admitted = [new.req_id for new in output.scheduled_new_reqs]
-            self.core.stepped(admitted, self._features(output), time.monotonic())
+            self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
         return output
 
-    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    def update_from_output(
+        self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Let vLLM book the step's tokens, then time the step and note first tokens."""
-        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        outputs = super().update_from_output(scheduler_output, model_runner_output, *args, **kwargs)
+        if self.num_spec_tokens:
+            with self.core.advice("speculation"):
+                drafted = scheduler_output.scheduled_spec_decode_tokens
+                self.core.tokens_per_step.note(*_accepted(drafted, model_runner_output))
         with self.core.advice("output"):
             worked = bool(scheduler_output.total_num_scheduled_tokens)
             self.core.step_ended(
@@ -150,11 +171,22 @@ class LengthwiseScheduler(AsyncScheduler):
         limit = getattr(self, "max_num_active_reqs", None)
         return int(self.max_num_running_reqs if limit is None else limit)
 
-    def _limit_running(self, most: int | None) -> None:
-        """Let at most so many run from now on (None: as many as vLLM would), where vLLM can."""
+    def _limit(self, decision: Decision) -> None:
+        """Hold the next step to the plan's limits, where vLLM can; None: to vLLM's own."""
         if hasattr(self, "max_num_active_reqs"):
+            most = decision.max_running
             limit = self._most_running if most is None else min(self._most_running, most)
             self.max_num_active_reqs: int = limit
+        budget = self._token_budget
+        if decision.max_prefill_tokens is not None:
+            prefill = max(LEAST_PREFILL_TOKENS, decision.max_prefill_tokens)
+            budget = min(budget, self._decode_tokens() + prefill)
+        self.max_num_scheduled_tokens: int = budget
+
+    def _decode_tokens(self) -> int:
+        """What the running requests that are past their prompts take of a step's budget."""
+        decodes = sum(_prefill_left(request) == 0 for request in self.running)
+        return decodes * (1 + int(self.num_spec_tokens))
 
     def _capacity(self) -> Capacity:
         blocks = int(self.cache_config.num_gpu_blocks or 1)
@@ -183,12 +215,13 @@ class LengthwiseScheduler(AsyncScheduler):
         ids, generated, left = [], [], []
         for request in self.running:
             ids.append(request.request_id)
-            tokens = int(request.num_output_tokens)
-            to_come = int(request.num_prompt_tokens) + tokens - int(request.num_computed_tokens)
-            generated.append(tokens)
-            # A decoding request always has its newest token still to compute: not a prefill.
-            left.append(to_come if to_come > 1 else 0)
+            generated.append(int(request.num_output_tokens))
+            left.append(_prefill_left(request))
         return Running(ids, generated, left)
+
+    def _cached_tokens(self, request_id: str) -> int | None:
+        request = self.requests.get(request_id)
+        return None if request is None else self._prefix_cache.cached_tokens(request)
 
     def _generated(self, request_id: str) -> int | None:
         request = self.requests.get(request_id)
@@ -212,6 +245,21 @@ class LengthwiseScheduler(AsyncScheduler):
         return total - decode_tokens, decodes, context
 
 
+def _prefill_left(request: Request) -> int:
+    """Tokens of a prompt (and, after a preemption, of the answer) still to compute."""
+    known = request.num_prompt_tokens + request.num_output_tokens
+    left = int(known - request.num_computed_tokens)
+    # A decoding request always has its newest token still to compute: not a prefill.
+    return left if left > 1 else 0
+
+
+def _accepted(drafted: Mapping[str, Any], output: Any) -> tuple[int, int]:
+    """Tokens given to the sequences that had drafts in a step, and how many these were."""
+    rows = [output.req_id_to_index[name] for name in drafted if name in output.req_id_to_index]
+    given = [len(output.sampled_token_ids[row]) for row in rows]
+    return sum(given), sum(count > 0 for count in given)
+
+
 def _arrival(request: Request) -> tuple[Arrival, Any]:
     params = request.sampling_params  # None of a pooling request
     arrival = Arrival(
@@ -219,6 +267,7 @@ def _arrival(request: Request) -> tuple[Arrival, Any]:
         float(request.arrival_time),
         int(request.num_prompt_tokens),
         int(request.max_tokens),
+        request.block_hashes,
     )
     return arrival, None if params is None else params.extra_args
 

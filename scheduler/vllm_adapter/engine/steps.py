@@ -18,6 +18,8 @@ from lengthwise.scheduler.vllm_adapter.step_log import StepLog
 # Between two steps a busy engine takes in new requests; more than this is an idle gap.
 _IDLE_GAP_S = 0.005
 
+_MEAN_OVER_SEQUENCES = 4096.0
+
 StepFeatures = tuple[int, int, int]  # prefill tokens, decoding sequences, their context tokens
 
 
@@ -71,3 +73,28 @@ class StepTimer:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+class TokensPerStep:
+    """Tokens that a decoding sequence gets a step, on the recent mean: more than 1 of speculation.
+
+    ``draft_tokens`` are proposed a step; without any the mean is 1.
+    """
+
+    def __init__(self, draft_tokens: int = 0) -> None:
+        self.draft_tokens = draft_tokens
+        self._tokens = self._sequences = 0.0
+
+    def note(self, tokens: int, sequences: int) -> None:
+        """A step gave so many decoding sequences so many tokens."""
+        if sequences > 0:
+            kept = 1.0 - min(1.0, sequences / _MEAN_OVER_SEQUENCES)
+            self._tokens = kept * self._tokens + tokens
+            self._sequences = kept * self._sequences + sequences
+
+    @property
+    def mean(self) -> float:
+        """The mean, from 1 to all drafts and the sampled one; 1 before anything is known."""
+        if self._sequences <= 0:
+            return 1.0
+        return min(max(self._tokens / self._sequences, 1.0), 1.0 + self.draft_tokens)

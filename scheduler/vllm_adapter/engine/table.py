@@ -6,6 +6,7 @@ requests costs a few array gathers instead of n object walks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -29,6 +30,21 @@ _FLOAT_COLUMNS = (
     "tpot_s",
     "e2e_s",
     "weight",
+    "cached_tokens",
+    "prefix_tokens",
+)
+_ARRIVAL, _QUEUED, _PROMPT, _PREFILL_LEFT, _GENERATED, _FIRST_TOKEN, _CACHED, _PREFIX = map(
+    _FLOAT_COLUMNS.index,
+    (
+        "arrival_s",
+        "queued_s",
+        "prompt_tokens",
+        "prefill_left_tokens",
+        "generated_tokens",
+        "first_token_s",
+        "cached_tokens",
+        "prefix_tokens",
+    ),
 )
 _FIRST_ROWS = 256
 
@@ -74,13 +90,14 @@ class RequestTable:
         self.levels = levels
         self.tenants = tenants if tenants is not None else TenantIds()
         self._tracked: dict[str, Tracked] = {}
+        self._row_of: dict[str, int] = {}
         self._class_ids: dict[str, int] = {}
         self._free: list[int] = []
-        self._columns: dict[str, FloatArray] = {
-            name: np.zeros(0, dtype=np.float64) for name in _FLOAT_COLUMNS
-        }
+        # A column a line, so that one gather takes them all and leaves each contiguous.
+        self._floats: FloatArray = np.zeros((len(_FLOAT_COLUMNS), 0))
         self._class_id: IntArray = np.zeros(0, dtype=np.int64)
         self._tenant_id: IntArray = np.zeros(0, dtype=np.int64)
+        self._prefix_id: IntArray = np.zeros(0, dtype=np.int64)
         self._quantiles: FloatArray = np.zeros((0, len(levels)), dtype=np.float64)
 
     def __len__(self) -> int:
@@ -111,18 +128,22 @@ class RequestTable:
             "tpot_s": np.inf if slo.tpot_s is None else slo.tpot_s,
             "e2e_s": np.inf if slo.e2e_s is None else slo.e2e_s,
             "weight": tracked.weight,
+            "cached_tokens": 0.0,
+            "prefix_tokens": 0.0,
         }
-        for name, value in values.items():
-            self._columns[name][row] = value
+        self._floats[:, row] = [values[name] for name in _FLOAT_COLUMNS]
         self._class_id[row] = self._class_ids.setdefault(slo.slo_class, len(self._class_ids))
         self._tenant_id[row] = self.tenants.acquire(tracked.tenant)
+        self._prefix_id[row] = NO_PREFIX
         self._quantiles[row] = tracked.quantiles
         self._tracked[tracked.request_id] = tracked
+        self._row_of[tracked.request_id] = row
 
     def remove(self, request_id: str) -> Tracked | None:
         """Free the row of a request that ended; None when it is not tracked."""
         tracked = self._tracked.pop(request_id, None)
         if tracked is not None:
+            del self._row_of[request_id]
             self._free.append(tracked.row)
             self.tenants.release(tracked.tenant)
         return tracked
@@ -130,56 +151,71 @@ class RequestTable:
     def note_first_token(self, tracked: Tracked, now_s: float) -> None:
         """The request's first token left the engine at ``now_s``."""
         tracked.first_token_s = now_s
-        self._columns["first_token_s"][tracked.row] = now_s
+        self._floats[_FIRST_TOKEN, tracked.row] = now_s
 
     def note_progress(
-        self, request_ids: Sequence[str], prefill_left: Sequence[int], generated: Sequence[int]
+        self, rows: IntArray, prefill_left: Sequence[int], generated: Sequence[int]
     ) -> None:
-        """Prompt tokens still to compute, and answer tokens so far, of tracked requests."""
-        rows = self._rows(request_ids)
-        self._columns["prefill_left_tokens"][rows] = prefill_left
-        self._columns["generated_tokens"][rows] = generated
+        """Prompt tokens still to compute, and answer tokens so far, of rows ``(k,)``."""
+        self._floats[_PREFILL_LEFT, rows] = prefill_left
+        self._floats[_GENERATED, rows] = generated
 
     def note_yield(self, tracked: Tracked, now_s: float, generated: int) -> None:
         """The request gave up its slot: it queues anew, with everything to compute again."""
         tracked.queued_s = now_s
-        self._columns["queued_s"][tracked.row] = now_s
-        self._columns["prefill_left_tokens"][tracked.row] = tracked.prompt_tokens + generated
-        self._columns["generated_tokens"][tracked.row] = generated
+        self._floats[_QUEUED, tracked.row] = now_s
+        self._floats[_PREFILL_LEFT, tracked.row] = tracked.prompt_tokens + generated
+        self._floats[_GENERATED, tracked.row] = generated
 
-    def known(self, request_ids: Sequence[str]) -> list[str]:
-        """Those of the ids that are tracked, oldest arrival first."""
-        ids = [request_id for request_id in request_ids if request_id in self._tracked]
-        ids.sort(key=lambda request_id: self._tracked[request_id].arrival_s)
-        return ids
+    def note_cached(self, request_id: str, cached_tokens: int) -> None:
+        """So many tokens of a waiting request's beginning are in the engine's prefix cache."""
+        row = self._row_of[request_id]
+        known = self._floats[_PROMPT, row] + self._floats[_GENERATED, row]
+        cached = min(float(cached_tokens), known - 1.0)
+        self._floats[_CACHED, row] = cached
+        self._floats[_PREFILL_LEFT, row] = known - cached
 
-    def arrays(self, request_ids: Sequence[str]) -> RequestArrays:
-        """The rows of tracked requests, in the given order, as copies."""
-        rows = self._rows(request_ids)
+    def note_prefix(self, request_id: str, prefix_id: int, prefix_tokens: int) -> None:
+        """The request shares its first tokens with all others of this id."""
+        row = self._row_of[request_id]
+        self._prefix_id[row] = prefix_id
+        self._floats[_PREFIX, row] = prefix_tokens
+
+    def rows(self, request_ids: Sequence[str]) -> IntArray:
+        """The rows ``(n,)`` of requests, -1 of those not tracked."""
+        rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
+        return np.fromiter(rows, dtype=np.int64, count=len(request_ids))
+
+    def by_arrival(self, request_ids: Sequence[str]) -> tuple[list[str], IntArray]:
+        """The tracked ones of the ids and their rows, oldest arrival first."""
+        rows = self.rows(request_ids)
+        if len(rows) and rows.min() < 0:
+            request_ids = [name for name in request_ids if name in self._row_of]
+            rows = rows[rows >= 0]
+        order = np.argsort(self._floats[_ARRIVAL, rows], kind="stable")
+        return [request_ids[place] for place in order.tolist()], rows[order]
+
+    def arrays(self, rows: IntArray) -> RequestArrays:
+        """The rows ``(n,)`` of tracked requests, in the given order, as copies."""
+        floats = self._floats.take(rows, axis=1)
         return RequestArrays(
-            **{name: column[rows] for name, column in self._columns.items()},
+            **dict(zip(_FLOAT_COLUMNS, floats, strict=True)),
             class_id=self._class_id[rows],
-            prefix_id=np.full(len(rows), NO_PREFIX, dtype=np.int64),
+            prefix_id=self._prefix_id[rows],
             quantiles=self._quantiles[rows],
         )
 
-    def tenant_ids(self, request_ids: Sequence[str]) -> IntArray:
-        """The tenants' numbers of tracked requests, in the given order."""
-        return self._tenant_id[self._rows(request_ids)]
-
-    def _rows(self, request_ids: Sequence[str]) -> IntArray:
-        return np.fromiter(
-            (self._tracked[request_id].row for request_id in request_ids),
-            dtype=np.int64,
-            count=len(request_ids),
-        )
+    def tenant_ids(self, rows: IntArray) -> IntArray:
+        """The tenants' numbers of rows ``(n,)``."""
+        return self._tenant_id[rows]
 
     def _grow(self) -> None:
         old = len(self._class_id)
         size = max(_FIRST_ROWS, 2 * old)
-        self._columns = {name: _longer(column, size) for name, column in self._columns.items()}
+        self._floats = np.ascontiguousarray(_longer(self._floats.T, size).T)
         self._class_id = _longer(self._class_id, size)
         self._tenant_id = _longer(self._tenant_id, size)
+        self._prefix_id = _longer(self._prefix_id, size)
         self._quantiles = _longer(self._quantiles, size)
         self._free.extend(range(size - 1, old - 1, -1))
 

@@ -30,8 +30,18 @@ _SCHEDULER_ATTRIBUTES = (
     "max_num_scheduled_tokens",
     "num_spec_tokens",
     "block_size",
+    "max_model_len",
+    "connector",
+    "kv_cache_config",
+    "kv_cache_manager",
 )
-_OUTPUT_FIELDS = ("scheduled_new_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens")
+_OUTPUT_FIELDS = (
+    "scheduled_new_reqs",
+    "num_scheduled_tokens",
+    "total_num_scheduled_tokens",
+    "scheduled_spec_decode_tokens",
+)
+_LOOKUP = ("block_hash", "kv_cache_group_ids")
 _REQUEST_ATTRIBUTES = (
     "num_prompt_tokens",
     "num_computed_tokens",
@@ -40,6 +50,8 @@ _REQUEST_ATTRIBUTES = (
     "max_tokens",
     "sampling_params",
     "status",
+    "num_tokens",
+    "block_hashes",
 )
 
 
@@ -92,6 +104,28 @@ def _queue_contract() -> tuple[bool, str]:
 def _step_output() -> tuple[bool, str]:
     cls = import_module("vllm.v1.core.sched.output").SchedulerOutput
     return _report([name for name in _OUTPUT_FIELDS if name not in cls.__annotations__])
+
+
+def _step_limits() -> tuple[bool, str]:
+    """Whether a step's token budget is read when it is built, so that it may change."""
+    cls = import_module("vllm.v1.core.sched.scheduler").Scheduler
+    source = inspect.getsource(cls.schedule)
+    return _report([] if "self.max_num_scheduled_tokens" in source else ["token budget of a step"])
+
+
+def _prefix_cache() -> tuple[bool, str]:
+    manager = import_module("vllm.v1.core.kv_cache_manager").KVCacheManager
+    source = inspect.getsource(manager)
+    missing = [name for name in ("enable_caching", "block_pool") if f"self.{name}" not in source]
+    lookup = import_module("vllm.v1.core.block_pool").BlockPool.get_cached_block
+    asked = inspect.signature(lookup).parameters
+    missing += [f"get_cached_block({name})" for name in _LOOKUP if name not in asked]
+    return _report(missing)
+
+
+def _speculation() -> tuple[bool, str]:
+    fields = import_module("vllm.v1.outputs").ModelRunnerOutput.__annotations__
+    return _report([n for n in ("req_id_to_index", "sampled_token_ids") if n not in fields])
 
 
 def _request_fields() -> tuple[bool, str]:
@@ -147,6 +181,9 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "waiting queue": _queue_contract,
     "step output": _step_output,
     "request fields": _request_fields,
+    "step limits": _step_limits,
+    "prefix cache": _prefix_cache,
+    "speculation": _speculation,
     "engine calls": _utility_calls,
     "length replay": _logits_processor,
     "server flags": _server_flags,

@@ -1,0 +1,334 @@
+"""Plans made beside the engine's loop: handed over, adopted as far as they fit, done without."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from toy_engine import ToyEngine, make_request
+
+from lengthwise.scheduler.problem import Plan
+from lengthwise.scheduler.vllm_adapter.engine import planning
+from lengthwise.scheduler.vllm_adapter.engine.in_force import STALE_INTERVALS, PlanInForce
+from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
+
+QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
+LIMIT_S = 20.0
+
+
+def until(condition):
+    deadline_s = time.monotonic() + LIMIT_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.001)
+    return found
+
+
+# -- the thread -------------------------------------------------------------------------------
+
+
+def test_one_job_at_a_time_and_each_answer_once():
+    gate = threading.Event()
+
+    def work(job):
+        gate.wait(LIMIT_S)
+        return job + 1
+
+    thread = PlanThread(work)
+    assert thread.start(1, 0.0)
+    assert thread.busy
+    assert not thread.start(2, 0.0)
+    assert thread.take() is None
+    gate.set()
+    assert until(thread.take) == 2
+    assert thread.take() is None
+    assert not thread.busy
+    assert thread.start(5, 0.0)
+    assert until(thread.take) == 6
+    thread.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_told_once_and_another_works():
+    def work(job):
+        if job == 0:
+            raise RuntimeError("the thread ends here")
+        return 10 / job
+
+    thread = PlanThread(work)
+    thread.start(0, 0.0)
+    assert until(lambda: thread.lost(0.0, 60.0)) == "dead"
+    assert thread.lost(0.0, 60.0) is None
+    assert thread.start(5, 0.0)
+    assert until(thread.take) == 2
+
+
+def test_a_slow_thread_is_left_to_itself():
+    gates = {"slow": threading.Event(), "quick": threading.Event()}
+    done = []
+
+    def work(job):
+        gates[job].wait(LIMIT_S)
+        done.append(job)
+        return job
+
+    thread = PlanThread(work)
+    thread.start("slow", 100.0)
+    assert thread.lost(104.0, 5.0) is None
+    assert thread.lost(105.5, 5.0) == "slow"
+    gates["quick"].set()
+    assert thread.start("quick", 106.0)
+    assert until(thread.take) == "quick"
+    gates["slow"].set()
+    until(lambda: len(done) == 2)
+    assert thread.take() is None
+
+
+# -- the plan in force ------------------------------------------------------------------------
+
+
+def test_limits_hold_until_the_plan_is_stale():
+    force = PlanInForce()
+    assert (force.stale(1e9), force.age_s(5.0)) == (False, 0.0)
+    force.adopt(Plan(np.arange(2), max_running=3, max_prefill_tokens=64), 10.0, 2.0)
+    assert (force.max_running, force.max_prefill_tokens, force.age_s(11.5)) == (3, 64, 1.5)
+    assert not force.stale(10.0 + 2.0 * STALE_INTERVALS)
+    assert force.stale(10.1 + 2.0 * STALE_INTERVALS)
+    force.lift()
+    assert (force.max_running, force.max_prefill_tokens) == (None, None)
+    assert not force.stale(1e9)
+    assert force.adopted == 1
+
+
+# -- the core ---------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Serves the last arrival first; what else it does is set from outside."""
+
+    name = "scripted"
+    nominal_s = 0.001
+
+    def __init__(self, **parts):
+        self.parts = parts
+        self.raises = None
+        self.gate = None
+        self.calls = 0
+        self.told = []
+        self.seen = []
+
+    def __call__(self, problem):
+        self.calls += 1
+        self.seen.append(problem)
+        if self.gate is not None:
+            self.gate.wait(LIMIT_S)
+        if self.raises is not None:
+            raise self.raises
+        return Plan(np.arange(len(problem.waiting))[::-1], **self.parts)
+
+    def finished(self, arrival_s, met):
+        self.told.append((arrival_s, met))
+
+
+def threaded(policy, slots=1, **settings):
+    engine = ToyEngine(
+        {"policy": "fcfs", "plan_share": 1.0, "refit_steps": 0, "plan_in_thread": True} | settings,
+        slots=slots,
+    )
+    engine.core.planner.policy = policy
+    return engine
+
+
+def fill(engine, names, output_tokens=50, **extra):
+    for name in names:
+        engine.add(make_request(name, pred_quantiles=QUANTILES, **extra), output_tokens)
+
+
+def step_until(engine, condition):
+    def stepped():
+        engine.step()
+        return condition()
+
+    return until(stepped)
+
+
+def waiting(engine):
+    return [request.request_id for request in engine.queue]
+
+
+def adopted(engine):
+    return engine.status()["plan"]["adopted"]
+
+
+def test_a_plan_is_adopted_without_waiting_for_it():
+    policy = Scripted()
+    policy.gate = threading.Event()
+    engine = threaded(policy)
+    fill(engine, "abcd", output_tokens=100_000)
+    engine.step()
+    until(lambda: policy.calls)
+    began_s = time.monotonic()
+    for _ in range(20):
+        engine.step()
+    assert time.monotonic() - began_s < LIMIT_S / 2  # the policy waits, no step does
+    assert waiting(engine) == ["b", "c", "d"]
+    assert policy.calls == 1
+    policy.gate.set()
+    step_until(engine, lambda: adopted(engine))
+    assert waiting(engine) == ["d", "c", "b"]
+    plan = engine.status()["plan"]
+    assert plan["in_thread"]
+    assert plan["fallbacks"] == {}
+    assert plan["age_s"] > 0
+
+
+def test_what_left_is_skipped_and_newcomers_stand_behind_by_arrival():
+    policy = Scripted()
+    policy.gate = threading.Event()
+    engine = threaded(policy)
+    fill(engine, "abcde", output_tokens=100_000)
+    engine.step()
+    until(lambda: policy.calls)
+    gone = next(request for request in engine.queue if request.request_id == "d")
+    engine.queue.remove_request(gone)
+    engine.end(gone, "aborted")
+    fill(engine, "xy")
+    policy.gate.set()
+    step_until(engine, lambda: adopted(engine))
+    assert waiting(engine) == ["e", "c", "b", "x", "y"]
+
+
+def test_outcomes_are_told_before_the_next_plan_and_never_during_one():
+    policy = Scripted()
+    policy.gate = threading.Event()
+    engine = threaded(policy, slots=2)
+    fill(engine, "abcd", output_tokens=3, slo_e2e_ms=60_000)
+    engine.step()
+    until(lambda: policy.calls)
+    arrivals = {name: engine.core.table.get(name).arrival_s for name in "ab"}
+    for _ in range(3):
+        engine.step()
+    assert set(engine.finished) == {"a", "b"}
+    assert policy.told == []
+    policy.gate.set()
+    step_until(engine, lambda: policy.calls > 1 or len(engine.finished) == 4)
+    fill(engine, "efgh")
+    step_until(engine, lambda: len(policy.told) >= 2)
+    assert policy.told[:2] == [(arrivals["a"], True), (arrivals["b"], True)]
+
+
+def test_a_raising_policy_means_arrival_order_until_it_plans_again():
+    policy = Scripted()
+    engine = threaded(policy)
+    fill(engine, "abc", output_tokens=100_000)
+    step_until(engine, lambda: waiting(engine) == ["c", "b"])
+    policy.raises = RuntimeError("no plan")
+    fill(engine, "d", output_tokens=100_000)
+    step_until(engine, lambda: waiting(engine) == ["b", "c", "d"])
+    assert engine.status()["plan"]["fallbacks"]["planner"] > 0
+    policy.raises = None
+    fill(engine, "e", output_tokens=100_000)
+    step_until(engine, lambda: waiting(engine) == ["e", "d", "c", "b"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_counted_and_started_again(monkeypatch):
+    engine = threaded(Scripted())
+    fill(engine, "abc", output_tokens=100_000)
+    engine.core.planner.policy.raises = SystemExit()  # no Exception: it ends the thread
+    step_until(engine, lambda: engine.status()["plan"]["fallbacks"].get("plan-thread"))
+    assert waiting(engine) == ["b", "c"]
+    assert engine.core.planner.policy.name == "fcfs"  # another, as the settings say
+    fill(engine, "d", output_tokens=100_000)
+    step_until(engine, lambda: adopted(engine))
+
+
+def test_a_slow_thread_is_given_up_and_limits_do_not_outlive_it(monkeypatch):
+    monkeypatch.setattr(planning, "_LONGEST_PLAN_S", 0.2)
+    policy = Scripted(max_running=1, max_prefill_tokens=32)
+    engine = threaded(policy, slots=2)
+    engine.core.planner.gate.max_age_s = 0.02
+    fill(engine, "abcd", output_tokens=100_000)
+    step_until(engine, lambda: engine.decisions[-1].max_running == 1)
+    policy.gate = threading.Event()
+    fill(engine, "e", output_tokens=100_000)
+    step_until(engine, lambda: engine.status()["plan"]["fallbacks"].get("stale-plan"))
+    assert (engine.decisions[-1].max_running, engine.decisions[-1].max_prefill_tokens) == (
+        None, None,
+    )  # fmt: skip
+    assert waiting(engine) == sorted(waiting(engine))
+    step_until(engine, lambda: engine.status()["plan"]["fallbacks"].get("plan-thread"))
+    policy.gate.set()
+    fill(engine, "f", output_tokens=100_000)
+    before = adopted(engine)
+    step_until(engine, lambda: adopted(engine) > before)
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_limits_are_lifted_when_nobody_waits(in_thread):
+    engine = threaded(
+        Scripted(max_running=1, max_prefill_tokens=32), slots=2, plan_in_thread=in_thread
+    )
+    fill(engine, "abc", output_tokens=40)
+    step_until(engine, lambda: engine.decisions[-1].max_running == 1)
+    assert engine.decisions[-1].max_prefill_tokens == 32
+    step_until(engine, lambda: len(engine.finished) == 3)
+    engine.step()
+    assert (engine.decisions[-1].max_running, engine.decisions[-1].max_prefill_tokens) == (
+        None, None,
+    )  # fmt: skip
+    fill(engine, "xy", output_tokens=40)
+    if in_thread:  # both are admitted before any plan could say otherwise
+        engine.step()
+        assert len(engine.running) == 2
+
+
+def test_no_slot_is_taken_that_is_not_needed():
+    policy = Scripted(preempt=np.array([0, 1]))
+    policy.gate = threading.Event()
+    engine = threaded(policy, slots=3, plan_share=0.001)
+    fill(engine, "abcde", output_tokens=100_000)
+    engine.step()
+    until(lambda: policy.calls)
+    engine.end(engine.running[0], "aborted")  # a slot for one of the two who wait
+    policy.gate.set()
+    step_until(engine, lambda: adopted(engine))
+    assert engine.status()["queue"]["yields"] == 1
+    assert {request.request_id for request in engine.running} == {"c", "d", "e"}
+
+
+def test_a_plan_for_a_queue_that_is_gone_is_dropped():
+    policy = Scripted(max_running=1)
+    policy.gate = threading.Event()
+    engine = threaded(policy)
+    fill(engine, "ab", output_tokens=3)
+    engine.step()
+    until(lambda: policy.calls)
+    engine.run()
+    policy.gate.set()
+    step_until(engine, lambda: engine.status()["plan"]["dropped"].get("idle"))
+    assert engine.decisions[-1].max_running is None
+    assert adopted(engine) == 0
+
+
+def test_the_share_of_processor_time_is_bounded_and_told():
+    class Working(Scripted):
+        def __call__(self, problem):
+            until_s = time.thread_time() + 0.01
+            while time.thread_time() < until_s:
+                pass
+            return super().__call__(problem)
+
+    engine = threaded(Working(), plan_share=0.1)
+    fill(engine, [f"r{i}" for i in range(50)], output_tokens=100_000)
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < 1.0:
+        engine.core.planner.changed()
+        engine.step()
+        time.sleep(0.001)
+    plan = engine.status()["plan"]
+    lasted_s = time.monotonic() - began_s
+    assert plan["count"] <= 2 + lasted_s * 0.1 / 0.01
+    assert 0 < plan["processor_share"] * 30.0 <= 0.1 * lasted_s + 0.04
