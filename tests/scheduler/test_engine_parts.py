@@ -201,8 +201,8 @@ def test_what_a_plan_is_told_of_speculation():
 
     watching.nominal_s = 1e-4
     assert simulate(draw_workload(1, 30, 200.0), watching, DRAFTING).plan_s
-    with pytest.raises(ValueError, match=r"accepted_tokens must be at least 1, got 0.5"):
-        replace(draw_problem(0, 2), accepted_tokens=0.5)
+    with pytest.raises(ValueError, match=r"tokens_per_step must be at least 1, got 0.5"):
+        replace(draw_problem(0, 2), tokens_per_step=0.5)
 
 
 @given(accepted=st.floats(1.0, 6.0), answer=st.integers(1, 300))

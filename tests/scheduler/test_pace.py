@@ -34,14 +34,14 @@ def lived(pace: StepPace, real_s: float, told_s: float, seconds: float = 60.0) -
     return pace
 
 
-@pytest.mark.parametrize("ratio", [1 / 3, 1 / 2, 2.0, 3.0, 10.0])
+@pytest.mark.parametrize("ratio", [1 / 10, 1 / 3, 0.4, 2.5, 3.0, 10.0])
 def test_a_large_lasting_error_is_learned(ratio):
     assert lived(StepPace(), 0.02 * ratio, 0.02).factor == pytest.approx(ratio, rel=0.1)
 
 
-@pytest.mark.parametrize("ratio", [0.75, 1.0, 1.3])
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.8])
 def test_a_small_error_is_left_alone(ratio):
-    assert abs(np.log(ratio)) < DEADBAND
+    assert 1 / DEADBAND < ratio < DEADBAND
     assert lived(StepPace(), 0.02 * ratio, 0.02).factor == 1.0
 
 
@@ -66,7 +66,8 @@ def test_one_odd_plan_is_noise():
         decoding(10.0, 150.0),
         decoding(90.0, 150.0),  # too long ago
         decoding(11.0, 100.0),  # nobody gained
-        decoding(11.0, 150.0, rows=1),  # a single row
+        decoding(11.0, 1000.0),  # too short a time, whatever it says
+        decoding(11.0, 150.0, rows=0),  # nobody runs
     ],
 )
 def test_what_says_nothing_teaches_nothing(later):
@@ -88,4 +89,4 @@ def test_the_factor_stays_in_bounds(moments):
         problem = decoding(now_s, tokens)
         pace.observe(problem)
         pace.expect(problem, token_s)
-        assert np.exp(-MOST) * 0.999 <= pace.factor <= np.exp(MOST) * 1.001
+        assert 1 / MOST <= pace.factor <= MOST

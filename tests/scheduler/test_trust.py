@@ -61,7 +61,7 @@ def test_a_part_comes_back_and_stays_away_longer_each_time():
     story, away_s = Story(), []
     for _ in range(3):
         story.live(t.WINDOW, 0.9, 0.9, 0.0)
-        away_s.append(story.trust.status()["slots"]["withdrawn_s"])
+        away_s.append(story.trust.status(story.now_s)["slots"]["withdrawn_s"])
         assert not story.allows()
         story.now_s += t.LONGEST_PROBATION_S
         assert story.allows()
@@ -83,9 +83,38 @@ def test_a_row_is_judged_by_its_first_promise_and_once():
     trust.finished(name, True)
     trust.finished(name, False)
     trust.finished(8.0, False)  # nobody promised it anything
-    assert trust.status()["order"] == {
+    assert trust.status(0.0)["order"] == {
         "rows": 1.0, "promised": 0.9, "without": 0.5, "met": 1.0, "withdrawn_s": 0.0,
     }  # fmt: skip
+
+
+def test_a_row_that_is_lost_is_judged_before_its_end():
+    trust, rows = Trust(), np.arange(40.0)
+    trust.promise(0.0, rows, np.full(40, 0.75), {"order": np.full(40, 0.75)})
+    trust.lose(rows)
+    trust.lose(rows)
+    for name in rows:
+        trust.finished(float(name), True)  # it cannot be
+    status = trust.status(0.0)["order"]
+    assert (status["rows"], status["met"]) == (40.0, 0.0)
+    trust.promise(1.0, rows, np.full(40, 0.75), {"order": np.full(40, 0.75)})
+    for name in rows:
+        trust.finished(float(name), True)
+    assert trust.status(0.0)["order"]["rows"] == 80.0  # names may come again
+
+
+@pytest.mark.parametrize(
+    ("promised", "met", "short"),
+    [(0.8, 0.8, 0.0), (0.8, 0.4, 0.5), (0.5, 1.0, 0.0), (0.8, 0.0, 1.0)],
+)
+def test_the_shortfall_is_the_share_that_did_not_come(promised, met, short):
+    story = Story().live(t.RECENT, promised, promised, met, "order")
+    assert story.trust.shortfall() == pytest.approx(short, abs=0.12)
+
+
+def test_no_shortfall_of_a_few():
+    assert Story().live(8, 1.0, 1.0, 0.0, "order").trust.shortfall() == 0.0
+    assert Trust().shortfall() == 0.0
 
 
 @given(
@@ -100,10 +129,12 @@ def test_the_status_says_what_came(rows):
         arrival_s = float(name)
         trust.promise(1.0, np.array([arrival_s]), np.array([promised]), {part: np.array([without])})
         trust.finished(arrival_s, met)
-    for part, status in trust.status().items():
+    for part, status in trust.status(1.0).items():
         own = [row[1:] for row in rows if row[0] == part]
         assert status["rows"] == len(own)
-        if own:
+        if not own:
+            assert status["promised"] is status["met"] is None
+        else:
             means = np.mean(np.array(own, dtype=float), axis=0)
             found = [status[key] for key in ("promised", "without", "met")]
             assert found == pytest.approx(means.tolist())

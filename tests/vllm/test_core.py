@@ -274,3 +274,17 @@ def test_who_was_preempted_stands_before_the_plan_in_the_picture_too(engine):
     fake.step()
     assert fake.running[-1] is victim
     assert fake.core.picture(fake.running_now(), time.monotonic()).problem.recovering is None
+
+
+def test_a_clock_that_stands_still_paces_plans_by_their_nominal_time():
+    """As in warped time without charge for own work: else there would be a plan a step."""
+    engine = ToyEngine({"policy": "fcfs", "plan_share": 0.1, "refit_steps": 0}, slots=1)
+    planner = engine.core.planner
+    planner._clock = lambda: 0.0
+    planner.policy.nominal_s = 0.02
+    for i in range(3):
+        engine.add(make_request(f"r{i}", pred_quantiles=QUANTILES), 1000)
+    for ms in range(1000):
+        planner.changed()
+        engine.core.before_step(0, engine.running_now, 1e6 + ms / 1e3)
+    assert engine.status()["plan"]["count"] == 5

@@ -107,7 +107,8 @@ class Planner:
     """Asks the policy, in a thread or here; keeps the pace and the figures.
 
     ``clock`` is the wall clock of a plan's duration, ``processor_clock`` that of the thread that
-    makes it: the pace bounds the latter, so that a busy machine does not plan less.
+    makes it. Beside the loop the pace bounds the latter, so that a busy machine does not plan less;
+    in the loop it bounds the time that steps lose.
     """
 
     def __init__(
@@ -116,12 +117,12 @@ class Planner:
         capacity: Capacity,
         step_time: StepTimeModel,
         metrics: EngineMetrics,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         processor_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._clock = clock
+        self._clock = clock or (lambda: time.monotonic())  # looked up anew: it may be warped
         self._processor_clock = processor_clock
         self.capacity = capacity
         self.step_time = step_time
@@ -291,10 +292,13 @@ class Planner:
         self.policy_status = planned.told
         self.figures.note(planned.plan, planned.wall_s, planned.processor_s, now_s)
         began_s = planned.snapshot.problem.now_s
-        self.gate.planned(began_s, planned.processor_s)
+        spent_s = planned.processor_s
+        if not self._settings.plan_in_thread:
+            # A clock that stands still while we work would open the gate at every step.
+            spent_s = planned.wall_s or planned.policy.nominal_s
+        self.gate.planned(began_s, spent_s)
         # A plan from the thread is taken at the next step, which may be long in coming.
-        paced_s = planned.processor_s / self.gate.plan_share
-        self.interval_s = max(self.gate.max_age_s, paced_s, now_s - began_s)
+        self.interval_s = max(self.gate.max_age_s, spent_s / self.gate.plan_share, now_s - began_s)
         if self._changed_since:
             self.gate.mark()
         return planned
