@@ -11,7 +11,7 @@ import numpy as np
 from lengthwise.data.arrays import njit
 from lengthwise.predictor.estimators import trees
 from lengthwise.predictor.features.scan import encode, scan
-from lengthwise.scheduler.plan import kernels
+from lengthwise.scheduler.plan import search
 
 @njit(nogil=True)
 def twice(x):

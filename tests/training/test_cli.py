@@ -300,11 +300,11 @@ def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(
     run("register", predictor_dir)
     table, policy, live = (tmp_path / name for name in ("slo.json", "policy.json", "live.json"))
     table.write_text('{"chat": {"ttft_ms": 500}}')
-    policy.write_text('{"policy": "sa", "policy_params": {"calm": 0.1}}')
+    policy.write_text('{"policy": "sa", "policy_params": {"horizon": 2.0}}')
     options = ("--slo-table", table, "--policy-file", policy)
     assert run("serve", "tiny", *options).exit_code == 0
     settings = served[0][1]
-    assert (settings.policy, settings.policy_params) == ("sa", {"calm": 0.1})
+    assert (settings.policy, settings.policy_params) == ("sa", {"horizon": 2.0})
     write_live(live, live_state(settings))
     table.write_text('{"chat": {"ttft_ms": 900}}')
     policy.write_text('{"policy": "edf"}')

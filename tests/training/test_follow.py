@@ -142,13 +142,13 @@ def test_only_an_alias_moves():
 
 def test_files_are_read_anew_on_request_only_and_bad_ones_change_nothing(live_file, tmp_path, said):
     policy = tmp_path / "policy.json"
-    policy.write_text('{"policy": "sa", "policy_params": {"calm": 0.1}}')
+    policy.write_text('{"policy": "sa", "policy_params": {"horizon": 2.0}}')
     write_live(live_file, LiveState(policy="edf"))
     keeper = FileKeeper(None, said.append, (lambda: read_policy_file(policy),))
     keeper.keep(live_file, reread=False)
     assert read_live(live_file).policy == "edf"
     keeper.keep(live_file, reread=True)
-    assert read_live(live_file).policy_params == {"calm": 0.1}
+    assert read_live(live_file).policy_params == {"horizon": 2.0}
     policy.write_text('{"policy": "magic"}')
     keeper.keep(live_file, reread=True)
     assert read_live(live_file).policy == "sa"

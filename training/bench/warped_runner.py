@@ -138,6 +138,7 @@ class WarpedRunner:
         if told is not None and arm.lengths == "learned":
             predicted = told[0][:, int(np.argmin(np.abs(told[1] - MEDIAN)))]
         return Run(
+            repeat,
             to_records(requests, outcome, repeat, predicted),
             queue_samples(requests, outcome),
             None if arm.is_stock else plan_times(outcome),
