@@ -9,7 +9,6 @@ import logging
 import time
 from bisect import bisect_left
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -31,8 +30,8 @@ from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
 from lengthwise.scheduler.vllm_adapter.api import middleware
 from lengthwise.scheduler.vllm_adapter.api.middleware import STATUS_PATH
 from lengthwise.scheduler.vllm_adapter.api.prediction import Prediction
-from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, parse_body
-from lengthwise.scheduler.vllm_adapter.engine.intake import Intake
+from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, hints_of, parse_body
+from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
@@ -83,6 +82,11 @@ names = st.sampled_from(["x-slo-ttft-ms", "X-SLO-E2E-MS", "x-llm-d-slo-tpot-ms",
 headers = st.dictionaries(names, st.text(max_size=8), max_size=2)
 
 
+def encoded(found: Any, prediction: Prediction | None = None, log_prompts: bool = False) -> bytes:
+    """The body as the middleware writes it on."""
+    return encode_body(found, hints_of(found, prediction, None, log_prompts))
+
+
 def parsed(raw: bytes, given_headers: dict[str, str] | None = None) -> Any:
     """The parsed body, or the refusal, which must be one line."""
     refusal = None
@@ -101,7 +105,7 @@ def test_any_object_is_refused_or_becomes_a_body_that_is_read_the_same_again(bod
     first = parsed(json.dumps(body).encode(), given_headers)
     if isinstance(first, InputError):
         return
-    written = encode_body(first, PREDICTION, log_prompts=True)
+    written = encoded(first, PREDICTION, log_prompts=True)
     sent = json.loads(written)
     assert {key: shown(sent[key]) for key in body if key != "vllm_xargs"} == {
         key: shown(value) for key, value in body.items() if key != "vllm_xargs"
@@ -113,7 +117,7 @@ def test_any_object_is_refused_or_becomes_a_body_that_is_read_the_same_again(bod
     again = parsed(json.dumps(sent).encode())
     assert again.slo == first.slo
     assert again.prompts == first.prompts
-    assert encode_body(again, PREDICTION, log_prompts=True) == written
+    assert encoded(again, PREDICTION, log_prompts=True) == written
 
 
 def shown(value: Any) -> str:
@@ -143,11 +147,8 @@ def test_any_arguments_give_an_slo_or_an_input_error(arguments, given_headers):
 def test_any_arguments_can_arrive_in_the_engine(extra):
     causes = []
     intake = Intake(SLOS, generic_priors(), "learned", lambda cause, detail: causes.append(cause))
-    request = SimpleNamespace(
-        request_id="r", sampling_params=SimpleNamespace(extra_args=extra), arrival_time=0.0,
-        num_prompt_tokens=3, max_tokens=50,
-    )  # fmt: skip
-    tracked = intake.track(request, 1.0, 1.0)
+    arrival = Arrival("r", unix_s=0.0, prompt_tokens=3, max_tokens=50)
+    tracked = intake.track(arrival, intake.hints(extra), 1.0, 1.0)
     assert (tracked.quantiles >= 1).all()
     assert (tracked.quantiles <= 50).all()
     assert tracked.length_source == "learned" or causes
@@ -170,7 +171,7 @@ def test_no_depth_of_nesting_gets_past_the_refusal(form, opening, closing):
     def outcome(depth):
         try:
             found = parse_body(form % (opening * depth + b"1" + closing * depth), {}, SLOS)
-            encode_body(found, None, log_prompts=False)
+            encoded(found)
         except InputError as error:
             return "nested too deeply" in str(error)
         return False
@@ -184,7 +185,7 @@ def test_of_two_equal_keys_vllm_gets_the_one_that_was_checked():
     raw = b'{"prompt": "a", "vllm_xargs": {"slo_e2e_ms": 5, "slo_e2e_ms": 7}, "prompt": "b"}'
     found = parsed(raw)
     assert (found.prompts, found.slo.e2e_s) == (["b"], 0.007)
-    assert encode_body(found, None, log_prompts=False).count(b"slo_e2e_ms") == 1
+    assert encoded(found).count(b"slo_e2e_ms") == 1
 
 
 def test_what_is_predicted_and_logged_of_a_huge_prompt_is_bounded():
@@ -197,7 +198,7 @@ def test_what_is_predicted_and_logged_of_a_huge_prompt_is_bounded():
     assert (encode(text) == encode(json.loads(raw)["prompt"])).all()
     many = parsed(json.dumps({"prompt": ["word"] * 1_000_000}).encode())
     assert len(many.prompts) == 64
-    written = encode_body(found, None, log_prompts=True)
+    written = encoded(found, log_prompts=True)
     assert len(written) < len(raw) + 40_000
     assert json.loads(written)["prompt"] == json.loads(raw)["prompt"]
 

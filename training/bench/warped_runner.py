@@ -36,8 +36,6 @@ from lengthwise.training.bench.simulator_runner import plan_times as times_of
 from lengthwise.training.bench.workload import WorkloadSource, check_fit, cut_at_max_tokens
 
 _QUEUE_POINTS = 200
-# A search is bounded by its steps, so that it repeats: its time never ends it.
-_AMPLE_BUDGET_MS = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,6 @@ class WarpedRunner:
             "lengths": "class" if arm.lengths == "none" else arm.lengths,
             "predictor_dir": None if self._predictor_dir is None else str(self._predictor_dir),
             "max_wait_s": self.settings.max_wait_s,
-            "plan_budget_ms": _AMPLE_BUDGET_MS,
             "profile": self.settings.planned_profile or self._device,
             "refit_steps": 0,
             "seed": seed,

@@ -31,8 +31,9 @@ from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSetting
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
 _EOS_TOKEN = 2  # of the tiny model
-# A thread would plan in real time, while the engine's jumps ahead.
-_INLINE = {name: False for name in ("plan_in_thread",) if name in ServerSettings.model_fields}
+# A thread would plan in real time, while the engine's jumps ahead; a search that its time ends
+# would not repeat, so its steps end it.
+_WARPED: dict[str, Any] = {"plan_in_thread": False, "plan_budget_ms": 1000.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def make_core(
     Args:
         profile: of the engine; it also says whether prefixes are cached.
         model_dir: a model's folder, for its tokenizer and configuration.
-        settings: of our scheduler, as ``ServerSettings`` takes them; it plans in its loop.
+        settings: of our scheduler, as ``ServerSettings`` takes them, but for how it plans.
         scheduler_cls: dotted name of a scheduler; None for vLLM's own.
         replay_table: answer lengths by request name.
         async_scheduling: whether a step is scheduled while the one before runs.
@@ -92,7 +93,7 @@ def make_core(
     if replay_table is not None:
         own["replay_table"] = str(replay_table)
     if settings is not None:
-        own["settings"] = dict(settings) | _INLINE
+        own["settings"] = dict(settings) | _WARPED
     limits = emulated.capacity
     args: dict[str, Any] = {
         "model": str(model_dir),

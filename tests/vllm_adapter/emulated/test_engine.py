@@ -10,9 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lengthwise.scheduler.problem import Plan, Problem
+from lengthwise.scheduler.vllm_adapter.emulated import fleet
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError, PlayerProcess
+from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
+from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
+from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
+from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
 OURS = {
     "policy": "sa",
@@ -115,21 +121,52 @@ def test_shared_beginnings_are_computed_once_where_the_profile_caches_them(playe
     assert np.mean(warm.first_s) < np.mean(cold.first_s)
 
 
-def test_slots_taken_back_by_a_plan_lose_no_token(player, folder):
-    """Long answers miss their SLO while they run; short ones that can still meet theirs come."""
-    requests = [
-        JobRequest(0.03 * i, 40, 400 if i % 4 == 0 else 20, xargs={
-            "slo_e2e_ms": 1500.0 if i % 4 == 0 else 600.0,
-            # taken for shorter than they are, or they would not be let in
-            "pred_quantiles": [150.0 if i % 4 == 0 else 20.0] * 12,
-        })
-        for i in range(120)
-    ]  # fmt: skip
-    job = make_job(folder, requests, OURS, slots=4, kv=65536)
-    outcome = player.run(job)
-    check_lengths(outcome, job)
-    assert outcome.status[0]["queue"]["yields"] > 0
-    assert outcome.preemptions >= outcome.status[0]["queue"]["yields"]
+class TakesSlots:
+    """Arrival order, and of those who run every third plan takes one's slot."""
+
+    name, nominal_s = "takes-slots", 1e-3
+
+    def __init__(self) -> None:
+        self.plans = 0
+
+    def __call__(self, problem: Problem) -> Plan:
+        self.plans += 1
+        taken = len(problem.running) > 0 and self.plans % 3 == 0
+        rows = np.array([self.plans % len(problem.running)] if taken else [], dtype=np.int64)
+        return Plan(np.arange(len(problem.waiting), dtype=np.int64), preempt=rows)
+
+
+def test_slots_taken_back_by_a_plan_lose_no_token(folder, tmp_path):
+    requests = drawn(60)
+    job = make_job(folder, requests, slots=4, kv=65536)
+    lengths = {f"q{i}": r.output_tokens for i, r in enumerate(requests)}
+    write_replay_table(tmp_path / "table.json", lengths)
+    clock = WarpClock()
+    with clock.installed():
+        core = fleet.make_core(
+            job.profile,
+            job.model_dir,
+            settings={"policy": "fcfs", "lengths": "none", "profile": job.profile},
+            scheduler_cls=SCHEDULER_CLASS,
+            replay_table=tmp_path / "table.json",
+        )
+        engine = fleet.Engine(core)
+        core.scheduler.core.planner.policy = TakesSlots()
+        prompts = prompt_token_ids(requests)
+        served = fleet.play(
+            clock,
+            [engine],
+            [
+                fleet.FleetRequest(f"q{i}", r.arrival_s, prompt, 2000)
+                for i, (r, prompt) in enumerate(zip(requests, prompts, strict=True))
+            ],
+        )
+        status = engine.status()
+        engine.close()
+    assert {name: one.tokens for name, one in served.items()} == lengths
+    assert status is not None
+    assert status["queue"]["yields"] > 10
+    assert status["plan"]["fallbacks"] == {}
 
 
 def test_a_run_repeats_to_the_bit(player, folder):
