@@ -334,7 +334,7 @@ def _on_one_pair(pair: Pair, faults: Faults, limited: bool) -> list[Row]:
     )  # fmt: skip
     rows.append(
         pair.run(
-            "planner over budget", "wrapped policy: 100 ms a plan, 1 ms allowed",
+            "planner over budget", "wrapped policy: 100 ms a plan, 20 ms allowed",
             planned, turn=8, around=faults.during(planner="slow", planner_s=0.1),
         )
     )  # fmt: skip

@@ -24,10 +24,11 @@ import numpy as np
 from benchmarks.common import print_table
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision, Running
+from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
 

@@ -45,6 +45,8 @@ def search(case, steps, *, seed=0, kinds=ALL, first=0, head=64, temperatures=Non
         picture, current, trial, best, values, case.skip_late, first, min(head, queued), queued,
         kinds, losing, temperatures, np.random.default_rng(seed).random((steps, s.UNIFORMS)),
     )  # fmt: skip
+    # what is proposed next is a move away from what was accepted last
+    assert all((a == b).all() for a, b in zip(trial, current, strict=True))
     return begun, current, best, values
 
 

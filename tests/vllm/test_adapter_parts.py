@@ -156,6 +156,28 @@ def test_failed_requests_miss_and_abandoned_or_best_effort_ones_do_not_count():
     assert Outcome.of(free, "finished", 3, 1.0).met(free) is None
 
 
+def test_a_held_table_gives_no_row_away():
+    table = RequestTable(np.linspace(0.05, 0.99, 12))
+
+    def add(name, arrival_s):
+        one = tracked()
+        one.request_id, one.arrival_s = name, arrival_s
+        table.add(one)
+
+    add("old", 1.0)
+    rows = table.rows(["old"])
+    table.hold()
+    table.remove("old")
+    for i in range(1000):
+        add(f"r{i}", 2.0)
+    assert table.arrays(rows).arrival_s.tolist() == [1.0]
+    table.release()
+    while table.arrays(rows).arrival_s[0] == 1.0:
+        add(f"r{len(table)}", 2.0)
+        assert len(table) < 3000
+    assert rows[0] in table.rows([f"r{len(table) - 1}"])
+
+
 def test_the_request_table_grows_and_reuses_rows():
     table = RequestTable(np.linspace(0.05, 0.99, 12))
     for i in range(600):
@@ -165,9 +187,8 @@ def test_the_request_table_grows_and_reuses_rows():
     for i in range(0, 600, 2):
         assert table.remove(f"r{i}") is not None
     assert table.remove("r0") is None
-    ids, rows = table.by_arrival([f"r{i}" for i in range(600)])
-    assert ids == [f"r{i}" for i in range(599, 0, -2)]
-    arrays = table.arrays(rows)
+    assert table.rows(["r0", "r1"]).tolist()[0] == -1
+    arrays = table.arrays(table.rows([f"r{i}" for i in range(599, 0, -2)]))
     assert arrays.arrival_s.tolist() == [float(600 - i) for i in range(599, 0, -2)]
     assert np.isinf(arrays.tpot_s).all()
     assert (arrays.ttft_s == 1.0).all()

@@ -88,17 +88,16 @@ def well(server):
 # -- the planner -------------------------------------------------------------------------------
 
 
-def test_a_planner_over_its_budget_is_asked_less_often(well):
-    """A plan of 100 ms where 1 ms is allowed: planning still takes about 1 % of the time."""
-    before = metric(well.url, "lengthwise_plan_seconds_sum")
+def test_a_planner_over_its_budget_is_not_waited_for(well):
+    """A plan of 300 ms, 15 times its budget, is made beside the engine's loop."""
     asked = some("slow-planner")
-    with well.faults.during(planner="slow", planner_s=0.1):
+    with well.faults.during(planner="slow", planner_s=0.3):
         account = serve(well, asked)
     all_once(well, account, asked)
-    spent_s = metric(well.url, "lengthwise_plan_seconds_sum") - before
-    assert 0.1 <= spent_s < 0.25 + 0.02 * account.elapsed_s
     plan = status(well)["plan"]
-    assert plan["ms_p99"] > 50 * plan["budget_ms"]
+    assert plan["ms_p99"] > 10 * plan["budget_ms"]
+    assert plan["processor_share"] < plan["share"]
+    assert plan["fallbacks"] == {}
 
 
 @pytest.mark.parametrize("fault", ["raise", "nonsense"])

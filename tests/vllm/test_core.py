@@ -265,7 +265,7 @@ def test_who_was_preempted_stands_before_the_plan_in_the_picture_too(engine):
     victim = fake.running.pop()
     victim.prefill_left = victim.prompt_tokens + victim.generated
     fake.queue.prepend_request(victim)
-    picture = fake.core.picture(fake.running_now(), time.monotonic())
+    picture = fake.core.snapshots.take(fake.running_now(), time.monotonic()).build()
     rows = picture.problem.recovering
     assert len(rows) == 1
     assert victim.request_id not in picture.waiting_ids
@@ -273,7 +273,10 @@ def test_who_was_preempted_stands_before_the_plan_in_the_picture_too(engine):
     assert rows.prefill_left_tokens[0] == 30 + rows.generated_tokens[0]
     fake.step()
     assert fake.running[-1] is victim
-    assert fake.core.picture(fake.running_now(), time.monotonic()).problem.recovering is None
+    assert (
+        fake.core.snapshots.take(fake.running_now(), time.monotonic()).build().problem.recovering
+        is None
+    )
 
 
 def test_a_clock_that_stands_still_paces_plans_by_their_nominal_time():

@@ -13,8 +13,8 @@ from toy_engine import ToyEngine
 from toy_engine import make_request as toy_request
 
 from lengthwise.scheduler.problem import NO_PREFIX
-from lengthwise.scheduler.vllm_adapter.engine.core import Running
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PLACES
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 
 SHARED = list(range(5, 5 + 10 * BLOCK))
 
@@ -29,7 +29,7 @@ def engine(tiny_dir):
 
 
 def picture(fake):
-    found = fake.scheduler.core.picture(Running([], [], []), time.monotonic())
+    found = fake.scheduler.core.snapshots.take(Running([], [], []), time.monotonic()).build()
     return found.waiting_ids, found.problem.waiting
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.core import Running
 from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.tenants import (
     MOST_TENANTS,
     OTHER,
@@ -156,6 +156,6 @@ def test_weights_favour_a_tenant(tiny_dir):
     scheduler = FakeEngine(tiny_dir, settings).scheduler
     for name in ("gold", "iron"):
         scheduler.add_request(make_request(name, pred_quantiles=QUANTILES, tenant=name))
-    tenants = scheduler.core.picture(Running([], [], []), time.monotonic()).tenants
+    tenants = scheduler.core.snapshots.take(Running([], [], []), time.monotonic()).build().tenants
     assert tenants.weight[tenants.waiting].tolist() == [4.0, 1.0]
     assert len(np.unique(tenants.waiting)) == 2

@@ -18,10 +18,11 @@ from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Problem
-from lengthwise.scheduler.vllm_adapter.engine.core import Core, Running
+from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants, fair_plan
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire import Answer, Question
 
@@ -74,11 +75,12 @@ class EngineAdmission:
         tracked.admission = "shed"
         core.table.add(tracked)
         try:
-            picture = core.picture(running, now_s, candidate=tracked.request_id)
-            assert picture is not None
+            pending = core.snapshots.take(running, now_s, candidate=tracked.request_id)
+            assert pending is not None
+            snapshot = pending.build()
             verdict = self._control.decide(
-                picture.problem,
-                lambda asked: self._order(asked, picture.tenants),
+                snapshot.problem,
+                lambda asked: self._order(asked, snapshot.tenants),
                 tracked.slo.slo_class,
             )
         finally:

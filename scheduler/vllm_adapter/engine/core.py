@@ -16,11 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from lengthwise.data.arrays import IntArray
 from lengthwise.data.request_log import limited_writer
-from lengthwise.scheduler.problem import Capacity, RequestArrays
+from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
 from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
@@ -29,9 +26,10 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner, Snapshot, Tenants
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
@@ -43,16 +41,6 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _DEFAULT_PROFILE = "tiny-cpu"
 _GAUGE_PERIOD_S = 1.0
-_LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The running requests in the engine's order: answer tokens so far, prompt tokens to come."""
-
-    ids: Sequence[str]
-    generated_tokens: Sequence[int]
-    prefill_left_tokens: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +107,15 @@ class Core:
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
         self._generated_tokens = generated_tokens
-        self._cached_tokens = cached_tokens
+        self.snapshots = SnapshotSource(
+            self.table,
+            queue,
+            self.planner,
+            self.tokens_per_step,
+            generated_tokens,
+            cached_tokens,
+            settings.fair_tenants,
+        )
         self._looks = None
         if cached_tokens is not None:
             self._looks = PrefixLooks(self.table, queue, cached_tokens)
@@ -224,6 +220,8 @@ class Core:
         if self._deadlines.passed(now_s) and self.may_yield:
             self.planner.changed()
         planned = self.planner.finished(now_s) if self.settings.plan_in_thread else None
+        if not self.planner.busy:
+            self.table.release()
         if not self.queue:
             if planned is not None:
                 self.planner.figures.drop("idle")
@@ -232,8 +230,8 @@ class Core:
         free_slots = self.slots - running_count
         if not self.settings.plan_in_thread and self.planner.due(now_s):
             with self.advice("plan"):
-                picture = self.picture(running(), now_s)
-                planned = None if picture is None else self.planner.plan_now(picture)
+                pending = self.snapshots.take(running(), now_s)
+                planned = None if pending is None else self.planner.plan_now(pending)
         preempt: list[str] = []
         if planned is not None:
             preempt = self._adopt(planned, free_slots, now_s)
@@ -273,8 +271,13 @@ class Core:
         if self._looks is not None and self.queue:
             self._looks.look()
         planning = self.settings.plan_in_thread and self.planner.due(now_s)
-        if planning and self.queue and (picture := self.picture(running(), now_s)) is not None:
-            self.planner.start(picture, now_s)
+        if (
+            planning
+            and self.queue
+            and (pending := self.snapshots.take(running(), now_s)) is not None
+        ):
+            self.table.hold()
+            self.planner.start(pending)
 
     def step_ended(
         self,
@@ -298,30 +301,6 @@ class Core:
             self.update_gauges(now_s)
 
     # -- what control and admission ask -------------------------------------------------------
-
-    def picture(
-        self, running: Running, now_s: float, candidate: str | None = None
-    ) -> Snapshot | None:
-        """The picture as it is, with a tracked ``candidate`` as the last of the waiting.
-
-        None when nobody waits whom a plan could order.
-        """
-        table = self.table
-        ids, rows = table.by_arrival(self.queue.plannable_ids())
-        if candidate is not None:
-            ids, rows = [*ids, candidate], np.append(rows, table.rows([candidate]))
-        if not ids:
-            return None
-        running_ids, running_rows = self._progress(running)
-        problem = self.planner.problem(
-            table.arrays(rows),
-            table.arrays(running_rows),
-            table.levels,
-            now_s,
-            self.tokens_per_step,
-            self._recovering(),
-        )
-        return Snapshot(ids, running_ids, problem, self._tenants(rows, running_rows))
 
     def status(self, now_s: float) -> dict[str, Any]:
         """Plain values for the status endpoint; each part says its own."""
@@ -380,58 +359,26 @@ class Core:
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _recovering(self) -> RequestArrays | None:
-        """Those whom the engine preempted, next first, with all to compute that is not cached."""
-        ids = [name for name in self.queue.recovery_ids() if name in self.table]
-        if not ids:
-            return None
-        rows = self.table.rows(ids)
-        generated = [self._generated_tokens(name) or 0 for name in ids]
-        self.table.note_progress(rows, generated, generated)
-        for place, name in enumerate(ids):
-            asked = self._cached_tokens if place < _LOOKED_AT_RECOVERING else None
-            self.table.note_cached(name, 0 if asked is None else asked(name) or 0)
-        return self.table.arrays(rows)
-
-    def _progress(self, running: Running) -> tuple[Sequence[str], IntArray]:
-        """Bring the running rows up to date; ids and rows of those that are tracked."""
-        rows = self.table.rows(running.ids)
-        if len(rows) and rows.min() < 0:
-            known = np.flatnonzero(rows >= 0).tolist()
-            columns = (running.ids, running.generated_tokens, running.prefill_left_tokens)
-            running = Running(*([column[place] for place in known] for column in columns))
-            rows = rows[known]
-        self.table.note_progress(rows, running.prefill_left_tokens, running.generated_tokens)
-        return running.ids, rows
-
-    def _tenants(self, waiting: IntArray, running: IntArray) -> Tenants | None:
-        """Whose the rows are; None for one tenant alone, or when fairness is off."""
-        table = self.table
-        if not self.settings.fair_tenants or len(table.tenants) < 2:
-            return None
-        weights = table.tenants.weights()
-        return Tenants(table.tenant_ids(waiting), table.tenant_ids(running), weights)
-
     def _adopt(self, planned: Planned, free_slots: int, now_s: float) -> list[str]:
         """Put a plan in force, as far as it still fits; who is to give up its slot.
 
         Whoever left the queue since is skipped, newcomers stand behind by arrival.
         """
-        snapshot, plan = planned.snapshot, planned.plan
+        plan = planned.plan
         if plan is None:
             self._lift()
             self.queue.clear_order()
             return []
-        self._in_force.adopt(plan, snapshot.problem.now_s, self.planner.interval_s)
-        self.queue.set_order(snapshot.waiting_ids[row] for row in plan.order)
-        self._keeps_bound = snapshot.tenants is not None
+        self._in_force.adopt(plan, planned.taken_s, self.planner.interval_s)
+        self.queue.set_order(planned.order)
+        self._keeps_bound = planned.by_tenant
         self.metrics.plans_adopted.inc()
         if not self.may_yield:
             return []
         # A slot that has become free since need not be taken from anybody.
         needed = max(0, len(self.queue) - max(0, free_slots))
-        victims = [snapshot.running_ids[row] for row in plan.preempt]
-        return [name for name in victims if name in self.table and name not in self.queue][:needed]
+        running = (name for name in planned.preempt if name in self.table)
+        return [name for name in running if name not in self.queue][:needed]
 
     def _lift(self) -> None:
         self._in_force.lift()

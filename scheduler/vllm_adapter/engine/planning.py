@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
@@ -28,7 +30,6 @@ from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
-from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -58,12 +59,27 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """The answer to a snapshot: a plan, or the fault that stood in its way."""
+class PendingSnapshot:
+    """A snapshot taken at ``taken_s`` and yet to be built, in whatever thread."""
 
-    snapshot: Snapshot
+    taken_s: float
+    build: Callable[[], Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The answer to a snapshot: a plan, or the fault that stood in its way.
+
+    ``order`` and ``preempt`` are the plan's, by name; ``by_tenant`` tells that it shares the bound
+    on waiting between tenants.
+    """
+
+    taken_s: float
     policy: Policy
     plan: Plan | None
+    order: list[str]
+    preempt: list[str]
+    by_tenant: bool
     fault: Exception | None
     wall_s: float
     processor_s: float
@@ -132,7 +148,7 @@ class Planner:
         self.figures = PlanFigures(metrics)
         self.fallbacks: Counter[str] = Counter()
         self.interval_s = self.gate.max_age_s  # in which another plan is to be expected
-        self._thread: PlanThread[Snapshot, Planned] = PlanThread(self._plan)
+        self._thread: PlanThread[PendingSnapshot, Planned] = PlanThread(self._plan)
         self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
         self._changed_since = False  # the snapshot that is being planned
         self.use(self.make(settings.policy))
@@ -193,15 +209,20 @@ class Planner:
         """Whether to take a snapshot for a plan now."""
         return not self._thread.busy and self.gate.due(now_s)
 
-    def plan_now(self, snapshot: Snapshot) -> Planned:
+    def plan_now(self, pending: PendingSnapshot) -> Planned:
         """The plan of the snapshot, made here."""
         self._changed_since = False
-        return self._booked(self._plan(snapshot), self._clock())
+        return self._booked(self._plan(pending), self._clock())
 
-    def start(self, snapshot: Snapshot, now_s: float) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether the thread has a snapshot whose plan was not taken."""
+        return self._thread.busy
+
+    def start(self, pending: PendingSnapshot) -> None:
         """Have the plan of the snapshot made in the thread."""
         self._changed_since = False
-        self._thread.start(snapshot, now_s)
+        self._thread.start(pending, pending.taken_s)
 
     def finished(self, now_s: float) -> Planned | None:
         """The plan that the thread has made, once; None while there is none.
@@ -227,10 +248,13 @@ class Planner:
         self,
         waiting: RequestArrays,
         running: RequestArrays,
+        recovering: RequestArrays | None,
+        *,
         levels: FloatArray,
         now_s: float,
-        decode: TokensPerStep,
-        recovering: RequestArrays | None = None,
+        arrival_rate_rps: float,
+        tokens_per_step: float,
+        draft_tokens: int,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -241,10 +265,10 @@ class Planner:
             capacity=self.capacity,
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
-            arrival_rate_rps=self.arrivals.rps(now_s),
-            tokens_per_step=decode.mean,
-            decode_budget_tokens=1 + decode.draft_tokens,
+            arrival_rate_rps=arrival_rate_rps,
             recovering=recovering,
+            tokens_per_step=tokens_per_step,
+            decode_budget_tokens=1 + draft_tokens,
         )
 
     def capacity_status(self) -> dict[str, int]:
@@ -265,33 +289,54 @@ class Planner:
         """Let the thread end."""
         self._thread.close()
 
-    def _plan(self, snapshot: Snapshot) -> Planned:
+    def _plan(self, pending: PendingSnapshot) -> Planned:
         """Ask the policy, in whatever thread this is; it is told of outcomes first."""
         policy, fairness = self.policy, self.fairness
         began_s, spent_s = self._clock(), self._processor_clock()
         plan = fault = None
+        order: list[str] = []
+        preempt: list[str] = []
+        by_tenant = False
         told: dict[str, Any] = {}
         try:
+            snapshot = pending.build()
             finished = getattr(policy, "finished", None)
             while self._ended:
                 ended = self._ended.popleft()
                 if finished is not None:
                     finished(*ended)
-            plan = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
+            made = Plan(np.empty(0, dtype=np.int64))
+            if snapshot.waiting_ids:
+                made = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
+            order = [snapshot.waiting_ids[row] for row in made.order.tolist()]
+            preempt = [snapshot.running_ids[row] for row in made.preempt.tolist()]
+            by_tenant = snapshot.tenants is not None
             status = getattr(policy, "status", None)
             told = {} if status is None else dict(status())
+            plan = made
         except Exception as error:  # any planner's fault must end here
             fault = error
         wall_s = max(0.0, self._clock() - began_s)
         processor_s = max(0.0, self._processor_clock() - spent_s)
-        return Planned(snapshot, policy, plan, fault, wall_s, processor_s, told)
+        return Planned(
+            pending.taken_s,
+            policy,
+            plan,
+            order,
+            preempt,
+            by_tenant,
+            fault,
+            wall_s,
+            processor_s,
+            told,
+        )
 
     def _booked(self, planned: Planned, now_s: float) -> Planned:
         if planned.fault is not None:
             self.fall_back("planner", planned.fault)
         self.policy_status = planned.told
         self.figures.note(planned.plan, planned.wall_s, planned.processor_s, now_s)
-        began_s = planned.snapshot.problem.now_s
+        began_s = planned.taken_s
         spent_s = planned.processor_s
         if not self._settings.plan_in_thread:
             # A clock that stands still while we work would open the gate at every step.

@@ -93,6 +93,8 @@ class RequestTable:
         self._row_of: dict[str, int] = {}
         self._class_ids: dict[str, int] = {}
         self._free: list[int] = []
+        self._left: list[int] = []  # free once the table is released
+        self._held = False
         # A column a line, so that one gather takes them all and leaves each contiguous.
         self._floats: FloatArray = np.zeros((len(_FLOAT_COLUMNS), 0))
         self._class_id: IntArray = np.zeros(0, dtype=np.int64)
@@ -144,21 +146,25 @@ class RequestTable:
         tracked = self._tracked.pop(request_id, None)
         if tracked is not None:
             del self._row_of[request_id]
-            self._free.append(tracked.row)
+            (self._left if self._held else self._free).append(tracked.row)
             self.tenants.release(tracked.tenant)
         return tracked
+
+    def hold(self) -> None:
+        """Give no row to another request from now on: a snapshot of the table is built."""
+        self._held = True
+
+    def release(self) -> None:
+        """Rows of requests that ended may be given away again."""
+        if self._held:
+            self._held = False
+            self._free += self._left
+            self._left.clear()
 
     def note_first_token(self, tracked: Tracked, now_s: float) -> None:
         """The request's first token left the engine at ``now_s``."""
         tracked.first_token_s = now_s
         self._floats[_FIRST_TOKEN, tracked.row] = now_s
-
-    def note_progress(
-        self, rows: IntArray, prefill_left: Sequence[int], generated: Sequence[int]
-    ) -> None:
-        """Prompt tokens still to compute, and answer tokens so far, of rows ``(k,)``."""
-        self._floats[_PREFILL_LEFT, rows] = prefill_left
-        self._floats[_GENERATED, rows] = generated
 
     def note_yield(self, tracked: Tracked, now_s: float, generated: int) -> None:
         """The request gave up its slot: it queues anew, with everything to compute again."""
@@ -186,14 +192,9 @@ class RequestTable:
         rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
         return np.fromiter(rows, dtype=np.int64, count=len(request_ids))
 
-    def by_arrival(self, request_ids: Sequence[str]) -> tuple[list[str], IntArray]:
-        """The tracked ones of the ids and their rows, oldest arrival first."""
-        rows = self.rows(request_ids)
-        if len(rows) and rows.min() < 0:
-            request_ids = [name for name in request_ids if name in self._row_of]
-            rows = rows[rows >= 0]
-        order = np.argsort(self._floats[_ARRIVAL, rows], kind="stable")
-        return [request_ids[place] for place in order.tolist()], rows[order]
+    def arrival_s(self, rows: IntArray) -> FloatArray:
+        """Arrival times of rows ``(n,)``."""
+        return self._floats[_ARRIVAL, rows]
 
     def arrays(self, rows: IntArray) -> RequestArrays:
         """The rows ``(n,)`` of tracked requests, in the given order, as copies."""
