@@ -204,6 +204,22 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def plain(value: Any) -> Any:
+    """The value as msgpack takes it: numpy's numbers and arrays become Python's.
+
+    One value of another kind in an answer would end the thread that sends all of the engine's.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    return str(value)
+
+
 def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
     """Quantiles in tokens, rounded to hundredths for the wire, at least 1, at most the limit."""
     most = math.inf if max_tokens is None else max(1, max_tokens)

@@ -239,6 +239,18 @@ def test_what_a_policy_says_of_itself_is_told_in_status_and_metrics():
     )  # fmt: skip
 
 
+def test_a_policys_own_kinds_of_numbers_do_not_reach_the_wire():
+    """vLLM's thread of answers ends at the first value that msgpack does not know."""
+    policy = Scripted()
+    policy.status = lambda: {"pace": np.float64(1.25), "rows": np.arange(2)}
+    engine = threaded(policy)
+    fill(engine, "abc", output_tokens=100_000)
+    step_until(engine, lambda: adopted(engine))
+    told = engine.status()["plan"]["policy"]
+    assert told == {"pace": 1.25, "rows": [0, 1]}
+    assert type(told["pace"]) is float
+
+
 def test_a_raising_policy_means_arrival_order_until_it_plans_again():
     policy = Scripted()
     engine = threaded(policy)

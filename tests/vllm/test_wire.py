@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.data.slo import Slo, SloTable
-from lengthwise.scheduler.vllm_adapter.wire import Answer, Hints, Question, clipped
+from lengthwise.scheduler.vllm_adapter.wire import Answer, Hints, Question, clipped, plain
 
 LEVELS = 5
 NOTHING_KNOWN = SloTable({})
@@ -19,6 +20,13 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 objectives = st.none() | st.integers(1, 86_400_000).map(lambda ms: float(ms) / 1e3)
 rows = st.lists(st.floats(1, 1e6), min_size=LEVELS, max_size=LEVELS).map(
     lambda values: tuple(clipped(sorted(values), None))
+)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
 )
 
 
@@ -69,6 +77,20 @@ def test_an_answer_reads_back(answer):
     assert Answer.from_wire(json.loads(json.dumps(answer.to_wire()))) == answer
 
 
+@given(json_values | st.sampled_from([np.float64(1.5), np.arange(3), np.bool_(True), {1: {2}}]))
+def test_plain_values_are_pythons_own_all_the_way_down(value):
+    def kinds(found):
+        yield type(found)
+        parts = [*found, *found.values()] if isinstance(found, dict) else found
+        if isinstance(found, dict | list):
+            for part in parts:
+                yield from kinds(part)
+
+    wrapped = plain({"deep": [value, {"np": np.int64(3)}, (np.float32(0.5),)]})
+    assert set(kinds(wrapped)) <= {dict, list, str, int, float, bool, type(None)}
+    assert wrapped["deep"][1:] == [{"np": 3}, [0.5]]
+
+
 def test_an_answer_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="maybe"):
         Answer.from_wire({"action": "maybe"})
@@ -76,11 +98,6 @@ def test_an_answer_of_another_kind_is_refused():
         Answer.from_wire({})
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
 KEYS = ["slo_class", "slo_ttft_ms", "slo_e2e_ms", "tenant", "pred_quantiles", "pred_version",
         "lw_features", "lw_contract", "lw_shadow", "lw_shadow_version", "lw_prompt",
         "lw_admission"]  # fmt: skip

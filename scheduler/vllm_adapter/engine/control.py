@@ -14,7 +14,7 @@ from lengthwise.scheduler.vllm_adapter.engine.admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.wire import Answer, EngineRequest, parse_request
+from lengthwise.scheduler.vllm_adapter.wire import Answer, EngineRequest, parse_request, plain
 
 
 class Control:
@@ -28,14 +28,15 @@ class Control:
     def status(self) -> dict[str, Any]:
         """What the engine process knows, as plain values."""
         admission = {"mode": "off"} if self.admission is None else self.admission.status()
-        return self.core.status(time.monotonic()) | {"admission": admission}
+        return dict(plain(self.core.status(time.monotonic()) | {"admission": admission}))
 
     def admit(self, question: dict[str, Any], running: Running) -> dict[str, Any]:
         """The verdict on a request that the API process holds back."""
         if self.admission is None:
             return Answer().to_wire()
         now_s, unix_s = time.monotonic(), time.time()
-        return self.admission.answer(question, running, now_s, unix_s).to_wire()
+        answer = self.admission.answer(question, running, now_s, unix_s)
+        return dict(plain(answer.to_wire()))
 
     def configure(self, body: dict[str, Any]) -> dict[str, Any]:
         """Apply a request whole or not at all; ``{"error": ...}`` says what was wrong."""
