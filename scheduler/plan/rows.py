@@ -48,6 +48,35 @@ class Snapshot:
         return self.rows.need * self.token_s + prefill_s
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request takes of the engine: seconds for its prompt and for its answer's tokens."""
+
+    prompt_s: float
+    answer_s: float
+
+    @property
+    def prompt_share(self) -> float:
+        """The prompt's share of both."""
+        return self.prompt_s / max(self.prompt_s + self.answer_s, 1e-12)
+
+    def utilisation(self, rate_rps: float) -> float:
+        """Share of the engine's time that such arrivals take, above 1 in overload."""
+        return rate_rps * (self.prompt_s + self.answer_s)
+
+
+def demand_of(shot: Snapshot) -> Demand:
+    """The mean demand of those that wait or are expected, in a full batch."""
+    rows, engine = shot.rows, shot.engine
+    left, need = rows.left[shot.waiting :].mean(), rows.need[shot.waiting :].mean()
+    context = shot.batch * (rows.target[shot.waiting :].mean() + need / 2.0)
+    step_s = engine.base_s + engine.decode_seq_s * shot.batch + engine.context_token_s * context
+    return Demand(
+        float(engine.prefill_token_s * left),
+        float(need * step_s / shot.batch / engine.tokens_per_step),
+    )
+
+
 @njit
 def _lengths(
     levels: FloatArray,
