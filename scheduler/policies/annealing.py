@@ -276,7 +276,10 @@ class AnnealingPolicy:
         if self._may("limits", now_s) and (last < none).any():
             under.append(last)
         nobody = np.zeros(shot.running, dtype=np.int64)
-        gap_s = shot.token_s * float(shot.rows.need.mean()) / engine.slots
+        # those put off are seldom the short ones: their own lengths say when slots come free
+        need = shot.rows.need[shot.waiting : shot.expected]
+        old = now_s - problem.waiting.queued_s > 0.5 * problem.max_wait_s
+        gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
         starts = list(self._starts(problem, shot, queue))
         overdue = np.zeros(len(queue), dtype=np.bool_)
         overdue[: len(problem.waiting)] = find_overdue(
