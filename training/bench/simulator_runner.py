@@ -21,9 +21,8 @@ from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
 from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.client import QueueSample
 from lengthwise.training.bench.compare import PlanTimes, Run, Tick, no_tick
-from lengthwise.training.bench.records import RequestRecord
+from lengthwise.training.bench.modeled import median_tokens, queue_samples, to_records
 from lengthwise.training.bench.result import Provenance
 from lengthwise.training.bench.workload import (
     WorkloadSource,
@@ -36,8 +35,6 @@ from lengthwise.training.bench.workload import (
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-MEDIAN = 0.5
-QUEUE_SAMPLES = 200
 # What a policy searches where nothing limits its time: sa its own number of steps; of the paper's
 # schedule, whose 63 temperatures of 100 steps take too long to plan often, about as many.
 FIXED_SEARCH: Mapping[str, Mapping[str, Any]] = {"sa-paper": {"steps_per_temperature": 2}}
@@ -132,13 +129,20 @@ class SimulatorRunner:
         outcome = play(task) if self._pool is None else self._pool.submit(play, task).result()
         predicted = None
         if arm.lengths == "learned":
-            predicted = rows[:, int(np.argmin(np.abs(levels - MEDIAN)))]
+            predicted = median_tokens(rows, levels)
         for _ in requests:
             tick()
         return Run(
             repeat,
-            to_records(requests, outcome, repeat, predicted),
-            queue_samples(requests, outcome),
+            to_records(
+                requests,
+                outcome.first_token_s,
+                outcome.finish_s,
+                outcome.output_tokens,
+                repeat,
+                predicted,
+            ),
+            queue_samples(requests, outcome.admitted_s, outcome.finish_s, outcome.end_s),
             plan_times(outcome.plan_s),
         )
 
@@ -180,48 +184,3 @@ def plan_times(plan_s: Sequence[float]) -> PlanTimes:
         return PlanTimes()
     p50, p99 = np.quantile(1e3 * np.asarray(plan_s), [0.5, 0.99])
     return PlanTimes(len(plan_s), float(p50), float(p99))
-
-
-def to_records(
-    requests: Sequence[WorkloadRequest],
-    outcome: SimResult,
-    repeat: int,
-    predicted: np.ndarray | None,
-) -> list[RequestRecord]:
-    """One record a request; one the simulator never finished is lost."""
-    records = []
-    for i, request in enumerate(requests):
-        first_s, finish_s = float(outcome.first_token_s[i]), float(outcome.finish_s[i])
-        done = bool(np.isfinite(finish_s) and np.isfinite(first_s))
-        records.append(
-            RequestRecord(
-                index=i,
-                repeat=repeat,
-                slo=request.slo,
-                arrival_s=request.arrival_s,
-                send_s=request.arrival_s,
-                prompt_tokens=request.prompt_tokens,
-                target_tokens=request.output_tokens,
-                output_tokens=request.output_tokens if done else 0,
-                ttft_s=first_s - request.arrival_s if done else None,
-                e2e_s=finish_s - request.arrival_s if done else None,
-                error=None if done else "not finished",
-                predicted_tokens=None if predicted is None else float(predicted[i]),
-            )
-        )
-    return records
-
-
-def queue_samples(
-    requests: Sequence[WorkloadRequest], outcome: SimResult, points: int = QUEUE_SAMPLES
-) -> list[QueueSample]:
-    """Waiting and running requests at evenly spaced times, from the times of each request."""
-    start = np.array([r.arrival_s for r in requests])
-    return [
-        QueueSample(
-            float(at),
-            int(((start <= at) & (outcome.admitted_s > at)).sum()),
-            int(((outcome.admitted_s <= at) & (outcome.finish_s > at)).sum()),
-        )
-        for at in np.linspace(0.0, outcome.end_s, points)
-    ]

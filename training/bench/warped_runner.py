@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.policies.make import make_policy
@@ -25,17 +26,14 @@ from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProc
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.training.bench.arms import STOCK_ARM, Arm
-from lengthwise.training.bench.client import QueueSample
 from lengthwise.training.bench.compare import Outcome, PlanTimes, Run, Tick, no_tick
 from lengthwise.training.bench.emulation import emulation_of, load_average, step_figures
+from lengthwise.training.bench.modeled import median_tokens, queue_samples, to_records
 from lengthwise.training.bench.provenance import describe_machine, engine_version
-from lengthwise.training.bench.records import RequestRecord
 from lengthwise.training.bench.result import Provenance
-from lengthwise.training.bench.simulator_runner import FIXED_SEARCH, MEDIAN, KnownLengths
+from lengthwise.training.bench.simulator_runner import FIXED_SEARCH, KnownLengths
 from lengthwise.training.bench.simulator_runner import plan_times as times_of
 from lengthwise.training.bench.workload import WorkloadSource, check_fit, cut_at_max_tokens
-
-_QUEUE_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +134,12 @@ class WarpedRunner:
             tick()
         predicted = None
         if told is not None and arm.lengths == "learned":
-            predicted = told[0][:, int(np.argmin(np.abs(told[1] - MEDIAN)))]
+            predicted = median_tokens(*told)
+        first_s, last_s = _seconds(outcome.first_s), _seconds(outcome.last_s)
         return Run(
             repeat,
-            to_records(requests, outcome, repeat, predicted),
-            queue_samples(requests, outcome),
+            to_records(requests, first_s, last_s, outcome.tokens, repeat, predicted),
+            queue_samples(requests, first_s, last_s, outcome.virtual_s),
             None if arm.is_stock else plan_times(outcome),
         )
 
@@ -230,49 +229,9 @@ def job_requests(requests: Sequence[WorkloadRequest], rows: np.ndarray | None) -
     return made
 
 
-def to_records(
-    requests: Sequence[WorkloadRequest],
-    outcome: JobOutcome,
-    repeat: int,
-    predicted: np.ndarray | None,
-) -> list[RequestRecord]:
-    """One record a request; one without a last token is lost."""
-    records = []
-    for i, request in enumerate(requests):
-        first_s, last_s = outcome.first_s[i], outcome.last_s[i]
-        done = first_s is not None and last_s is not None
-        records.append(
-            RequestRecord(
-                index=i,
-                repeat=repeat,
-                slo=request.slo,
-                arrival_s=request.arrival_s,
-                send_s=request.arrival_s,
-                prompt_tokens=request.prompt_tokens,
-                target_tokens=request.output_tokens,
-                output_tokens=outcome.tokens[i],
-                ttft_s=first_s - request.arrival_s if first_s is not None else None,
-                e2e_s=last_s - request.arrival_s if last_s is not None else None,
-                error=None if done else "not finished",
-                predicted_tokens=None if predicted is None else float(predicted[i]),
-            )
-        )
-    return records
-
-
-def queue_samples(requests: Sequence[WorkloadRequest], outcome: JobOutcome) -> list[QueueSample]:
-    """Requests without and with a first token at evenly spaced times."""
-    arrival = np.array([r.arrival_s for r in requests])
-    first = np.array([np.inf if s is None else s for s in outcome.first_s])
-    last = np.array([np.inf if s is None else s for s in outcome.last_s])
-    return [
-        QueueSample(
-            float(at),
-            int(((arrival <= at) & (first > at)).sum()),
-            int(((first <= at) & (last > at)).sum()),
-        )
-        for at in np.linspace(0.0, outcome.virtual_s, _QUEUE_POINTS)
-    ]
+def _seconds(times: Sequence[float | None]) -> FloatArray:
+    """Infinite where there is none."""
+    return np.array([np.inf if at is None else at for at in times])
 
 
 def plan_times(outcome: JobOutcome) -> PlanTimes:
