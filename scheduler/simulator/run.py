@@ -23,7 +23,7 @@ from lengthwise.scheduler.simulator.prefix_cache import (
     empty_cache,
     give_up,
 )
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
+from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload, met_of
 
 PlanCost = Literal["free", "measured"]
 
@@ -62,17 +62,6 @@ def _rows(
         cached_tokens=cached,
         prefix_id=cache.prefix[index],
         prefix_tokens=cache.shareable[index].astype(np.float64),
-    )
-
-
-def _met(workload: SimWorkload, times: FloatArray, row: int) -> bool:
-    """Whether a finished row met all its objectives."""
-    arrival_s, more = workload.arrival_s[row], max(int(workload.output_tokens[row]) - 1, 1)
-    first_s, finish_s = times[row, e.FIRST], times[row, e.FINISH]
-    return bool(
-        first_s - arrival_s <= workload.ttft_s[row]
-        and (finish_s - first_s) / more <= workload.tpot_s[row]
-        and finish_s - arrival_s <= workload.e2e_s[row]
     )
 
 
@@ -157,9 +146,13 @@ def simulate(
     def tell_outcomes() -> None:
         if note_outcome is None:
             return
-        for row in np.flatnonzero(~told[:arrived] & ~np.isnan(times[:arrived, e.FINISH])):
-            told[row] = True
-            note_outcome(float(workload.arrival_s[row]), _met(workload, times, row))
+        rows = np.flatnonzero(~told[:arrived] & ~np.isnan(times[:arrived, e.FINISH]))
+        met = met_of(
+            workload, rows, times[rows, e.FIRST], times[rows, e.FINISH], state[rows, e.GENERATED]
+        )
+        told[rows] = True
+        for arrival_s, kept in zip(workload.arrival_s[rows].tolist(), met.tolist(), strict=True):
+            note_outcome(arrival_s, kept)
 
     def picture(now_s: float, waiting: IntArray, recovering: IntArray) -> Problem:
         return Problem(

@@ -92,13 +92,30 @@ class SimResult:
 
     def tpot_s(self) -> FloatArray:
         """(e2e - TTFT) / (n - 1), 0 for answers of one token."""
-        span = self.finish_s - self.first_token_s
-        return np.where(self.output_tokens > 1, span / np.maximum(self.output_tokens - 1, 1), 0.0)
+        return _tpot_s(self.first_token_s, self.finish_s, self.output_tokens)
 
     def met(self, workload: SimWorkload) -> BoolArray:
         """Whether all objectives of each request hold (best effort: True)."""
-        return (
-            (self.ttft_s(workload) <= workload.ttft_s)
-            & (self.tpot_s() <= workload.tpot_s)
-            & (self.e2e_s(workload) <= workload.e2e_s)
-        )
+        every = np.arange(len(workload))
+        return met_of(workload, every, self.first_token_s, self.finish_s, self.output_tokens)
+
+
+def met_of(
+    workload: SimWorkload,
+    rows: IntArray,
+    first_token_s: FloatArray,
+    finish_s: FloatArray,
+    output_tokens: IntArray,
+) -> BoolArray:
+    """Whether all objectives of the given ``rows`` hold by what came of each of them, ``(k,)``."""
+    arrival_s = workload.arrival_s[rows]
+    return (
+        (first_token_s - arrival_s <= workload.ttft_s[rows])
+        & (_tpot_s(first_token_s, finish_s, output_tokens) <= workload.tpot_s[rows])
+        & (finish_s - arrival_s <= workload.e2e_s[rows])
+    )
+
+
+def _tpot_s(first_token_s: FloatArray, finish_s: FloatArray, output_tokens: IntArray) -> FloatArray:
+    span_s = finish_s - first_token_s
+    return np.where(output_tokens > 1, span_s / np.maximum(output_tokens - 1, 1), 0.0)
