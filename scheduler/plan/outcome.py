@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.plan.rollout import rollout, work_for
+from lengthwise.scheduler.plan.rollout import work_for
 from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.value import CERTAIN, worth
+from lengthwise.scheduler.plan.search import Parts, Picture, value_of
+from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import Problem
 
 HORIZON_S = 600.0
@@ -33,17 +34,17 @@ def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> O
     k, waiting = len(everybody), len(everybody) - len(problem.waiting)
     running = len(problem.running)
     shot = snapshot(problem, everybody, waiting, k, 0.5)
-    w, chance, nobody = work_for(k), np.zeros(k), np.zeros(running, dtype=np.int64)
-    engine, now_s, until_s = shot.engine, problem.now_s, problem.now_s + horizon_s
-    rows = np.asarray(order, dtype=np.int64) + waiting
-    rollout(
-        engine, shot.rows, running, waiting - running, k, rows, nobody, engine.slots,
-        engine.batched_tokens, False, now_s, until_s, w,
+    engine, now_s = shot.engine, problem.now_s
+    picture = Picture(
+        engine, shot.rows, running, waiting - running, k, now_s, now_s + horizon_s,
+        CERTAIN._replace(spread=SPREAD, tpot_spread=TPOT_SPREAD), work_for(k), np.zeros(k),
     )  # fmt: skip
-    objective = CERTAIN._replace(spread=SPREAD, tpot_spread=TPOT_SPREAD)
-    worth(
-        engine, shot.rows, running, waiting - running, rows, nobody, now_s, until_s, objective, w,
-        chance,
-    )  # fmt: skip
+    parts = Parts(
+        np.asarray(order, dtype=np.int64) + waiting,
+        np.zeros(running, dtype=np.int64),
+        np.array([engine.slots, engine.batched_tokens]),
+    )
+    value_of(picture, parts, False)
+    w = picture.work
     first_s = np.where(np.isnan(w.first_s), np.inf, w.first_s)
-    return Outcome(first_s[waiting:], w.finish_s[waiting:], chance[waiting:])
+    return Outcome(first_s[waiting:], w.finish_s[waiting:], picture.chance[waiting:])

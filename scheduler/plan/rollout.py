@@ -21,12 +21,12 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.plan.heap import pop, push
+from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS
 
 WAITING, PREFILLING, DECODING, DONE, FRONT, TAIL = range(6)
 ROW_BITS = 22
 ROW_MASK = (1 << ROW_BITS) - 1
 MOST_EVENTS = 50_000
-LEAST_PREFILL = 16.0  # problem.LEAST_PREFILL_TOKENS
 
 
 class Engine(NamedTuple):
@@ -192,7 +192,7 @@ def rollout(
     k = len(rows.need)
     speed, kv = engine.tokens_per_step, engine.kv_tokens
     slots = min(engine.slots, max_running)
-    limit = max(max_prefill, LEAST_PREFILL)
+    limit = max(max_prefill, float(LEAST_PREFILL_TOKENS))
     for i in range(k):
         w.left[i], w.target[i], w.need[i] = rows.left[i], rows.target[i], rows.need[i]
         w.first_s[i], w.finish_s[i], w.phase[i] = rows.first_s[i], np.inf, WAITING

@@ -14,7 +14,7 @@ from lengthwise.data.lengths import (
     quantile_at,
     remaining_mean,
 )
-from lengthwise.scheduler.plan.rollout import Engine, Rows
+from lengthwise.scheduler.plan.rollout import Engine, Rows, decode_s
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
 GOLDEN = 0.6180339887498949
@@ -70,7 +70,7 @@ def demand_of(shot: Snapshot) -> Demand:
     rows, engine = shot.rows, shot.engine
     left, need = rows.left[shot.waiting :].mean(), rows.need[shot.waiting :].mean()
     context = shot.batch * (rows.target[shot.waiting :].mean() + need / 2.0)
-    step_s = engine.base_s + engine.decode_seq_s * shot.batch + engine.context_token_s * context
+    step_s = decode_s(engine, 1.0, shot.batch, context)
     return Demand(
         float(engine.prefill_token_s * left),
         float(need * step_s / shot.batch / engine.tokens_per_step),
@@ -225,6 +225,6 @@ def _full_batch(
     """How many run when as many do as may and would, and the seconds a token takes then."""
     context = mean_prompt + mean_need / 2.0
     batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
-    step_s = engine.base_s + engine.decode_seq_s * batch + engine.context_token_s * batch * context
+    step_s = decode_s(engine, 1.0, batch, batch * context)
     prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_left
     return batch, step_s / engine.tokens_per_step + prefill_s * batch / max(mean_need, 1.0)

@@ -56,6 +56,11 @@ class Parts(NamedTuple):
     limits: FloatArray
 
 
+def copied(parts: Parts) -> Parts:
+    """The same plan on arrays of its own."""
+    return Parts(parts.order.copy(), parts.given_up.copy(), parts.limits.copy())
+
+
 @njit(nogil=True)
 def value_of(picture: Picture, parts: Parts, skip_late: bool) -> float:
     """Value of a plan; ``picture.chance`` then holds everybody's."""

@@ -9,8 +9,7 @@ when, over the last rows,
 
 that is when what came is worse than even its absence was said to be, and surely so; or when the
 promises are wrong in either direction by more than TOLERANCE, because then the model that chose
-the part knows nothing of this engine. A broken part is withdrawn, longer each time; in the
-meantime the promises of plans without it go on being checked, and when these hold it returns.
+the part knows nothing of this engine. A broken part is withdrawn for a while, longer each time.
 """
 
 from __future__ import annotations
@@ -45,21 +44,16 @@ class _Ledger:
     for_wrong: bool = False
     probation_s: float = FIRST_PROBATION_S
 
-    def broken(self) -> bool:
-        if len(self.rows) < LEAST:
-            return False
+    def verdict(self) -> tuple[bool, bool]:
+        """(whether the promises were wrong, whether the part broke its own)."""
+        n = len(self.rows)
+        if n < LEAST:
+            return False, False
         promised, without, met = np.array(self.rows).T
-        noise = Z * math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * len(promised))
+        noise = Z * math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * n)
         short = float((promised - met).sum())
         gain = max(0.0, float((promised - without).sum()))
-        return short > gain + MARGIN * len(promised) + noise
-
-    def wrong(self) -> bool:
-        if len(self.rows) < LEAST:
-            return False
-        promised, _, met = np.array(self.rows).T
-        noise = Z * math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * len(promised))
-        return abs(float((promised - met).sum())) > TOLERANCE * len(promised) + noise
+        return abs(short) > TOLERANCE * n + noise, short > gain + MARGIN * n + noise
 
 
 class Trust:
@@ -119,8 +113,10 @@ class Trust:
             ledger.rows.append((promised, without, float(met)))
             if part == "order":
                 self._recent.append((promised, float(met)))
-            wrong = ledger.wrong()
-            if self._now_s >= ledger.until_s and (wrong or ledger.broken()):
+            if self._now_s < ledger.until_s:
+                continue
+            wrong, broken = ledger.verdict()
+            if wrong or broken:
                 ledger.for_wrong = wrong
                 ledger.until_s = self._now_s + ledger.probation_s
                 ledger.probation_s = min(2.0 * ledger.probation_s, LONGEST_PROBATION_S)

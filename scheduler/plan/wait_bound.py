@@ -38,18 +38,26 @@ def overdue_first(
     back) have waited 0.
     """
     overdue = find_overdue(arrival_s, now_s, max_wait_s, gap_s)
-    count = int(overdue.sum())
-    if count == 0:
-        return order, 0
+    return in_front(order, overdue, arrival_s), int(overdue.sum())
+
+
+def in_front(order: IntArray, overdue: BoolArray, arrival_s: FloatArray) -> IntArray:
+    """``order`` with the ``overdue (n,)`` moved to the front, oldest first."""
     rows = np.flatnonzero(overdue)
     oldest = rows[np.argsort(arrival_s[rows], kind="stable")]
-    return np.concatenate([oldest, order[~overdue[order]]]), count
+    return np.concatenate([oldest, order[~overdue[order]]])
+
+
+def is_old(arrival_s: FloatArray, now_s: float, max_wait_s: float) -> BoolArray:
+    """Who has waited long enough to take part in the bound, ``(n,)``."""
+    old: BoolArray = now_s - arrival_s > _OLD * max_wait_s
+    return old
 
 
 def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: float) -> BoolArray:
     """Who must be admitted now, ``(n,)``."""
     overdue = np.zeros(len(arrival_s), dtype=np.bool_)
-    old = np.flatnonzero(now_s - arrival_s > _OLD * max_wait_s)
+    old = np.flatnonzero(is_old(arrival_s, now_s, max_wait_s))
     if len(old) == 0:
         return overdue
     old = old[np.argsort(arrival_s[old], kind="stable")]

@@ -30,7 +30,7 @@ from lengthwise.scheduler.plan.rows import Snapshot, demand_of, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
-from lengthwise.scheduler.plan.wait_bound import find_overdue
+from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old
 from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
@@ -134,8 +134,10 @@ class AnnealingPolicy:
         self._now_s = problem.now_s
         self._settle(problem)
         planned, rest = self._planned(problem)
-        shot, queue = self._snapshot(planned)
-        picture = self._picture(planned, shot)
+        self.forecast.observe(planned)
+        horizon_s = self._horizon_s(planned)
+        shot, queue = self._snapshot(planned, horizon_s)
+        picture = self._picture(planned, shot, horizon_s)
         self._ruled = self._prompt_bound(planned, shot)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
@@ -193,10 +195,8 @@ class AnnealingPolicy:
         chosen = np.sort(order[:most])
         return replace(problem, waiting=problem.waiting.take(chosen)), (chosen, order[most:])
 
-    def _snapshot(self, problem: Problem) -> tuple[Snapshot, RequestArrays]:
+    def _snapshot(self, problem: Problem, horizon_s: float) -> tuple[Snapshot, RequestArrays]:
         """Steps 1 and 2: everybody's rows, and those that queue or are expected to."""
-        self.forecast.observe(problem)
-        horizon_s = self._horizon_s(problem)
         coming = self.forecast.expected(problem, horizon_s, self.settings.most_expected)
         queue = problem.waiting.concatenated(coming)
         before = [] if problem.recovering is None else [problem.recovering]
@@ -217,7 +217,7 @@ class AnnealingPolicy:
         s = self.settings
         return float(np.clip(s.horizon * mean_s, s.shortest_horizon_s, s.longest_horizon_s))
 
-    def _picture(self, problem: Problem, shot: Snapshot) -> s.Picture:
+    def _picture(self, problem: Problem, shot: Snapshot, horizon_s: float) -> s.Picture:
         knobs = self.settings
         mean_tokens = max(1.0, float(shot.rows.need[shot.waiting :].mean()))
         objective = Objective(
@@ -231,7 +231,7 @@ class AnnealingPolicy:
             shot.token_s,
             shot.batch,
         )
-        until_s = problem.now_s + self._horizon_s(problem)
+        until_s = problem.now_s + horizon_s
         return s.Picture(
             shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
@@ -278,24 +278,20 @@ class AnnealingPolicy:
         nobody = np.zeros(shot.running, dtype=np.int64)
         # those put off are seldom the short ones: their own lengths say when slots come free
         need = shot.rows.need[shot.waiting : shot.expected]
-        old = now_s - problem.waiting.queued_s > 0.5 * problem.max_wait_s
+        old = is_old(problem.waiting.queued_s, now_s, problem.max_wait_s)
         gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
         starts = list(self._starts(problem, shot, queue))
-        overdue = np.zeros(len(queue), dtype=np.bool_)
-        overdue[: len(problem.waiting)] = find_overdue(
-            problem.waiting.queued_s, now_s, problem.max_wait_s, gap_s
-        )
+        overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
         shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
-        oldest = np.flatnonzero(overdue)
-        oldest = oldest[np.argsort(queue.queued_s[oldest], kind="stable")]
+        kept = int(overdue.sum())
         best: tuple[_Start, float] | None = None
         evaluated = 0
         for name, order, skip_late in starts:
             if not self._may("order", now_s) and name not in self._fallbacks(now_s):
                 continue
-            bounded = np.concatenate([oldest, order[~overdue[order]]]) + shot.waiting
+            bounded = in_front(order, overdue, queue.queued_s) + shot.waiting
             for limits in under:
-                start = _Start(name, bounded, skip_late, limits, len(oldest))
+                start = _Start(name, bounded, skip_late, limits, kept)
                 parts = s.Parts(bounded, nobody, limits)
                 value = s.value_of(picture, parts, skip_late)
                 evaluated += 1
@@ -318,13 +314,14 @@ class AnnealingPolicy:
         """Step 5: the best plan found, its value, and the steps taken."""
         nobody = np.zeros(shot.running, dtype=np.int64)
         current = s.Parts(start.order.copy(), nobody, start.limits.copy())
-        # the start's own chances say who is losing
-        s.value_of(picture, current, start.skip_late)
-        losing = np.flatnonzero(
-            (picture.chance[: shot.running] <= self.settings.losing) & _may_yield(problem)
-        )
-        kinds = self._kinds(shot.now_s, len(losing))
-        best, trial = _copied(current), _copied(current)
+        losing = NOTHING
+        if "slots" in self.settings.parts and self._may("slots", shot.now_s):
+            s.value_of(picture, current, start.skip_late)  # the start's own chances say who loses
+            losing = np.flatnonzero(
+                (picture.chance[: shot.running] <= self.settings.losing) & _may_yield(problem)
+            )
+        kinds = self._kinds(shot.now_s, len(losing) > 0)
+        best, trial = s.copied(current), s.copied(current)
         values = np.array([start_value, start_value])
         queued = len(start.order) - start.kept
         head, reach = min(self.settings.head, queued), min(self.settings.reach, queued)
@@ -339,7 +336,7 @@ class AnnealingPolicy:
             done += steps
         return best, float(values[1]), done
 
-    def _kinds(self, now_s: float, losing: int) -> IntArray:
+    def _kinds(self, now_s: float, may_yield: bool) -> IntArray:
         parts = self.settings.parts
         kinds: list[int] = []
         if "order" in parts and self._may("order", now_s):
@@ -348,7 +345,7 @@ class AnnealingPolicy:
             kinds.append(s.BATCH)
         if "prefill" in parts and self._may("limits", now_s):
             kinds.append(s.PREFILL)
-        if "slots" in parts and losing and self._may("slots", now_s):
+        if may_yield:
             kinds.append(s.SLOT)
         return np.array(kinds, dtype=np.int64)
 
@@ -388,11 +385,11 @@ class AnnealingPolicy:
         arrival_s = shot.rows.arrival_s[best.order]
         by_arrival = np.argsort(arrival_s, kind="stable")
         self._ranks = (arrival_s[by_arrival], by_arrival.astype(np.float64))
-        without: dict[str, FloatArray] = {}
-        real = np.r_[: shot.running, shot.waiting : shot.expected]
-        none = np.array([engine.slots, engine.batched_tokens])
         if self.settings.trust:
-            variants = {}
+            real = np.r_[: shot.running, shot.waiting : shot.expected]
+            real = real[shot.rows.weight[real] > 0]
+            none = np.array([engine.slots, engine.batched_tokens])
+            variants, without = {}, {}
             if (best.limits < none).any():
                 variants["limits"] = best._replace(limits=none)
             if best.given_up.any():
@@ -400,17 +397,9 @@ class AnnealingPolicy:
             variants["order"] = best._replace(order=start.order)
             for part, parts in variants.items():
                 s.value_of(picture, parts, start.skip_late)
-                without[part] = picture.chance[real].copy()
-        s.value_of(picture, best, start.skip_late)
-        if self.settings.trust:
-            weighed = real[shot.rows.weight[real] > 0]
-            keep = shot.rows.weight[real] > 0
-            self.trust.promise(
-                now_s,
-                shot.rows.arrival_s[weighed],
-                picture.chance[weighed],
-                {part: chance[keep] for part, chance in without.items()},
-            )
+                without[part] = picture.chance[real]
+            s.value_of(picture, best, start.skip_late)
+            self.trust.promise(now_s, shot.rows.arrival_s[real], picture.chance[real], without)
         soon = picture._replace(until_s=now_s + AHEAD_S)
         s.value_of(soon, best, start.skip_late)
         end = picture.work.end
@@ -440,7 +429,3 @@ def _may_yield(problem: Problem) -> BoolArray:
     running = problem.running
     once = running.queued_s <= running.arrival_s
     return once & (problem.now_s - running.arrival_s <= problem.max_wait_s)
-
-
-def _copied(parts: s.Parts) -> s.Parts:
-    return s.Parts(parts.order.copy(), parts.given_up.copy(), parts.limits.copy())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.rollout import work_for
 from lengthwise.scheduler.plan.rows import snapshot
@@ -61,9 +61,7 @@ def clairvoyant(
                 best_value, best = value, parts
     if best is None:
         raise ValueError("give at least one start")
-    current = best
-    trial = s.Parts(current.order.copy(), nobody, current.limits.copy())
-    found = s.Parts(current.order.copy(), nobody, current.limits.copy())
+    current, trial, found = best, s.copied(best), s.copied(best)
     values = np.array([best_value, best_value])
     done, n = 0, len(workload)
     while done < steps:
@@ -76,13 +74,8 @@ def clairvoyant(
             rng.random((count, s.UNIFORMS)),
         )  # fmt: skip
         done += count
-    best_effort = float((_weight(workload) == 0).sum())
+    best_effort = float((picture.rows.weight == 0).sum())
     return Found((best_value + best_effort) / n, (values[1] + best_effort) / n, done)
-
-
-def _weight(workload: SimWorkload) -> FloatArray:
-    first = np.minimum(np.minimum(workload.ttft_s, workload.tpot_s), workload.e2e_s)
-    return np.where(first < np.inf, 1.0, 0.0)
 
 
 def _picture(workload: SimWorkload, profile: EngineProfile) -> s.Picture:
@@ -114,8 +107,7 @@ def _picture(workload: SimWorkload, profile: EngineProfile) -> s.Picture:
         decode_budget_tokens=1 if speculation is None else 1 + speculation.draft_tokens,
     )
     shot = snapshot(problem, rows, 0, 0, 0.5)
-    exact = shot.rows._replace(weight=_weight(workload))
     end_s = float(workload.arrival_s[-1]) + 1e6
     return s.Picture(
-        shot.engine, exact, 0, 0, 0, problem.now_s, end_s, CERTAIN, work_for(n), np.zeros(n)
+        shot.engine, shot.rows, 0, 0, 0, problem.now_s, end_s, CERTAIN, work_for(n), np.zeros(n)
     )
