@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
-from lengthwise.scheduler.vllm_adapter.server import launch
+from lengthwise.scheduler.vllm_adapter.server import command, launch
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.cli.app import app
 from lengthwise.training.registry import store
@@ -180,7 +180,7 @@ while time.time() < end:
         if json.loads(text)["policy"] == "llf": break
     time.sleep(0.01)
 """
-    monkeypatch.setattr(launch, "_entry_point", lambda model: [sys.executable, "-c", program])
+    monkeypatch.setattr(command, "_entry_point", lambda model: [sys.executable, "-c", program])
     policy = {"policy": "edf"}
     follower = Follower(versions, said.append)
     keeper = FileKeeper(follower, said.append, (lambda: policy,), poll_s=0.05)
@@ -197,7 +197,9 @@ while time.time() < end:
     thread = threading.Thread(target=operate, daemon=True)
     thread.start()
     before = signal.getsignal(signal.SIGHUP)
-    code = launch.serve_forever("m", ServerSettings(policy="edf"), keeper=keeper)
+    code = launch.serve_forever(
+        "m", ServerSettings(policy="edf"), ["--port", "0"], cache_dir=tmp_path, keeper=keeper
+    )
     assert code == 1  # the stand-in ends unasked
     assert signal.getsignal(signal.SIGHUP) is before
     first, *_, last = states()
