@@ -23,6 +23,7 @@ from lengthwise.training.registry import store
 from lengthwise.training.registry.follow import (
     FileKeeper,
     Follower,
+    follow,
     followed_alias,
     read_policy_file,
 )
@@ -123,6 +124,24 @@ def test_an_empty_registry_says_so(workspace, live_file):
     assert done.exit_code == 0
     assert "output-length" in done.stderr
     assert read_live(live_file) == LiveState()
+
+
+def test_a_live_file_that_goes_missing_is_made_again(versions, live_file, said, monkeypatch):
+    write_live(live_file, LiveState(policy="edf"))
+    turns = []
+
+    def sleep(seconds):
+        turns.append(read_live(live_file))
+        live_file.unlink()
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("lengthwise.training.registry.follow.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        follow(live_file, Follower(versions, said.append), poll_s=1, once=False, say=said.append)
+    assert turns[0] == turns[1] == turns[2]
+    assert turns[0].policy == "edf"
+    assert turns[0].predictor is not None
 
 
 def test_a_file_that_is_no_live_file_is_left_alone(versions, live_file):
