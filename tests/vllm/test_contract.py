@@ -66,6 +66,7 @@ def test_every_override_exists_in_vllms_scheduler():
     overridden = ours & {name for cls in AsyncScheduler.__mro__ for name in vars(cls)}
     assert overridden == {
         "__init__", "add_request", "schedule", "update_from_output", "_free_request", "shutdown",
+        "set_pause_state",
     }  # fmt: skip
 
 

@@ -123,6 +123,8 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
         self._in_force = PlanInForce()
+        self._nobody_waited = False  # since the snapshot that the thread plans for
+        self.paused = False
         self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
         self._yields = 0
         self._longest_wait_s = 0.0
@@ -159,6 +161,7 @@ class Core:
             self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
+        self._in_force.note_change(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
         """A plan's preemption was carried out: the request, queued again, waits behind it."""
@@ -194,6 +197,8 @@ class Core:
         if met is not None:
             self.planner.note_outcome(tracked.arrival_s, met)
         self.planner.changed()
+        self._in_force.note_change(now_s)
+        self._lift_if_nobody_waits()
         if answered and output_tokens > 0:
             with self.advice("drift"):
                 self.drift.note(tracked, output_tokens, status == "length", unix_s)
@@ -211,25 +216,36 @@ class Core:
     # -- the life of a step -------------------------------------------------------------------
 
     def before_step(
-        self, running_count: int, running: Callable[[], Running], now_s: float
+        self,
+        running_count: int,
+        running: Callable[[], Running],
+        now_s: float,
+        *,
+        paused: bool = False,
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
-        A plan from the thread is adopted if there is one, and never waited for.
+        A plan from the thread is adopted if there is one and its picture is still this one, and
+        never waited for. While the engine is ``paused`` no plan holds: whoever runs, runs on.
         """
         if self._deadlines.passed(now_s) and self.may_yield:
             self.planner.changed()
         planned = self.planner.finished(now_s) if self.settings.plan_in_thread else None
         if not self.planner.busy:
             self.table.release()
-        if not self.queue:
-            if planned is not None:
-                self.planner.figures.drop("idle")
+        self._lift_if_nobody_waits()
+        if planned is not None and (paused or self._nobody_waited):
+            self.planner.figures.drop("paused" if paused else "idle")
+            planned = None
+        self.paused = paused
+        if paused:
             self._lift()
+        if paused or not self.queue:
             return Decision()
         free_slots = self.slots - running_count
         if not self.settings.plan_in_thread and self.planner.due(now_s):
             with self.advice("plan"):
+                self._nobody_waited = False
                 pending = self.snapshots.take(running(), now_s)
                 planned = None if pending is None else self.planner.plan_now(pending)
         preempt: list[str] = []
@@ -266,17 +282,19 @@ class Core:
                 self._without_token.add(request_id)
                 self._deadlines.add(tracked)
         self.queue.settle()
+        self._lift_if_nobody_waits()
         if features is not None:
             self.timer.begin(features, now_s)
         if self._looks is not None and self.queue:
             self._looks.look()
-        planning = self.settings.plan_in_thread and self.planner.due(now_s)
+        planning = self.settings.plan_in_thread and not self.paused and self.planner.due(now_s)
         if (
             planning
             and self.queue
             and (pending := self.snapshots.take(running(), now_s)) is not None
         ):
             self.table.hold()
+            self._nobody_waited = False
             self.planner.start(pending)
 
     def step_ended(
@@ -369,7 +387,10 @@ class Core:
             self._lift()
             self.queue.clear_order()
             return []
-        self._in_force.adopt(plan, planned.taken_s, self.planner.interval_s)
+        planner = self.planner
+        self._in_force.adopt(plan, planned.taken_s, planner.interval_s, planner.pace_s)
+        if planner.has_changed:
+            self._in_force.note_change(now_s)
         self.queue.set_order(planned.order)
         self._keeps_bound = planned.by_tenant
         self.metrics.plans_adopted.inc()
@@ -382,7 +403,14 @@ class Core:
 
     def _lift(self) -> None:
         self._in_force.lift()
+        self.queue.reinstate()
         self._keeps_bound = False
+
+    def _lift_if_nobody_waits(self) -> None:
+        """A plan is over with those it was for, also one that the thread still makes."""
+        if not self.queue:
+            self._nobody_waited = True
+            self._lift()
 
     def _plan_status(self, now_s: float) -> dict[str, Any]:
         return {
@@ -401,6 +429,8 @@ class Core:
         return {
             "waiting": len(self.queue),
             "recovering": self.queue.recovery_count,
+            "paused": self.paused,
+            "max_running": min(self.slots, self._in_force.max_running or self.slots),
             "running": self._running,
             "by_class": by_class,
             "longest_wait_s": self._longest_wait_s,

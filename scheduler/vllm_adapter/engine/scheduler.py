@@ -112,7 +112,9 @@ class LengthwiseScheduler(AsyncScheduler):
         decision = Decision()
         with self.core.advice("plan"):
             now_s = time.monotonic()
-            decision = self.core.before_step(len(self.running), self._running_now, now_s)
+            decision = self.core.before_step(
+                len(self.running), self._running_now, now_s, paused=self._is_paused()
+            )
             self._take_slots(decision.preempt, now_s)
         self._limit(decision)
         output = super().schedule(*args, **kwargs)
@@ -120,6 +122,13 @@ class LengthwiseScheduler(AsyncScheduler):
             admitted = [new.req_id for new in output.scheduled_new_reqs]
             self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
         return output
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Pause or go on; those whose slots a plan took are let finish with what runs."""
+        super().set_pause_state(pause_state)
+        with self.core.advice("pause"):
+            if self._is_paused():
+                self._let_finish()
 
     def update_from_output(
         self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
@@ -165,6 +174,21 @@ class LengthwiseScheduler(AsyncScheduler):
         return self.control.admit(question, self._running_now())
 
     # -- translation --------------------------------------------------------------------------
+
+    def _is_paused(self) -> bool:
+        return bool(getattr(self, "_pause_state", 0))  # an IntEnum, 0 while it is not
+
+    def _let_finish(self) -> None:
+        """A pause that waits for what runs also waits for whom only our plan made wait.
+
+        While new requests are held back, vLLM admits from a queue of those that hold KV blocks.
+        """
+        first = getattr(self, "kv_holding_waiting", None)
+        for request_id in self.core.queue.yielded_ids():
+            request = self.requests.get(request_id)
+            if request is not None and first is not None:
+                self.waiting.remove_request(request)
+                first.add_request(request)
 
     def _slots(self) -> int:
         """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
