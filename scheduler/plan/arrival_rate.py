@@ -9,7 +9,8 @@ class ArrivalRate:
     """Arrivals a second over the last ``window_s``, seen at the time of asking.
 
     A window rather than a decaying average: it forgets a burst entirely, and the planner's
-    price of slot time rests on whether the overload still lasts.
+    price of slot time rests on whether the overload still lasts. Where fewer than ``least`` came
+    in it, as on engines that serve one long prompt after another, the last ``least`` say.
     """
 
     def __init__(self, window_s: float = 15.0, least: int = 8) -> None:
@@ -26,8 +27,8 @@ class ArrivalRate:
         self._times.append(arrival_s)
 
     def rps(self, now_s: float) -> float:
-        """The rate; 0 (unknown) with fewer than ``least`` arrivals in the window."""
-        while self._times and self._times[0] < now_s - self.window_s:
+        """The rate; 0 (unknown) before ``least`` arrivals."""
+        while len(self._times) > self.least and self._times[0] < now_s - self.window_s:
             self._times.popleft()
         if len(self._times) < self.least:
             return 0.0

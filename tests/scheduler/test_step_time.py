@@ -96,4 +96,14 @@ def test_the_rate_is_of_the_window():
     for t in np.arange(0.0, 20.0, 0.5):
         rate.add(float(t))
     assert rate.rps(20.0) == pytest.approx(2.0, rel=0.1)
-    assert rate.rps(100.0) == 0.0
+    assert 0.0 < rate.rps(100.0) < 0.1
+
+
+def test_where_few_arrive_in_the_window_the_last_ones_say():
+    rate = ArrivalRate(window_s=10.0, least=8)
+    for t in np.arange(7) * 4.0:
+        rate.add(float(t))
+    assert rate.rps(24.0) == 0.0
+    for t in np.arange(7, 30) * 4.0:
+        rate.add(float(t))
+    assert rate.rps(117.0) == pytest.approx(0.25, rel=0.15)
