@@ -20,8 +20,8 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
-from lengthwise.predictor.calibration import CalibratedLevels
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.conformal import CalibratedLevels
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor import artifact
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.reading import Reading
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 
 
 class TextReader(Protocol):

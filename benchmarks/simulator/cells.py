@@ -15,7 +15,7 @@ from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.training.bench.workload import (
     WorkloadSource,
     capacity_rps,

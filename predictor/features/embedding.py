@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import TextTransformer
+from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.ridges import ClassRidges, own_columns
 
 

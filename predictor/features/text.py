@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import TextTransformer
+from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.ngrams import count_ngrams
 from lengthwise.predictor.features.ridges import ClassRidges, own_columns
 from lengthwise.predictor.features.scan import encode, scan

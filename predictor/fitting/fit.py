@@ -14,9 +14,9 @@ from scipy.stats import norm
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import CalibratedLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.text import HashedText

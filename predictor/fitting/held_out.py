@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lengthwise.predictor.calibration import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.fitting.metrics import pinball
 from lengthwise.predictor.model import LengthPredictor

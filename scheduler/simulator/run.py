@@ -13,7 +13,7 @@ from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
 from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
@@ -23,7 +23,7 @@ from lengthwise.scheduler.simulator.prefix_cache import (
     empty_cache,
     give_up,
 )
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload, met_of
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload, met_of
 
 PlanCost = Literal["free", "measured"]
 

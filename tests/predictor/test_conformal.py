@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.calibration import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.predictor.conformal import SCORE_GRID, CalibratedLevels, scores_of
 
 LEVELS = (0.1, 0.5, 0.9)
 

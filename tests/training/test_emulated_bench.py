@@ -15,7 +15,7 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepSummary
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepLog, StepRow, StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 from lengthwise.training.bench.arms import parse_arms
 from lengthwise.training.bench.compare import compare

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary, summarize_steps
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary, summarize_steps
 from lengthwise.training.bench.arms import Arm
 from lengthwise.training.bench.compare import Outcome, Run, Tick, no_tick
 from lengthwise.training.bench.emulation import emulation_of, load_average, step_figures

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.vllm_adapter.emulated.steps import LARGEST_RATIO, StepSummary
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import LARGEST_RATIO, StepSummary
 from lengthwise.training.bench.result import Emulation
 
 # Processor time a streamed token, us, on a contended core (docs/emulated.md): the API process's,

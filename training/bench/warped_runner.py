@@ -23,7 +23,7 @@ from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens
 from lengthwise.scheduler.vllm_adapter.emulated.player import ROUTES, Job, JobOutcome, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.training.bench.arms import STOCK_ARM, Arm
 from lengthwise.training.bench.compare import Outcome, PlanTimes, Run, Tick, no_tick

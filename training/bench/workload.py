@@ -19,7 +19,7 @@ from lengthwise.data.workload import WorkloadRequest, read_workload
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import requests_needed, saturated_rps
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.training.bench.scaling import scale_to_engine
 
 if TYPE_CHECKING:

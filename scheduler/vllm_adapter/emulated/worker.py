@@ -38,7 +38,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     emulable_profile,
     read_options,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepTally
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepLog, StepRow, StepTally
 from lengthwise.scheduler.vllm_adapter.settings import replay_table_path
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID, ReplayTable
 

@@ -23,11 +23,11 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
 from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings

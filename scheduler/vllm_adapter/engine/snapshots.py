@@ -22,7 +22,7 @@ from lengthwise.scheduler.vllm_adapter.engine.planning import (
     Tenants,
 )
 from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
-from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable
+from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable
 
 _LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are asked for
 

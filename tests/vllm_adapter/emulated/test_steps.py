@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lengthwise.scheduler.vllm_adapter.emulated.steps import (
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     StepLog,
     StepRow,
     read_emulated_steps,

@@ -1,6 +1,6 @@
 """What turning away (or downgrading) the hopeless does for the rest, in the simulator.
 
-    python -m benchmarks.simulator.admission --seeds 3 --jobs 1
+    python -m benchmarks.simulator.turned_away --seeds 3 --jobs 1
 
 Arena cells under overload, with learned lengths. ``met of all`` counts a shed request as missed,
 and a downgraded one by the objectives it came with; ``met of the rest`` is over those not acted
