@@ -96,7 +96,7 @@ def server_of(
     served = (read_served(folder) if folder is not None else None) or {}
     settings = served.get("settings", {})
     model = model or served.get("model")
-    engine = read_profile(profile or settings.get("profile") or calibrated(workspace, model))
+    engine = read_profile(profile or settings.get("profile") or calibrated_profile(workspace, model))
     capacity = replace(engine.capacity, **served.get("limits", {}))
     table = slo_table if slo_table is not None else settings.get("slo_table", {})
     known = Server(replace(engine, capacity=capacity), slos=SloTable.from_dict(table))
@@ -110,7 +110,7 @@ def server_of(
     )
 
 
-def calibrated(workspace: Workspace, model: str | None) -> str:
+def calibrated_profile(workspace: Workspace, model: str | None) -> str:
     """The profile of a served model; without a model, the only one there is."""
     if model is not None:
         path = profile_path(workspace, model)
