@@ -16,7 +16,7 @@ from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
-from lengthwise.training.bench.workload import (
+from lengthwise.training.bench.comparison.workload_source import (
     WorkloadSource,
     capacity_rps,
     length_rows,

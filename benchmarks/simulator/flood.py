@@ -21,7 +21,7 @@ from benchmarks.simulator.cells import Cell, build, load_one_rps
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
-from lengthwise.training.bench.simulator_runner import simulated_policy
+from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)

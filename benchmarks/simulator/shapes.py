@@ -36,7 +36,7 @@ from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
-from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload, to_sim
+from lengthwise.training.bench.comparison.workload_source import capacity_rps, length_rows, open_workload, to_sim
 
 LOADS = (0.8, 1.2, 1.6)
 LENGTHS = ("oracle", "learned", "class")

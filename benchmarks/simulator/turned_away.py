@@ -19,7 +19,7 @@ from benchmarks.simulator.cells import WORKLOADS, Cell, build
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench.simulator_runner import simulated_policy
+from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 LOADS = (1.1, 1.4, 2.0)
 SHARES = (0.1, 0.3, 0.5)

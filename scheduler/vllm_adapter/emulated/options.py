@@ -27,7 +27,7 @@ REFUSALS = f"{_PACKAGE}.refusals:Refusals"
 
 @dataclass(frozen=True, slots=True)
 class EmulateOptions:
-    """``profile``: a name or a file. ``step_log``: a JSON array a step, see ``steps.StepLog``."""
+    """``profile``: a name or a file. ``step_log``: a JSON array a step, see ``EmulatedStepLog``."""
 
     profile: str
     async_scheduling: bool = True

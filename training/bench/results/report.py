@@ -11,10 +11,10 @@ import jinja2
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.emulation import caution
-from lengthwise.training.bench.records import RequestRecord
-from lengthwise.training.bench.report_figures import (
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.emulation import caution
+from lengthwise.training.bench.results.records import RequestRecord
+from lengthwise.training.bench.results.report_figures import (
     QueueLog,
     Records,
     arm_colours,
@@ -24,7 +24,7 @@ from lengthwise.training.bench.report_figures import (
     prediction_figure,
     queue_figure,
 )
-from lengthwise.training.bench.result import ArmResult, BenchResult, read_result
+from lengthwise.training.bench.results.result import ArmResult, BenchResult, read_result
 
 RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
     "result.json", "records.jsonl", "queue.jsonl", "report.html",
