@@ -21,11 +21,11 @@ import numpy as np
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
 from lengthwise.predictor.conformal import ConformalLevels
-from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding

@@ -27,7 +27,7 @@ class TextReader(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """A reader, its weight in the average, and the conformal levels of booster and reader together."""
+    """A reader, its weight in the average, and the conformal levels of both together."""
 
     reader: TextReader
     share: float

@@ -31,11 +31,11 @@ from benchmarks.common import finish, note, print_table
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
-from lengthwise.training.bench.engines.client import Call, completion_body, replay, wait_idle
-from lengthwise.training.bench.runners.engine_runner import to_records
-from lengthwise.training.bench.results.records import RequestRecord, paired_difference
-from lengthwise.training.bench.engines.servers import ReplayIds, free_port
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, open_workload
+from lengthwise.training.bench.engines.client import Call, completion_body, replay, wait_idle
+from lengthwise.training.bench.engines.servers import ReplayIds, free_port
+from lengthwise.training.bench.results.records import RequestRecord, paired_difference
+from lengthwise.training.bench.runners.engine_runner import to_records
 
 FACTOR = 2.0
 LONGEST = 1500

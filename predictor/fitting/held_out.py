@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lengthwise.predictor.conformal import SCORE_GRID, ConformalLevels, scores_of
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
-from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.fitting.metrics import pinball
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.predictor.reading import Reading, TextReader

@@ -17,18 +17,18 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.training.bench import session
 from lengthwise.training.bench.comparison.arms import Arm, arm_order, parse_arms
-from lengthwise.training.bench.engines.client import BenchError
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
-from lengthwise.training.bench.runners.engine_runner import EngineRunner
-from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.servers import (
     BenchServers,
     ReplayIds,
     filler_ids,
     leaving_on_sigterm,
 )
-from lengthwise.training.bench.comparison.bench_settings import BenchSettings
-from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 N = 24
 

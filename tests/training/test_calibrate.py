@@ -13,6 +13,7 @@ from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
 from lengthwise.training.bench.engines.calibrate import (
     calibrate_server,
     calibration_rows,
@@ -21,7 +22,6 @@ from lengthwise.training.bench.engines.calibrate import (
 )
 from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
-from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
 
 TRUE = StepTimeModel(0.002, 0.001, 2e-5, 3e-4, 0.0)
 

@@ -14,11 +14,17 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    EmulatedStepLog,
+    StepRow,
+    StepSummary,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import EmulatedStepLog, StepRow, StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import open_workload
 from lengthwise.training.bench.engines.emulated_servers import StepReader
 from lengthwise.training.bench.results.emulation import (
     caution,
@@ -29,11 +35,9 @@ from lengthwise.training.bench.results.emulation import (
 )
 from lengthwise.training.bench.results.report import read_run, warnings, write_run
 from lengthwise.training.bench.results.result import BenchResult
-from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.runners.simulator_runner import lengths_of
 from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.warped_session import measure_warped
-from lengthwise.training.bench.comparison.workload_source import open_workload
 from lengthwise.training.workspace import Workspace
 
 DEVICE = "shape-few-slots"

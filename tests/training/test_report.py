@@ -11,7 +11,11 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.training.bench.engines.client import QueueSample
-from lengthwise.training.bench.results.records import RequestRecord, paired_difference, summarize_arm
+from lengthwise.training.bench.results.records import (
+    RequestRecord,
+    paired_difference,
+    summarize_arm,
+)
 from lengthwise.training.bench.results.report import (
     arm_rows,
     headline,

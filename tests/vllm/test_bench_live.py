@@ -12,13 +12,13 @@ from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 from lengthwise.training.bench.comparison.arms import parse_arms, server_status
-from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.comparison.compare import compare
-from lengthwise.training.bench.runners.engine_runner import EngineRunner
-from lengthwise.training.bench.results.result import BenchResult
-from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 pytestmark = pytest.mark.vllm
 

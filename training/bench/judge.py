@@ -27,12 +27,12 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.metrics import coverage, interval, mae
 from lengthwise.training.bench.comparison.arms import Arm
-from lengthwise.training.bench.comparison.compare import compare
-from lengthwise.training.bench.results.records import RequestRecord, paired_difference
-from lengthwise.training.bench.served import Server
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
-from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner
+from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, capacity_rps
+from lengthwise.training.bench.results.records import RequestRecord, paired_difference
+from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner
+from lengthwise.training.bench.served import Server
 from lengthwise.training.registry.models import CHALLENGER, CHAMPION, ResolvedPredictor
 from lengthwise.training.registry.promotions import log_promotion, make_champion
 from lengthwise.training.workspace import Workspace

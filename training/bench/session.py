@@ -17,16 +17,24 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.comparison.compare import Comparison, compare
-from lengthwise.training.bench.runners.emulated_runner import EmulatedRunner
-from lengthwise.training.bench.results.emulation import throughput_warning
-from lengthwise.training.bench.runners.engine_runner import EngineRunner
-from lengthwise.training.bench.results.report import RECORDS_FILE, RESULT_FILE, write_run
-from lengthwise.training.bench.engines.servers import TINY_ARGS, BenchServers, start_servers
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
-from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner, lengths_of, processes
-from lengthwise.training.bench.comparison.workload_source import WorkloadSource, capacity_rps, open_workload
+from lengthwise.training.bench.comparison.compare import Comparison, compare
+from lengthwise.training.bench.comparison.workload_source import (
+    WorkloadSource,
+    capacity_rps,
+    open_workload,
+)
+from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.engines.servers import TINY_ARGS, BenchServers, start_servers
+from lengthwise.training.bench.results.emulation import throughput_warning
+from lengthwise.training.bench.results.report import RECORDS_FILE, RESULT_FILE, write_run
+from lengthwise.training.bench.runners.emulated_runner import EmulatedRunner
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
+from lengthwise.training.bench.runners.simulator_runner import (
+    SimulatorRunner,
+    lengths_of,
+    processes,
+)
 from lengthwise.training.console import SilentSteps, Steps
 from lengthwise.training.registry.models import (
     DEFAULT_PREDICTOR,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.lines import parse_object
 from lengthwise.training import console
 from lengthwise.training.registry.models import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
@@ -55,6 +55,7 @@ def calibrate(
 
     Further options go to vLLM. The profile is kept in the workspace, where bench finds it.
     """
+    from lengthwise.training.bench.comparison.workload_source import open_workload
     from lengthwise.training.bench.engines.calibrate import (
         calibrate_server,
         calibration_rows,
@@ -62,7 +63,6 @@ def calibrate(
     )
     from lengthwise.training.bench.engines.servers import start_servers
     from lengthwise.training.bench.session import profile_path
-    from lengthwise.training.bench.comparison.workload_source import open_workload
 
     workspace = Workspace.current()
     requests = open_workload(workload, source=source)
@@ -131,10 +131,10 @@ def simulate(
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
     from lengthwise.training.bench.comparison.arms import parse_arms
-    from lengthwise.training.bench.results.report import write_run
-    from lengthwise.training.bench.session import run_modeled
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena
+    from lengthwise.training.bench.results.report import write_run
+    from lengthwise.training.bench.session import run_modeled
 
     named = is_arena(workload)
     settings = BenchSettings(
@@ -242,9 +242,9 @@ def bench(
     With --emulate the engine's device is a profile: see docs/emulated.md.
     """
     from lengthwise.training.bench.comparison.arms import parse_arms
-    from lengthwise.training.bench.session import measure
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena
+    from lengthwise.training.bench.session import measure
 
     params = read_params(sa_params)
     settings = BenchSettings(
@@ -292,13 +292,7 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
         return ()
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--sa-params must be a JSON object: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--sa-params must be a JSON object, got {text!r}")
-    return tuple(sorted(values.items()))
+    return tuple(sorted(parse_object(text, "--sa-params").items()))
 
 
 def report(
@@ -408,7 +402,13 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from lengthwise.training.bench.results.report import KINDS, arm_rows, headline, subline, warnings
+    from lengthwise.training.bench.results.report import (
+        KINDS,
+        arm_rows,
+        headline,
+        subline,
+        warnings,
+    )
 
     if not as_json:
         kind = KINDS[result.provenance]

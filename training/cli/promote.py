@@ -125,8 +125,8 @@ def _traffic(
     most: int,
     profile: EngineProfile,
 ) -> Traffic:
-    from lengthwise.training.bench.judge import Traffic, logged_traffic
     from lengthwise.training.bench.comparison.workload_source import open_workload
+    from lengthwise.training.bench.judge import Traffic, logged_traffic
 
     if from_log is not None:
         return logged_traffic(from_log, most)

@@ -33,12 +33,16 @@ from lengthwise.scheduler.vllm_adapter.emulated.device import (
     StepWork,
     filler_tokens,
 )
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    EmulatedStepLog,
+    StepRow,
+    StepTally,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EmulateOptions,
     emulable_profile,
     read_options,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import EmulatedStepLog, StepRow, StepTally
 from lengthwise.scheduler.vllm_adapter.settings import replay_table_path
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID, ReplayTable
 

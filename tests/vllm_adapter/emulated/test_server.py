@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    read_emulated_steps,
+    summarize_steps,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
-from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import read_emulated_steps, summarize_steps
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table

@@ -18,6 +18,8 @@ import numpy as np
 
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.training.bench.comparison.arms import Arm, arm_order
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, file_rate_rps
 from lengthwise.training.bench.engines.client import QueueSample
 from lengthwise.training.bench.results.provenance import utc_now
 from lengthwise.training.bench.results.records import (
@@ -28,8 +30,6 @@ from lengthwise.training.bench.results.records import (
     summarize_arm,
 )
 from lengthwise.training.bench.results.result import BenchResult, Provenance
-from lengthwise.training.bench.comparison.bench_settings import BenchSettings
-from lengthwise.training.bench.comparison.workload_source import WorkloadSource, file_rate_rps
 
 Tick = Callable[[], None]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.lines import read_json_lines
 from lengthwise.data.slo import Slo
 from lengthwise.training.bench.engines.client import QueueSample
 from lengthwise.training.bench.results.emulation import caution
@@ -81,12 +81,7 @@ def read_run(directory: Path) -> tuple[BenchResult, Records, QueueLog]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON lines: {error}") from error
+    return [row for _, row in read_json_lines(path)]
 
 
 def headline(result: BenchResult) -> str:

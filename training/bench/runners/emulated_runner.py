@@ -11,9 +11,9 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary, summarize_steps
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.compare import Comparison, Run, Tick, no_tick
+from lengthwise.training.bench.engines.servers import BenchServers
 from lengthwise.training.bench.results.emulation import emulation_of, load_average, step_figures
 from lengthwise.training.bench.runners.engine_runner import EngineRunner
-from lengthwise.training.bench.engines.servers import BenchServers
 
 
 class EmulatedRunner(EngineRunner):
