@@ -137,7 +137,7 @@ def main() -> None:
     print_table(
         ["pack", "lengths times", "found", "median delay", "p90 delay", "first alarm"], delay_rows
     )
-    finish("drift", result)
+    finish("drift_alarms", result)
 
 
 if __name__ == "__main__":

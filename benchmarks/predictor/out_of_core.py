@@ -101,7 +101,7 @@ def main() -> None:
         "coverage": measured["coverage"],
     }
     print_table(list(result), [[f"{value:,.6g}" for value in result.values()]])
-    finish("stream", result)
+    finish("out_of_core", result)
 
 
 if __name__ == "__main__":

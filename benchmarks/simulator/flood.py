@@ -137,7 +137,7 @@ def main() -> None:
     ]
     lines = played(play, jobs, args.jobs, args.out)
     print(summary(lines), end="\n\n")
-    finish("fairness", lines)
+    finish("flood", lines)
 
 
 if __name__ == "__main__":

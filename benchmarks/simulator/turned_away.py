@@ -109,7 +109,7 @@ def main() -> None:
     ]
     lines = played(play, jobs, args.jobs, args.out)
     print(summary(lines), end="\n\n")
-    finish("admission", lines)
+    finish("turned_away", lines)
 
 
 if __name__ == "__main__":
