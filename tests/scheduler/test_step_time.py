@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
-from lengthwise.scheduler.plan.pacing import ReplanGate
+from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel, fit_step_time
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
@@ -69,9 +68,9 @@ def test_refuses_samples_that_say_nothing(samples):
 
 
 def test_round_trip_and_bad_models():
-    assert StepTimeModel.from_json(TRUE.to_json()) == TRUE
+    assert StepTimeModel.from_dict(TRUE.to_dict()) == TRUE
     with pytest.raises(ValueError, match="lacks"):
-        StepTimeModel.from_json("{}")
+        StepTimeModel.from_dict({})
     with pytest.raises(ValueError, match="base_s"):
         StepTimeModel(-1.0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="take time"):
