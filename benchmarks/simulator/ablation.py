@@ -23,7 +23,7 @@ from benchmarks.common import finish, interval, plain_parser, table
 from benchmarks.simulator.cells import ARRIVALS, WORKLOADS, Cell
 from benchmarks.simulator.grid import Draw, key, play, read_lines
 from lengthwise.scheduler.policies.annealing import Settings
-from lengthwise.training.bench.arms import Arm
+from lengthwise.training.bench.comparison.arms import Arm
 
 WHOLE = "all parts"
 RULES = ("feasible-edf", "feasible-sjf")

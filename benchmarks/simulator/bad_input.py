@@ -20,7 +20,7 @@ from benchmarks.common import finish, print_table
 from benchmarks.simulator.shapes import Run, build, policy_of
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.scheduler.step_time import COEFFICIENTS
 
 MOST_BELOW = 0.02

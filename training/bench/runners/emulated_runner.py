@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary, summarize_steps
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.compare import Outcome, Run, Tick, no_tick
-from lengthwise.training.bench.emulation import emulation_of, load_average, step_figures
-from lengthwise.training.bench.engine_runner import EngineRunner
-from lengthwise.training.bench.servers import BenchServers
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary, summarize_steps
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.compare import Comparison, Run, Tick, no_tick
+from lengthwise.training.bench.engines.servers import BenchServers
+from lengthwise.training.bench.results.emulation import emulation_of, load_average, step_figures
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 
 class EmulatedRunner(EngineRunner):
@@ -39,7 +39,7 @@ class EmulatedRunner(EngineRunner):
         self._load = max(self._load, load_average())
         return done
 
-    def judged(self, outcome: Outcome) -> Outcome:
+    def judged(self, outcome: Comparison) -> Comparison:
         """The outcome with what its steps say of it."""
         every = [summary for own in self._steps.values() for summary in own]
         facts = emulation_of(self._device.profile, every, load_average=self._load)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.policies.make import POLICIES
-from lengthwise.training.bench.client import BenchError, new_session
+from lengthwise.training.bench.engines.client import BenchError, new_session
 
 LENGTHS = ("learned", "class", "oracle", "none")
 STOCK = "stock"

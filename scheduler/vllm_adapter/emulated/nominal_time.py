@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from lengthwise.scheduler.policies.policy import Learns
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 
 
@@ -31,6 +32,15 @@ class NominalTime:
         self.plan_s.append(time.perf_counter() - began_s)
         self.spent_s += self._taken_s
         return plan
+
+    def finished(self, arrival_s: float, met: bool) -> None:
+        """What the policy is told of a request that has ended."""
+        if isinstance(self._policy, Learns):
+            self._policy.finished(arrival_s, met)
+
+    def status(self) -> dict[str, Any]:
+        """What the policy learned."""
+        return self._policy.status() if isinstance(self._policy, Learns) else {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lengthwise.data.errors import InputError
-from lengthwise.training.bench.records import RequestRecord, paired_difference
-from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.results.records import RequestRecord, paired_difference
+from lengthwise.training.bench.results.result import BenchResult
 
 ALL_RUNS = "all together"
 

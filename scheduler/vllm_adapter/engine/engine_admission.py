@@ -1,7 +1,7 @@
 """Admission control in the engine: a question from the API process, answered from the plan.
 
 The engine answers between two steps. A question whose time has passed is not decided, so that
-what was admitted unheard is not also logged as shed. ``api/admission.py`` is the side that asks.
+what was admitted unheard is not also logged as shed. ``api/admission_desk.py`` asks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule, warm_up
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival

@@ -1,6 +1,6 @@
 """What turning away (or downgrading) the hopeless does for the rest, in the simulator.
 
-    python -m benchmarks.simulator.admission --seeds 3 --jobs 1
+    python -m benchmarks.simulator.turned_away --seeds 3 --jobs 1
 
 Arena cells under overload, with learned lengths. ``met of all`` counts a shed request as missed,
 and a downgraded one by the objectives it came with; ``met of the rest`` is over those not acted
@@ -19,7 +19,7 @@ from benchmarks.simulator.cells import WORKLOADS, Cell, build
 from lengthwise.scheduler.guards.admission import AdmissionControl, AdmissionRule
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench.simulator_runner import simulated_policy
+from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 LOADS = (1.1, 1.4, 2.0)
 SHARES = (0.1, 0.3, 0.5)
@@ -109,7 +109,7 @@ def main() -> None:
     ]
     lines = played(play, jobs, args.jobs, args.out)
     print(summary(lines), end="\n\n")
-    finish("admission", lines)
+    finish("turned_away", lines)
 
 
 if __name__ == "__main__":

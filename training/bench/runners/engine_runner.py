@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench.arms import STOCK_ARM, Arm, configure, server_status
-from lengthwise.training.bench.client import BenchError, ReplayLog, replay, wait_idle
-from lengthwise.training.bench.compare import PlanTimes, Run, Tick, no_tick
-from lengthwise.training.bench.provenance import describe_machine, engine_version
-from lengthwise.training.bench.records import RequestRecord
-from lengthwise.training.bench.result import Provenance
-from lengthwise.training.bench.servers import BenchServers, warm_up
-from lengthwise.training.bench.workload import WorkloadSource, length_rows
+from lengthwise.training.bench.comparison.arms import STOCK_ARM, Arm, configure, server_status
+from lengthwise.training.bench.comparison.compare import PlanTimes, Run, Tick, no_tick
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, length_rows
+from lengthwise.training.bench.engines.client import BenchError, ReplayLog, replay, wait_idle
+from lengthwise.training.bench.engines.servers import BenchServers, warm_up
+from lengthwise.training.bench.results.provenance import describe_machine, engine_version
+from lengthwise.training.bench.results.records import RequestRecord
+from lengthwise.training.bench.results.result import Provenance
+from lengthwise.training.bench.runners.modeled import median_tokens
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -102,7 +103,7 @@ def predicted_tokens(
     if predictor is None:
         return None
     rows, levels = length_rows(requests, "learned", predictor)
-    return rows[:, int(np.argmin(np.abs(levels - 0.5)))]
+    return median_tokens(rows, levels)
 
 
 def plan_times(plan: dict[str, Any]) -> PlanTimes:

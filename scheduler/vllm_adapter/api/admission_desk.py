@@ -14,7 +14,7 @@ import logging
 import time
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.api.metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, Answer, Hints, Question
 

@@ -25,11 +25,11 @@ from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
-from lengthwise.training.bench.arms import Arm, configure, post_configure, server_status
-from lengthwise.training.bench.client import BenchError, Reply, drive_closed, wait_idle
-from lengthwise.training.bench.provenance import describe_machine, utc_now
-from lengthwise.training.bench.servers import BenchServers
-from lengthwise.training.bench.workload import WorkloadSource, to_sim
+from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
+from lengthwise.training.bench.engines.client import BenchError, Reply, drive_closed, wait_idle
+from lengthwise.training.bench.engines.servers import BenchServers
+from lengthwise.training.bench.results.provenance import describe_machine, utc_now
 
 PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48

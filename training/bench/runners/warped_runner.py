@@ -20,20 +20,24 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens
 from lengthwise.scheduler.vllm_adapter.emulated.player import ROUTES, Job, JobOutcome, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.training.bench.arms import STOCK_ARM, Arm
-from lengthwise.training.bench.compare import Outcome, PlanTimes, Run, Tick, no_tick
-from lengthwise.training.bench.emulation import emulation_of, load_average, step_figures
-from lengthwise.training.bench.modeled import median_tokens, queue_samples, to_records
-from lengthwise.training.bench.provenance import describe_machine, engine_version
-from lengthwise.training.bench.result import Provenance
-from lengthwise.training.bench.simulator_runner import FIXED_SEARCH, KnownLengths
-from lengthwise.training.bench.simulator_runner import plan_times as times_of
-from lengthwise.training.bench.workload import WorkloadSource, check_fit, cut_at_max_tokens
+from lengthwise.training.bench.comparison.arms import STOCK_ARM, Arm
+from lengthwise.training.bench.comparison.compare import Comparison, PlanTimes, Run, Tick, no_tick
+from lengthwise.training.bench.comparison.workload_source import (
+    WorkloadSource,
+    check_fit,
+    cut_at_max_tokens,
+)
+from lengthwise.training.bench.results.emulation import emulation_of, load_average, step_figures
+from lengthwise.training.bench.results.provenance import describe_machine, engine_version
+from lengthwise.training.bench.results.result import Provenance
+from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
+from lengthwise.training.bench.runners.simulator_runner import FIXED_SEARCH, KnownLengths
+from lengthwise.training.bench.runners.simulator_runner import plan_times as times_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class WarpedRunner:
             "max_wait_s": settings.max_wait_s,
         }
 
-    def judged(self, outcome: Outcome) -> Outcome:
+    def judged(self, outcome: Comparison) -> Comparison:
         """The outcome of a comparison by this runner, with what its steps say of it."""
         steps = {
             label: [StepSummary(**values) for run in runs for values in run.steps]

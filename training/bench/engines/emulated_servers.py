@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepRow, read_emulated_steps
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepRow, read_emulated_steps
 
 
 class StepReader:

@@ -23,14 +23,14 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, e
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.training.bench.client import (
+from lengthwise.training.bench.engines.client import (
     BenchError,
     Call,
     completion_body,
     drive_closed,
     served_model,
 )
-from lengthwise.training.bench.emulated_servers import EmulatedServers, StepReader
+from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ TINY_ARGS = ("--stream-interval", "16")
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayTable:
+class ReplayIds:
     """Opaque ids for every length up to a limit; row L - 1 of `ids` are those of length L.
 
     One table serves any workload, so servers can start before the requests are drawn.
@@ -55,7 +55,7 @@ class ReplayTable:
     ids: np.ndarray
 
     @classmethod
-    def random(cls, limit_tokens: int, seed: int = 0) -> ReplayTable:
+    def random(cls, limit_tokens: int, seed: int = 0) -> ReplayIds:
         """Ids in random order, so that an id says nothing about its length."""
         shuffled = np.random.default_rng(seed).permutation(limit_tokens * IDS_PER_LENGTH)
         return cls(shuffled.reshape(limit_tokens, IDS_PER_LENGTH))
@@ -88,7 +88,7 @@ class BenchServers:
     stock: ServerHandle | None
     model: str
     max_tokens: int
-    replay: ReplayTable
+    replay: ReplayIds
     vllm_args: tuple[str, ...]
     step_log: Path | None = None  # where `ours` logs its steps while it is told to
     emulated: EmulatedServers | None = None
@@ -166,7 +166,7 @@ def start_servers(
     directory.mkdir(parents=True, exist_ok=True)
     if model == TINY_NAME:
         vllm_args = (*TINY_ARGS, *vllm_args)
-    replay = ReplayTable.random(REPLAY_LIMIT_TOKENS)
+    replay = ReplayIds.random(REPLAY_LIMIT_TOKENS)
     table = replay.write(directory / "replay.json")
     step_log = (directory / "steps.jsonl").absolute()
     ours_settings = ServerSettings(

@@ -14,23 +14,23 @@ import numpy as np
 
 from lengthwise.data.slo import SloTable
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.compare import PlanTimes, Run, Tick, no_tick
-from lengthwise.training.bench.modeled import median_tokens, queue_samples, to_records
-from lengthwise.training.bench.result import Provenance
-from lengthwise.training.bench.workload import (
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.compare import PlanTimes, Run, Tick, no_tick
+from lengthwise.training.bench.comparison.workload_source import (
     WorkloadSource,
     check_fit,
     cut_at_max_tokens,
     length_rows,
     to_sim,
 )
+from lengthwise.training.bench.results.result import Provenance
+from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

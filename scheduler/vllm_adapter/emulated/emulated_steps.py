@@ -68,7 +68,7 @@ class StepTally:
         return StepSummary(self._steps, self._late, ratio, share)
 
 
-class StepLog:
+class EmulatedStepLog:
     """Writes a JSON array a line: the fields of ``StepRow`` in order."""
 
     def __init__(self, path: Path | str) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.vllm_adapter.emulated.steps import LARGEST_RATIO, StepSummary
-from lengthwise.training.bench.result import Emulation
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import LARGEST_RATIO, StepSummary
+from lengthwise.training.bench.results.result import Emulation
 
 # Processor time a streamed token, us, on a contended core (docs/emulated.md): the API process's,
 # and that of API, engine and client together. A message every tenth token or rarer costs less.

@@ -9,12 +9,12 @@ from typing import Any
 
 import jinja2
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.lines import read_json_lines
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.emulation import caution
-from lengthwise.training.bench.records import RequestRecord
-from lengthwise.training.bench.report_figures import (
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.emulation import caution
+from lengthwise.training.bench.results.records import RequestRecord
+from lengthwise.training.bench.results.report_figures import (
     QueueLog,
     Records,
     arm_colours,
@@ -24,7 +24,7 @@ from lengthwise.training.bench.report_figures import (
     prediction_figure,
     queue_figure,
 )
-from lengthwise.training.bench.result import ArmResult, BenchResult, read_result
+from lengthwise.training.bench.results.result import ArmResult, BenchResult, read_result
 
 RESULT_FILE, RECORDS_FILE, QUEUE_FILE, REPORT_FILE = (
     "result.json", "records.jsonl", "queue.jsonl", "report.html",
@@ -81,12 +81,7 @@ def read_run(directory: Path) -> tuple[BenchResult, Records, QueueLog]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON lines: {error}") from error
+    return [row for _, row in read_json_lines(path)]
 
 
 def headline(result: BenchResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lengthwise.scheduler.problem import Plan, Problem
 
@@ -19,4 +19,17 @@ class Policy(Protocol):
 
     def warm_up(self) -> None:
         """Compile what a plan needs, so that no request waits for it."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A policy may also hold its plans to what came of them."""
+
+    def finished(self, arrival_s: float, met: bool) -> None:
+        """A request that was planned has ended, with all its objectives met or not."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """What it learned, as plain values for the server's status."""
         ...

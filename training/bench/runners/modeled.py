@@ -8,8 +8,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.records import RequestRecord
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.records import RequestRecord
 
 MEDIAN = 0.5
 QUEUE_SAMPLES = 200

@@ -12,8 +12,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.predictor.serving.drift import DriftEvent, DriftMonitor
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire import CLIENT_LENGTH
 

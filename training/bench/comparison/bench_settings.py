@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from lengthwise.data.errors import InputError
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.workload import WorkloadSource
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource
 
 ARENA_DURATION_S = 60.0
 ARENA_REPEATS = 3

@@ -1,6 +1,6 @@
 """Drift alarms: false ones per 10,000 requests, and requests until a true one.
 
-    python -m benchmarks.predictor.drift --seeds 0 --streams 20
+    python -m benchmarks.predictor.drift_alarms --seeds 0 --streams 20
 
 The real predictor on a pack's test questions, drawn again and again in random order. Drift is the
 same answers, each so many times as long. Delays count all requests, of whatever class, until the
@@ -137,7 +137,7 @@ def main() -> None:
     print_table(
         ["pack", "lengths times", "found", "median delay", "p90 delay", "first alarm"], delay_rows
     )
-    finish("drift", result)
+    finish("drift_alarms", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A victim and a flooder on one engine, in the simulator: what the flood costs the victim.
 
-    python -m benchmarks.simulator.fairness --seeds 5 --out fairness.jsonl
+    python -m benchmarks.simulator.flood --seeds 5 --out fairness.jsonl
 
 The victim keeps its load, the flooder's grows from nothing to several times the engine's capacity;
 both send the same mix. Figures are of requests that arrive while both send; what is queued then
@@ -20,8 +20,8 @@ from benchmarks.common import finish, interval, plain_parser, played
 from benchmarks.simulator.cells import Cell, build, load_one_rps
 from lengthwise.scheduler.guards.fairness import TenantFairness, jain_index
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
-from lengthwise.training.bench.simulator_runner import simulated_policy
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
+from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 VICTIM, FLOODER = 0, 1
 FLOODS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -137,7 +137,7 @@ def main() -> None:
     ]
     lines = played(play, jobs, args.jobs, args.out)
     print(summary(lines), end="\n\n")
-    finish("fairness", lines)
+    finish("flood", lines)
 
 
 if __name__ == "__main__":

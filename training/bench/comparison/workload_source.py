@@ -19,8 +19,8 @@ from lengthwise.data.workload import WorkloadRequest, read_workload
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import requests_needed, saturated_rps
-from lengthwise.scheduler.simulator.workload import SimWorkload
-from lengthwise.training.bench.scaling import scale_to_engine
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
+from lengthwise.training.bench.comparison.scaling import scale_to_engine
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

@@ -12,9 +12,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.records import RequestRecord
-from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.records import RequestRecord
+from lengthwise.training.bench.results.result import BenchResult
 
 Records = Mapping[str, Sequence[RequestRecord]]
 QueueLog = Mapping[str, Sequence[tuple[int, QueueSample]]]

@@ -1,6 +1,6 @@
 """Training on more rows than fit in memory: time and peak memory on generated rows.
 
-    python -m benchmarks.predictor.stream --rows 5000000
+    python -m benchmarks.predictor.out_of_core --rows 5000000
 
 Feature rows are those of the built-in corpus, repeated; lengths are the corpus's own times a
 log-normal. What reading a log's JSON costs is measured apart, on `--log-rows` rows.
@@ -101,7 +101,7 @@ def main() -> None:
         "coverage": measured["coverage"],
     }
     print_table(list(result), [[f"{value:,.6g}" for value in result.values()]])
-    finish("stream", result)
+    finish("out_of_core", result)
 
 
 if __name__ == "__main__":

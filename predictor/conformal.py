@@ -1,4 +1,4 @@
-"""Calibration: which level of the estimator's own distribution to read for a wanted level.
+"""Conformal levels: which level of the estimator's distribution to read for a wanted one.
 
 The score of a calibration row is where the truth fell in its predicted distribution (its
 probability integral transform). If the estimator were right, scores would be uniform; where
@@ -29,7 +29,7 @@ _LIMITS = (0.0005, 0.9995)
 
 
 @dataclass(frozen=True)
-class CalibratedLevels:
+class ConformalLevels:
     """The levels to ask the estimator for, (q,) each: pooled, and by class."""
 
     levels: tuple[float, ...]
@@ -37,7 +37,7 @@ class CalibratedLevels:
     by_class: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
-    def none(cls, levels: Sequence[float]) -> CalibratedLevels:
+    def none(cls, levels: Sequence[float]) -> ConformalLevels:
         """Trust the estimator: ask for what is wanted."""
         return cls(tuple(levels), np.array(levels, np.float64))
 
@@ -48,7 +48,7 @@ class CalibratedLevels:
         classes: Sequence[str | None],
         levels: Sequence[float],
         shrinkage: float = 40.0,
-    ) -> CalibratedLevels:
+    ) -> ConformalLevels:
         """Learn from the scores of calibration rows, (n,), and their classes."""
         pooled = _level_quantiles(scores, levels)
         labels = np.array([name or "" for name in classes])
@@ -72,7 +72,7 @@ class CalibratedLevels:
         }
 
     @classmethod
-    def from_json(cls, numbers: dict[str, Any]) -> CalibratedLevels:
+    def from_json(cls, numbers: dict[str, Any]) -> ConformalLevels:
         """Inverse of `to_json`; InputError where a key is missing."""
         try:
             by_class = {name: np.array(row) for name, row in numbers["by_class"].items()}

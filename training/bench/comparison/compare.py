@@ -17,19 +17,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench.arms import Arm, arm_order
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.provenance import utc_now
-from lengthwise.training.bench.records import (
+from lengthwise.training.bench.comparison.arms import Arm, arm_order
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, file_rate_rps
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.provenance import utc_now
+from lengthwise.training.bench.results.records import (
     RequestRecord,
     loaded_tokens_per_s,
     measured_duration_s,
     paired_difference,
     summarize_arm,
 )
-from lengthwise.training.bench.result import BenchResult, Provenance
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.workload import WorkloadSource, file_rate_rps
+from lengthwise.training.bench.results.result import BenchResult, Provenance
 
 Tick = Callable[[], None]
 
@@ -84,7 +84,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Comparison:
     """The document, and the records and queue samples behind it, by arm label."""
 
     result: BenchResult
@@ -104,7 +104,7 @@ def compare(
     workers: int = 1,
     on_run: Callable[[str, int, int], Tick] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Outcome:
+) -> Comparison:
     """Run every arm on the same requests, as often as the settings say; the first is the base.
 
     Args:
@@ -186,7 +186,7 @@ def compare(
         label: [(one.repeat, sample) for one in own for sample in one.queue]
         for label, own in runs.items()
     }
-    return Outcome(result, records, queue)
+    return Comparison(result, records, queue)
 
 
 def draw(
