@@ -20,6 +20,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.wire import sealed
 
 EOS = 2
 BLOCK = 16
@@ -33,8 +34,9 @@ def make_request(
     prompt: list[int] | None = None,
     **extra: Any,
 ) -> Request:
-    """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache."""
-    params = SamplingParams(max_tokens=max_tokens, extra_args=extra or None)
+    """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache;
+    `extra` is sealed, as the API process does."""
+    params = SamplingParams(max_tokens=max_tokens, extra_args=sealed(extra) or None)
     params.update_from_generation_config({"eos_token_id": EOS}, EOS)
     return Request(
         request_id=name,

@@ -11,7 +11,7 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep

@@ -118,7 +118,7 @@ def test_outcomes_reach_the_request_log(engine, tmp_path, predictor_dir):
     fake.add(
         make_request(
             "met", slo_e2e_ms=60_000, slo_class="code", pred_quantiles=QUANTILES,
-            pred_version="v9", tenant="t1", lw_prompt="hello",
+            pred_version="v9", tenant="t1", lw_text_id="t-0",
         ),
         output_tokens=5,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def test_outcomes_reach_the_request_log(engine, tmp_path, predictor_dir):
     met = rows.loc["met"]
     assert met["met"] == True  # noqa: E712 (numpy and Python booleans)
     assert (met["output_tokens"], met["slo_class"], met["predictor"]) == (5, "code", "v9")
-    assert (met["predicted_tokens"], met["tenant"], met["prompt"]) == (20.0, "t1", "hello")
+    assert (met["predicted_tokens"], met["tenant"], met["text_id"]) == (20.0, "t1", "t-0")
     assert 0 <= met["ttft_s"] <= met["e2e_s"]
     assert rows.loc["late"]["met"] == False  # noqa: E712
     assert rows.loc["late"]["ttft_s"] >= 5

@@ -15,6 +15,7 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.wire import sealed
 
 
 @dataclass
@@ -42,7 +43,7 @@ def make_request(
     **xargs: Any,
 ) -> ToyRequest:
     arrived = time.time() if arrival_time is None else arrival_time
-    return ToyRequest(name, prompt_tokens, max_tokens, arrived, xargs, blocks)
+    return ToyRequest(name, prompt_tokens, max_tokens, arrived, sealed(xargs), blocks)
 
 
 class ToyQueue(PlannedQueue):

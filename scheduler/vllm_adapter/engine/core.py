@@ -24,7 +24,8 @@ from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
@@ -155,6 +156,7 @@ class Core:
         """A request was queued, with these arguments of the API process and the client."""
         tracked = self.intake.track(arrival, self.intake.hints(xargs), now_s, unix_s)
         self.table.add(tracked)
+        self.outcomes.began(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
         if self._looks is not None:

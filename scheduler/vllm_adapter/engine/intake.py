@@ -19,8 +19,8 @@ from lengthwise.predictor.serving.correction import OnlineCorrection
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
 from lengthwise.scheduler.vllm_adapter.wire import (
-    CLIENT_LENGTH,
     DOWNGRADED,
+    TOLD_LENGTHS,
     Hints,
     OnFault,
     clip_to_max_tokens,
@@ -113,7 +113,8 @@ class Intake:
             admission=DOWNGRADED if hints.downgraded else None,
             feature_contract=hints.contract,
             features=None if hints.features is None else list(hints.features),
-            prompt=hints.prompt,
+            text_id=hints.text_id,
+            whole=hints.whole,
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )
@@ -129,7 +130,7 @@ class Intake:
         return self.priors.prior(slo_class), "prior"
 
     def _corrigible(self, source: str, version: str | None) -> bool:
-        """Whether a length came from the predictor served now, not from a client (``osl``)."""
-        if source != "learned" or version == CLIENT_LENGTH:
+        """Whether a length came from the predictor served now, not from a client."""
+        if source != "learned" or version in TOLD_LENGTHS:
             return False
         return self.version is None or version == self.version

@@ -42,7 +42,12 @@ from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
-from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, CONFIGURE_METHOD, STATUS_METHOD
+from lengthwise.scheduler.vllm_adapter.wire import (
+    ADMIT_METHOD,
+    CONFIGURE_METHOD,
+    STATUS_METHOD,
+    WHOLE_ENDED_METHOD,
+)
 
 _STATUS = {
     RequestStatus.FINISHED_STOPPED: "finished",
@@ -172,6 +177,11 @@ class LengthwiseScheduler(AsyncScheduler):
     def lengthwise_admit(self, question: dict[str, Any]) -> dict[str, Any]:
         """The verdict on a request that the API process holds back."""
         return self.control.admit(question, self._running_now())
+
+    def lengthwise_whole_ended(self, whole_id: str) -> None:
+        """A client's request starts no further sequences."""
+        with self.core.advice("outcome"):
+            self.core.outcomes.whole_ended(whole_id)
 
     # -- translation --------------------------------------------------------------------------
 
@@ -308,8 +318,11 @@ def _attach() -> None:
     def admit(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
         return engine.scheduler.lengthwise_admit(question)
 
+    def whole_ended(engine: Any, whole_id: str) -> None:
+        engine.scheduler.lengthwise_whole_ended(whole_id)
+
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
-                       (ADMIT_METHOD, admit)):  # fmt: skip
+                       (ADMIT_METHOD, admit), (WHOLE_ENDED_METHOD, whole_ended)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 
