@@ -57,7 +57,7 @@ ROW_KEYS = (
     "met",
     "features",
 )
-STATUSES = ("finished", "length", "aborted", "shed", "failed")
+STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
 FILE_PATTERN = "requests-*.jsonl"
 
 

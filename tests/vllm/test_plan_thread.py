@@ -450,6 +450,7 @@ def test_nothing_is_planned_taken_or_limited_while_the_engine_is_paused(in_threa
     assert policy.calls <= calls + 1  # what the thread was at
     assert len(engine.running) == 1  # who ran, runs on
     engine.paused = False
+    fill(engine, "de", output_tokens=100_000)
     step_until(engine, lambda: policy.calls > calls + 1)
 
 

@@ -24,7 +24,7 @@ from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcome import TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
@@ -181,7 +181,7 @@ class Core:
     def ended(
         self, request_id: str, status: str, output_tokens: int, now_s: float, unix_s: float
     ) -> None:
-        """A request ended (``finished``, ``length``, ``aborted``, ``failed``); once is counted."""
+        """A request ended, with an ``Outcome``'s status; once is counted."""
         self._without_token.discard(request_id)
         self.queue.forget(request_id)
         self._groups.remove(request_id)
@@ -192,8 +192,8 @@ class Core:
             tracked.first_token_s = now_s
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
         self.record(tracked, outcome)
-        answered = status in ("finished", "length")
-        if answered:
+        tells_length = status in TELLS_LENGTH
+        if tells_length:
             self.intake.note_length(tracked, output_tokens, cut=status == "length")
         met = outcome.met(tracked)
         if met is not None:
@@ -201,7 +201,7 @@ class Core:
         self.planner.changed()
         self._in_force.note_change(now_s)
         self._lift_if_nobody_waits()
-        if answered and output_tokens > 0:
+        if tells_length and output_tokens > 0:
             with self.advice("drift"):
                 self.drift.note(tracked, output_tokens, status == "length", unix_s)
 
@@ -400,7 +400,7 @@ class Core:
             return []
         # A slot that has become free since need not be taken from anybody.
         needed = max(0, len(self.queue) - max(0, free_slots))
-        running = (name for name in planned.preempt if name in self.table)
+        running = (n for n in planned.preempt if n in self.table and self.queue.may_displace(n))
         return [name for name in running if name not in self.queue][:needed]
 
     def _lift(self) -> None:

@@ -173,6 +173,10 @@ class PlannedQueue:
                     self._recovery[request_id] = request
         self._yielded.clear()
 
+    def may_displace(self, running_id: str) -> bool:
+        """Whether who stands first here may be given the slot of this running request."""
+        return True
+
     def settle(self) -> None:
         """After a step: who has its slot back recovers like anyone when vLLM preempts it."""
         if self._yielded:

@@ -6,6 +6,7 @@ translates what vLLM says, tells ``engine/core.py``, and calls ``super()``.
 | our quantity                     | vLLM hook                    | why this hook                  |
 |----------------------------------|------------------------------|--------------------------------|
 | order of admission               | ``self.waiting``             | ``schedule`` peeks and pops it |
+| vLLM's own ``priority``          | tiers of the same            | its number goes before plans   |
 | arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
 | when to plan                     | before ``schedule``          | the order is needed there      |
 | a slot taken back                | ``_preempt_request``         | vLLM's own way, before a step  |
@@ -40,6 +41,7 @@ from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
+from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire import (
@@ -49,11 +51,19 @@ from lengthwise.scheduler.vllm_adapter.wire import (
     WHOLE_ENDED_METHOD,
 )
 
+# vLLM's finish reasons, as it tells them to clients.
 _STATUS = {
-    RequestStatus.FINISHED_STOPPED: "finished",
-    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
-    RequestStatus.FINISHED_ABORTED: "aborted",
+    "stop": "finished",
+    "length": "length",
+    "abort": "aborted",
+    "error": "failed",
+    "repetition": "repetition",
 }
+
+
+def outcome_status(status: Any) -> str:
+    """Our word for vLLM's status of a request that ended; "otherwise" for one of later releases."""
+    return _STATUS.get(str(RequestStatus.get_finished_reason(status)), "otherwise")
 
 
 class VllmQueue(PlannedQueue, RequestQueue):
@@ -68,6 +78,13 @@ class VllmQueue(PlannedQueue, RequestQueue):
         )
 
 
+class VllmTieredQueue(TieredQueue, RequestQueue):
+    """The same under ``--scheduling-policy priority``: who has the smaller number goes first."""
+
+    def __init__(self) -> None:
+        super().__init__(VllmQueue, lambda request: int(request.priority))
+
+
 class LengthwiseScheduler(AsyncScheduler):
     """``--scheduler-cls lengthwise.Scheduler``."""
 
@@ -75,7 +92,8 @@ class LengthwiseScheduler(AsyncScheduler):
         check_supported()
         super().__init__(*args, **kwargs)
         assert not self.waiting, "the queue is replaced before any request arrives"
-        self.waiting: VllmQueue = VllmQueue()
+        by_priority = self.scheduler_config.policy == "priority"
+        self.waiting: PlannedQueue = VllmTieredQueue() if by_priority else VllmQueue()
         self._most_running = self._slots()
         self._token_budget = int(self.max_num_scheduled_tokens)
         self._prefix_cache = PrefixCacheView(
@@ -152,7 +170,7 @@ class LengthwiseScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every end of a request: record its outcome once, drop its state."""
         with self.core.advice("outcome"):
-            status = _STATUS.get(request.status, "failed")
+            status = outcome_status(request.status)
             output_tokens = int(request.num_output_tokens)
             self.core.ended(
                 request.request_id, status, output_tokens, time.monotonic(), time.time()
@@ -296,12 +314,15 @@ def _accepted(drafted: Mapping[str, Any], output: Any) -> tuple[int, int]:
 
 def _arrival(request: Request) -> tuple[Arrival, Any]:
     params = request.sampling_params  # None of a pooling request
+    most = int(request.max_tokens)
+    least = 0 if params is None else most if params.ignore_eos else int(params.min_tokens)
     arrival = Arrival(
         request.request_id,
         float(request.arrival_time),
         int(request.num_prompt_tokens),
-        int(request.max_tokens),
+        most,
         request.block_hashes,
+        min_tokens=min(least, most),
     )
     return arrival, None if params is None else params.extra_args
 
