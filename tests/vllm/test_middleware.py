@@ -123,9 +123,7 @@ class Client:
 
     def __init__(self, predictor=None, inline=False, **settings):
         app = Starlette(
-            routes=[
-                Route(path, serve, methods=["POST"]) for path in (*READERS, *UNREAD, "/v1/new")
-            ]
+            routes=[Route(path, serve, methods=["POST"]) for path in (*READERS, *UNREAD, "/v1/new")]
         )
         self.core = FakeEngineCore()
         self.started = []  # the extra arguments of every sequence that reached the engine
@@ -167,8 +165,8 @@ class Client:
 
     def close(self):
         """Write what is queued of the prompts' texts."""
-        if self.asgi.texts is not None:
-            self.asgi.texts.close()
+        if self.asgi.front.texts is not None:
+            self.asgi.front.texts.close()
 
     def told(self, body, headers=None, path=COMPLETIONS):
         """What each of the request's sequences is told."""

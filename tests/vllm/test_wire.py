@@ -73,7 +73,10 @@ def read(xargs, tables=(NOTHING_KNOWN,)):
 def test_hints_read_back_as_they_were_said(said):
     """Over msgpack, as vLLM's processes send them, and as JSON."""
     xargs = said.to_xargs()
-    for sent in (msgspec.msgpack.decode(msgspec.msgpack.encode(xargs)), json.loads(json.dumps(xargs))):
+    for sent in (
+        msgspec.msgpack.decode(msgspec.msgpack.encode(xargs)),
+        json.loads(json.dumps(xargs)),
+    ):
         heard, faults = read(sent | {"mine": 1})
         assert faults == []
         assert heard == said

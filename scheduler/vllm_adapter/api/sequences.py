@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
@@ -31,9 +31,7 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_PUBLIC_KEYS = frozenset(
-    ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl")
-)
+_PUBLIC_KEYS = frozenset(("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl"))
 _WRAPPED = "lengthwise_wrapped"
 
 OnUnread = Callable[[str], None]
@@ -52,6 +50,7 @@ class Call:
     """
 
     hints: Sequence[Hints] | None = None
+    _: KW_ONLY
     scope: Mapping[str, Any] | None = None
     others: Hints = field(default_factory=Hints)
     texts: Sequence[str | None] = ()

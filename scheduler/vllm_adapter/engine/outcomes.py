@@ -76,9 +76,7 @@ class OutcomeRecorder:
             whole = self._metrics.requests_attained if met else self._metrics.requests_missed
             whole.labels(slo_class).inc()
         self._count(tracked, outcome, slo_class)
-        served_s = sum(
-            one.e2e_s - one.queue_s for _, one in parts if one.queue_s is not None
-        )
+        served_s = sum(one.e2e_s - one.queue_s for _, one in parts if one.queue_s is not None)
         self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
         for part, _ in parts:
             row = self._rows.pop(part.request_id, None)
@@ -155,9 +153,7 @@ class OutcomeRecorder:
             else dict(zip(self._level_names, said.tolist(), strict=True)),
         }
 
-    def _row(
-        self, tracked: Tracked, outcome: Outcome, policy: str, lengths: str
-    ) -> dict[str, Any]:
+    def _row(self, tracked: Tracked, outcome: Outcome, policy: str, lengths: str) -> dict[str, Any]:
         slo = tracked.slo
         predicted = tracked.length_source in ("learned", "oracle")
         return {
