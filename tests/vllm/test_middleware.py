@@ -165,8 +165,8 @@ class Client:
 
     def close(self):
         """Write what is queued of the prompts' texts."""
-        if self.asgi.texts is not None:
-            self.asgi.texts.close()
+        if self.asgi.front.texts is not None:
+            self.asgi.front.texts.close()
 
     def told(self, body, headers=None, path=COMPLETIONS):
         """What each of the request's sequences is told."""

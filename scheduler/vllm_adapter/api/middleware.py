@@ -15,27 +15,24 @@ import json
 import logging
 import math
 import os
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.front import Front, engine_core_of
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from lengthwise.scheduler.vllm_adapter.api.request_body import (
     ParsedRequest,
-    hints_of,
     parse_body,
     parse_headers,
 )
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS, Reader
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach, calling
-from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
+from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -44,10 +41,8 @@ from lengthwise.scheduler.vllm_adapter.settings import (
 from lengthwise.scheduler.vllm_adapter.wire import (
     CONFIGURE_METHOD,
     STATUS_METHOD,
-    WHOLE_ENDED_METHOD,
     Answer,
     ConfigureRequest,
-    Hints,
     parse_request,
 )
 
@@ -65,7 +60,6 @@ RELOAD_PATH = "/lengthwise/reload"
 
 _MOST_READ_BYTES = 32 * 1024 * 1024  # a larger body streams through, only its headers are read
 _MOST_INLINE_BYTES = 64 * 1024  # a larger one is read in a thread
-_MOST_ROUTES = 32  # as labels of the count of unread generations
 
 
 class _BodyTooLargeError(Exception):
@@ -92,18 +86,12 @@ class LengthwiseMiddleware:
         self._table = self.settings.slos
         self._metrics = api_metrics()
         self.service = service or load_service(self.settings, self._metrics)
-        self.texts = prompt_texts(self.settings)
-        self._unread_routes: set[str] = set()
-        self._attached: Any = None
-        self._goodbyes: set[asyncio.Task[Any]] = set()
+        self.front = Front(self.settings, self.service, self._metrics)
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
                 self.settings, self.service, self._metrics, self._use_table
             )
-        self.admission: AdmissionDesk | None = None
-        if self.settings.admission.mode != "off":
-            self.admission = AdmissionDesk(self.settings.admission, self._metrics)
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)
         if not self._innermost:
@@ -119,7 +107,7 @@ class LengthwiseMiddleware:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "app" in scope:
-            self._attach(scope)
+            self.front.attach(_client_of(scope))
             if self.reloader is not None and scope["type"] == "http":
                 self.reloader.start(self._engine_of(scope))
         if scope["type"] != "http":
@@ -181,68 +169,16 @@ class LengthwiseMiddleware:
         self, scope: Scope, receive: Receive, send: Send, parsed: ParsedRequest
     ) -> None:
         """Predict, ask for admission, and let the route start the request's sequences."""
-        said = await self.service.predict_both(
-            parsed.prompts, parsed.slo.slo_class, parsed.osl, parsed.fixed_tokens
-        )
-        hints = [hints_of(parsed, *one) for one in said]
-        others = hints_of(parsed, None)
-        if self.admission is not None:
-            answer = await self.admission.ask(
-                _engine_of(scope), _longest(hints, others), parsed.characters, parsed.max_tokens
-            )
-            if answer.action == "shed":
-                await self._shed(send, answer)
-                return
-            if answer.action == "downgrade":
-                hints = [replace(one, downgraded=True) for one in hints]
-                others = replace(others, downgraded=True)
-        call = Call(
-            hints,
-            others,
-            texts=parsed.prompts,
-            keep=None if self.texts is None else self.texts.keep,
-            whole_id=secrets.token_hex(8),
-            is_open=parsed.is_open,
-            levels=self.service.levels if self.service.takes_told_lengths else 0,
-        )
+        core = engine_core_of(_client_of(scope))
+        call = await self.front.prepare(parsed, core)
+        if isinstance(call, Answer):
+            await self._shed(send, call)
+            return
         try:
             with calling(call):
                 await self.app(scope, receive, send)
         finally:
-            if call.announced and not parsed.in_background:
-                self._say_whole_ended(scope, call.whole_id)
-
-    def _say_whole_ended(self, scope: Scope, whole_id: str) -> None:
-        """Tell the engine that no further parts come; nobody waits for that."""
-        core = _engine_of(scope)
-        if core is None:
-            return
-
-        async def say() -> None:
-            try:
-                async with asyncio.timeout(30.0):
-                    await core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)
-            except Exception as error:  # the engine then books it when it runs out of room
-                logger.debug("%s: %r", WHOLE_ENDED_METHOD, error)
-
-        task = asyncio.get_running_loop().create_task(say())
-        self._goodbyes.add(task)
-        task.add_done_callback(self._goodbyes.discard)
-
-    def _attach(self, scope: Scope) -> None:
-        """Stand before the engine client of this application, which may be made anew."""
-        client = getattr(getattr(scope["app"], "state", None), "engine_client", None)
-        if client is None or client is self._attached:
-            return
-        self._attached = client
-        if not attach(client, self._count_unread):
-            logger.warning("the engine client has no generate: requests go on without hints")
-
-    def _count_unread(self, route: str) -> None:
-        if route not in self._unread_routes and len(self._unread_routes) >= _MOST_ROUTES:
-            route = "other"
-        self._unread_routes.add(route)
-        self._metrics.unread.labels(route).inc()
+            self.front.finished(call, parsed, core)
 
     async def _shed(self, send: Send, answer: Answer) -> None:
         self._metrics.rejected.labels("503").inc()
@@ -384,10 +320,8 @@ def _shown(outcomes: Outcomes) -> dict[str, Any]:
     return {name: asdict(part) for name, part in outcomes.items()}
 
 
-def _engine_of(scope: Scope) -> Any:
-    """The client of the engine core, or None before there is one."""
-    client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
-    return getattr(client, "engine_core", None)
+def _client_of(scope: Scope) -> Any:
+    return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
@@ -402,12 +336,6 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
     }
-
-
-def _longest(hints: Sequence[Hints], others: Hints) -> Hints:
-    """Those of the sequence that is expected to take longest: the whole ends with it."""
-    predicted = [one for one in hints if one.quantiles is not None]
-    return max(predicted, key=lambda one: sum(one.quantiles or ()), default=others)
 
 
 def _replay(raw: bytes, receive: Receive, more: bool = False) -> Receive:

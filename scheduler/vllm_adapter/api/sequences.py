@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
@@ -50,6 +50,7 @@ class Call:
     """
 
     hints: Sequence[Hints] | None = None
+    _: KW_ONLY
     scope: Mapping[str, Any] | None = None
     others: Hints = field(default_factory=Hints)
     texts: Sequence[str | None] = ()
