@@ -102,7 +102,7 @@ class Core:
             )
         self.outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
-        self.refit = StepTimeRefit(settings.refit_steps)
+        self.refit = StepTimeRefit(settings.refit_steps, profile.step_time, capacity)
         self.tokens_per_step = TokensPerStep(draft_tokens)
         self.drift = DriftWatch(priors.levels, metrics)
         self._block_tokens = block_tokens
@@ -124,6 +124,7 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
         self._in_force = PlanInForce()
+        self._without_text = 0  # so many are in the metric
         self._nobody_waited = False  # since the snapshot that the thread plans for
         self.paused = False
         self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
@@ -155,6 +156,8 @@ class Core:
     def arrived(self, arrival: Arrival, xargs: Any, now_s: float, unix_s: float) -> None:
         """A request was queued, with these arguments of the API process and the client."""
         tracked = self.intake.track(arrival, self.intake.hints(xargs), now_s, unix_s)
+        self.metrics.without_text.inc(self.intake.without_text - self._without_text)
+        self._without_text = self.intake.without_text
         self.table.add(tracked)
         self.outcomes.began(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
@@ -339,6 +342,7 @@ class Core:
             "outcomes": self.outcomes.by_class(),
             "tenants": self.outcomes.tenants.status(now_s)
             | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},
+            "without_text": self.intake.without_text,
             "length_correction": self.intake.correction.learned(),
             "drift": self.drift.status(),
             "request_log_dropped": self.outcomes.dropped_rows,

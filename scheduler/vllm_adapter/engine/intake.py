@@ -63,6 +63,7 @@ class Intake:
         self._table_before = table
         self.lengths = lengths
         self.correction = OnlineCorrection()
+        self.without_text = 0  # requests that gave nothing to predict on, which is nobody's fault
         self._on_fallback = on_fallback
 
     def switch_table(self, table: SloTable) -> None:
@@ -130,7 +131,10 @@ class Intake:
             return np.array(hints.quantiles), self.lengths
         if self.lengths == "class":
             return self.priors.gaussian(slo_class), "class"
-        self._on_fallback("no-prediction", None)
+        if hints.textless:
+            self.without_text += 1
+        else:
+            self._on_fallback("no-prediction", None)
         return self.priors.prior(slo_class), "prior"
 
     def _corrigible(self, source: str, version: str | None) -> bool:
