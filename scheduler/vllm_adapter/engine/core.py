@@ -20,6 +20,7 @@ from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
+from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
@@ -104,6 +105,7 @@ class Core:
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self.refit = StepTimeRefit(settings.refit_steps, profile.step_time, capacity)
         self.tokens_per_step = TokensPerStep(draft_tokens)
+        self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
@@ -272,14 +274,19 @@ class Core:
         features: StepFeatures | None,
         running: Callable[[], Running],
         now_s: float,
+        cached_tokens: Sequence[int] = (),
     ) -> None:
         """The engine built a step with these newly admitted; no features when it is empty.
 
-        While the device computes it, the thread plans for those who still wait.
+        ``cached_tokens`` of the admitted were in the prefix cache, where the engine says so. While
+        the device computes the step, the thread plans for those who still wait.
         """
-        for request_id in admitted:
+        for place, request_id in enumerate(admitted):
             tracked = self.table.get(request_id)
             if tracked is not None and tracked.admitted_s is None:
+                if place < len(cached_tokens):
+                    cached, slo_class = cached_tokens[place], tracked.slo.slo_class
+                    self.cached_share.note(slo_class, tracked.prompt_tokens, cached)
                 tracked.admitted_s = now_s
                 wait_s = now_s - tracked.arrival_s
                 self.metrics.wait.observe(wait_s)
@@ -338,7 +345,8 @@ class Core:
             "plan": self.planner.status(now_s) | self._plan_status(now_s),
             "step_time": self.planner.step_time.to_dict()
             | {"steps": self.timer.steps, "refits": self.refit.adopted}
-            | {"tokens_per_step": self.tokens_per_step.mean},
+            | {"tokens_per_step": self.tokens_per_step.mean}
+            | {"cached_share": self.cached_share.mean},
             "outcomes": self.outcomes.by_class(),
             "tenants": self.outcomes.tenants.status(now_s)
             | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},

@@ -142,8 +142,14 @@ class LengthwiseScheduler(AsyncScheduler):
         self._limit(decision)
         output = super().schedule(*args, **kwargs)
         with self.core.advice("step"):
-            admitted = [new.req_id for new in output.scheduled_new_reqs]
-            self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
+            new = output.scheduled_new_reqs
+            self.core.stepped(
+                [one.req_id for one in new],
+                self._features(output),
+                self._running_now,
+                time.monotonic(),
+                [int(one.num_computed_tokens) for one in new] if self._prefix_cache.usable else (),
+            )
         return output
 
     def set_pause_state(self, pause_state: Any) -> None:
