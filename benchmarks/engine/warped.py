@@ -150,7 +150,7 @@ def rows_of(lines: Iterable[Line]) -> list[list[object]]:
                 *(line[name] for name in ("shape", "workload", "load", "policy")),
                 *(f"{100 * one['attainment']:.1f}" for one in both),
                 f"{gap(line):+.1f}",
-                *("{:.2f}".format(both[0][name] / both[1][name])
+                *(f"{both[0][name] / both[1][name]:.2f}"
                   for name in ("mean_ttft_s", "mean_e2e_s", "prefill_tokens")),
                 f"{both[0]['preemptions']}, {both[1]['preemptions']}",
                 f"{both[0]['plans']}, {both[1]['plans']}",

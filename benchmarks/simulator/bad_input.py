@@ -164,7 +164,12 @@ def rows_of(lines: Iterable[dict[str, Any]]) -> list[list[object]]:
         e2e = np.mean([x["arm"]["mean_e2e_s"] / x["fcfs"]["mean_e2e_s"] for x in own])
         failed = [what for x in own for what in x["failures"]]
         told = ", ".join(f"{what} {failed.count(what)}" for what in sorted(set(failed)))
-        shown = [f"{met[0]:.1f}", f"{met[1]:.1f}", f"{mean:+.1f} ± {half:.1f}", f"{min(points):+.1f}"]
+        shown = [
+            f"{met[0]:.1f}",
+            f"{met[1]:.1f}",
+            f"{mean:+.1f} ± {half:.1f}",
+            f"{min(points):+.1f}",
+        ]
         shown += [f"{over[0]:.1f}", f"{over[1]:.1f}", f"{beyond:+.1f}", f"{e2e:.2f}"]
         rows.append([*names, len(own), *shown, told])
     return rows

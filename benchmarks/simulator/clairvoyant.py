@@ -144,7 +144,11 @@ def main() -> None:
     for run in runs if not args.table else []:
         if run.key in done:
             continue
-        line = {"key": run.key, "code": code_version(), **played(run, args.seconds, args.iterations)}
+        line = {
+            "key": run.key,
+            "code": code_version(),
+            **played(run, args.seconds, args.iterations),
+        }
         lines.append(line)
         with args.out.open("a") as file:
             print(json.dumps(line), file=file)

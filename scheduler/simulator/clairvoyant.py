@@ -140,9 +140,7 @@ class KnownArrivals(ArrivalForecast):
         return self._rows.take(np.arange(first, min(last, first + most)))
 
 
-def _rows(
-    workload: SimWorkload, profile: EngineProfile, quantiles: FloatArray
-) -> RequestArrays:
+def _rows(workload: SimWorkload, profile: EngineProfile, quantiles: FloatArray) -> RequestArrays:
     """Everybody as a newcomer; prefixes only where the engine keeps them, in whole blocks."""
     ids, tokens = workload.prefix_id, workload.prefix_tokens
     shared = {"prefix_id": np.full(len(workload), NO_PREFIX)}

@@ -106,7 +106,7 @@ def test_the_least_time_doubles_with_each_relapse_and_ends_with_a_window_of_kept
     story, least_s = withdrawn(), []
 
     def relapse() -> None:
-        story.now_s += t.LONGEST_LEAST_S
+        story.now_s += t.PATIENCE * t.LONGEST_LEAST_S
         story.live(t.WINDOW, 0.9, 0.9, 0.0)
         assert not story.allows()
         left_s = story.trust.status(story.now_s)["slots"]["withdrawn_s"]
@@ -115,7 +115,7 @@ def test_the_least_time_doubles_with_each_relapse_and_ends_with_a_window_of_kept
     for _ in range(6):
         relapse()
     assert least_s == [60, 120, 240, 480, 480, 480]
-    story.now_s += t.LONGEST_LEAST_S
+    story.now_s += t.PATIENCE * t.LONGEST_LEAST_S
     story.live(t.WINDOW, 0.8, 0.6, 0.8)
     relapse()
     assert least_s[-1] == t.LEAST_AWAY_S
