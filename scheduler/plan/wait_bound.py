@@ -8,6 +8,8 @@ ones before it and the younger ones behind it to keep the bound as well:
 where `gap` is the time between two slots that come free. Only requests past half of the bound
 take part: in lasting overload no order keeps it for everyone, and what has just arrived may
 still find the queue drained.
+
+A plan's limit on the batch may not hold back who reaches the bound within the lead: see ``let_in``.
 """
 
 from __future__ import annotations
@@ -67,3 +69,17 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     latest = np.minimum.accumulate(behind)[::-1] + place
     overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue
+
+
+def let_in(
+    most_running: float, running: int, queued_s: FloatArray, now_s: float, max_wait_s: float,
+    gap_s: float,
+) -> float:  # fmt: skip
+    """The limit ``most_running``, or as many more as keep the bound for ``queued_s (n,)``.
+
+    Who reaches it before so many slots have come free as the lead counts is let in now. A batch
+    of ``running`` that shrinks to a limit frees no slot for anybody.
+    """
+    urgent = now_s - queued_s > max_wait_s - _LEAD * _MARGIN * gap_s
+    count = int(urgent.sum())
+    return max(most_running, float(running + count)) if count else most_running
