@@ -4,9 +4,10 @@
 
 In every cell, true lengths: the linear relaxation, which no schedule can exceed; every rule;
 ``sa``; ``sa`` told the true arrivals and with ``--iterations`` steps of search a plan; and the
-whole run annealed for ``--seconds`` of processor time as one order under one pair of limits, from the orders in
-which the others admitted, by its own rollout and as the simulator plays it. The best of all that
-the simulator played is the best known. Finished cells in ``--out`` are not played again.
+whole run annealed for ``--seconds`` of processor time as one order under one pair of limits, from
+the orders in which the others admitted, by its own rollout and as the simulator plays it. The
+best of all that the simulator played is the best known. Finished cells in ``--out`` are not
+played again.
 """
 
 from __future__ import annotations

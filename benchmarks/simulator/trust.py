@@ -67,8 +67,8 @@ def played(run: Run, case: str, arm: str) -> dict[str, Any]:
         {"fcfs": "fcfs", "misled, without trust": "sa:trust=false"}.get(arm, "sa"), run.seed
     )
     if arm != "fcfs":
-        until_s = half_s if arm.startswith("misled") else 0.0
-        policy = misled.Misled(policy, CASES[case], until_s, watch)
+        told = CASES.get(case, lambda problem: problem)
+        policy = misled.Misled(policy, told, half_s, watch)
     met = simulate(workload, policy, profile).met(workload)
     line = asdict(run) | {"case": case, "arm": arm, "half_s": half_s}
     line |= {"first": float(met[:half].mean()), "second": float(met[half:].mean())}

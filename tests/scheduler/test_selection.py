@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from planning_cases import draw_workload
 
 from lengthwise.scheduler.plan.selection import select
-from lengthwise.scheduler.plan.wait_bound import _LEAD, _MARGIN, find_overdue, overdue_first
+from lengthwise.scheduler.plan.wait_bound import (
+    _LEAD,
+    _MARGIN,
+    find_overdue,
+    let_in,
+    overdue_first,
+)
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.bound import attainment_bound
@@ -60,6 +66,18 @@ def test_the_overdue_lead_by_age():
     order, count = overdue_first(np.array([3, 1, 0, 2]), np.array([0.0, 9.0, 2.0, 1.0]), 10.0, 5.0)
     assert order.tolist() == [0, 3, 2, 1]
     assert count == 3
+
+
+def test_a_limit_lets_in_who_is_about_to_reach_the_bound():
+    gap_s = 0.5
+    lead_s = _LEAD * _MARGIN * gap_s
+    queued_s = np.array([0.0, 0.5, 10.0])
+    at = 20.0 - lead_s
+    assert let_in(5.0, 40, queued_s, at - 0.1, 20.0, gap_s) == 5.0
+    assert let_in(5.0, 40, queued_s, at + 0.1, 20.0, gap_s) == 41.0
+    assert let_in(5.0, 40, queued_s, at + 0.6, 20.0, gap_s) == 42.0
+    assert let_in(64.0, 40, queued_s, at + 0.6, 20.0, gap_s) == 64.0
+    assert let_in(5.0, 40, np.empty(0), at, 20.0, gap_s) == 5.0
 
 
 def test_old_requests_go_while_there_is_time_for_all_of_them():
