@@ -16,7 +16,7 @@ from benchmarks.simulator.variants_table import ZONES, figures, main_table, undo
 
 WHOLE = "sa"
 LATENCY_PRICES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-TOKENS_PRICES = (0.0, 0.25, 1.0, 2.0)
+TOKENS_PRICES = (0.0, 0.25, 0.5, 2.0)
 
 
 def variants(latency: tuple[float, ...], tokens: tuple[float, ...]) -> dict[str, str]:
