@@ -32,10 +32,10 @@ from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobOutcome
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
-from lengthwise.training.bench.arms import STOCK, Arm
-from lengthwise.training.bench.records import RequestRecord
-from lengthwise.training.bench.simulator_runner import lengths_of
-from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.comparison.arms import STOCK, Arm
+from lengthwise.training.bench.results.records import RequestRecord
+from lengthwise.training.bench.runners.simulator_runner import lengths_of
+from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.workspace import Workspace
 
 POLICIES = (STOCK, "feasible-edf", "feasible-sjf", "sa")

@@ -25,7 +25,7 @@ from benchmarks.simulator.misled import slower
 from benchmarks.simulator.shapes import Run, build, policy_of
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 MOST_BELOW = 0.02
 SLACK_S, SLACK_SHARE = 0.5, 0.01  # a slot comes free a few steps sooner or later

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 

@@ -31,12 +31,17 @@ from benchmarks.simulator.grid import PAPER_STEPS, Bar, code_version, read_lines
 from benchmarks.simulator.grid_tables import BLIND, RULES
 from lengthwise.data.arena.workloads import ARENA, arena_workload
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
-from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload, to_sim
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
+from lengthwise.training.bench.comparison.workload_source import (
+    capacity_rps,
+    length_rows,
+    open_workload,
+    to_sim,
+)
 
 LOADS = (0.8, 1.2, 1.6)
 LENGTHS = ("oracle", "learned", "class")

@@ -26,7 +26,7 @@ from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
 from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
-from lengthwise.scheduler.plan.rows import Snapshot, demand_of, snapshot
+from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
@@ -35,9 +35,6 @@ from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
-PROMPT_BOUND = 0.8  # share of prompts in the work from which on a small overload is ruled
-SMALL_OVERLOAD = 1.4
-PROMPT_RULE = "feasible-sjf"
 WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -55,7 +52,7 @@ class Settings:
     spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
     tpot_spread: float = 0.03
     latency_price: float = 0.02  # of a request's mean time, in attained requests
-    tokens_price: float = 0.5  # of a request's mean work, in attained requests
+    tokens_price: float = 1.0  # of a request's mean work, in attained requests
     impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
@@ -113,7 +110,6 @@ class AnnealingPolicy:
         self.trust = Trust()
         self._now_s = 0.0
         self._gap_s = 0.0  # between two slots that come free
-        self._ruled = False  # whether a rule decides; see _prompt_bound
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -139,7 +135,6 @@ class AnnealingPolicy:
         horizon_s = self._horizon_s(planned)
         shot, queue = self._snapshot(planned, horizon_s)
         picture = self._picture(planned, shot, horizon_s)
-        self._ruled = self._prompt_bound(planned, shot)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
         best.limits[s.MAX_RUNNING] = let_in(
@@ -232,9 +227,8 @@ class AnnealingPolicy:
             knobs.tokens_price,
             self._impatience(),
             mean_tokens * shot.token_s,
-            max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
-            shot.token_s,
-            shot.batch,
+            max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
+            shot.answer_token_s,
         )
         until_s = problem.now_s + horizon_s
         return s.Picture(
@@ -355,28 +349,11 @@ class AnnealingPolicy:
             kinds.append(s.SLOT)
         return np.array(kinds, dtype=np.int64)
 
-    def _prompt_bound(self, problem: Problem, shot: Snapshot) -> bool:
-        """Whether prompts are nearly all of the work and the engine is not far overloaded.
-
-        There a limit protects tokens by putting prompts off, each plan a little and none for
-        long by its own word, until the queue it has made is the overload: what a plan of seconds
-        cannot see. Measured: docs/log.md, 2026-11-25.
-        """
-        demand = demand_of(shot)
-        return (
-            demand.prompt_share > PROMPT_BOUND
-            and demand.utilisation(problem.arrival_rate_rps) < SMALL_OVERLOAD
-        )
-
     def _may(self, part: str, now_s: float) -> bool:
-        if self._ruled:
-            return False
         return not self.settings.trust or self.trust.allows(part, now_s)
 
     def _fallbacks(self, now_s: float) -> tuple[str, ...]:
         """The starts that are left when the searched order may not be."""
-        if self._ruled:
-            return (PROMPT_RULE,)
         return ("fcfs",) if self.trust.lost(now_s) else tuple(RULES)
 
     def _late(self, began: float, share: float = 1.0) -> bool:

@@ -25,7 +25,7 @@ from lengthwise.scheduler.plan.rows import snapshot
 from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import NO_PREFIX, Plan, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 HEAD, REACH = 64, 192
 ROUND = 200

@@ -13,7 +13,7 @@ from lengthwise.scheduler.simulator.clairvoyant import (
     clairvoyant,
 )
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
 
 PROFILE = EngineProfile(

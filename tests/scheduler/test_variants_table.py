@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.engine import warped
-from benchmarks.simulator import ablation, bad_input, clairvoyant, front, trust
+from benchmarks.simulator import ablation, bad_input, clairvoyant_share, front, trust_return
 from benchmarks.simulator.shapes import policy_of
 from benchmarks.simulator.variants_table import (
     axis_table,
@@ -115,15 +115,15 @@ def test_the_share_of_the_best_known():
         "shape": "shape-x", "workload": "w", "load": 1.2, "bound": 1.0, "sa": 0.6,
         "rules": {"fcfs": 0.2, "sjf": 0.4}, "sa_told": 0.7, "whole_rollout": 0.9, "whole": 0.8,
     }  # fmt: skip
-    assert clairvoyant.best_known(line) == 0.8  # what its own rollout says does not count
-    row = clairvoyant.row_of(line)
+    assert clairvoyant_share.best_known(line) == 0.8  # what its own rollout says does not count
+    row = clairvoyant_share.row_of(line)
     assert row[5] == "40.0 (sjf)"
     assert row[-1] == "0.75"
-    assert len(row) == len(clairvoyant.HEAD)
+    assert len(row) == len(clairvoyant_share.HEAD)
 
 
 def test_how_long_a_part_was_away():
-    watch = trust.Watch()
+    watch = trust_return.Watch()
     for now_s in range(10):
         watch.plans.append((float(now_s), frozenset({"limits"} if 2 <= now_s < 6 else ())))
     assert watch.away("limits", 0.0, 5.0) == pytest.approx(0.6)
