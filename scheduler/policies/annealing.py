@@ -30,7 +30,7 @@ from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
-from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old
+from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old, let_in
 from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
@@ -112,6 +112,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
+        self._gap_s = 0.0  # between two slots that come free
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -139,6 +140,10 @@ class AnnealingPolicy:
         picture = self._picture(planned, shot, horizon_s)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
+        best.limits[s.MAX_RUNNING] = let_in(
+            best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
+            problem.max_wait_s, self._gap_s,
+        )  # fmt: skip
         self._remember(planned, shot, picture, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:
@@ -293,6 +298,7 @@ class AnnealingPolicy:
         need = shot.rows.need[shot.waiting : shot.expected]
         old = is_old(problem.waiting.queued_s, now_s, problem.max_wait_s)
         gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
+        self._gap_s = gap_s
         starts = list(self._starts(problem, shot, queue))
         overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
         shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
