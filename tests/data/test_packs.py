@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from conftest import pack_row, write_gz
+from pack_files import pack_row, write_gz
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import available_packs, default_source, load_table
