@@ -18,10 +18,11 @@ returns, after a least time, when these promises hold:
 
     |Σ(promised - met)| ≤ MARGIN·n + HOLD_Z·sqrt(Σ p(1 - p))
 
-or when they fall as short as the part's own did, which was then not to blame. Where too few rows say anything (nobody comes, or nobody was given a chance) the least time alone
-decides. It doubles when a part breaks its promises soon after its return, and is the first one
-again when the part has kept them over a whole window. Promises that never hold keep a part away
-for PATIENCE times the least time.
+or when they fall as short as the part's own did, which was then not to blame. Where too few rows
+say anything (nobody comes, or nobody was given a chance) the least time alone decides. It doubles
+when a part breaks its promises soon after its return, and is the first one again when the part
+has kept them over a whole window. Promises that never hold keep a part away for PATIENCE times
+the least time.
 """
 
 from __future__ import annotations
