@@ -35,6 +35,7 @@ from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
+OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
 WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -53,6 +54,8 @@ class Settings:
     tpot_spread: float = 0.03
     latency_price: float = 0.02  # of a request's mean time, in attained requests
     tokens_price: float = 1.0  # of a request's mean work, in attained requests
+    backlog_price: float = 5.0  # raises tokens_price when a horizon's worth of work waits
+    bound_price: float = 12.0  # and when as much waits as the maximum wait has room for
     impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
@@ -225,7 +228,7 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            knobs.tokens_price,
+            self._work_price(problem, shot, horizon_s),
             self._impatience(),
             mean_tokens * shot.token_s,
             max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
@@ -236,6 +239,22 @@ class AnnealingPolicy:
             shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
         )  # fmt: skip
+
+    def _work_price(self, problem: Problem, shot: Snapshot, horizon_s: float) -> float:
+        """What a request's mean work is worth in met requests, by how much of it waits.
+
+        A plan of seconds does not see who will wait for what it puts off, so the price of work
+        grows with what has been put off already (drift plus penalty, Neely 2010). Where the
+        engine could keep up, all who come later wait for it, on the scale of their objectives;
+        and at any load, who has waited to the bound goes before all others, met or not.
+        """
+        knobs = self.settings
+        backlog_s = float(shot.work_s[shot.waiting : shot.expected].sum())
+        load = self.forecast.usual_rps(problem) * float(shot.work_s[shot.waiting :].mean())
+        may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
+        late = knobs.backlog_price * may_end * backlog_s / horizon_s
+        bound = knobs.bound_price * backlog_s / problem.max_wait_s
+        return knobs.tokens_price * (1.0 + late + bound)
 
     def _impatience(self) -> float:
         """1 while promises come true; towards the knob as they fall short (``plan.value``)."""
