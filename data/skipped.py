@@ -29,10 +29,11 @@ class Reason:
 
 @dataclass(slots=True)
 class Skipped:
-    """What a reader left out of the rows it read."""
+    """What a reader left out of the rows it read; `torn` are last lines that were cut off."""
 
     read: int = 0
     broken: int = 0
+    torn: int = 0
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     @property
