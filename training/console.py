@@ -62,19 +62,22 @@ class Megabytes:
     def __init__(self, steps: Steps, source: str) -> None:
         self._steps = steps
         self._source = Path(source)
-        self._bytes = self._shown = 0
+        self._bytes = self._shown = self._total = 0
 
     def __call__(self, count: int) -> None:
         """Count bytes; the first call begins the step."""
         if not self._bytes:
             files = self._source.glob("*") if self._source.is_dir() else [self._source]
-            total = sum(file.stat().st_size for file in files if file.is_file())
-            self._steps.step(f"reading {self._source.name} (MB)", round(total / 1e6) or None)
+            self._total = sum(file.stat().st_size for file in files if file.is_file())
+            megabytes = round(self._total / 1e6) or None
+            self._steps.step(f"reading {self._source.name} (MB)", megabytes)
         self._bytes += count
         whole = self._bytes // 1_000_000 - self._shown
         if whole:
             self._steps.advance(whole)
             self._shown += whole
+        if self._bytes == self._total:
+            self._steps.step("counting tokens")
 
 
 class SilentSteps:

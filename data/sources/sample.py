@@ -10,8 +10,8 @@ import numpy as np
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.examples import Example
 
-MOST_ROWS = 60_000
-MOST_CHARACTERS = 120_000_000
+MOST_ROWS = 40_000
+MOST_CHARACTERS = 80_000_000
 """What one training holds in under 2 GB, and beyond which it learns next to nothing more."""
 
 
