@@ -9,7 +9,7 @@ from lengthwise.data.request_log.reader import (
     newest_table,
     read_request_log,
 )
-from lengthwise.data.request_log.rows import FILE_PATTERN, ROW_KEYS, STATUSES
+from lengthwise.data.request_log.schema import FILE_PATTERN, ROW_KEYS, STATUSES
 from lengthwise.data.request_log.writer import RequestLogWriter, limited_writer
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import GZIP, Watch, open_text, parse_line
-from lengthwise.data.request_log.files import checked_rows
-from lengthwise.data.request_log.rows import check_row
+from lengthwise.data.request_log.log_files import checked_rows
+from lengthwise.data.request_log.schema import check_row
 from lengthwise.data.skipped import Skipped
 
 LogRow = dict[str, Any]

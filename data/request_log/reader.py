@@ -15,9 +15,9 @@ import pandas as pd
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import Watch
-from lengthwise.data.request_log.files import LogFiles, checked_rows, join_texts, log_files
+from lengthwise.data.request_log.log_files import LogFiles, checked_rows, join_texts, log_files
 from lengthwise.data.request_log.newest import newest_first
-from lengthwise.data.request_log.rows import NUMBERS, QUANTILES, ROW_KEYS
+from lengthwise.data.request_log.schema import NUMBERS, QUANTILES, ROW_KEYS
 from lengthwise.data.skipped import Skipped
 from lengthwise.data.slo import DEFAULT_CLASS
 from lengthwise.data.table import (

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.request_log.rows import FILE_PATTERN
+from lengthwise.data.request_log.schema import FILE_PATTERN
 
 log = logging.getLogger("lengthwise.request_log")
 

@@ -40,7 +40,7 @@ def load_table(
 ) -> PromptTable:
     """The prompt table of a pack name, "synthetic", a fetched set's name, or a file path.
 
-    Files: anything `sources.files.read_file` takes; a folder is read as the server's request log,
+    Files: anything `sources.prompt_files.read_file` takes; a folder is read as the server's request log,
     from its newest row back. `limit` keeps that many rows, drawn evenly and always the same (of a
     log the newest); without it a file or log gives as many as one training holds
     (`sample.MOST_ROWS`, `sample.MOST_CHARACTERS`), and `attrs` says what was left out.
@@ -87,7 +87,7 @@ def _load(spec: str, limit: int | None, tokenizer: str, watch: Watch | None) -> 
         most = (limit, None) if limit else (MOST_ROWS, MOST_CHARACTERS)
         return newest_table(path, *most, source_label=f"log:{path.name}", watch=watch)
     if path.exists():
-        from lengthwise.data.sources.files import read_file
+        from lengthwise.data.sources.prompt_files import read_file
 
         return read_file(path, limit=limit, tokenizer=tokenizer, watch=watch)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
@@ -99,7 +99,7 @@ def _load(spec: str, limit: int | None, tokenizer: str, watch: Watch | None) -> 
 
 def _load_fetched(name: str, limit: int | None, tokenizer: str, watch: Watch | None) -> PromptTable:
     from lengthwise.data.sources.fetch import fetched_file
-    from lengthwise.data.sources.files import read_file
+    from lengthwise.data.sources.prompt_files import read_file
 
     entry = CATALOGUE[name]
     if entry.kind != "prompts":

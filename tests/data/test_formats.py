@@ -10,7 +10,7 @@ import json
 import pandas as pd
 import pytest
 
-from lengthwise.data.sources.files import read_file
+from lengthwise.data.sources.prompt_files import read_file
 
 Q, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
 TOOL = {"type": "function", "function": {"name": "now"}}

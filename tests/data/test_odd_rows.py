@@ -12,9 +12,9 @@ from lengthwise.data.chat import ROLES, rendered, role_of, valid_text
 from lengthwise.data.errors import InputError
 from lengthwise.data.skipped import MOST_BROKEN_SHARE
 from lengthwise.data.sources.examples import turn_of
-from lengthwise.data.sources.files import read_file
 from lengthwise.data.sources.formats import examples_of
 from lengthwise.data.sources.normal import normal_row
+from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.predictor.features.request_text import text_of_request
 
 GOOD = {"prompt": "fine", "response": "good"}

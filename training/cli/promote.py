@@ -14,7 +14,7 @@ from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.profile import EngineProfile
-    from lengthwise.training.bench.judge import Decision, Traffic
+    from lengthwise.training.bench.judge import PromotionDecision, Traffic
 
 MOST_REQUESTS = 2000  # of a log or a named workload
 
@@ -130,8 +130,8 @@ def _traffic(
     most: int,
     profile: EngineProfile,
 ) -> Traffic:
+    from lengthwise.training.bench.comparison.workload_source import open_workload
     from lengthwise.training.bench.judge import Traffic, logged_traffic
-    from lengthwise.training.bench.workload import open_workload
 
     if from_log is not None:
         return logged_traffic(from_log, most)
@@ -167,7 +167,7 @@ def _why_profile(
 
 
 def _print(
-    decision: Decision, moved: bool, dry_run: bool, why: str, left_out: tuple[str, ...]
+    decision: PromotionDecision, moved: bool, dry_run: bool, why: str, left_out: tuple[str, ...]
 ) -> None:
     sides = {"champion": decision.champion, "challenger": decision.challenger}
     load = "at its own pace" if decision.load is None else f"at load {decision.load:g}"

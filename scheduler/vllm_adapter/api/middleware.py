@@ -20,8 +20,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.admission import AdmissionDesk
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, hints_of, parse_body
