@@ -80,6 +80,7 @@ def newest_requests(
     size = sum(file.stat().st_size for file in files.rows)
     unread = max(0, size - read)
     join_texts(rows, files.texts, watch)
+    rows = _within(rows, characters)
     rows.sort(key=lambda row: row.get("arrival_unix_s") or 0.0)
     if not rows and skipped.read and not skipped.broken:
         raise InputError(
@@ -177,6 +178,18 @@ def answered(frame: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are finished requests with tokens, cut answers included: a mask, (n,)."""
     with_tokens = (frame[["output_tokens", "prompt_tokens"]].fillna(0).astype(int) >= 1).all(axis=1)
     return frame["status"].isin(("finished", "length")) & with_tokens
+
+
+def _within(newest: list[dict[str, Any]], characters: int | None) -> list[dict[str, Any]]:
+    """As many of the rows, which come newest first, as hold so much text: it was joined late."""
+    if characters is None:
+        return newest
+    held = 0
+    for count, row in enumerate(newest):
+        held += len(row.get("prompt") or "")
+        if held > characters and count:
+            return newest[:count]
+    return newest
 
 
 def _frame(rows: list[dict[str, Any]], what: str | Path, skipped: Skipped) -> pd.DataFrame:

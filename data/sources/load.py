@@ -40,7 +40,7 @@ def load_table(
 ) -> PromptTable:
     """The prompt table of a pack name, "synthetic", a fetched set's name, or a file path.
 
-    Files: anything `sources.prompt_files.read_file` takes; a folder is read as the server's request log,
+    Files: anything `prompt_files.read_file` takes; a folder is read as the server's request log,
     from its newest row back. `limit` keeps that many rows, drawn evenly and always the same (of a
     log the newest); without it a file or log gives as many as one training holds
     (`sample.MOST_ROWS`, `sample.MOST_CHARACTERS`), and `attrs` says what was left out.
