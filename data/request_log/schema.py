@@ -59,6 +59,7 @@ ROW_KEYS = (
 )
 STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
 FILE_PATTERN = "requests-*.jsonl"
+TEXTS_PATTERN = "texts-*.jsonl"
 
 
 def check_row(row: dict[str, Any]) -> None:

@@ -30,11 +30,12 @@ from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
-from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old
+from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old, let_in
 from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
+OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
 WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -53,6 +54,8 @@ class Settings:
     tpot_spread: float = 0.03
     latency_price: float = 0.02  # of a request's mean time, in attained requests
     tokens_price: float = 1.0  # of a request's mean work, in attained requests
+    backlog_price: float = 5.0  # raises tokens_price when a horizon's worth of work waits
+    bound_price: float = 12.0  # and when as much waits as the maximum wait has room for
     impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
@@ -109,6 +112,8 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
+        self._gap_s = 0.0  # between two slots that come free
+        self._rule: _Start | None = None  # the best of the rules' starts
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -136,6 +141,10 @@ class AnnealingPolicy:
         picture = self._picture(planned, shot, horizon_s)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
+        best.limits[s.MAX_RUNNING] = let_in(
+            best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
+            problem.max_wait_s, self._gap_s,
+        )  # fmt: skip
         self._remember(planned, shot, picture, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:
@@ -219,7 +228,7 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            knobs.tokens_price,
+            self._work_price(problem, shot, horizon_s),
             self._impatience(),
             mean_tokens * shot.token_s,
             max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
@@ -230,6 +239,22 @@ class AnnealingPolicy:
             shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
         )  # fmt: skip
+
+    def _work_price(self, problem: Problem, shot: Snapshot, horizon_s: float) -> float:
+        """What a request's mean work is worth in met requests, by how much of it waits.
+
+        A plan of seconds does not see who will wait for what it puts off, so the price of work
+        grows with what has been put off already (drift plus penalty, Neely 2010). Where the
+        engine could keep up, all who come later wait for it, on the scale of their objectives;
+        and at any load, who has waited to the bound goes before all others, met or not.
+        """
+        knobs = self.settings
+        backlog_s = float(shot.work_s[shot.waiting : shot.expected].sum())
+        load = self.forecast.usual_rps(problem) * float(shot.work_s[shot.waiting :].mean())
+        may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
+        late = knobs.backlog_price * may_end * backlog_s / horizon_s
+        bound = knobs.bound_price * backlog_s / problem.max_wait_s
+        return knobs.tokens_price * (1.0 + late + bound)
 
     def _impatience(self) -> float:
         """1 while promises come true; towards the knob as they fall short (``plan.value``)."""
@@ -274,11 +299,13 @@ class AnnealingPolicy:
         need = shot.rows.need[shot.waiting : shot.expected]
         old = is_old(problem.waiting.queued_s, now_s, problem.max_wait_s)
         gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
+        self._gap_s = gap_s
         starts = list(self._starts(problem, shot, queue))
         overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
         shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
         kept = int(overdue.sum())
         best: tuple[_Start, float] | None = None
+        rule: tuple[_Start, float] | None = None
         evaluated = 0
         for name, order, skip_late in starts:
             if not self._may("order", now_s) and name not in self._fallbacks(now_s):
@@ -291,9 +318,12 @@ class AnnealingPolicy:
                 evaluated += 1
                 if best is None or value > best[1]:
                     best = start, value
+                if name in RULES and (rule is None or value > rule[1]):
+                    rule = start, value
             if self._late(began, 0.5):
                 break
         assert best is not None
+        self._rule = (rule or best)[0]
         return *best, evaluated
 
     def _annealed(
@@ -366,14 +396,16 @@ class AnnealingPolicy:
             real = np.r_[: shot.running, shot.waiting : shot.expected]
             real = real[shot.rows.weight[real] > 0]
             none = np.array([engine.slots, engine.batched_tokens])
-            variants, without = {}, {}
+            rule = self._rule or start  # what would serve if the order might not
+            variants = {"order": (best._replace(order=rule.order), rule.skip_late)}
             if (best.limits < none).any():
-                variants["limits"] = best._replace(limits=none)
+                variants["limits"] = best._replace(limits=none), start.skip_late
             if best.given_up.any():
-                variants["slots"] = best._replace(given_up=np.zeros_like(best.given_up))
-            variants["order"] = best._replace(order=start.order)
-            for part, parts in variants.items():
-                s.value_of(picture, parts, start.skip_late)
+                nobody = np.zeros_like(best.given_up)
+                variants["slots"] = best._replace(given_up=nobody), start.skip_late
+            without = {}
+            for part, (parts, skip_late) in variants.items():
+                s.value_of(picture, parts, skip_late)
                 without[part] = picture.chance[real]
             s.value_of(picture, best, start.skip_late)
             self.trust.promise(now_s, shot.rows.arrival_s[real], picture.chance[real], without)

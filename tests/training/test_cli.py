@@ -82,9 +82,15 @@ def test_version(run):
 def test_train_register_predict_compare(run, workspace, tmp_path):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     assert run("data", "synthesize", "--output", rows, "--rows", 400).exit_code == 0
-    trained = run("train", "--input", rows, "--register", "--json")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(rows.read_text() + '{"prompt": "p", "output": 4}\n')
+    trained = run("train", "--input", odd, "--register", "--json")
     assert trained.exit_code == 0, trained.output
     document = json.loads(trained.stdout.splitlines()[-1])
+    (entry,) = document["unused"]["skipped"]
+    assert entry["first"] == f"{odd}:401: output must be text, got 4"
+    described = run("data", "describe", odd)
+    assert f"Skipped 1 row: output must be text; first: {odd}:401: " in described.stdout
     assert document["model_uri"] == "models:/output-length/1"
     assert document["metrics"]["mae"] > 0
     assert document["metrics"]["baselines"]["class_gaussian"]["mae"] > 0
@@ -168,7 +174,7 @@ def test_a_dead_tracking_server_stops_a_training_before_it_starts(refuses, monke
     [
         (None, "no data source"),
         (b"", ""),
-        (b'{"prompt": "x", "response": \n', "not JSON"),
+        (b'{"prompt": "x", "response": \n{"prompt"', "not JSON"),
         (b'{"response": "an answer to nothing"}\n', ":1"),
         (b'{"prompt": "x", "output_tokens": -4}\n', ":1"),
         (b"\xff\xfe\x00", "UTF-8"),
