@@ -447,7 +447,7 @@ def test_a_limit_whose_successor_does_not_come_ends_soon():
     began_s = time.monotonic()
     fill(engine, ["urgent"], output_tokens=20, slo_ttft_ms=300)
     step_until(engine, lambda: len(engine.running) == 8)
-    assert time.monotonic() - began_s < 2.0  # a tick of nothing new would have taken 4
+    assert time.monotonic() - began_s < 3.5  # a tick of nothing new would have taken 4
     assert engine.status()["queue"]["max_running"] == 32
     policy.gate.set()
 
