@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.data.arrays import FloatArray, njit
 
 TAIL_CAP = 4.0
 # A request past everything its row allows: what is left is taken as this share of what it wrote.
@@ -132,17 +132,6 @@ def fresh_mean(levels: FloatArray, row: FloatArray, logs: FloatArray) -> float:
             grown = (math.exp((1.0 - decay) * grown) - 1.0) / (1.0 - decay)
         tail += grown
     return max(1.0, total + (1.0 - levels[last]) * row[last] * tail)
-
-
-def strata_places(levels: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Where the five midpoint levels lie: the level above each, and the share of the way to it.
-
-    Raises ValueError when the levels do not reach from .1 to .9.
-    """
-    if len(levels) < 2 or levels[0] > STRATA[0] or levels[-1] < STRATA[-1]:
-        raise ValueError(f"levels must span {STRATA[0]} to {STRATA[-1]}, got {levels}")
-    above = np.clip(np.searchsorted(levels, STRATA), 1, len(levels) - 1)
-    return above, (np.array(STRATA) - levels[above - 1]) / (levels[above] - levels[above - 1])
 
 
 @njit

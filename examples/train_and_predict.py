@@ -9,7 +9,7 @@ A row has `prompt` and either `response` or `output_tokens`; `slo_class` is opti
 import sys
 
 from lengthwise import LengthPredictor, fit_predictor
-from lengthwise.data.sources.files import read_file
+from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.data.splits import split_table
 
 rows, directory = sys.argv[1:3]

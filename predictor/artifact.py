@@ -20,12 +20,12 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
-from lengthwise.predictor.calibration import CalibratedLevels
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 
     features: PromptFeatures
     estimator: LengthRegressor
-    calibration: CalibratedLevels
+    conformal: ConformalLevels
     card: dict[str, Any]
     reading: Reading | None = None
 
@@ -68,11 +68,11 @@ def write(directory: Path, parts: Parts) -> None:
     """Write every file of the artifact."""
     (directory / "estimator").mkdir(parents=True, exist_ok=True)
     parts.estimator.save_files(directory / "estimator")
-    _write_object(directory / "calibration.json", parts.calibration.to_json())
+    _write_object(directory / "calibration.json", parts.conformal.to_json())
     if parts.reading is not None:
         parts.reading.reader.save(directory / "reader")
-        calibration = parts.reading.calibration.to_json()
-        _write_object(directory / "reader" / "calibration.json", calibration)
+        levels = parts.reading.conformal.to_json()
+        _write_object(directory / "reader" / "calibration.json", levels)
     _write_features(directory, parts.features)
     _write_object(directory / "card.json", parts.card | {"format_version": FORMAT_VERSION})
 
@@ -101,8 +101,8 @@ def read(directory: Path) -> Parts:
             f"{directory}: the estimator reads {estimator.reads_columns} features, "
             f"there are {columns}"
         )
-    calibration = CalibratedLevels.from_json(read_object(directory / "calibration.json"))
-    return Parts(features, estimator, calibration, card, _read_reading(directory, card))
+    conformal = ConformalLevels.from_json(read_object(directory / "calibration.json"))
+    return Parts(features, estimator, conformal, card, _read_reading(directory, card))
 
 
 def _read_estimator(directory: Path, wanted: dict[str, Any]) -> LengthRegressor:
@@ -127,8 +127,8 @@ def _read_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
     from lengthwise.predictor.estimators.encoder import BertReader
 
     reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
-    calibration = CalibratedLevels.from_json(read_object(directory / "reader" / "calibration.json"))
-    return Reading(reader, float(card["reader"]["share"]), calibration)
+    conformal = ConformalLevels.from_json(read_object(directory / "reader" / "calibration.json"))
+    return Reading(reader, float(card["reader"]["share"]), conformal)
 
 
 def _write_features(directory: Path, features: PromptFeatures) -> None:

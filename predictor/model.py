@@ -1,7 +1,7 @@
 """The predictor a server loads: prompts to length distributions, with priors for unknown text.
 
 A booster reads the feature row; where the predictor has a reader (a fine-tuned encoder), that
-reads the text, and the log-quantiles of the two are averaged before calibration.
+reads the text, and the log-quantiles of the two are averaged before the conformal levels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor import artifact
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.reading import Reading
 
@@ -27,7 +27,7 @@ _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
 
 
 class LengthPredictor:
-    """Features, estimator, calibration and class priors as one object.
+    """Features, estimator, conformal levels and class priors as one object.
 
     `card` says where it comes from: levels, data hash, metrics, priors. `version` is the label
     a registry gives it. Build one with `lengthwise.fit_predictor` or `LengthPredictor.load`.
@@ -37,13 +37,13 @@ class LengthPredictor:
         self,
         features: PromptFeatures,
         estimator: LengthRegressor,
-        calibration: CalibratedLevels,
+        conformal: ConformalLevels,
         card: dict[str, Any],
         reading: Reading | None = None,
     ) -> None:
         self.prompt_features = features
         self.estimator = estimator
-        self.calibration = calibration
+        self.conformal = conformal
         self.reading = reading
         self.card = card
         self.version = str(card.get("version", "unversioned"))
@@ -134,17 +134,17 @@ class LengthPredictor:
         """Quantiles of the paper's Gaussian a class, (q,), at least one token."""
         return self._prior("class_gaussian", slo_class)
 
-    def uncalibrated(self) -> LengthPredictor:
-        """The same predictor as it was before calibration, to see what that changed."""
-        none = CalibratedLevels.none(self.levels)
-        reading = self.reading and replace(self.reading, calibration=none)
+    def without_conformal(self) -> LengthPredictor:
+        """The same predictor without its conformal levels, to see what that changed."""
+        none = ConformalLevels.none(self.levels)
+        reading = self.reading and replace(self.reading, conformal=none)
         return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
 
     def save(self, directory: str | Path) -> None:
         """Write the artifact directory (see `lengthwise.predictor.artifact`)."""
         card = self.card | {"version": self.version}
         parts = artifact.Parts(
-            self.prompt_features, self.estimator, self.calibration, card, self.reading
+            self.prompt_features, self.estimator, self.conformal, card, self.reading
         )
         artifact.write(Path(directory), parts)
 
@@ -155,7 +155,7 @@ class LengthPredictor:
 
     def _log_quantiles(self, rows: NDArray[np.floating], classes: Sequence[str | None]) -> Floats:
         out = np.empty((len(rows), self._levels.size))
-        for levels, members in _by_levels(self.calibration, classes):
+        for levels, members in _by_levels(self.conformal, classes):
             out[members] = self.estimator.predict_log_quantiles(rows[members], levels)
         return out
 
@@ -167,7 +167,7 @@ class LengthPredictor:
         classes: Sequence[str | None],
     ) -> Floats:
         out = np.empty((len(rows), self._levels.size))
-        for levels, members in _by_levels(reading.calibration, classes):
+        for levels, members in _by_levels(reading.conformal, classes):
             chosen = texts[members] if isinstance(members, slice) else [texts[i] for i in members]
             out[members] = reading.log_quantiles(self.estimator, rows[members], chosen, levels)
         return out
@@ -201,12 +201,12 @@ class LengthPredictor:
 
 
 def _by_levels(
-    calibration: CalibratedLevels, classes: Sequence[str | None]
+    conformal: ConformalLevels, classes: Sequence[str | None]
 ) -> Iterator[tuple[Floats, slice | NDArray[np.intp]]]:
     """The levels to ask for, and the rows to ask them of, a class at a time."""
     if len(set(classes)) == 1:
-        yield calibration.of(classes[0]), slice(None)
+        yield conformal.of(classes[0]), slice(None)
         return
     labels = np.array([name or "" for name in classes])
     for name in sorted(set(labels.tolist())):
-        yield calibration.of(name), np.flatnonzero(labels == name)
+        yield conformal.of(name), np.flatnonzero(labels == name)

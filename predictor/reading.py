@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 
 
 class TextReader(Protocol):
@@ -27,11 +27,11 @@ class TextReader(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """A reader, its weight in the average, and the calibration of booster and reader together."""
+    """A reader, its weight in the average, and the conformal levels of both together."""
 
     reader: TextReader
     share: float
-    calibration: CalibratedLevels
+    conformal: ConformalLevels
 
     def log_quantiles(
         self,

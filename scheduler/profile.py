@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from lengthwise.data.files import read_object
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
@@ -115,8 +116,8 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
             raise ValueError(
                 f"no profile {str(name_or_path)!r}; known are {', '.join(profile_names())}"
             )
+    values = read_object(path, "engine profile")
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
         return EngineProfile(
             name=str(values["name"]),
             step_time=StepTimeModel.from_dict(values["step_time"]),
@@ -128,7 +129,7 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
             speculation=_part(Speculation, values.get("speculation")),
             scale=values.get("scale", "fixed"),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an engine profile: {error!r}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -74,10 +73,6 @@ class StepTimeModel:
         """Plain values, for a profile file."""
         return asdict(self)
 
-    def to_json(self) -> str:
-        """The model as one JSON object."""
-        return json.dumps(self.to_dict())
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StepTimeModel:
         """The inverse of to_dict; unknown or missing keys raise ValueError."""
@@ -87,14 +82,6 @@ class StepTimeModel:
         if missing := set(COEFFICIENTS) - set(values):
             raise ValueError(f"step_time lacks {sorted(missing)}")
         return cls(**dict(values))
-
-    @classmethod
-    def from_json(cls, text: str) -> StepTimeModel:
-        """The inverse of to_json."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"step_time must be a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values)
 
 
 def _design(samples: FloatArray) -> FloatArray:

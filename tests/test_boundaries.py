@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,13 @@ def test_nobody_imports_a_folder_by_its_bare_name():
         for path in (ROOT / folder).rglob("*.py"):
             bare = {name for name in imports_of(path) if name.split(".")[0] in OURS}
             assert not bare, f"{path.relative_to(ROOT)} imports {bare}"
+
+
+def test_no_two_files_have_one_name():
+    """A traceback, a log line and an editor's tab name a file by its last part only."""
+    paths = [path for folder in (*OURS, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    names = Counter(path.name for path in paths)
+    assert {name for name, times in names.items() if times > 1} == {"__init__.py"}
 
 
 def test_every_folder_says_what_it_is():

@@ -36,8 +36,8 @@ from lengthwise.scheduler.vllm_adapter.server.launch import (
     launch_server,
 )
 from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
-from lengthwise.training.bench.client import wait_idle
-from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
+from lengthwise.training.bench.engines.client import wait_idle
+from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 
 FAULTS_DIR = Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"
 sys.path.insert(0, str(FAULTS_DIR))

@@ -31,11 +31,11 @@ from benchmarks.common import finish, note, print_table
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.launch import LOGITS_PROCESSOR
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
-from lengthwise.training.bench.client import Call, completion_body, replay, wait_idle
-from lengthwise.training.bench.engine_runner import to_records
-from lengthwise.training.bench.records import RequestRecord, paired_difference
-from lengthwise.training.bench.servers import ReplayTable, free_port
-from lengthwise.training.bench.workload import WorkloadSource, open_workload
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, open_workload
+from lengthwise.training.bench.engines.client import Call, completion_body, replay, wait_idle
+from lengthwise.training.bench.engines.servers import ReplayIds, free_port
+from lengthwise.training.bench.results.records import RequestRecord, paired_difference
+from lengthwise.training.bench.runners.engine_runner import to_records
 
 FACTOR = 2.0
 LONGEST = 1500
@@ -60,7 +60,7 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.log = root / "log"
-        self.table = ReplayTable.random(LONGEST)
+        self.table = ReplayIds.random(LONGEST)
         self.replay_file = self.table.write(root / "replay.json")
         self.url = f"http://127.0.0.1:{free_port()}"
         self.environment = os.environ | {

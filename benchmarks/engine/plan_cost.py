@@ -25,8 +25,8 @@ from benchmarks.common import print_table
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings

@@ -34,8 +34,8 @@ from lengthwise.data.table import PromptTable
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, write_live
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.training.bench.client import collected, complete, new_session
-from lengthwise.training.bench.servers import free_port, leaving_on_sigterm
+from lengthwise.training.bench.engines.client import collected, complete, new_session
+from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"))
 from request_accounts import Asked, ask, drive, leave, logged, metric_in

@@ -144,7 +144,7 @@ def start_here() -> dict[str, object]:
 
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-    from lengthwise.training.bench.servers import free_port
+    from lengthwise.training.bench.engines.servers import free_port
 
     lengths = {str(i): 3 + 4 * i for i in range(8)}
     with tempfile.TemporaryDirectory() as name:

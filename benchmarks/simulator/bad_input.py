@@ -1,27 +1,31 @@
 """What a policy makes of input that is wrong, against arrival order on the same requests.
 
-    python -m benchmarks.simulator.bad_input --shapes shape-few-slots --seeds 2
+    python -m benchmarks.simulator.bad_input --out bad_input.jsonl --seeds 5
 
 Asked for: never more than 2 points of attainment below arrival order, nobody waiting beyond the
 bound by more than arrival order makes them, everybody served. Exits with 1 where that fails.
+Finished draws in ``--out`` are not played again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import finish, print_table
+from benchmarks.common import finish, interval, note, print_table
+from benchmarks.simulator.grid import code_version, read_lines
+from benchmarks.simulator.misled import slower
 from benchmarks.simulator.shapes import Run, build, policy_of
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
-from lengthwise.scheduler.step_time import COEFFICIENTS
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 MOST_BELOW = 0.02
 SLACK_S, SLACK_SHARE = 0.5, 0.01  # a slot comes free a few steps sooner or later
@@ -36,17 +40,12 @@ class Setting:
     believed: EngineProfile | None = None
 
 
-def slower(profile: EngineProfile, factor: float) -> EngineProfile:
-    """The profile with every step ``factor`` times as long."""
-    model = profile.step_time
-    return replace(
-        profile,
-        step_time=replace(model, **{name: factor * getattr(model, name) for name in COEFFICIENTS}),
-    )
-
-
 def _told(factor: float) -> Callable[[Setting], Setting]:
-    return lambda s: replace(s, believed=slower(s.profile, factor))
+    def changed(s: Setting) -> Setting:
+        steps = slower(s.profile.step_time, factor)
+        return replace(s, believed=replace(s.profile, step_time=steps))
+
+    return changed
 
 
 def _lengths(factor: float) -> Callable[[Setting], Setting]:
@@ -136,46 +135,88 @@ def failures(arm: dict[str, float], fcfs: dict[str, float]) -> list[str]:
     return found
 
 
+def compared(run: Run, case: str, max_wait_s: float) -> dict[str, Any]:
+    """One draw under one case: arrival order, the run's policy, and what fails."""
+    setting = CASES[case](Setting(*build(run)))
+    fcfs = played(setting, policy_of("fcfs", run.seed), max_wait_s)
+    arm = played(setting, policy_of(run.policy, run.seed), max_wait_s)
+    line = asdict(run) | {"case": case, "max_wait_s": max_wait_s, "fcfs": fcfs, "arm": arm}
+    return line | {"failures": failures(arm, fcfs)}
+
+
+def key_of(run: Run, case: str, max_wait_s: float) -> str:
+    """What tells a line from all others in the file."""
+    return json.dumps([run.key, case, max_wait_s])
+
+
+def rows_of(lines: Iterable[dict[str, Any]]) -> list[list[object]]:
+    """A row a shape, workload and case over its seeds; the worst of each figure beside the mean."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault((line["shape"], line["workload"], line["case"]), []).append(line)
+    rows = []
+    for names, own in groups.items():
+        points = [100 * (x["arm"]["attainment"] - x["fcfs"]["attainment"]) for x in own]
+        mean, half = interval(points)
+        met = [100 * np.mean([x[arm]["attainment"] for x in own]) for arm in ("fcfs", "arm")]
+        over = [max(x[arm]["over_s"] for x in own) for arm in ("fcfs", "arm")]
+        beyond = max(x["arm"]["over_s"] - x["fcfs"]["over_s"] for x in own)
+        e2e = np.mean([x["arm"]["mean_e2e_s"] / x["fcfs"]["mean_e2e_s"] for x in own])
+        failed = [what for x in own for what in x["failures"]]
+        told = ", ".join(f"{what} {failed.count(what)}" for what in sorted(set(failed)))
+        shown = [
+            f"{met[0]:.1f}",
+            f"{met[1]:.1f}",
+            f"{mean:+.1f} ± {half:.1f}",
+            f"{min(points):+.1f}",
+        ]
+        shown += [f"{over[0]:.1f}", f"{over[1]:.1f}", f"{beyond:+.1f}", f"{e2e:.2f}"]
+        rows.append([*names, len(own), *shown, told])
+    return rows
+
+
+HEAD = [
+    "shape", "workload", "case", "seeds", "met %, fcfs", "met %", "points", "worst seed",
+    "most over the bound s, fcfs", "most over", "most beyond fcfs's", "e2e / fcfs", "fails",
+]  # fmt: skip
+
+
 def main() -> None:
-    """The table, and the figures as JSON."""
+    """Play what is left, then the table, and the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="finished draws, added to")
     parser.add_argument(
         "--shapes", nargs="+", default=["shape-few-slots", "shape-little-memory", "tiny-cpu"]
     )
     parser.add_argument("--workloads", nargs="+", default=["mixed"])
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--policy", default="sa")
     parser.add_argument("--lengths", default="oracle")
     parser.add_argument("--load", type=float, default=1.3)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--max-wait-s", type=float, default=60.0)
+    parser.add_argument("--table", action="store_true", help="only the table of what is there")
     args = parser.parse_args()
-    lines, table, failed = [], [], 0
-    for shape in args.shapes:
-        for workload in args.workloads:
-            for case in args.cases:
-                for seed in range(args.seeds):
-                    run = Run(shape, workload, args.load, args.lengths, seed, args.requests, "")
-                    setting = CASES[case](Setting(*build(run)))
-                    fcfs = played(setting, policy_of("fcfs", seed), args.max_wait_s)
-                    arm = played(setting, policy_of(args.policy, seed), args.max_wait_s)
-                    wrong = failures(arm, fcfs)
-                    failed += bool(wrong)
-                    lines.append(
-                        {"shape": shape, "workload": workload, "case": case, "seed": seed}
-                        | {"fcfs": fcfs, "arm": arm, "failures": wrong}
-                    )
-                    points = 100.0 * (arm["attainment"] - fcfs["attainment"])
-                    cells = [f"{fcfs['attainment']:.1%}", f"{arm['attainment']:.1%}"]
-                    cells += [f"{points:+.1f}", f"{fcfs['over_s']:.1f}", f"{arm['over_s']:.1f}"]
-                    cells += [f"{arm['mean_e2e_s'] / fcfs['mean_e2e_s']:.2f}"]
-                    table.append([shape, workload, case, seed, *cells, ", ".join(wrong)])
-    head = ["shape", "workload", "case", "seed", "met, fcfs", "met", "points"]
-    head += ["over the bound s, fcfs", "over", "mean e2e ratio", "fails"]
-    print_table(head, table)
+    lines: list[dict[str, Any]] = read_lines(args.out)
+    done = {line["key"] for line in lines}
+    todo = [
+        (Run(shape, workload, args.load, args.lengths, seed, args.requests, args.policy), case)
+        for seed in range(args.seeds)
+        for shape in args.shapes
+        for workload in args.workloads
+        for case in args.cases
+    ]
+    for run, case in todo if not args.table else []:
+        if (key := key_of(run, case, args.max_wait_s)) in done:
+            continue
+        lines.append({"key": key, "code": code_version()} | compared(run, case, args.max_wait_s))
+        with args.out.open("a") as file:
+            print(json.dumps(lines[-1]), file=file)
+        note(f"{run.shape} {run.workload} {run.seed} {case}: {lines[-1]['failures'] or 'holds'}")
+    print_table(HEAD, rows_of(lines))
     finish("bad_input", lines)
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if any(line["failures"] for line in lines) else 0)
 
 
 if __name__ == "__main__":

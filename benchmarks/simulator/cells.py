@@ -15,8 +15,8 @@ from lengthwise.data.splits import split_table
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
-from lengthwise.scheduler.simulator.workload import SimWorkload
-from lengthwise.training.bench.workload import (
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
+from lengthwise.training.bench.comparison.workload_source import (
     WorkloadSource,
     capacity_rps,
     length_rows,

@@ -48,11 +48,11 @@ from benchmarks.simulator.grid_tables import BLIND, RULES, by_cell, mean_of, sum
 from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import KnownLengths, SimulatorRunner
-from lengthwise.training.bench.workload import length_rows
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import length_rows
+from lengthwise.training.bench.runners.simulator_runner import KnownLengths, SimulatorRunner
 
 SEARCH_STEPS = 80
 PAPER_STEPS = 2  # at each of 63 temperatures

@@ -26,7 +26,7 @@ from benchmarks.common import interval, plain_parser
 from benchmarks.simulator.cells import LENGTHS, WORKLOADS, Cell, build
 from benchmarks.simulator.grid_tables import BLIND, RULES, Cells, Line, by_cell, present
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.training.bench.simulator_runner import simulated_policy
+from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 ROOT = Path(__file__).parents[2]
 DARK, GREY, FAINT = "#222222", "#6b6b6b", "#b5b5b5"

@@ -29,7 +29,7 @@ from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile, profile_names
 from lengthwise.scheduler.simulator.prefix_cache import empty_cache
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
 
 MOST_EXPECTED = 512
 

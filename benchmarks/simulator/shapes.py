@@ -31,12 +31,17 @@ from benchmarks.simulator.grid import PAPER_STEPS, Bar, code_version, read_lines
 from benchmarks.simulator.grid_tables import BLIND, RULES
 from lengthwise.data.arena.workloads import ARENA, arena_workload
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload
-from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload, to_sim
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
+from lengthwise.training.bench.comparison.workload_source import (
+    capacity_rps,
+    length_rows,
+    open_workload,
+    to_sim,
+)
 
 LOADS = (0.8, 1.2, 1.6)
 LENGTHS = ("oracle", "learned", "class")
@@ -126,17 +131,22 @@ def _predicted(workload: str, seed: int, requests: int) -> tuple[np.ndarray, np.
     return length_rows(drawn, "learned", predictor_of(arena_workload(workload).default_source))
 
 
+def requests_of(run: Run) -> list[WorkloadRequest]:
+    """The run's requests at their times."""
+    rate_rps = run.load * _capacity_rps(run.workload, run.shape)
+    drawn = _drawn(run.workload, run.shape, run.seed, run.requests)
+    return [replace(request, arrival_s=request.arrival_s / rate_rps) for request in drawn]
+
+
 def build(run: Run) -> tuple[SimWorkload, EngineProfile]:
     """The run's requests and engine."""
-    drawn = _drawn(run.workload, run.shape, run.seed, run.requests)
+    requests = requests_of(run)
     if run.lengths == "learned":
         rows, levels = _predicted(run.workload, run.seed, run.requests)
     else:
         known = "none" if run.lengths == ANY_LENGTHS else run.lengths
-        rows, levels = length_rows(drawn, known, None)
-    unit = to_sim(drawn, rows, levels)
-    rate_rps = run.load * _capacity_rps(run.workload, run.shape)
-    return replace(unit, arrival_s=unit.arrival_s / rate_rps), load_profile(run.shape)
+        rows, levels = length_rows(requests, known, None)
+    return to_sim(requests, rows, levels), load_profile(run.shape)
 
 
 def figures(workload: SimWorkload, result: SimResult, classes: list[str]) -> dict[str, Any]:
@@ -181,12 +191,10 @@ def play(runs: list[Run]) -> list[dict[str, Any]]:
     return lines
 
 
-def main() -> None:
-    """Play what is left and add it to the file."""
+def add_cells(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which cells are played, how often, and where the lines go."""
     shapes = [name for name in profile_names() if not name.startswith(KEPT_ASIDE)]
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--again", nargs="+", default=[], help="policies whose runs are redone")
+    parser.add_argument("--out", type=Path, required=True, help="finished runs, added to")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--requests", type=int, default=1500)
@@ -195,14 +203,12 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=list(ARENA))
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS))
-    parser.add_argument("--policies", nargs="+", default=[*RULES, "sa"])
-    args = parser.parse_args()
 
-    lines, version = read_lines(args.out), code_version()
-    if args.again:
-        lines = [line for line in lines if line["policy"] not in args.again]
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    todo = list(wanted(args, {line["key"] for line in lines}))
+
+def play_missing(args: argparse.Namespace) -> None:
+    """Play what of ``args``'s cells and policies is not in its file yet, and add it there."""
+    version = code_version()
+    todo = list(wanted(args, {line["key"] for line in read_lines(args.out)}))
     if "learned" in args.lengths:
         for workload in args.workloads:  # trained once, before the workers need it
             predictor_of(arena_workload(workload).default_source)
@@ -216,6 +222,19 @@ def main() -> None:
                 file.write(json.dumps(line | {"code": version}) + "\n")
             file.flush()
             bar.advance(len(found))
+
+
+def main() -> None:
+    """Play what is left and add it to the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_cells(parser)
+    parser.add_argument("--again", nargs="+", default=[], help="policies whose runs are redone")
+    parser.add_argument("--policies", nargs="+", default=[*RULES, "sa"])
+    args = parser.parse_args()
+    if args.again:
+        lines = [line for line in read_lines(args.out) if line["policy"] not in args.again]
+        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    play_missing(args)
 
 
 if __name__ == "__main__":

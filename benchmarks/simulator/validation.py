@@ -14,12 +14,12 @@ from pathlib import Path
 from benchmarks.common import finish, plain_parser, print_table
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import EngineProfile, load_profile
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.result import BenchResult, read_result
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of
-from lengthwise.training.bench.workload import open_workload
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.results.result import BenchResult, read_result
+from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner, lengths_of
 
 COLUMNS = ("workload", "load", "arm", "met, engine", "met, simulator", "points",
            "mean e2e s, engine", "simulator", "difference")  # fmt: skip

@@ -33,7 +33,7 @@ class Sessions:
 
     def turns(
         self, new_tokens: Sequence[int], answer_tokens: Sequence[int], rng: np.random.Generator
-    ) -> list[Turn]:
+    ) -> list[SessionTurn]:
         """A turn for each request, in order of arrival.
 
         Those who are live at the start are in the middle of their sessions, so that the first
@@ -57,7 +57,7 @@ class Sessions:
             session = live[place]
             history = int(min(session.said_tokens, self.most_history_tokens))
             before = session.system_prompt.prefix_tokens + history
-            turns.append(Turn(session.name, session.system_prompt, before + new))
+            turns.append(SessionTurn(session.name, session.system_prompt, before + new))
             session.said_tokens += new + answer
             if rng.random() < end:
                 live[place] = fresh(0)
@@ -65,7 +65,7 @@ class Sessions:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SessionTurn:
     """One request's place in its session."""
 
     session: str

@@ -19,7 +19,7 @@ from lengthwise.data.arena.sessions import Sessions, SystemPrompt
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import pack_path
-from lengthwise.data.slo import Slo, SloTable
+from lengthwise.data.slo import Slo
 from lengthwise.data.splits import SPLITS, split_of
 from lengthwise.data.table import PromptTable, take_rows
 from lengthwise.data.workload import WorkloadRequest
@@ -142,11 +142,6 @@ def arena_workload(name: str) -> ArenaWorkload:
     return ARENA[name]
 
 
-def arena_slo_table(name: str) -> SloTable:
-    """The objectives of a workload's classes, as a server would be configured."""
-    return SloTable({c.slo.slo_class: c.slo for c in arena_workload(name).classes})
-
-
 def build_workload(
     name: str,
     table: PromptTable,
@@ -188,18 +183,6 @@ def build_workload(
     if workload.sessions is not None:
         return _in_sessions(requests, workload.sessions, rng)
     return requests
-
-
-def mean_work(name: str, table: PromptTable, split: str | None = "test") -> tuple[float, float]:
-    """(mean tokens of the table's prompts, mean output tokens), by the workload's shares."""
-    workload = arena_workload(name)
-    rows = _rows_by_class(workload, table, split)
-    means = [
-        (c.share * rows[c.slo.slo_class][["prompt_tokens", "output_tokens"]].mean()).to_numpy()
-        for c in workload.classes
-    ]
-    prompt, output = np.sum(means, axis=0)
-    return float(prompt), float(output)
 
 
 def _with_documents(

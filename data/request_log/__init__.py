@@ -1,7 +1,7 @@
 """The server's request log: one JSON line per request that ended, which is training data later."""
 
 from lengthwise.data.request_log.reader import answered, log_batches, log_to_table, read_request_log
-from lengthwise.data.request_log.rows import FILE_PATTERN, ROW_KEYS, STATUSES
+from lengthwise.data.request_log.schema import FILE_PATTERN, ROW_KEYS, STATUSES
 from lengthwise.data.request_log.writer import RequestLogWriter, limited_writer
 
 __all__ = [

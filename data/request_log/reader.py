@@ -11,7 +11,7 @@ import pandas as pd
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import parse_object, read_lines
-from lengthwise.data.request_log.rows import FILE_PATTERN, NUMBERS, ROW_KEYS, check_row
+from lengthwise.data.request_log.schema import FILE_PATTERN, NUMBERS, ROW_KEYS, check_row
 from lengthwise.data.slo import DEFAULT_CLASS
 from lengthwise.data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
 

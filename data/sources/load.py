@@ -76,7 +76,7 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
 
         return log_to_table(read_request_log(path), source_label=f"log:{path.name}")
     if path.is_file():
-        from lengthwise.data.sources.files import read_file
+        from lengthwise.data.sources.prompt_files import read_file
 
         return read_file(path, limit=limit, tokenizer=tokenizer)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
@@ -88,7 +88,7 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
 
 def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
     from lengthwise.data.sources.fetch import fetched_file
-    from lengthwise.data.sources.files import read_file
+    from lengthwise.data.sources.prompt_files import read_file
 
     entry = CATALOGUE[name]
     if entry.kind != "prompts":

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 
 CLASS_COLUMN, PROMPT_TOKENS_COLUMN = 0, 1
 _FINE = np.linspace(0.001, 0.999, 999)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 
 _PARTS = ("student", "hazard")

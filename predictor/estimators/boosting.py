@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.trees import FlatTrees
 
 _MIN_COLUMNS = 8

@@ -7,6 +7,7 @@ that and gives the same sums in the same order. Numeric splits only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_NONE, _MISSING_NAN = 0, 2
 
 
-@dataclass(frozen=True, eq=False)
-class FlatTrees:
+class Nodes(NamedTuple):
     """Every tree's nodes behind one another; a negative child -1 - k is leaf k of the tree."""
 
     roots: NDArray[np.int32]
@@ -30,17 +30,24 @@ class FlatTrees:
     right: NDArray[np.int32]
     nan_left: NDArray[np.int8]
     leaves: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatTrees:
+    """The trees of a booster; tree i adds to output i modulo `outputs`."""
+
+    nodes: Nodes
     outputs: int
 
     @classmethod
     def from_model_text(cls, text: str, outputs: int) -> FlatTrees:
-        """Parse LightGBM's text format; tree i adds to output i modulo `outputs`."""
+        """Parse LightGBM's text format."""
         roots, leaf_starts = [], []
         columns: dict[str, list[NDArray[np.float64]]] = {
             key: [] for key in ("split_feature", "threshold", "left_child", "right_child", "nan")
         }
         leaves: list[NDArray[np.float64]] = []
-        nodes = leaf_count = 0
+        node_count = leaf_count = 0
         for block in text.split("\nTree=")[1:]:
             pairs = (line.split("=", 1) for line in block.split("\n") if "=" in line)
             fields = dict(pairs)
@@ -48,17 +55,17 @@ class FlatTrees:
             leaf_starts.append(leaf_count)
             leaves.append(values)
             leaf_count += values.size
-            roots.append(nodes if values.size > 1 else -1)
+            roots.append(node_count if values.size > 1 else -1)
             if values.size > 1:
                 kinds = np.array(fields["decision_type"].split(), np.int64)
                 columns["nan"].append(_nan_goes_left(kinds, fields["threshold"]))
                 for key in ("split_feature", "threshold", "left_child", "right_child"):
                     columns[key].append(np.array(fields[key].split(), np.float64))
-                nodes += kinds.size
+                node_count += kinds.size
         flat = {
             key: np.concatenate(parts) if parts else np.zeros(0) for key, parts in columns.items()
         }
-        return cls(
+        nodes = Nodes(
             np.array(roots, np.int32),
             np.array(leaf_starts, np.int32),
             flat["split_feature"].astype(np.int32),
@@ -67,24 +74,13 @@ class FlatTrees:
             flat["right_child"].astype(np.int32),
             flat["nan"].astype(np.int8),
             np.concatenate(leaves) if leaves else np.zeros(0),
-            outputs,
         )
+        return cls(nodes, outputs)
 
     def predict(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
         """Raw scores, (n, outputs)."""
         out = np.zeros((len(X), self.outputs))
-        _walk(
-            np.ascontiguousarray(X, np.float64),
-            self.roots,
-            self.leaf_starts,
-            self.features,
-            self.thresholds,
-            self.left,
-            self.right,
-            self.nan_left,
-            self.leaves,
-            out,
-        )
+        _walk(np.ascontiguousarray(X, np.float64), self.nodes, out)
         return out
 
     def predict_over_last(self, X: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -94,18 +90,7 @@ class FlatTrees:
         that column; so a range costs little more than a single value.
         """
         out = np.zeros((len(X), count))
-        _walk_range(
-            np.ascontiguousarray(X, np.float64),
-            self.roots,
-            self.leaf_starts,
-            self.features,
-            self.thresholds,
-            self.left,
-            self.right,
-            self.nan_left,
-            self.leaves,
-            out,
-        )
+        _walk_range(np.ascontiguousarray(X, np.float64), self.nodes, out)
         return out
 
 
@@ -121,18 +106,8 @@ def _nan_goes_left(kinds: NDArray[np.int64], thresholds: str) -> NDArray[np.floa
 
 
 @njit(nogil=True)
-def _walk(
-    X: np.ndarray,
-    roots: np.ndarray,
-    leaf_starts: np.ndarray,
-    features: np.ndarray,
-    thresholds: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    nan_left: np.ndarray,
-    leaves: np.ndarray,
-    out: np.ndarray,
-) -> None:
+def _walk(X: np.ndarray, nodes: Nodes, out: np.ndarray) -> None:
+    roots, leaf_starts, features, thresholds, left, right, nan_left, leaves = nodes
     outputs = out.shape[1]
     for row in range(X.shape[0]):
         for tree in range(roots.size):
@@ -147,18 +122,8 @@ def _walk(
 
 
 @njit(nogil=True)
-def _walk_range(
-    X: np.ndarray,
-    roots: np.ndarray,
-    leaf_starts: np.ndarray,
-    features: np.ndarray,
-    thresholds: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    nan_left: np.ndarray,
-    leaves: np.ndarray,
-    out: np.ndarray,
-) -> None:
+def _walk_range(X: np.ndarray, nodes: Nodes, out: np.ndarray) -> None:
+    roots, leaf_starts, features, thresholds, left, right, nan_left, leaves = nodes
     last = X.shape[1]
     count = out.shape[1]
     # what is still to be entered: node, first value, value behind the last

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import TextTransformer
+from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.scan import encode, scan
 from lengthwise.predictor.features.structure import (

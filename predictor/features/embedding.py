@@ -14,11 +14,10 @@ from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import TextTransformer
-from lengthwise.predictor.features.ridges import ClassRidges, own_columns
+from lengthwise.predictor.features.ridges import RidgedText, own_columns
 
 
-class SentenceEmbedding(TextTransformer):
+class SentenceEmbedding(RidgedText):
     """Prompt texts to `components` columns and, when fitted with lengths, two ridge columns.
 
     Parameters
@@ -28,7 +27,7 @@ class SentenceEmbedding(TextTransformer):
     components : int
         Principal components of the unit-length embeddings.
     alpha, min_class_rows, folds, random_state
-        As in `HashedText`.
+        As in `RidgedText`.
     """
 
     def __init__(
@@ -47,17 +46,6 @@ class SentenceEmbedding(TextTransformer):
         self.folds = folds
         self.random_state = random_state
 
-    def fit(
-        self,
-        X: Sequence[str],
-        y: ArrayLike | None = None,
-        groups: Sequence[str] | None = None,
-        classes: Sequence[str | None] | None = None,
-    ) -> SentenceEmbedding:
-        """Learn components and, if lengths `y` (tokens, (n,)) are given, the ridges."""
-        self.fit_transform(X, y, groups, classes)
-        return self
-
     def fit_transform(
         self,
         X: Sequence[str],
@@ -72,23 +60,9 @@ class SentenceEmbedding(TextTransformer):
         pca = PCA(min(self.components, *embedded.shape), random_state=self.random_state)
         columns = pca.fit_transform(embedded)
         self.mean_, self.n_components_ = pca.mean_, columns.shape[1]
-        self.classes_, self.class_offsets_ = [], np.zeros(0)
-        self.weights_ = pca.components_.T
-        if y is not None:
-            ridges, held_out = ClassRidges.fit(
-                embedded - self.mean_,
-                y,
-                classes or [None] * len(X),
-                groups,
-                alpha=self.alpha,
-                min_class_rows=self.min_class_rows,
-                folds=self.folds,
-                seed=self.random_state,
-            )
-            self.classes_, self.class_offsets_ = ridges.classes, ridges.offsets
-            self.weights_ = np.column_stack((self.weights_, ridges.coefficients))
-            columns = np.column_stack((columns, held_out))
-        return columns
+        coefficients, held_out = self._fit_ridges(embedded - self.mean_, y, groups, classes)
+        self.weights_ = np.column_stack((pca.components_.T, coefficients))
+        return np.column_stack((columns, held_out))
 
     def transform(self, X: Sequence[str], classes: Sequence[str | None] | None = None) -> Floats:
         """Columns for any texts, (n, k)."""

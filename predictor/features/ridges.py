@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import Ridge
 
 from lengthwise.predictor.distribution import Floats
+from lengthwise.predictor.estimators.regressor import TextTransformer
 
 Matrix = sp.csr_matrix | Floats
 
@@ -62,6 +64,64 @@ class ClassRidges:
                 own[rows] = center - mean + held_out[rows]
         fitted = cls(np.column_stack(all_coefficients), names, np.array(offsets))
         return fitted, np.column_stack((common, own))
+
+
+class RidgedText(TextTransformer):
+    """What transformers of texts with ridge columns share; a subclass says how texts are read.
+
+    Parameters
+    ----------
+    alpha : float
+        Penalty of the ridges on log-length.
+    min_class_rows : int
+        A class with fewer training rows has no ridge of its own and borrows the common one.
+    folds : int
+        The ridge columns of the training rows themselves are out of fold: so
+        `fit_transform(X, y)` differs from `fit(X, y).transform(X)` and is the one to train on.
+    random_state : int
+    """
+
+    alpha: float
+    min_class_rows: int
+    folds: int
+    random_state: int
+
+    def fit(
+        self,
+        X: Sequence[str],
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
+    ) -> Self:
+        """Learn the columns and, if lengths `y` (tokens, (n,)) are given, the ridges."""
+        self.fit_transform(X, y, groups, classes)
+        return self
+
+    def _fit_ridges(
+        self,
+        matrix: Matrix,
+        y: ArrayLike | None,
+        groups: Sequence[str] | None,
+        classes: Sequence[str | None] | None,
+    ) -> tuple[Floats, Floats]:
+        """Coefficients of rows (n, k), (k, 1 + classes), and the rows' own columns (n, 2)."""
+        n, k = matrix.shape
+        self.classes_: list[str] = []
+        self.class_offsets_ = np.zeros(0)
+        if y is None:
+            return np.empty((k, 0)), np.empty((n, 0))
+        ridges, held_out = ClassRidges.fit(
+            matrix,
+            y,
+            classes or [None] * n,
+            groups,
+            alpha=self.alpha,
+            min_class_rows=self.min_class_rows,
+            folds=self.folds,
+            seed=self.random_state,
+        )
+        self.classes_, self.class_offsets_ = ridges.classes, ridges.offsets
+        return ridges.coefficients, held_out
 
 
 def own_columns(

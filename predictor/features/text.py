@@ -16,9 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.base import TextTransformer
 from lengthwise.predictor.features.ngrams import count_ngrams
-from lengthwise.predictor.features.ridges import ClassRidges, own_columns
+from lengthwise.predictor.features.ridges import RidgedText, own_columns
 from lengthwise.predictor.features.scan import encode, scan
 
 
@@ -49,7 +48,7 @@ def project(
         out /= np.sqrt(norm)
 
 
-class HashedText(TextTransformer):
+class HashedText(RidgedText):
     """Prompt texts to `components` SVD columns and, when fitted with lengths, two ridge columns.
 
     One ridge sees every row, the other is that of the row's class (`predictor.features.ridges`).
@@ -64,14 +63,8 @@ class HashedText(TextTransformer):
         Columns of the truncated SVD of the TF-IDF matrix.
     min_prompts : int
         Buckets seen in fewer training prompts are ignored.
-    alpha : float
-        Penalty of the ridges on log-length.
-    min_class_rows : int
-        A class with fewer training rows has no ridge of its own and borrows the common one.
-    folds : int
-        The ridge columns of the training rows themselves are out of fold: so
-        `fit_transform(X, y)` differs from `fit(X, y).transform(X)` and is the one to train on.
-    random_state : int
+    alpha, min_class_rows, folds, random_state
+        As in `RidgedText`.
     """
 
     def __init__(
@@ -94,17 +87,6 @@ class HashedText(TextTransformer):
         self.folds = folds
         self.random_state = random_state
 
-    def fit(
-        self,
-        X: Sequence[str],
-        y: ArrayLike | None = None,
-        groups: Sequence[str] | None = None,
-        classes: Sequence[str | None] | None = None,
-    ) -> HashedText:
-        """Learn idf, SVD and, if lengths `y` (tokens, (n,)) are given, the ridges."""
-        self._fit(X, y, groups, classes)
-        return self
-
     def fit_transform(
         self,
         X: Sequence[str],
@@ -113,7 +95,28 @@ class HashedText(TextTransformer):
         classes: Sequence[str | None] | None = None,
     ) -> Floats:
         """Columns for the training rows, (n, k); the ridge columns are out of fold."""
-        return self._fit(X, y, groups, classes)
+        if len(X) == 0:
+            raise ValueError("HashedText needs at least one text, got 0 samples")
+        counts = self._count(X)
+        n = counts.shape[0]
+        frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
+        kept = np.flatnonzero(frequency >= min(self.min_prompts, n))
+        self.row_of_ = np.full(1 << self.bits, -1, np.int32)
+        self.row_of_[kept] = np.arange(kept.size, dtype=np.int32)
+        idf = np.log((1.0 + n) / (1.0 + frequency[kept])) + 1.0
+        tfidf = _unit_tfidf(counts[:, kept].astype(np.float64), idf)
+
+        self.n_svd_ = int(min(self.components, n - 1, kept.size - 1)) if n > 1 else 0
+        columns, directions = np.empty((n, 0)), np.empty((kept.size, 0))
+        if self.n_svd_ > 0:
+            svd = TruncatedSVD(self.n_svd_, random_state=self.random_state).fit(tfidf)
+            # single precision is what serving holds, so the booster is trained on it too
+            directions = svd.components_.T.astype(np.float32).astype(np.float64)
+            columns = tfidf @ directions
+        coefficients, held_out = self._fit_ridges(tfidf, y, groups, classes)
+        directions = np.column_stack((directions, coefficients))
+        self.weights_ = np.column_stack((directions * idf[:, None], idf)).astype(np.float32)
+        return np.column_stack((columns, held_out))
 
     def transform(self, X: Sequence[str], classes: Sequence[str | None] | None = None) -> Floats:
         """Columns for any texts, (n, k)."""
@@ -190,49 +193,6 @@ class HashedText(TextTransformer):
             (np.concatenate(values), np.concatenate(indices), indptr),
             shape=(len(prompts), 1 << self.bits),
         )
-
-    def _fit(
-        self,
-        X: Sequence[str],
-        y: ArrayLike | None,
-        groups: Sequence[str] | None,
-        classes: Sequence[str | None] | None,
-    ) -> Floats:
-        if len(X) == 0:
-            raise ValueError("HashedText needs at least one text, got 0 samples")
-        counts = self._count(X)
-        n = counts.shape[0]
-        frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
-        kept = np.flatnonzero(frequency >= min(self.min_prompts, n))
-        self.row_of_ = np.full(1 << self.bits, -1, np.int32)
-        self.row_of_[kept] = np.arange(kept.size, dtype=np.int32)
-        idf = np.log((1.0 + n) / (1.0 + frequency[kept])) + 1.0
-        tfidf = _unit_tfidf(counts[:, kept].astype(np.float64), idf)
-
-        self.n_svd_ = int(min(self.components, n - 1, kept.size - 1)) if n > 1 else 0
-        columns, directions = np.empty((n, 0)), np.empty((kept.size, 0))
-        if self.n_svd_ > 0:
-            svd = TruncatedSVD(self.n_svd_, random_state=self.random_state).fit(tfidf)
-            # single precision is what serving holds, so the booster is trained on it too
-            directions = svd.components_.T.astype(np.float32).astype(np.float64)
-            columns = tfidf @ directions
-        self.classes_, self.class_offsets_ = [], np.zeros(0)
-        if y is not None:
-            ridges, held_out = ClassRidges.fit(
-                tfidf,
-                y,
-                classes or [None] * n,
-                groups,
-                alpha=self.alpha,
-                min_class_rows=self.min_class_rows,
-                folds=self.folds,
-                seed=self.random_state,
-            )
-            self.classes_, self.class_offsets_ = ridges.classes, ridges.offsets
-            directions = np.column_stack((directions, ridges.coefficients))
-            columns = np.column_stack((columns, held_out))
-        self.weights_ = np.column_stack((directions * idf[:, None], idf)).astype(np.float32)
-        return columns
 
 
 def _unit_tfidf(counts: sp.csr_matrix, idf: Floats) -> sp.csr_matrix:

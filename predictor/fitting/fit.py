@@ -14,13 +14,13 @@ from scipy.stats import norm
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
-from lengthwise.predictor.calibration import CalibratedLevels
+from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
-from lengthwise.predictor.estimators.base import LengthRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.text import HashedText
-from lengthwise.predictor.fitting.held_out import HeldOut, calibrated, weigh
+from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
 
 Progress = Callable[[str, float], None]  # what is being done, share done
@@ -84,10 +84,10 @@ def fit_predictor(
             **(reader_params or {}),
         )
     report("calibrating", 0.95)
-    held_out, levels = None, CalibratedLevels.none(DEFAULT_LEVELS)
+    held_out, levels = None, ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
         held_out = HeldOut.of(calibration, features.transform(calibration))
-        levels = calibrated(model, held_out, params)
+        levels = conformal_levels(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
     reading = None
     if reader is not None:
@@ -122,10 +122,10 @@ def fit_on_features(
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
     model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
     report("calibrating", 0.95)
-    levels = CalibratedLevels.none(DEFAULT_LEVELS)
+    levels = ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
         held_out = HeldOut.of(calibration, logged_features(calibration))
-        levels = calibrated(model, held_out, params)
+        levels = conformal_levels(model, held_out, params)
     card = make_card(train, booster, booster, model, base.prompt_features)
     report("done", 1.0)
     return LengthPredictor(base.prompt_features, model, levels, card)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lengthwise.predictor.calibration import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.predictor.conformal import SCORE_GRID, ConformalLevels, scores_of
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
-from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.fitting.metrics import pinball
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.predictor.reading import Reading, TextReader
@@ -36,9 +36,9 @@ class HeldOut:
         texts, classes = table["prompt"].tolist(), table["slo_class"].tolist()
         return cls(texts, rows, log_y, classes)
 
-    def calibrate(self, log_quantiles: Floats) -> CalibratedLevels:
+    def conformal_levels(self, log_quantiles: Floats) -> ConformalLevels:
         """Which levels to ask for, given what was predicted on SCORE_GRID."""
-        return CalibratedLevels.fit(
+        return ConformalLevels.fit(
             scores_of(log_quantiles, self.log_y), self.classes, DEFAULT_LEVELS
         )
 
@@ -50,7 +50,7 @@ class HeldOut:
         return min(_SHARES, key=lambda share: self._loss(share * first + (1.0 - share) * second))
 
     def _loss(self, log_quantiles: Floats) -> float:
-        levels, y = self.calibrate(log_quantiles), np.exp(self.log_y)
+        levels, y = self.conformal_levels(log_quantiles), np.exp(self.log_y)
         served = np.stack(
             [
                 np.interp(levels.of(name), SCORE_GRID, row)
@@ -60,9 +60,9 @@ class HeldOut:
         return pinball(y, LengthDistribution.from_rows(DEFAULT_LEVELS, np.exp(served)))
 
 
-def calibrated(
+def conformal_levels(
     model: LengthRegressor, held_out: HeldOut, params: dict[str, Any]
-) -> CalibratedLevels:
+) -> ConformalLevels:
     """Calibration of an estimator; a blend's share is fitted first, unless it was given."""
     if isinstance(model, LGBMBlendRegressor) and "hazard_share" not in params:
         hazard, student = (
@@ -70,7 +70,7 @@ def calibrated(
             for part in (model.hazard_, model.student_)
         )
         model.set_params(hazard_share=held_out.best_share(hazard, student))
-    return held_out.calibrate(model.predict_log_quantiles(held_out.rows, SCORE_GRID))
+    return held_out.conformal_levels(model.predict_log_quantiles(held_out.rows, SCORE_GRID))
 
 
 def reweighed(
@@ -82,7 +82,7 @@ def reweighed(
     reading = weigh(predictor.reading.reader, predictor.estimator, held_out, share=share)
     card = predictor.card | {"reader": predictor.card["reader"] | {"share": share}}
     return LengthPredictor(
-        predictor.prompt_features, predictor.estimator, predictor.calibration, card, reading
+        predictor.prompt_features, predictor.estimator, predictor.conformal, card, reading
     )
 
 
@@ -92,10 +92,10 @@ def weigh(
     """The reader's weight: fixed, or the best on rows held out."""
     if held_out is None:
         return Reading(
-            reader, 0.5 if share is None else share, CalibratedLevels.none(DEFAULT_LEVELS)
+            reader, 0.5 if share is None else share, ConformalLevels.none(DEFAULT_LEVELS)
         )
     read = reader.log_quantiles(held_out.texts, SCORE_GRID)
     boosted = model.predict_log_quantiles(held_out.rows, SCORE_GRID)
     if share is None:
         share = held_out.best_share(read, boosted)
-    return Reading(reader, share, held_out.calibrate(share * read + (1.0 - share) * boosted))
+    return Reading(reader, share, held_out.conformal_levels(share * read + (1.0 - share) * boosted))

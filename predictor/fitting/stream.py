@@ -26,7 +26,7 @@ from lengthwise.predictor.fitting.fit import (
     logged_features,
     make_card,
 )
-from lengthwise.predictor.fitting.held_out import HeldOut, calibrated
+from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels
 from lengthwise.predictor.model import LengthPredictor
 
 HELD_OUT_ROWS = 20_000
@@ -71,7 +71,7 @@ def fit_stream(
         train = _joined(parts)
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
-    levels = calibrated(model, HeldOut.of(rows, logged_features(rows)), params)
+    levels = conformal_levels(model, HeldOut.of(rows, logged_features(rows)), params)
     name = "lightgbm_student"
     card = make_card(train, name, name, model, base.prompt_features)
     return LengthPredictor(base.prompt_features, model, levels, card), held_out

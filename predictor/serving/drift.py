@@ -41,7 +41,7 @@ _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one wa
 
 @dataclass(frozen=True, slots=True)
 class DriftSettings:
-    """Thresholds; the defaults are what ``benchmarks/predictor/drift.py`` chose.
+    """Thresholds; the defaults are what ``benchmarks/predictor/drift_alarms.py`` chose.
 
     ``level`` is a log-ratio; ``window``, ``newest`` and ``least_rows`` are finished requests;
     ``alpha`` is the two-sided error of one exact test, ``newest_alpha`` that of one on the newest,

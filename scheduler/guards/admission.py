@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.plan.outcome import Outcome, played
+from lengthwise.scheduler.plan.outcome import PlayedOrder, played
 from lengthwise.scheduler.problem import Problem, warm_up_problem
 
 Mode = Literal["off", "shed", "downgrade"]
@@ -152,6 +152,6 @@ def drain_s(problem: Problem) -> float:
     before = len(problem.waiting) - 1
     if before < 1:
         return 1.0
-    outcome: Outcome = played(problem, np.arange(before + 1, dtype=np.int64))
+    outcome: PlayedOrder = played(problem, np.arange(before + 1, dtype=np.int64))
     last_s = float(np.max(outcome.first_s[:before])) - problem.now_s
     return min(max(last_s, 1.0), _LONGEST_RETRY_S)

@@ -55,6 +55,11 @@ class ArrivalForecast:
         first_s = first_s[np.isfinite(first_s)]
         return float(first_s.mean()) if len(first_s) else DEFAULT_OBJECTIVE_S
 
+    def usual_rps(self, problem: Problem) -> float:
+        """The mean rate of all that was seen."""
+        seen_s = problem.now_s - self._first_s
+        return self._count / seen_s if seen_s > 1.0 else problem.arrival_rate_rps
+
     def expected(self, problem: Problem, horizon_s: float, most: int) -> RequestArrays:
         """At most ``most`` stand-ins within ``horizon_s``, sorted by arrival, prompts uncomputed.
 
@@ -64,9 +69,7 @@ class ArrivalForecast:
         now_s, rate = problem.now_s, problem.arrival_rate_rps
         if self._ring is None or rate <= 0 or horizon_s <= 0 or most < 1:
             return RequestArrays.empty(problem.waiting.quantiles.shape[1])
-        seen_s = max(now_s - self._first_s, 1e-3)
-        usual = min(rate, self._count / seen_s) if seen_s > 1.0 else rate
-        at_s = arrival_times(usual, rate, horizon_s, most)
+        at_s = arrival_times(min(rate, self.usual_rps(problem)), rate, horizon_s, most)
         rows = self._ring.take((np.arange(len(at_s)) * STRIDE + self._count) % len(self._ring))
         return replace(
             rows,

@@ -18,7 +18,7 @@ SPREAD, TPOT_SPREAD = 0.05, 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PlayedOrder:
     """Of each waiting row ``(n,)``: first token and finish in seconds, inf if beyond the horizon,
     and the chance of meeting all its objectives."""
 
@@ -27,7 +27,7 @@ class Outcome:
     chance: FloatArray
 
 
-def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> Outcome:
+def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> PlayedOrder:
     """The waiting rows served in ``order``, a permutation, with nobody else arriving."""
     before = [] if problem.recovering is None else [problem.recovering]
     everybody = problem.running.concatenated(*before, problem.waiting)
@@ -47,4 +47,4 @@ def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> O
     value_of(picture, parts, False)
     w = picture.work
     first_s = np.where(np.isnan(w.first_s), np.inf, w.first_s)
-    return Outcome(first_s[waiting:], w.finish_s[waiting:], picture.chance[waiting:])
+    return PlayedOrder(first_s[waiting:], w.finish_s[waiting:], picture.chance[waiting:])

@@ -1,31 +1,26 @@
-"""When to plan again, and where a newcomer stands until then."""
+"""When to plan again, and how fast requests arrive."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 
 class ReplanGate:
     """Allows a plan when the picture has changed and planning stays below a share of time.
 
-    After a plan that took ``p`` seconds the next one waits at least ``p / plan_share`` and
-    ``min_interval_s``. ``mark()`` notes a change (arrival, finish); when nothing changes, an
-    age tick every ``max_age_s`` replans, because deadlines pass by themselves. A clock that
-    steps back opens the gate rather than shutting it.
+    After a plan that took ``p`` seconds the next one waits at least ``p / plan_share``.
+    ``mark()`` notes a change (arrival, finish); when nothing changes, an age tick every
+    ``max_age_s`` replans, because deadlines pass by themselves. A clock that steps back opens
+    the gate rather than shutting it.
     """
 
-    def __init__(
-        self, plan_share: float = 0.01, min_interval_s: float = 0.0, max_age_s: float = 1.0
-    ) -> None:
+    def __init__(self, plan_share: float = 0.01, max_age_s: float = 1.0) -> None:
         if not 0 < plan_share <= 1:
             raise ValueError(f"plan_share must be in (0, 1], got {plan_share}")
-        if min_interval_s < 0 or max_age_s <= 0:
-            raise ValueError(
-                "min_interval_s must not be negative and max_age_s must be positive, "
-                f"got {min_interval_s} and {max_age_s}"
-            )
+        if max_age_s <= 0:
+            raise ValueError(f"max_age_s must be positive, got {max_age_s}")
         self.plan_share = plan_share
-        self.min_interval_s = min_interval_s
         self.max_age_s = max_age_s
         self._dirty = True
         self._planned_s = -math.inf
@@ -58,4 +53,34 @@ class ReplanGate:
         """A plan was made at ``now_s`` and took ``elapsed_s``."""
         self._dirty = False
         self._planned_s = now_s
-        self._not_before_s = now_s + max(self.min_interval_s, elapsed_s / self.plan_share)
+        self._not_before_s = now_s + elapsed_s / self.plan_share
+
+
+class ArrivalRate:
+    """Arrivals a second over the last ``window_s``, seen at the time of asking.
+
+    A window rather than a decaying average: it forgets a burst entirely, and the planner's
+    price of slot time rests on whether the overload still lasts. Where fewer than ``least`` came
+    in it, as on engines that serve one long prompt after another, the last ``least`` say.
+    """
+
+    def __init__(self, window_s: float = 15.0, least: int = 8) -> None:
+        if window_s <= 0:
+            raise ValueError(f"window_s must be positive, got {window_s}")
+        self.window_s = window_s
+        self.least = least
+        self._times: deque[float] = deque()
+
+    def add(self, arrival_s: float) -> None:
+        """A request arrived."""
+        if self._times and arrival_s < self._times[-1]:
+            self._times.clear()  # the clock stepped back
+        self._times.append(arrival_s)
+
+    def rps(self, now_s: float) -> float:
+        """The rate; 0 (unknown) before ``least`` arrivals."""
+        while len(self._times) > self.least and self._times[0] < now_s - self.window_s:
+            self._times.popleft()
+        if len(self._times) < self.least:
+            return 0.0
+        return len(self._times) / max(now_s - self._times[0], 1e-3)

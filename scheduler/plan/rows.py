@@ -26,7 +26,8 @@ class Snapshot:
 
     Rows ``[0, running)`` run, ``[running, waiting)`` recover, ``[waiting, expected)`` wait and
     the rest are expected arrivals. ``batch`` is how many run when as many do as may and would,
-    ``token_s`` the seconds a token takes then, prefill stalls included.
+    ``token_s`` the seconds a token takes then, prefill stalls included, and ``answer_token_s`` the
+    seconds of the engine that an output token costs then: its share of a step without prompts.
     """
 
     engine: Engine
@@ -36,45 +37,21 @@ class Snapshot:
     expected: int
     now_s: float
     token_s: float
+    answer_token_s: float
     batch: float
 
     def __len__(self) -> int:
         return len(self.rows.need)
 
     @property
-    def slot_s(self) -> FloatArray:
-        """Slot-seconds each row will take, the stall of all slots by its prefill included."""
-        prefill_s = self.batch * self.engine.prefill_token_s * self.rows.left
-        return self.rows.need * self.token_s + prefill_s
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request takes of the engine: seconds for its prompt and for its answer's tokens."""
-
-    prompt_s: float
-    answer_s: float
+    def work_s(self) -> FloatArray:
+        """Seconds of the whole engine that each row will take."""
+        return self.engine.prefill_token_s * self.rows.left + self.answer_token_s * self.rows.need
 
     @property
-    def prompt_share(self) -> float:
-        """The prompt's share of both."""
-        return self.prompt_s / max(self.prompt_s + self.answer_s, 1e-12)
-
-    def utilisation(self, rate_rps: float) -> float:
-        """Share of the engine's time that such arrivals take, above 1 in overload."""
-        return rate_rps * (self.prompt_s + self.answer_s)
-
-
-def demand_of(shot: Snapshot) -> Demand:
-    """The mean demand of those that wait or are expected, in a full batch."""
-    rows, engine = shot.rows, shot.engine
-    left, need = rows.left[shot.waiting :].mean(), rows.need[shot.waiting :].mean()
-    context = shot.batch * (rows.target[shot.waiting :].mean() + need / 2.0)
-    step_s = decode_s(engine, 1.0, shot.batch, context)
-    return Demand(
-        float(engine.prefill_token_s * left),
-        float(need * step_s / shot.batch / engine.tokens_per_step),
-    )
+    def slot_s(self) -> FloatArray:
+        """Slot-seconds each row will take, the stall of all slots by its prefill included."""
+        return self.batch * self.work_s
 
 
 @njit
@@ -161,7 +138,7 @@ def snapshot(
     )
     engine = engine_of(problem, pace)
     queued = slice(waiting, None) if waiting < len(rows) else slice(None)
-    batch, token_s = _full_batch(
+    batch, token_s, answer_token_s = _full_batch(
         engine,
         _mean(rows.prompt_tokens[queued]),
         _mean(rows.prefill_left_tokens[queued]),
@@ -211,6 +188,7 @@ def snapshot(
         expected,
         problem.now_s,
         token_s,
+        answer_token_s,
         batch,
     )
 
@@ -221,10 +199,10 @@ def _mean(values: FloatArray) -> float:
 
 def _full_batch(
     engine: Engine, mean_prompt: float, mean_left: float, mean_need: float, n: int
-) -> tuple[float, float]:
-    """How many run when as many do as may and would, and the seconds a token takes then."""
+) -> tuple[float, float, float]:
+    """How many run when as many do as may and would; see ``Snapshot`` for the other two."""
     context = mean_prompt + mean_need / 2.0
     batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
-    step_s = decode_s(engine, 1.0, batch, batch * context)
+    token_s = decode_s(engine, 1.0, batch, batch * context) / engine.tokens_per_step
     prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_left
-    return batch, step_s / engine.tokens_per_step + prefill_s * batch / max(mean_need, 1.0)
+    return batch, token_s + prefill_s * batch / max(mean_need, 1.0), token_s / batch

@@ -9,7 +9,18 @@ when, over the last rows,
 
 that is when what came is worse than even its absence was said to be, and surely so; or when the
 promises are wrong in either direction by more than TOLERANCE, because then the model that chose
-the part knows nothing of this engine. A broken part is withdrawn for a while, longer each time.
+the part knows nothing of this engine. A broken part is withdrawn.
+
+While it is, plans go on promising, and the ledger judges what the plan without the part promises:
+it comes of the same model and it is carried out, so it can be held against the facts. The part
+returns, after a least time, when these promises hold:
+
+    |Σ(promised - met)| ≤ MARGIN·n + HOLD_Z·sqrt(Σ p(1 - p))
+
+Where too few rows say anything (nobody comes, or nobody was given a chance) the least time alone
+decides. It doubles when a part breaks its promises soon after its return, and is the first one
+again when the part has kept them over a whole window. Promises that never hold keep a part away
+for PATIENCE times the least time.
 """
 
 from __future__ import annotations
@@ -27,22 +38,30 @@ PARTS = ("slots", "limits", "order")
 WINDOW = 256
 LEAST = 96  # rows before anything is judged
 Z = 3.0
+HOLD_Z = 2.0
 TOLERANCE = 0.3
 MARGIN = 0.1
+LITTLE = 0.1  # a promise below this says nothing where it is not met
 RECENT = 128  # rows that say how short the promises fall now
 MOST_PROMISES = 50_000
-FIRST_PROBATION_S = 30.0
-LONGEST_PROBATION_S = 960.0
+LEAST_AWAY_S = 30.0
+LONGEST_LEAST_S = 480.0
+PATIENCE = 8.0  # times the least time, and a part is tried again whatever the promises
 
 
 @dataclass(slots=True)
 class _Ledger:
-    """Promised, promised without the part, and met, of the last rows."""
+    """Promised, promised without the part, and met, of the last rows since ``since_s``.
+
+    ``since_s`` is when the part was withdrawn or came back. While it is withdrawn both promises
+    are those of the plan that goes without it.
+    """
 
     rows: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    until_s: float = -math.inf
+    since_s: float = -math.inf
+    withdrawn: bool = False
     for_wrong: bool = False
-    probation_s: float = FIRST_PROBATION_S
+    least_away_s: float = LEAST_AWAY_S
 
     def verdict(self) -> tuple[bool, bool]:
         """(whether the promises were wrong, whether the part broke its own)."""
@@ -50,10 +69,43 @@ class _Ledger:
         if n < LEAST:
             return False, False
         promised, without, met = np.array(self.rows).T
-        noise = Z * math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * n)
+        noise = Z * _scatter(promised)
         short = float((promised - met).sum())
         gain = max(0.0, float((promised - without).sum()))
         return abs(short) > TOLERANCE * n + noise, short > gain + MARGIN * n + noise
+
+    def withdraw(self, now_s: float, for_wrong: bool) -> None:
+        self.withdrawn, self.for_wrong, self.since_s = True, for_wrong, now_s
+        self.rows.clear()
+
+    def take_back(self, now_s: float) -> None:
+        self.withdrawn, self.since_s = False, now_s
+        self.least_away_s = min(2.0 * self.least_away_s, LONGEST_LEAST_S)
+        self.rows.clear()
+
+    def away_s(self, now_s: float) -> float:
+        """The most seconds of withdrawal that are left."""
+        if not self.withdrawn or self._may_return(now_s):
+            return 0.0
+        return self.since_s + PATIENCE * self.least_away_s - now_s
+
+    def _may_return(self, now_s: float) -> bool:
+        away_s = now_s - self.since_s
+        if not 0.0 <= away_s < PATIENCE * self.least_away_s:
+            return True  # a clock that stepped back, too
+        if away_s < self.least_away_s:
+            return False
+        telling = [(promised, met) for promised, _, met in self.rows if promised > LITTLE or met]
+        if len(telling) < LEAST:
+            return True
+        promised, met = np.array(telling).T
+        most = MARGIN * len(telling) + HOLD_Z * _scatter(promised)
+        return abs(float((promised - met).sum())) <= most
+
+
+def _scatter(promised: FloatArray) -> float:
+    """Standard deviation of how many of the promised are met, their errors not all alike."""
+    return math.sqrt(float((promised * (1.0 - promised)).sum()) + 0.02 * len(promised))
 
 
 class Trust:
@@ -73,13 +125,22 @@ class Trust:
         chance: FloatArray,
         without: Mapping[str, FloatArray],
     ) -> None:
-        """A plan promises ``chance (n,)``; ``without`` holds what it would without each part."""
+        """A plan promises ``chance (n,)``; ``without`` holds what it would without each part.
+
+        Of a part that is withdrawn, whose plan this is not, the promise counts as made without it.
+        """
         self._now_s = now_s
+        for part, ledger in self._ledgers.items():
+            if ledger.withdrawn and self.allows(part, now_s):
+                ledger.take_back(now_s)
+                self._forget(part)
+        away = [part for part, ledger in self._ledgers.items() if ledger.withdrawn]
+        alternatives = {**without, **dict.fromkeys(away, chance)}
         for row, name in enumerate(arrival_s):
             if name in self._lost:
                 continue
             known = self._promises.setdefault(float(name), {})
-            for part, alternative in without.items():
+            for part, alternative in alternatives.items():
                 known.setdefault(part, (float(chance[row]), float(alternative[row])))
         while len(self._promises) > MOST_PROMISES:
             self._promises.pop(next(iter(self._promises)))
@@ -113,26 +174,31 @@ class Trust:
             ledger.rows.append((promised, without, float(met)))
             if part == "order":
                 self._recent.append((promised, float(met)))
-            if self._now_s < ledger.until_s:
+            if ledger.withdrawn:
                 continue
             wrong, broken = ledger.verdict()
             if wrong or broken:
-                ledger.for_wrong = wrong
-                ledger.until_s = self._now_s + ledger.probation_s
-                ledger.probation_s = min(2.0 * ledger.probation_s, LONGEST_PROBATION_S)
-                ledger.rows.clear()
+                ledger.withdraw(self._now_s, wrong)
+                self._forget(part)
+            elif len(ledger.rows) == WINDOW:
+                ledger.least_away_s = LEAST_AWAY_S
+
+    def _forget(self, part: str) -> None:
+        """What was promised before the part was withdrawn or came back says nothing after it."""
+        for promised in self._promises.values():
+            promised.pop(part, None)
 
     def allows(self, part: str, now_s: float) -> bool:
         """Whether plans may have this part now."""
-        return now_s >= self._ledgers[part].until_s
+        return self._ledgers[part].away_s(now_s) == 0.0
 
     def lost(self, now_s: float) -> bool:
         """Whether the order's promises were so wrong that no rule's can be believed either."""
-        ledger = self._ledgers["order"]
-        return now_s < ledger.until_s and ledger.for_wrong
+        return self._ledgers["order"].for_wrong and not self.allows("order", now_s)
 
     def status(self, now_s: float) -> dict[str, dict[str, float | None]]:
-        """Of each part: promised and met shares of the last rows, seconds of withdrawal left."""
+        """Of each part: promised and met shares of the last rows, and ``withdrawn_s``, the most
+        seconds of its withdrawal that are left."""
         found: dict[str, dict[str, float | None]] = {}
         for part, ledger in self._ledgers.items():
             shares: list[float | None] = [None, None, None]
@@ -143,6 +209,6 @@ class Trust:
                 "promised": shares[0],
                 "without": shares[1],
                 "met": shares[2],
-                "withdrawn_s": max(0.0, ledger.until_s - now_s),
+                "withdrawn_s": ledger.away_s(now_s),
             }
         return found

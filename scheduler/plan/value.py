@@ -33,8 +33,8 @@ class Objective(NamedTuple):
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
     ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
-    counted in slot-seconds: ``token_s`` for an output token, and for a prompt token what it takes
-    from a full batch of ``batch``.
+    counted in seconds of the whole engine: a prompt token's own, and ``answer_token_s`` for an
+    output token, its share of a full batch's step.
     ``impatience`` is what a chance keeps of its worth when its first token comes a horizon later.
     """
 
@@ -45,12 +45,11 @@ class Objective(NamedTuple):
     impatience: float
     mean_time_s: float
     mean_work_s: float
-    token_s: float
-    batch: float
+    answer_token_s: float
 
 
 # Attainment alone, every predicted time taken at its word.
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -116,16 +115,16 @@ def worth(
     pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
     slots = max(w.end[ro.END_RUNNING], 1.0)
-    stall_s = o.batch * engine.prefill_token_s
+    prompt_token_s = engine.prefill_token_s
     attained, total_s, ahead_s, done_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first_rows, span_s = running + recovering, max(until_s - begin_s, 1e-6)
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
-        work_s = stall_s * rows.left[i] + o.token_s * rows.need[i]
+        work_s = prompt_token_s * rows.left[i] + o.answer_token_s * rows.need[i]
         more_s = 0.0
         if phase != ro.DONE:
-            more_s = stall_s * w.left[i] + o.token_s * w.need[i]
+            more_s = prompt_token_s * w.left[i] + o.answer_token_s * w.need[i]
         if phase == ro.DECODING:
             finish = ended_s + w.need[i] * pace_s
         elif phase == ro.PREFILLING:
@@ -149,7 +148,7 @@ def worth(
         attained += worth_it
         done_s += max(work_s - more_s, 0.0)
         if i < running and given_up[i]:
-            again_s += stall_s * (rows.target[i] - rows.shared[i])
+            again_s += prompt_token_s * (rows.target[i] - rows.shared[i])
     return (
         attained
         + (o.tokens_price * done_s - again_s) / o.mean_work_s

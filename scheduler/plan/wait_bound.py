@@ -3,11 +3,14 @@
 Old requests need slots one after another, so each must be admitted early enough for the older
 ones before it and the younger ones behind it to keep the bound as well:
 
-    latest_i = min(arrival_i + max_wait, latest_{i+1} - gap),   i from youngest to oldest
+    latest_i = min(arrival_i + kept·max_wait, latest_{i+1} - gap),   i from youngest to oldest
 
-where `gap` is the time between two slots that come free. Only requests past half of the bound
-take part: in lasting overload no order keeps it for everyone, and what has just arrived may
-still find the queue drained.
+where `gap` is the time between two slots that come free. `kept` below 1 leaves a reserve: what a
+plan pays in throughput makes the queue longer than arrival order's. Only requests past half of
+the bound take part: in lasting overload no order keeps it for everyone, and what has just arrived
+may still find the queue drained.
+
+A plan's limit on the batch may not hold back who reaches the bound within the lead: see ``let_in``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
+_KEPT = 0.95  # of the bound; the rest is a reserve
 _OLD = 0.5  # share of the bound from which a request takes part
 _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later
 _LEAD = 4.0  # gaps between slots vary: so many ahead of the last moment
@@ -63,7 +67,21 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     old = old[np.argsort(arrival_s[old], kind="stable")]
     gap_s *= _MARGIN
     place = np.arange(len(old)) * gap_s
-    behind = (arrival_s[old] + max_wait_s - place)[::-1]
+    behind = (arrival_s[old] + _KEPT * max_wait_s - place)[::-1]
     latest = np.minimum.accumulate(behind)[::-1] + place
     overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue
+
+
+def let_in(
+    most_running: float, running: int, queued_s: FloatArray, now_s: float, max_wait_s: float,
+    gap_s: float,
+) -> float:  # fmt: skip
+    """The limit ``most_running``, or as many more as keep the bound for ``queued_s (n,)``.
+
+    Who reaches it before so many slots have come free as the lead counts is let in now. A batch
+    of ``running`` that shrinks to a limit frees no slot for anybody.
+    """
+    urgent = now_s - queued_s > _KEPT * max_wait_s - _LEAD * _MARGIN * gap_s
+    count = int(urgent.sum())
+    return max(most_running, float(running + count)) if count else most_running

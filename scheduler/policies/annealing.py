@@ -26,18 +26,16 @@ from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
 from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
-from lengthwise.scheduler.plan.rows import Snapshot, demand_of, snapshot
+from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
-from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old
+from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old, let_in
 from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
-PROMPT_BOUND = 0.8  # share of prompts in the work from which on a small overload is ruled
-SMALL_OVERLOAD = 1.4
-PROMPT_RULE = "feasible-sjf"
+OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
 WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -55,7 +53,9 @@ class Settings:
     spread: float = 0.05  # of a predicted time, as a share of how far ahead it is
     tpot_spread: float = 0.03
     latency_price: float = 0.02  # of a request's mean time, in attained requests
-    tokens_price: float = 0.5  # of a request's mean work, in attained requests
+    tokens_price: float = 1.0  # of a request's mean work, in attained requests
+    backlog_price: float = 5.0  # raises tokens_price when a horizon's worth of work waits
+    bound_price: float = 12.0  # and when as much waits as the maximum wait has room for
     impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
@@ -112,7 +112,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
-        self._ruled = False  # whether a rule decides; see _prompt_bound
+        self._gap_s = 0.0  # between two slots that come free
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -138,9 +138,12 @@ class AnnealingPolicy:
         horizon_s = self._horizon_s(planned)
         shot, queue = self._snapshot(planned, horizon_s)
         picture = self._picture(planned, shot, horizon_s)
-        self._ruled = self._prompt_bound(planned, shot)
         start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
+        best.limits[s.MAX_RUNNING] = let_in(
+            best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
+            problem.max_wait_s, self._gap_s,
+        )  # fmt: skip
         self._remember(planned, shot, picture, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:
@@ -224,18 +227,33 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            knobs.tokens_price,
+            self._work_price(problem, shot, horizon_s),
             self._impatience(),
             mean_tokens * shot.token_s,
-            max(float(shot.slot_s[shot.waiting :].mean()), 1e-9),
-            shot.token_s,
-            shot.batch,
+            max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
+            shot.answer_token_s,
         )
         until_s = problem.now_s + horizon_s
         return s.Picture(
             shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
         )  # fmt: skip
+
+    def _work_price(self, problem: Problem, shot: Snapshot, horizon_s: float) -> float:
+        """What a request's mean work is worth in met requests, by how much of it waits.
+
+        A plan of seconds does not see who will wait for what it puts off, so the price of work
+        grows with what has been put off already (drift plus penalty, Neely 2010). Where the
+        engine could keep up, all who come later wait for it, on the scale of their objectives;
+        and at any load, who has waited to the bound goes before all others, met or not.
+        """
+        knobs = self.settings
+        backlog_s = float(shot.work_s[shot.waiting : shot.expected].sum())
+        load = self.forecast.usual_rps(problem) * float(shot.work_s[shot.waiting :].mean())
+        may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
+        late = knobs.backlog_price * may_end * backlog_s / horizon_s
+        bound = knobs.bound_price * backlog_s / problem.max_wait_s
+        return knobs.tokens_price * (1.0 + late + bound)
 
     def _impatience(self) -> float:
         """1 while promises come true; towards the knob as they fall short (``plan.value``)."""
@@ -280,6 +298,7 @@ class AnnealingPolicy:
         need = shot.rows.need[shot.waiting : shot.expected]
         old = is_old(problem.waiting.queued_s, now_s, problem.max_wait_s)
         gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
+        self._gap_s = gap_s
         starts = list(self._starts(problem, shot, queue))
         overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
         shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
@@ -349,28 +368,11 @@ class AnnealingPolicy:
             kinds.append(s.SLOT)
         return np.array(kinds, dtype=np.int64)
 
-    def _prompt_bound(self, problem: Problem, shot: Snapshot) -> bool:
-        """Whether prompts are nearly all of the work and the engine is not far overloaded.
-
-        There a limit protects tokens by putting prompts off, each plan a little and none for
-        long by its own word, until the queue it has made is the overload: what a plan of seconds
-        cannot see. Measured: docs/log.md, 2026-11-25.
-        """
-        demand = demand_of(shot)
-        return (
-            demand.prompt_share > PROMPT_BOUND
-            and demand.utilisation(problem.arrival_rate_rps) < SMALL_OVERLOAD
-        )
-
     def _may(self, part: str, now_s: float) -> bool:
-        if self._ruled:
-            return False
         return not self.settings.trust or self.trust.allows(part, now_s)
 
     def _fallbacks(self, now_s: float) -> tuple[str, ...]:
         """The starts that are left when the searched order may not be."""
-        if self._ruled:
-            return (PROMPT_RULE,)
         return ("fcfs",) if self.trust.lost(now_s) else tuple(RULES)
 
     def _late(self, began: float, share: float = 1.0) -> bool:

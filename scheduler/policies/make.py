@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.scheduler.policies.annealing import AnnealingPolicy
-from lengthwise.scheduler.policies.base import Policy
 from lengthwise.scheduler.policies.paper import PaperPolicy, PaperSettings
+from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.policies.rules import RULES, RulePolicy
 
 POLICIES = (

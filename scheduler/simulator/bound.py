@@ -19,7 +19,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 SLOWEST = 1.25
 

@@ -15,7 +15,7 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 LEAST_REQUESTS = 600
 REQUESTS_PER_SLOT = 12  # fewer, and a wide engine is still filling up or already running dry

@@ -11,9 +11,8 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
-from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
+from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
@@ -23,7 +22,7 @@ from lengthwise.scheduler.simulator.prefix_cache import (
     empty_cache,
     give_up,
 )
-from lengthwise.scheduler.simulator.workload import SimResult, SimWorkload, met_of
+from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload, met_of
 
 PlanCost = Literal["free", "measured"]
 
@@ -141,10 +140,9 @@ def simulate(
         return index[recovers], index[~recovers]
 
     told = np.zeros(n, dtype=np.bool_)  # whose outcome the policy knows
-    note_outcome = getattr(policy, "finished", None)
 
     def tell_outcomes() -> None:
-        if note_outcome is None:
+        if not isinstance(policy, Learns):
             return
         rows = np.flatnonzero(~told[:arrived] & ~np.isnan(times[:arrived, e.FINISH]))
         met = met_of(
@@ -152,7 +150,7 @@ def simulate(
         )
         told[rows] = True
         for arrival_s, kept in zip(workload.arrival_s[rows].tolist(), met.tolist(), strict=True):
-            note_outcome(arrival_s, kept)
+            policy.finished(arrival_s, kept)
 
     def picture(now_s: float, waiting: IntArray, recovering: IntArray) -> Problem:
         return Problem(

@@ -11,14 +11,13 @@ Only who may write files on the server's machine chooses what is loaded; no requ
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import write_whole
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, first_fault
@@ -100,12 +99,4 @@ def write_live(path: Path | str, state: LiveState) -> None:
     """Put the state in the file at once: a reader sees the old content or the new, never half."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(state.model_dump_json(indent=1))
-        Path(name).chmod(0o644)  # the server may run as another user
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(target, state.model_dump_json(indent=1))

@@ -6,7 +6,6 @@ directory's ``card.json``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, check_quantiles
 
 # Without a predictor at all: a log-normal of median 200 tokens, sigma 1, at DEFAULT_LEVELS' scale.
@@ -58,15 +58,15 @@ def load_priors(predictor_dir: Path | str | None) -> LengthPriors:
     if predictor_dir is None:
         return generic_priors()
     path = Path(predictor_dir) / "card.json"
+    card = read_object(path, "predictor card")
     try:
-        card = json.loads(path.read_text())
         levels = np.asarray(card["levels"], dtype=np.float64)
         return LengthPriors(
             levels,
             _rows(card["class_priors"], levels),
             _rows(card["class_gaussian"], levels),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a predictor card: {error!r}") from error
 
 

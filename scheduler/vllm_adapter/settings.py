@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.files import read_object, write_whole
 from lengthwise.data.slo import SloTable
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
@@ -96,7 +96,7 @@ class ServerSettings(BaseModel):
         """Write the settings as JSON; return the path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(self.model_dump_json(indent=1))
+        write_whole(target, self.model_dump_json(indent=1))
         return target
 
 
@@ -121,13 +121,7 @@ def first_fault(error: ValidationError) -> str:
 
 def read_settings(path: Path | str) -> ServerSettings:
     """Read a settings file; InputError when it is missing or wrong."""
-    try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read server settings {str(path)!r}: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"server settings {str(path)!r} must be a JSON object")
-    return make_settings(values)
+    return make_settings(read_object(path, "server settings"))
 
 
 def settings_from_environment() -> ServerSettings:

@@ -8,10 +8,8 @@ import pytest
 from lengthwise.data.arena.sessions import Sessions, SystemPrompt
 from lengthwise.data.arena.workloads import (
     ARENA,
-    arena_slo_table,
     arena_workload,
     build_workload,
-    mean_work,
 )
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import load_table
@@ -34,19 +32,23 @@ def table():
     return synthetic_table(rows=1500)
 
 
+def objectives(name):
+    return {c.slo.slo_class: c.slo for c in arena_workload(name).classes}
+
+
 @pytest.mark.parametrize("name", ARENA)
 def test_classes_come_in_their_shares_with_their_objectives(name, table):
     requests = build_workload(name, table, 200, 3.0, seed=1)
     counts = Counter(r.slo.slo_class for r in requests)
     assert counts == {c: round(200 * share) for c, share in SHARES[name].items()}
-    slos = arena_slo_table(name)
+    slos = objectives(name)
     assert all(r.slo == slos[r.slo.slo_class] for r in requests)
     assert requests == sorted(requests, key=lambda r: r.arrival_s)
     assert requests[0].arrival_s == 0
 
 
 def test_objectives_are_those_of_the_design():
-    paper, mixed, tails = (arena_slo_table(name) for name in ("paper", "mixed", "tails"))
+    paper, mixed, tails = (objectives(name) for name in ("paper", "mixed", "tails"))
     assert (paper["code"].e2e_s, paper["chat"].ttft_s, paper["chat"].tpot_s) == (30, 10, 0.05)
     assert (mixed["chat"].ttft_s, mixed["chat"].tpot_s, mixed["code"].e2e_s) == (3, 0.05, 20)
     assert (mixed["agent_step"].e2e_s, mixed["reasoning"].e2e_s) == (4, 90)
@@ -131,14 +133,6 @@ def test_gamma_is_burstier_than_poisson(table):
 
     assert cv("poisson") == pytest.approx(1.0, abs=0.15)
     assert cv("gamma") > 2
-
-
-def test_mean_work_weighs_by_share(packs):
-    table = load_table("gpt35")
-    means = table.groupby("slo_class")["output_tokens"].mean()
-    expected = 0.45 * means["chat"] + 0.3 * means["code"]
-    expected += 0.15 * means["agent_step"] + 0.1 * means["reasoning"]
-    assert mean_work("mixed", table, split=None)[1] == pytest.approx(expected)
 
 
 def test_a_missing_class_is_named(packs):

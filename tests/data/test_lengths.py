@@ -16,7 +16,6 @@ from lengthwise.data.lengths import (
     quantile_rows,
     remaining_mean,
     remaining_rows,
-    strata_places,
 )
 from lengthwise.predictor.distribution import LengthDistribution
 
@@ -105,14 +104,6 @@ def test_a_certain_length_stays_certain():
     assert remaining_mean(LEVELS, row, 0.0) == pytest.approx(120.0, rel=0.05)
     assert cdf_at(LEVELS, row, 119.0) < 0.05
     assert cdf_at(LEVELS, row, 120.0) == 1.0
-
-
-def test_the_midpoints_lie_between_their_levels():
-    above, share = strata_places(LEVELS)
-    found = LEVELS[above - 1] + share * (LEVELS[above] - LEVELS[above - 1])
-    assert found == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
-    with pytest.raises(ValueError, match=r"levels must span 0.1 to 0.9"):
-        strata_places(np.array([0.2, 0.9]))
 
 
 @settings(deadline=None)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources.files import read_file
 from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.conversations import read_conversations, rendered
-from lengthwise.data.sources.files import read_file
+from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.predictor.features.request_text import text_of_request
 
 LONG = "Please explain to me in some detail how a refrigerator works"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.calibration import SCORE_GRID, CalibratedLevels, scores_of
+from lengthwise.predictor.conformal import SCORE_GRID, ConformalLevels, scores_of
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -18,7 +18,7 @@ def overconfident(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def test_the_wanted_share_falls_below_the_level_asked_for() -> None:
     rng = np.random.default_rng(0)
-    levels = CalibratedLevels.fit(overconfident(2000, rng), ["a"] * 2000, LEVELS)
+    levels = ConformalLevels.fit(overconfident(2000, rng), ["a"] * 2000, LEVELS)
     fresh = overconfident(20_000, rng)
     for wanted, asked in zip(LEVELS, levels.of("a"), strict=True):
         assert (fresh <= asked).mean() == pytest.approx(wanted, abs=0.02)
@@ -33,15 +33,15 @@ def test_scores_are_where_the_truth_falls() -> None:
 
 def test_a_small_class_leans_on_the_pool() -> None:
     scores = np.concatenate((np.linspace(0.01, 0.99, 1000), np.full(5, 0.9)))
-    levels = CalibratedLevels.fit(scores, ["big"] * 1000 + ["tiny"] * 5, LEVELS)
+    levels = ConformalLevels.fit(scores, ["big"] * 1000 + ["tiny"] * 5, LEVELS)
     assert levels.of("big")[1] < levels.of("tiny")[1] < 0.6
 
 
 def test_json_round_trip_and_unknown_classes() -> None:
-    levels = CalibratedLevels(LEVELS, np.array(LEVELS), {"a": np.array([0.05, 0.5, 0.95])})
-    again = CalibratedLevels.from_json(json.loads(json.dumps(levels.to_json())))
+    levels = ConformalLevels(LEVELS, np.array(LEVELS), {"a": np.array([0.05, 0.5, 0.95])})
+    again = ConformalLevels.from_json(json.loads(json.dumps(levels.to_json())))
     for name in ("a", "new", None):
         np.testing.assert_array_equal(levels.of(name), again.of(name))
     np.testing.assert_array_equal(levels.of("new"), LEVELS)
     with pytest.raises(InputError, match="pooled"):
-        CalibratedLevels.from_json({"levels": [0.5], "by_class": {}})
+        ConformalLevels.from_json({"levels": [0.5], "by_class": {}})

@@ -10,11 +10,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import estimator_class
-from lengthwise.predictor.estimators.base import LengthRegressor
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
+from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.text import HashedText

@@ -159,7 +159,7 @@ def test_without_calibration_the_estimators_own_levels_are_read(
     predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
 ) -> None:
     prompts = tables["test"]["prompt"].tolist()[:20]
-    raw = predictor.uncalibrated().predict(prompts).quantiles
+    raw = predictor.without_conformal().predict(prompts).quantiles
     rows = predictor.features(prompts)
     asked = predictor.estimator.predict_log_quantiles(rows, np.array(predictor.levels))
     np.testing.assert_allclose(raw, np.maximum(np.exp(asked), 1.0), rtol=1e-6)

@@ -322,7 +322,6 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
     token_s /= engine.tokens_per_step
     slots = max(len(play.running), 1)
     chances = [0.0] * len(rows.need)
-    stall_s = o.batch * engine.prefill_token_s  # a prompt token holds the whole batch up
     attained, total_s, work_s, ahead_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first = play.running_rows + play.recovering
     for i in [*range(first), *play.order]:
@@ -344,11 +343,11 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        before_s = o.token_s * rows.need[i] + stall_s * rows.left[i]
-        after_s = 0.0 if q.state == "done" else o.token_s * to_come + stall_s * q.left
-        work_s += max(0.0, before_s - after_s)
+        before_s = o.answer_token_s * rows.need[i] + engine.prefill_token_s * rows.left[i]
+        after_s = o.answer_token_s * to_come + engine.prefill_token_s * q.left
+        work_s += max(0.0, before_s - (0.0 if q.state == "done" else after_s))
         if i < play.running_rows and play.given_up[i]:
-            again_s += stall_s * (rows.target[i] - rows.shared[i])
+            again_s += engine.prefill_token_s * (rows.target[i] - rows.shared[i])
         if rows.weight[i] > 0:
             chances[i] = chance(rows, i, first_s, finish_s, begin_s, o)
             attained_weight = rows.weight[i] * chances[i]

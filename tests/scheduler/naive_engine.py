@@ -10,7 +10,7 @@ import numpy as np
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
 from lengthwise.scheduler.simulator import prefix_cache as pc
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
 
 LEVELS = np.array((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))

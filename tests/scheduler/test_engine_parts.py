@@ -17,7 +17,7 @@ from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.simulator import engine as e
 from lengthwise.scheduler.simulator import prefix_cache as pc
 from lengthwise.scheduler.simulator.run import simulate
-from lengthwise.scheduler.simulator.workload import SimWorkload
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
 PLAIN = EngineProfile("plain", MODEL, Capacity(6, 3_000, 128), "test")
 CACHED = replace(PLAIN, prefix_cache=PrefixCache(16))

@@ -7,7 +7,12 @@ import pytest
 
 from benchmarks.simulator import rollout_error as r
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload, to_sim
+from lengthwise.training.bench.comparison.workload_source import (
+    capacity_rps,
+    length_rows,
+    open_workload,
+    to_sim,
+)
 
 EXACT = [
     ("shape-many-slots", "mixed"),

@@ -9,11 +9,20 @@ from hypothesis import strategies as st
 from planning_cases import draw_workload
 
 from lengthwise.scheduler.plan.selection import select
-from lengthwise.scheduler.plan.wait_bound import _LEAD, _MARGIN, find_overdue, overdue_first
+from lengthwise.scheduler.plan.wait_bound import (
+    _KEPT,
+    _LEAD,
+    _MARGIN,
+    find_overdue,
+    let_in,
+    overdue_first,
+)
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
+
+BOUND_S = 20.0 / _KEPT  # 20 s with the reserve
 
 
 def chosen(latest, work, value, slots=1.0):
@@ -62,22 +71,34 @@ def test_the_overdue_lead_by_age():
     assert count == 3
 
 
+def test_a_limit_lets_in_who_is_about_to_reach_the_bound():
+    gap_s = 0.5
+    lead_s = _LEAD * _MARGIN * gap_s
+    queued_s = np.array([0.0, 0.5, 10.0])
+    at = 20.0 - lead_s
+    assert let_in(5.0, 40, queued_s, at - 0.1, BOUND_S, gap_s) == 5.0
+    assert let_in(5.0, 40, queued_s, at + 0.1, BOUND_S, gap_s) == 41.0
+    assert let_in(5.0, 40, queued_s, at + 0.6, BOUND_S, gap_s) == 42.0
+    assert let_in(64.0, 40, queued_s, at + 0.6, BOUND_S, gap_s) == 64.0
+    assert let_in(5.0, 40, np.empty(0), at, BOUND_S, gap_s) == 5.0
+
+
 def test_old_requests_go_while_there_is_time_for_all_of_them():
     """Four of them, a slot each second: the last may start at 20 s, so the first goes by 17 s,
     and four slots ahead of that it is time."""
     arrival_s = np.zeros(4)
     gap_s = 1.0 / _MARGIN
     lead_s = _LEAD * gap_s * _MARGIN
-    assert not find_overdue(arrival_s, 16.9 - lead_s, 20.0, gap_s).any()
-    assert find_overdue(arrival_s, 17.5 - lead_s, 20.0, gap_s).tolist() == [
+    assert not find_overdue(arrival_s, 16.9 - lead_s, BOUND_S, gap_s).any()
+    assert find_overdue(arrival_s, 17.5 - lead_s, BOUND_S, gap_s).tolist() == [
         True,
         False,
         False,
         False,
     ]
-    assert find_overdue(arrival_s, 20.5 - lead_s, 20.0, gap_s).all()
+    assert find_overdue(arrival_s, 20.5 - lead_s, BOUND_S, gap_s).all()
     young = np.array([0.0, *np.full(100, 8.0)])
-    assert find_overdue(young, 15.0, 20.0, gap_s).tolist() == [False] * 101
+    assert find_overdue(young, 15.0, BOUND_S, gap_s).tolist() == [False] * 101
 
 
 @pytest.mark.parametrize("rate_rps", [10.0, 60.0])

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
-from lengthwise.scheduler.plan.pacing import ReplanGate
+from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel, fit_step_time
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
@@ -69,9 +68,9 @@ def test_refuses_samples_that_say_nothing(samples):
 
 
 def test_round_trip_and_bad_models():
-    assert StepTimeModel.from_json(TRUE.to_json()) == TRUE
+    assert StepTimeModel.from_dict(TRUE.to_dict()) == TRUE
     with pytest.raises(ValueError, match="lacks"):
-        StepTimeModel.from_json("{}")
+        StepTimeModel.from_dict({})
     with pytest.raises(ValueError, match="base_s"):
         StepTimeModel(-1.0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="take time"):
@@ -96,4 +95,14 @@ def test_the_rate_is_of_the_window():
     for t in np.arange(0.0, 20.0, 0.5):
         rate.add(float(t))
     assert rate.rps(20.0) == pytest.approx(2.0, rel=0.1)
-    assert rate.rps(100.0) == 0.0
+    assert 0.0 < rate.rps(100.0) < 0.1
+
+
+def test_where_few_arrive_in_the_window_the_last_ones_say():
+    rate = ArrivalRate(window_s=10.0, least=8)
+    for t in np.arange(7) * 4.0:
+        rate.add(float(t))
+    assert rate.rps(24.0) == 0.0
+    for t in np.arange(7, 30) * 4.0:
+        rate.add(float(t))
+    assert rate.rps(117.0) == pytest.approx(0.25, rel=0.15)

@@ -57,15 +57,79 @@ def test_a_few_rows_prove_nothing():
     assert not Story().live(t.LEAST, 1.0, 1.0, 0.0).allows()
 
 
-def test_a_part_comes_back_and_stays_away_longer_each_time():
-    story, away_s = Story(), []
-    for _ in range(3):
+def withdrawn(part: str = "slots") -> Story:
+    """A part that has just broken its promises."""
+    story = Story()
+    while story.allows(part):
+        story.live(1, 0.9, 0.9, 0.0, part)
+    return story
+
+
+def test_a_part_comes_back_when_the_plans_without_it_keep_their_promises():
+    story = withdrawn().live(t.WINDOW, 0.7, 0.7, 0.7)
+    assert not story.allows()  # however well they do, not at once
+    story.now_s += t.LEAST_AWAY_S
+    assert story.allows()
+    story.live(t.WINDOW, 0.7, 0.6, 0.7)
+    assert story.allows()
+
+
+@pytest.mark.parametrize(("promised", "met"), [(0.9, 0.3), (0.4, 1.0)])
+def test_a_part_stays_away_while_the_plans_without_it_break_theirs(promised, met):
+    story = withdrawn().live(t.WINDOW, promised, promised, met)
+    story.now_s += 2 * t.LEAST_AWAY_S
+    assert not story.allows()
+    story.live(t.WINDOW, 0.7, 0.7, 0.7)
+    assert story.allows()
+
+
+def test_promises_that_never_hold_keep_a_part_away_for_so_long_and_no_longer():
+    story = withdrawn().live(t.WINDOW, 0.9, 0.9, 0.2)
+    left_s = story.trust.status(story.now_s)["slots"]["withdrawn_s"]
+    assert 0 < left_s < t.PATIENCE * t.LEAST_AWAY_S
+    story.now_s += left_s
+    assert story.allows()
+    assert story.trust.status(story.now_s)["slots"]["withdrawn_s"] == 0.0
+
+
+@pytest.mark.parametrize("rows", [0, t.WINDOW])
+def test_where_nothing_can_be_judged_the_least_time_decides(rows):
+    """Nobody comes, or nobody is given a chance and nobody has one."""
+    story = withdrawn().live(rows, 0.01, 0.01, 0.0)
+    story.now_s = t.LEAST_AWAY_S - 1e-9
+    assert not story.allows()
+    story.now_s += t.LEAST_AWAY_S
+    assert story.allows()
+
+
+def test_the_least_time_doubles_with_each_relapse_and_ends_with_a_window_of_kept_promises():
+    story, least_s = withdrawn(), []
+
+    def relapse() -> None:
+        story.now_s += t.PATIENCE * t.LONGEST_LEAST_S
         story.live(t.WINDOW, 0.9, 0.9, 0.0)
-        away_s.append(story.trust.status(story.now_s)["slots"]["withdrawn_s"])
         assert not story.allows()
-        story.now_s += t.LONGEST_PROBATION_S
-        assert story.allows()
-    assert away_s[0] < t.FIRST_PROBATION_S < away_s[1] < away_s[2]
+        left_s = story.trust.status(story.now_s)["slots"]["withdrawn_s"]
+        least_s.append(round(left_s / t.PATIENCE))
+
+    for _ in range(6):
+        relapse()
+    assert least_s == [60, 120, 240, 480, 480, 480]
+    story.now_s += t.PATIENCE * t.LONGEST_LEAST_S
+    story.live(t.WINDOW, 0.8, 0.6, 0.8)
+    relapse()
+    assert least_s[-1] == t.LEAST_AWAY_S
+
+
+def test_what_was_promised_before_a_withdrawal_says_nothing_after_it():
+    story, early = withdrawn(), np.arange(1e6, 1e6 + t.WINDOW)
+    story.trust = Trust()
+    story.trust.promise(0.0, early, np.full(t.WINDOW, 0.9), {"slots": np.full(t.WINDOW, 0.9)})
+    while story.allows():
+        story.live(1, 0.9, 0.9, 0.0)
+    for name in early:
+        story.trust.finished(float(name), False)
+    assert story.trust.status(story.now_s)["slots"]["rows"] == 0.0
 
 
 def test_promises_wrong_either_way_lose_the_order():

@@ -16,19 +16,19 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.training.bench import session
-from lengthwise.training.bench.arms import Arm, arm_order, parse_arms
-from lengthwise.training.bench.client import BenchError
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.engine_runner import EngineRunner
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.servers import (
+from lengthwise.training.bench.comparison.arms import Arm, arm_order, parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.engines.client import BenchError
+from lengthwise.training.bench.engines.servers import (
     BenchServers,
-    ReplayTable,
+    ReplayIds,
     filler_ids,
     leaving_on_sigterm,
 )
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.workload import open_workload
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 N = 24
 
@@ -44,7 +44,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def replay_table():
-    return ReplayTable.random(64, seed=1)
+    return ReplayIds.random(64, seed=1)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
-from lengthwise.training.bench.report import REPORT_FILE
-from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.results.report import REPORT_FILE
+from lengthwise.training.bench.results.result import BenchResult
 from lengthwise.training.cli.app import app
 
 

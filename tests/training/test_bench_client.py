@@ -10,7 +10,7 @@ from bench_stub import Stub, running
 
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.training.bench.client import (
+from lengthwise.training.bench.engines.client import (
     Call,
     completion_body,
     drive_closed,
@@ -19,7 +19,7 @@ from lengthwise.training.bench.client import (
     served_model,
     wait_idle,
 )
-from lengthwise.training.bench.servers import filler_ids, prompt_ids
+from lengthwise.training.bench.engines.servers import filler_ids, prompt_ids
 
 
 def request(output_tokens: int = 5, prompt: str | None = "hello", **slo: float) -> WorkloadRequest:

@@ -13,15 +13,15 @@ from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.training.bench.calibrate import (
+from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
+from lengthwise.training.bench.engines.calibrate import (
     calibrate_server,
     calibration_rows,
     concurrency_levels,
     write_profile,
 )
-from lengthwise.training.bench.client import BenchError
-from lengthwise.training.bench.servers import BenchServers, ReplayTable
-from lengthwise.training.bench.workload import capacity_rps, open_workload
+from lengthwise.training.bench.engines.client import BenchError
+from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
 
 TRUE = StepTimeModel(0.002, 0.001, 2e-5, 3e-4, 0.0)
 
@@ -46,7 +46,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def servers(tmp_path):
-    replay = ReplayTable.random(128, seed=1)
+    replay = ReplayIds.random(128, seed=1)
     lengths = {int(i): row + 1 for row, ids in enumerate(replay.ids) for i in ids}
     capacity = {"max_num_seqs": 8, "kv_tokens": 4096, "max_num_batched_tokens": 512}
     stub = Stub(ttft_s=0.01, itl_s=0.001, lengths=lengths, capacity=capacity, slots=8)

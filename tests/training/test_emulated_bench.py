@@ -14,26 +14,30 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    EmulatedStepLog,
+    StepRow,
+    StepSummary,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
-from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.emulated_servers import StepReader
-from lengthwise.training.bench.emulation import (
+from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.engines.emulated_servers import StepReader
+from lengthwise.training.bench.results.emulation import (
     caution,
     emulation_of,
     profile_sha256,
     stream_interval,
     throughput_warning,
 )
-from lengthwise.training.bench.report import read_run, warnings, write_run
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import lengths_of
-from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.results.report import read_run, warnings, write_run
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.simulator_runner import lengths_of
+from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.warped_session import measure_warped
-from lengthwise.training.bench.workload import open_workload
 from lengthwise.training.workspace import Workspace
 
 DEVICE = "shape-few-slots"
@@ -118,7 +122,7 @@ def test_the_stream_interval_that_vllm_is_told():
 def test_a_step_log_is_followed_run_by_run(tmp_path):
     reader = StepReader(tmp_path / "steps.jsonl")
     assert reader.new() == []
-    log = StepLog(tmp_path / "steps.jsonl")
+    log = EmulatedStepLog(tmp_path / "steps.jsonl")
     rows = [StepRow(float(i), 0.01, 0.01, 0, 1, 9, False) for i in range(3)]
     log.write(rows[0])
     assert reader.new() == rows[:1]

@@ -10,9 +10,13 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench.client import QueueSample
-from lengthwise.training.bench.records import RequestRecord, paired_difference, summarize_arm
-from lengthwise.training.bench.report import (
+from lengthwise.training.bench.engines.client import QueueSample
+from lengthwise.training.bench.results.records import (
+    RequestRecord,
+    paired_difference,
+    summarize_arm,
+)
+from lengthwise.training.bench.results.report import (
     arm_rows,
     headline,
     read_run,
@@ -21,7 +25,7 @@ from lengthwise.training.bench.report import (
     warnings,
     write_run,
 )
-from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.results.result import BenchResult
 
 
 def records(share_met: float, seed: int, *, lost: int = 0, predicted: bool = False):

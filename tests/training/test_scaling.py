@@ -14,8 +14,13 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile, Speculation, load_profile, profile_names
-from lengthwise.training.bench.scaling import full_batch_token_s, scale_to_engine
-from lengthwise.training.bench.workload import capacity_rps, length_rows, open_workload, to_sim
+from lengthwise.training.bench.comparison.scaling import full_batch_token_s, scale_to_engine
+from lengthwise.training.bench.comparison.workload_source import (
+    capacity_rps,
+    length_rows,
+    open_workload,
+    to_sim,
+)
 
 SHAPE = "shape-slow-steps"
 

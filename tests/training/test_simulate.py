@@ -11,21 +11,21 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import (
-    SimulatorRunner,
-    lengths_of,
-    processes,
-)
-from lengthwise.training.bench.workload import (
+from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import (
     capacity_rps,
     cut_at_max_tokens,
     length_rows,
     open_workload,
     to_sim,
+)
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.simulator_runner import (
+    SimulatorRunner,
+    lengths_of,
+    processes,
 )
 
 

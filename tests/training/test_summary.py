@@ -9,7 +9,7 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
-from lengthwise.training.bench.records import (
+from lengthwise.training.bench.results.records import (
     RequestRecord,
     attainment_interval,
     loaded_tokens_per_s,
@@ -17,7 +17,7 @@ from lengthwise.training.bench.records import (
     paired_difference,
     summarize_arm,
 )
-from lengthwise.training.bench.result import BenchResult, read_result
+from lengthwise.training.bench.results.result import BenchResult, read_result
 
 CHAT = Slo(ttft_s=1.0, tpot_s=0.1, slo_class="chat")
 CODE = Slo(e2e_s=10.0, slo_class="code")

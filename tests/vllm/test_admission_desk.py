@@ -10,7 +10,7 @@ from engineless import FakeEngine, make_request
 from test_middleware import CHAT, COMPLETIONS, Client
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire import sealed
 

@@ -11,14 +11,14 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
-from lengthwise.training.bench.arms import parse_arms, server_status
-from lengthwise.training.bench.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.engine_runner import EngineRunner
-from lengthwise.training.bench.result import BenchResult
-from lengthwise.training.bench.servers import BenchServers, ReplayTable
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.workload import open_workload
+from lengthwise.training.bench.comparison.arms import parse_arms, server_status
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import open_workload
+from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
+from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 pytestmark = pytest.mark.vllm
 
@@ -28,7 +28,7 @@ FIRST_ID = 1_000_000
 
 @pytest.fixture(scope="module")
 def servers(server):
-    replay = ReplayTable(ReplayTable.random(512).ids + FIRST_ID)
+    replay = ReplayIds(ReplayIds.random(512).ids + FIRST_ID)
     own = {str(i): row + 1 for row, ids in enumerate(replay.ids.tolist()) for i in ids}
     others = json.loads(server.replay_table.read_text())
     write_replay_table(server.replay_table, others | own)
@@ -76,4 +76,4 @@ def test_calibration_fits_the_engine(servers, source, tmp_path):
     assert profile.capacity.kv_tokens <= 6144
     step_s = profile.step_time.step_s(0, 8, 800)
     assert 1e-4 < step_s < 1.0
-    assert 0.3 < profile.capacity_scale < 3.0
+    assert 0.1 < profile.capacity_scale < 3.0

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from test_middleware import CHAT, COMPLETIONS, FakeEngineCore, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api import middleware
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.settings import make_settings

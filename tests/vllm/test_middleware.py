@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS

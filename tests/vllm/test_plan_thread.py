@@ -132,6 +132,9 @@ class Scripted:
     def finished(self, arrival_s, met):
         self.told.append((arrival_s, met))
 
+    def status(self):
+        return {}
+
 
 def threaded(policy, slots=1, **settings):
     engine = ToyEngine(

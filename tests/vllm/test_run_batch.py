@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from test_middleware import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 
-from lengthwise.scheduler.vllm_adapter.api.front import Front
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.run_batch import install, vllm_runner
 from lengthwise.scheduler.vllm_adapter.settings import make_settings

@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, Client, WordPredictor
 from test_reload import Live, role
 
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 

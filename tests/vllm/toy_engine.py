@@ -10,8 +10,8 @@ from typing import Any
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings

@@ -26,13 +26,13 @@ from lengthwise.data.slo import DEFAULT_CLASS, Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.metrics import coverage, interval, mae
-from lengthwise.training.bench.arms import Arm
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.records import RequestRecord, paired_difference
+from lengthwise.training.bench.comparison.arms import Arm
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, capacity_rps
+from lengthwise.training.bench.results.records import RequestRecord, paired_difference
+from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner
 from lengthwise.training.bench.served import Server
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import SimulatorRunner
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps
 from lengthwise.training.registry.models import CHALLENGER, CHAMPION, ResolvedPredictor
 from lengthwise.training.registry.promotions import log_promotion, make_champion
 from lengthwise.training.workspace import Workspace
@@ -86,7 +86,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PromotionDecision:
     """The comparison and what follows from it."""
 
     champion: Side
@@ -179,7 +179,7 @@ def judge(
     load: float | None = None,
     requests: int | None = None,
     seeds: int | None = None,
-) -> Decision:
+) -> PromotionDecision:
     """Play the traffic with both versions' lengths, as the server would, and decide.
 
     Attainment counts a request by the weight of its class, which is what the planner goes by.
@@ -217,7 +217,7 @@ def judge(
         outcome.records[CHALLENGER], outcome.records[CHAMPION], weight=weight
     )
     low, high = paired["difference_ci95"]
-    return Decision(
+    return PromotionDecision(
         champion=sides[CHAMPION],
         challenger=sides[CHALLENGER],
         difference=float(paired["attainment_difference"]),
@@ -231,7 +231,7 @@ def judge(
 
 
 def promote(
-    decision: Decision,
+    decision: PromotionDecision,
     challenger: ResolvedPredictor,
     *,
     force: bool,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
@@ -65,8 +66,8 @@ def read_served(folder: Path) -> dict[str, Any] | None:
     path = (folder.parent if folder.is_file() else folder) / SERVED_FILE
     if not path.is_file():
         return None
+    document = read_object(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
         settings = document["settings"]
         SloTable.from_dict(settings["slo_table"])
         kept = {key: settings[key] for key in KEPT_SETTINGS}
@@ -76,7 +77,7 @@ def read_served(folder: Path) -> dict[str, Any] | None:
         if any(value < 1 for value in limits.values()):
             raise ValueError(f"limits must be at least 1, got {limits}")
         return {"model": str(document["model"]), "limits": limits, "settings": kept}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what a server kept of itself: {error!r}") from error
 
 
@@ -96,7 +97,7 @@ def server_of(
     served = (read_served(folder) if folder is not None else None) or {}
     settings = served.get("settings", {})
     model = model or served.get("model")
-    engine = read_profile(profile or settings.get("profile") or calibrated(workspace, model))
+    engine = read_profile(profile or settings.get("profile") or _calibrated(workspace, model))
     capacity = replace(engine.capacity, **served.get("limits", {}))
     table = slo_table if slo_table is not None else settings.get("slo_table", {})
     known = Server(replace(engine, capacity=capacity), slos=SloTable.from_dict(table))
@@ -110,7 +111,7 @@ def server_of(
     )
 
 
-def calibrated(workspace: Workspace, model: str | None) -> str:
+def _calibrated(workspace: Workspace, model: str | None) -> str:
     """The profile of a served model; without a model, the only one there is."""
     if model is not None:
         path = profile_path(workspace, model)

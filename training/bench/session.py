@@ -17,16 +17,24 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-from lengthwise.training.bench.calibrate import calibrate_server, write_profile
-from lengthwise.training.bench.compare import Outcome, compare
-from lengthwise.training.bench.emulated_runner import EmulatedRunner
-from lengthwise.training.bench.emulation import throughput_warning
-from lengthwise.training.bench.engine_runner import EngineRunner
-from lengthwise.training.bench.report import RECORDS_FILE, RESULT_FILE, write_run
-from lengthwise.training.bench.servers import TINY_ARGS, BenchServers, start_servers
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of, processes
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps, open_workload
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import Comparison, compare
+from lengthwise.training.bench.comparison.workload_source import (
+    WorkloadSource,
+    capacity_rps,
+    open_workload,
+)
+from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.engines.servers import TINY_ARGS, BenchServers, start_servers
+from lengthwise.training.bench.results.emulation import throughput_warning
+from lengthwise.training.bench.results.report import RECORDS_FILE, RESULT_FILE, write_run
+from lengthwise.training.bench.runners.emulated_runner import EmulatedRunner
+from lengthwise.training.bench.runners.engine_runner import EngineRunner
+from lengthwise.training.bench.runners.simulator_runner import (
+    SimulatorRunner,
+    lengths_of,
+    processes,
+)
 from lengthwise.training.console import SilentSteps, Steps
 from lengthwise.training.registry.models import (
     DEFAULT_PREDICTOR,
@@ -46,7 +54,7 @@ LENGTHS_OF_A_PREDICTOR = frozenset({"learned", "class"})
 class BenchReport:
     """The outcome, the directory of its files, and the MLflow run that holds them."""
 
-    outcome: Outcome
+    outcome: Comparison
     directory: Path
     page: Path
     mlflow_run_id: str | None
@@ -160,7 +168,7 @@ def run_modeled(
     with_bound: bool = True,
     jobs: int = 1,
     steps: Steps | None = None,
-) -> Outcome:
+) -> Comparison:
     """The same comparison on the modelled engine of the settings' profile.
 
     Args:
@@ -256,7 +264,7 @@ def progress_of(steps: Steps, repeats: int) -> Callable[[str, int, int], Callabl
 
 
 def log_run(
-    outcome: Outcome,
+    outcome: Comparison,
     predictor: ResolvedPredictor | None,
     directory: Path,
     page: Path,

@@ -10,8 +10,12 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.report import write_run
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
+from lengthwise.training.bench.results.report import write_run
+from lengthwise.training.bench.runners.simulator_runner import lengths_of
+from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.session import (
     BenchReport,
     find_predictor,
@@ -20,10 +24,6 @@ from lengthwise.training.bench.session import (
     progress_of,
     read_profile,
 )
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import lengths_of
-from lengthwise.training.bench.warped_runner import WarpedRunner, WarpSettings
-from lengthwise.training.bench.workload import capacity_rps, open_workload
 from lengthwise.training.console import SilentSteps, Steps
 from lengthwise.training.workspace import Workspace
 

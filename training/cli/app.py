@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from lengthwise.data.errors import InputError
-from lengthwise.training.cli import bench, data, model, promote, serve
+from lengthwise.training.cli import bench, data, predictors, promote, serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 
@@ -70,5 +70,5 @@ def main(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-for module in (data, model, promote, bench, serve):
+for module in (data, predictors, promote, bench, serve):
     module.register(app)

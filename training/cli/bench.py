@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.lines import parse_object
 from lengthwise.training import console
 from lengthwise.training.registry.models import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.training.bench.result import BenchResult
+    from lengthwise.training.bench.results.result import BenchResult
 
 ARENA_LOAD = 1.5
 ARENA_REQUESTS = 1000
@@ -55,14 +55,14 @@ def calibrate(
 
     Further options go to vLLM. The profile is kept in the workspace, where bench finds it.
     """
-    from lengthwise.training.bench.calibrate import (
+    from lengthwise.training.bench.comparison.workload_source import open_workload
+    from lengthwise.training.bench.engines.calibrate import (
         calibrate_server,
         calibration_rows,
         write_profile,
     )
-    from lengthwise.training.bench.servers import start_servers
+    from lengthwise.training.bench.engines.servers import start_servers
     from lengthwise.training.bench.session import profile_path
-    from lengthwise.training.bench.workload import open_workload
 
     workspace = Workspace.current()
     requests = open_workload(workload, source=source)
@@ -130,11 +130,11 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Play policies on the modelled engine; same tables, files and report as bench."""
-    from lengthwise.training.bench.arms import parse_arms
-    from lengthwise.training.bench.report import write_run
+    from lengthwise.training.bench.comparison.arms import parse_arms
+    from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+    from lengthwise.training.bench.comparison.workload_source import is_arena
+    from lengthwise.training.bench.results.report import write_run
     from lengthwise.training.bench.session import run_modeled
-    from lengthwise.training.bench.settings import BenchSettings
-    from lengthwise.training.bench.workload import is_arena
 
     named = is_arena(workload)
     settings = BenchSettings(
@@ -241,10 +241,10 @@ def bench(
     Further options go to vLLM, for both servers alike: --max-num-seqs 16 ...
     With --emulate the engine's device is a profile: see docs/emulated.md.
     """
-    from lengthwise.training.bench.arms import parse_arms
+    from lengthwise.training.bench.comparison.arms import parse_arms
+    from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+    from lengthwise.training.bench.comparison.workload_source import is_arena
     from lengthwise.training.bench.session import measure
-    from lengthwise.training.bench.settings import BenchSettings
-    from lengthwise.training.bench.workload import is_arena
 
     params = read_params(sa_params)
     settings = BenchSettings(
@@ -272,7 +272,7 @@ def bench(
     workspace, say = Workspace.current(), stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:
         if warp:
-            from lengthwise.training.bench.warped_runner import WarpSettings
+            from lengthwise.training.bench.runners.warped_runner import WarpSettings
             from lengthwise.training.bench.warped_session import measure_warped
 
             played = WarpSettings(
@@ -292,13 +292,7 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
         return ()
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--sa-params must be a JSON object: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--sa-params must be a JSON object, got {text!r}")
-    return tuple(sorted(values.items()))
+    return tuple(sorted(parse_object(text, "--sa-params").items()))
 
 
 def report(
@@ -316,7 +310,7 @@ def report(
     Of several runs the table holds paired differences on the same requests, in each run and over
     all of them, with 95 % intervals.
     """
-    from lengthwise.training.bench.report import REPORT_FILE, best_arm, read_run, render
+    from lengthwise.training.bench.results.report import REPORT_FILE, best_arm, read_run, render
 
     read = [read_run(run) for run in runs]
     if len(runs) == 1:
@@ -324,7 +318,7 @@ def report(
         page.write_text(render(*read[0]), encoding="utf-8")
         print(page)
         return
-    from lengthwise.training.bench.paired import RunRecords, paired_over_runs
+    from lengthwise.training.bench.results.paired import RunRecords, paired_over_runs
 
     best = best_arm(read[0][0])
     chosen = arm or (best.label if best else read[0][0].arms[0].label)
@@ -373,7 +367,7 @@ def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
     from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
     from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
-    from lengthwise.training.bench.client import BenchError
+    from lengthwise.training.bench.engines.client import BenchError
 
     try:
         yield
@@ -408,7 +402,13 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
 
 def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
     """The table for people, then the document as the last line."""
-    from lengthwise.training.bench.report import KINDS, arm_rows, headline, subline, warnings
+    from lengthwise.training.bench.results.report import (
+        KINDS,
+        arm_rows,
+        headline,
+        subline,
+        warnings,
+    )
 
     if not as_json:
         kind = KINDS[result.provenance]

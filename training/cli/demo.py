@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.sources.load import SYNTHETIC
-from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.report import REPORT_FILE
-from lengthwise.training.bench.result import BenchResult
+from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.results.report import REPORT_FILE
+from lengthwise.training.bench.results.result import BenchResult
 from lengthwise.training.bench.session import measure
-from lengthwise.training.bench.settings import BenchSettings
 from lengthwise.training.console import Steps
 from lengthwise.training.train.pipeline import TrainConfig, train
 from lengthwise.training.workspace import Workspace

@@ -14,7 +14,7 @@ from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.profile import EngineProfile
-    from lengthwise.training.bench.judge import Decision, Traffic
+    from lengthwise.training.bench.judge import PromotionDecision, Traffic
 
 MOST_REQUESTS = 2000  # of a log or a named workload
 
@@ -125,15 +125,15 @@ def _traffic(
     most: int,
     profile: EngineProfile,
 ) -> Traffic:
+    from lengthwise.training.bench.comparison.workload_source import open_workload
     from lengthwise.training.bench.judge import Traffic, logged_traffic
-    from lengthwise.training.bench.workload import open_workload
 
     if from_log is not None:
         return logged_traffic(from_log, most)
     return Traffic(open_workload(workload, source=source, profile=profile))
 
 
-def _print(decision: Decision, moved: bool, dry_run: bool) -> None:
+def _print(decision: PromotionDecision, moved: bool, dry_run: bool) -> None:
     sides = {"champion": decision.champion, "challenger": decision.challenger}
     load = "at its own pace" if decision.load is None else f"at load {decision.load:g}"
     console.print_table(

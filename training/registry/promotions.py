@@ -28,7 +28,7 @@ def log_promotion(
 ) -> str:
     """The comparison as a run with table and plot, and its verdict as tags; returns the run id.
 
-    ``decision`` is `training.promote.Decision.to_json`, with ``promoted`` and ``forced``.
+    ``decision`` is `PromotionDecision.to_json`, with ``promoted`` and ``forced``.
     """
     verdict = "promoted" if decision["promoted"] else "refused"
     if decision["forced"]:

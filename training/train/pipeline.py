@@ -251,7 +251,7 @@ def draw(predictor: LengthPredictor, test: PromptTable, *, note: str = "") -> di
 
     classes = list(test["slo_class"])
     lengths = predict_table(predictor, test)
-    raw = predict_table(predictor.uncalibrated(), test)
+    raw = predict_table(predictor.without_conformal(), test)
     prior = LengthDistribution(
         lengths.levels, np.stack([predictor.class_prior(name) for name in classes])
     )

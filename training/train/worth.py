@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lengthwise.data.arena.workloads import ARENA
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.training.bench.arms import parse_arms
-from lengthwise.training.bench.compare import compare
-from lengthwise.training.bench.settings import BenchSettings
-from lengthwise.training.bench.simulator_runner import SimulatorRunner, lengths_of
-from lengthwise.training.bench.workload import WorkloadSource, capacity_rps
+from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
+from lengthwise.training.bench.comparison.workload_source import WorkloadSource, capacity_rps
+from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner, lengths_of
 
 if TYPE_CHECKING:
     from lengthwise.data.table import PromptTable

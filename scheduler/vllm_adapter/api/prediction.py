@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire import (

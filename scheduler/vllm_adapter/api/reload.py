@@ -18,9 +18,9 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.candidate import load_checked
-from lengthwise.scheduler.vllm_adapter.api.metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, live_state, read_live
 from lengthwise.scheduler.vllm_adapter.priors import load_priors

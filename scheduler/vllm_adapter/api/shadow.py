@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire import Prediction
 

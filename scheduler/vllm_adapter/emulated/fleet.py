@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    StepRow,
+    StepSummary,
+    StepTally,
+)
+from lengthwise.scheduler.vllm_adapter.emulated.nominal_time import NominalTime, pace_plans
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EMULATE_KEY,
     EXECUTOR,
@@ -24,8 +30,6 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     emulable_profile,
     speculative_config,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.pacing import NominalTime, pace_plans
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepRow, StepSummary, StepTally
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire import sealed

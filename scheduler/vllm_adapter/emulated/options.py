@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.files import read_object
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import MAX_MODEL_LEN
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
@@ -27,7 +28,7 @@ REFUSALS = f"{_PACKAGE}.refusals:Refusals"
 
 @dataclass(frozen=True, slots=True)
 class EmulateOptions:
-    """``profile``: a name or a file. ``step_log``: a JSON array a step, see ``steps.StepLog``."""
+    """``profile``: a name or a file. ``step_log``: a JSON array a step, see ``EmulatedStepLog``."""
 
     profile: str
     async_scheduling: bool = True
@@ -46,10 +47,7 @@ def read_options(additional_config: Any) -> EmulateOptions:
         given = (additional_config.get(CONFIG_KEY) or {}).get(EMULATE_KEY)
     path = os.environ.get(EMULATE_VARIABLE)
     if given is None and path:
-        try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read emulation options {path}: {error}") from error
+        given = read_object(path, "emulation options")
     if not isinstance(given, Mapping) or "profile" not in given:
         raise InputError(
             f"an emulated engine needs {EMULATE_VARIABLE}, a JSON file with a profile, or "

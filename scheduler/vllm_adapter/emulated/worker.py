@@ -33,12 +33,16 @@ from lengthwise.scheduler.vllm_adapter.emulated.device import (
     StepWork,
     filler_tokens,
 )
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    EmulatedStepLog,
+    StepRow,
+    StepTally,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EmulateOptions,
     emulable_profile,
     read_options,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepLog, StepRow, StepTally
 from lengthwise.scheduler.vllm_adapter.settings import replay_table_path
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID, ReplayTable
 
@@ -199,11 +203,11 @@ class EmulatedWorker(WorkerBase):
         if self._log is not None:
             self._log.close()
 
-    def _open_log(self, options: EmulateOptions) -> StepLog | None:
+    def _open_log(self, options: EmulateOptions) -> EmulatedStepLog | None:
         if options.step_log is None:
             return None
         index = self.parallel_config.data_parallel_index
-        return StepLog(f"{options.step_log}.{index}" if index else options.step_log)
+        return EmulatedStepLog(f"{options.step_log}.{index}" if index else options.step_log)
 
 
 def scheduled_rows(output: Any, answers: Answers, lengths: ReplayTable) -> Iterator[Scheduled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 
 _Entry = tuple[float, str]
 

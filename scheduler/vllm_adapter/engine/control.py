@@ -10,8 +10,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.engine.admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
+from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.wire import Answer, EngineRequest, parse_request, plain

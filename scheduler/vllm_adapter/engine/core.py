@@ -20,19 +20,19 @@ from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
-from lengthwise.scheduler.vllm_adapter.engine.drift import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
+from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
-from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings

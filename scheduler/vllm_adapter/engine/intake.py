@@ -16,7 +16,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.slo import SloTable
 from lengthwise.predictor.serving.correction import OnlineCorrection
-from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
 from lengthwise.scheduler.vllm_adapter.wire import (
     DOWNGRADED,

@@ -9,9 +9,9 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
-from lengthwise.scheduler.vllm_adapter.engine.table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
 from lengthwise.scheduler.vllm_adapter.engine.wholes import Parts, Wholes, together
 

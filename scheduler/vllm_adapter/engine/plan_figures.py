@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.scheduler.problem import Plan
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 
 _KEPT_TIMES = 8192
 _SHARE_WINDOW_S = 30.0

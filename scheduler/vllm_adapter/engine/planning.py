@@ -21,13 +21,12 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.plan.arrival_rate import ArrivalRate
-from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.policies.base import Policy
+from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
@@ -300,19 +299,17 @@ class Planner:
         told: dict[str, Any] = {}
         try:
             snapshot = pending.build()
-            finished = getattr(policy, "finished", None)
             while self._ended:
-                ended = self._ended.popleft()
-                if finished is not None:
-                    finished(*ended)
+                arrival_s, met = self._ended.popleft()
+                if isinstance(policy, Learns):
+                    policy.finished(arrival_s, met)
             made = Plan(np.empty(0, dtype=np.int64))
             if snapshot.waiting_ids:
                 made = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
             order = [snapshot.waiting_ids[row] for row in made.order.tolist()]
             preempt = [snapshot.running_ids[row] for row in made.preempt.tolist()]
             by_tenant = snapshot.tenants is not None
-            status = getattr(policy, "status", None)
-            told = {} if status is None else dict(status())
+            told = policy.status() if isinstance(policy, Learns) else {}
             plan = made
         except Exception as error:  # any planner's fault must end here
             fault = error

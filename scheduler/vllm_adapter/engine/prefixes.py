@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable
+from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable
 
 _LOOKS_A_STEP = 8
 _LONGEST_PROMPT_BLOCKS = 1 << 20

@@ -21,8 +21,8 @@ from lengthwise.scheduler.vllm_adapter.engine.planning import (
     Snapshot,
     Tenants,
 )
+from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable
 from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
-from lengthwise.scheduler.vllm_adapter.engine.table import RequestTable
 
 _LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are asked for
 

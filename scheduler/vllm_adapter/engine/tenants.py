@@ -15,7 +15,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.guards.fairness import jain_index
-from lengthwise.scheduler.vllm_adapter.engine.metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 
 UNNAMED = "default"
 MOST_TENANTS = 32

@@ -24,6 +24,7 @@ import torch
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV1
 
+from lengthwise.data.files import read_object, write_whole
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, replay_table_path
 
 try:
@@ -59,7 +60,7 @@ class ReplayTable:
             stamp = (stat.st_mtime_ns, stat.st_size)
             if stamp == self._stamp:
                 return
-            table = json.loads(self._path.read_text())
+            table = read_object(self._path)
             self._lengths = {str(key): max(1, int(value)) for key, value in table.items()}
             self._stamp = stamp
         except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -70,9 +71,7 @@ def write_replay_table(path: Path | str, lengths: Mapping[str, int]) -> None:
     """Write a table so that a reader never sees half of it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_suffix(f"{target.suffix}.new")
-    staged.write_text(json.dumps(dict(lengths)))
-    staged.replace(target)
+    write_whole(target, json.dumps(dict(lengths)))
 
 
 class _Forced:

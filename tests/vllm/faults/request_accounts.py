@@ -21,7 +21,7 @@ import aiohttp
 import httpx
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.training.bench.client import Reply, complete, new_session
+from lengthwise.training.bench.engines.client import Reply, complete, new_session
 
 _ENGINE_ID = re.compile(r"(?:chat)?cmpl-(?P<own>.+)-\d+-[0-9a-f]{8}")
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    read_emulated_steps,
+    summarize_steps,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
-from lengthwise.scheduler.vllm_adapter.emulated.steps import read_emulated_steps, summarize_steps
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
-from lengthwise.training.bench.servers import free_port
+from lengthwise.training.bench.engines.servers import free_port
 
 pytestmark = pytest.mark.vllm
 LENGTHS = {f"q{i}": 1 + (37 * i) % 90 for i in range(24)}

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lengthwise.scheduler.vllm_adapter.emulated.steps import (
-    StepLog,
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
+    EmulatedStepLog,
     StepRow,
     read_emulated_steps,
     summarize_steps,
@@ -37,7 +37,7 @@ def test_without_a_busy_step_there_is_no_ratio():
 
 def test_the_log_reads_back_and_a_half_written_line_is_left_out(tmp_path):
     path = tmp_path / "logs" / "steps.jsonl"
-    log = StepLog(path)
+    log = EmulatedStepLog(path)
     rows = [row(0.01, None), row(0.02, 0.021, late=True)]
     for one in rows:
         log.write(one)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lengthwise.scheduler.plan.pacing import ReplanGate
-from lengthwise.scheduler.vllm_adapter.emulated.pacing import pace_plans
+from lengthwise.scheduler.vllm_adapter.emulated.nominal_time import pace_plans
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 
 

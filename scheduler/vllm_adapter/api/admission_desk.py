@@ -1,0 +1,63 @@
+"""Admission control in the API process: ask the engine before vLLM takes a request in.
+
+A request must be refused before vLLM takes it in, and that happens in the API process; but queue,
+running requests and plan live in the engine. So the middleware sends the engine a short question
+by utility call and waits for the verdict, at most ``timeout_ms``. Where the engine is late or
+fails, the request is admitted and ``lengthwise_admission_unanswered`` counts why. With several
+engines (data parallel) the first is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
+from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, Answer, Hints, Question
+
+logger = logging.getLogger(LOGGER_NAME)
+
+_GRACE = 1.25  # a verdict made in time may still be on its way
+_CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
+
+
+class AdmissionDesk:
+    """Asks the engine about each request that has an objective."""
+
+    def __init__(self, settings: AdmissionSettings, metrics: ApiMetrics) -> None:
+        self._timeout_s = settings.timeout_ms / 1e3
+        self._metrics = metrics
+        self._failures = 0
+
+    async def ask(
+        self, core: Any, hints: Hints, prompt_characters: int, max_tokens: int | None
+    ) -> Answer:
+        """The verdict on a request; to admit when there is none in time.
+
+        Who has nothing to lose is not judged: best effort, and what was lost when it came.
+        """
+        if hints.slo.is_best_effort or hints.slo.is_lost:
+            return Answer()
+        question = Question(
+            hints.for_planning(),
+            prompt_tokens=1 + prompt_characters // _CHARS_PER_TOKEN,
+            max_tokens=max_tokens,
+            deadline_unix_s=time.time() + self._timeout_s,
+        )
+        try:
+            # not wait_for, which in 3.11 may swallow the cancellation that ends the server
+            async with asyncio.timeout(_GRACE * self._timeout_s):
+                said = await core.call_utility_async(ADMIT_METHOD, question.to_wire())
+            return Answer.from_wire(said)
+        except TimeoutError:
+            cause = "timeout"
+        except Exception as error:  # whatever is wrong with the engine is not the client's fault
+            cause = "error"
+            self._failures += 1
+            if self._failures % 1000 == 1:
+                logger.warning("no verdict on admission (%d): %r", self._failures, error)
+        self._metrics.admission_unanswered.labels(cause).inc()
+        return Answer()

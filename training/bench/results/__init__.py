@@ -1,0 +1,1 @@
+"""What a comparison ends in: records, the result document, the report."""

@@ -1,0 +1,1 @@
+"""Who plays the arms: the real engine, the simulator, and emulated devices."""
