@@ -26,6 +26,7 @@ from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_environment
 
 SCHEDULER_CLASS = "lengthwise.Scheduler"
+_SHUTDOWN_S = 10
 
 Read = ParsedRequest | InputError
 
@@ -113,6 +114,8 @@ def run() -> None:
     arguments = runner.parse_args()
     if not getattr(arguments, "scheduler_cls", None):
         arguments.scheduler_cls = SCHEDULER_CLASS
+    if not getattr(arguments, "shutdown_timeout", 1):
+        arguments.shutdown_timeout = _SHUTDOWN_S  # at 0 the engine is killed with its last rows
     settings, metrics = settings_from_environment(), api_metrics()
     front = Front(settings, load_service(settings, metrics), metrics)
     run_batch: Callable[..., Awaitable[None]] = runner.run_batch
