@@ -28,9 +28,9 @@ from lengthwise.data.arena.workloads import ARENA
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import load_profile, profile_names
 from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobOutcome
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.emulated.steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.training.bench.comparison.arms import STOCK, Arm
 from lengthwise.training.bench.results.records import RequestRecord

@@ -1,4 +1,4 @@
-"""A policy that is told wrong things for some of the run; what tells it so is only its problem."""
+"""``sa`` told wrong things for some of the run; what tells it so is only its problem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.scheduler.policies.policy import Policy
+from lengthwise.scheduler.policies.annealing import AnnealingPolicy
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
@@ -57,10 +57,10 @@ def lengths(factor: float) -> Told:
 class Misled:
     """``policy``, told wrong things until ``until_s``; ``seen`` is called after each plan."""
 
-    policy: Policy
+    policy: AnnealingPolicy
     told: Told
     until_s: float
-    seen: Callable[[float, Any], None] = lambda now_s, policy: None
+    seen: Callable[[float, AnnealingPolicy], None] = lambda now_s, policy: None
 
     @property
     def name(self) -> str:
@@ -78,8 +78,11 @@ class Misled:
 
     def finished(self, arrival_s: float, met: bool) -> None:
         """Outcomes are told as they are."""
-        if (note := getattr(self.policy, "finished", None)) is not None:
-            note(arrival_s, met)
+        self.policy.finished(arrival_s, met)
+
+    def status(self) -> dict[str, Any]:
+        """The policy's."""
+        return self.policy.status()
 
     def __call__(self, problem: Problem) -> Plan:
         """The policy's plan of what it is told."""

@@ -57,8 +57,9 @@ ROW_KEYS = (
     "met",
     "features",
 )
-STATUSES = ("finished", "length", "aborted", "shed", "failed")
+STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
 FILE_PATTERN = "requests-*.jsonl"
+TEXTS_PATTERN = "texts-*.jsonl"
 
 
 def check_row(row: dict[str, Any]) -> None:

@@ -5,11 +5,12 @@ plan (slots given up, limits, the searched order) the chance that the same plan 
 promised. When the row ends, the ledger of the part takes in both. A part has broken its promise
 when, over the last rows,
 
-    Σ(promised - met) > Σ(promised - promised without) + MARGIN·n + Z·sqrt(Σ p(1 - p))
+    Σ(promised - met) > Σ(promised - promised without) + (MARGIN + excused)·n + Z·sqrt(Σ p(1 - p))
 
 that is when what came is worse than even its absence was said to be, and surely so; or when the
 promises are wrong in either direction by more than TOLERANCE, because then the model that chose
-the part knows nothing of this engine. A broken part is withdrawn.
+the part knows nothing of this engine. A broken part is withdrawn. What plans without it were seen
+to promise too much, as plans do that are made again and again, is no fault of the part: excused.
 
 While it is, plans go on promising, and the ledger judges what the plan without the part promises:
 it comes of the same model and it is carried out, so it can be held against the facts. The part
@@ -17,10 +18,11 @@ returns, after a least time, when these promises hold:
 
     |Σ(promised - met)| ≤ MARGIN·n + HOLD_Z·sqrt(Σ p(1 - p))
 
-Where too few rows say anything (nobody comes, or nobody was given a chance) the least time alone
-decides. It doubles when a part breaks its promises soon after its return, and is the first one
-again when the part has kept them over a whole window. Promises that never hold keep a part away
-for PATIENCE times the least time.
+or when they fall as short as the part's own did, which was then not to blame. Where too few rows
+say anything (nobody comes, or nobody was given a chance) the least time alone decides. It doubles
+when a part breaks its promises soon after its return, and is the first one again when the part
+has kept them over a whole window. Promises that never hold keep a part away for PATIENCE times
+the least time.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class _Ledger:
     withdrawn: bool = False
     for_wrong: bool = False
     least_away_s: float = LEAST_AWAY_S
+    fell_short: float = 0.0  # share of its promises, when it was withdrawn
+    excused: float = 0.0  # share that plans without it fell short by
 
     def verdict(self) -> tuple[bool, bool]:
         """(whether the promises were wrong, whether the part broke its own)."""
@@ -72,13 +76,19 @@ class _Ledger:
         noise = Z * _scatter(promised)
         short = float((promised - met).sum())
         gain = max(0.0, float((promised - without).sum()))
-        return abs(short) > TOLERANCE * n + noise, short > gain + MARGIN * n + noise
+        allowed = gain + (MARGIN + self.excused) * n + noise
+        return abs(short) > TOLERANCE * n + noise, short > allowed
 
     def withdraw(self, now_s: float, for_wrong: bool) -> None:
+        promised, _, met = np.array(self.rows).T
+        self.fell_short = float((promised - met).mean())
         self.withdrawn, self.for_wrong, self.since_s = True, for_wrong, now_s
         self.rows.clear()
 
     def take_back(self, now_s: float) -> None:
+        promised, met = self._telling()
+        if len(met) >= LEAST:
+            self.excused = float(np.clip((promised - met).mean(), 0.0, TOLERANCE))
         self.withdrawn, self.since_s = False, now_s
         self.least_away_s = min(2.0 * self.least_away_s, LONGEST_LEAST_S)
         self.rows.clear()
@@ -95,12 +105,20 @@ class _Ledger:
             return True  # a clock that stepped back, too
         if away_s < self.least_away_s:
             return False
-        telling = [(promised, met) for promised, _, met in self.rows if promised > LITTLE or met]
-        if len(telling) < LEAST:
+        promised, met = self._telling()
+        n = len(met)
+        if n < LEAST:
             return True
-        promised, met = np.array(telling).T
-        most = MARGIN * len(telling) + HOLD_Z * _scatter(promised)
-        return abs(float((promised - met).sum())) <= most
+        short = float((promised - met).sum())
+        if not self.for_wrong and short >= (self.fell_short - MARGIN) * n:
+            return True
+        return abs(short) <= MARGIN * n + HOLD_Z * _scatter(promised)
+
+    def _telling(self) -> tuple[FloatArray, FloatArray]:
+        """Promised and met of the rows that say anything."""
+        rows = [(promised, met) for promised, _, met in self.rows if promised > LITTLE or met]
+        promised, met = np.array(rows).reshape(-1, 2).T
+        return promised, met
 
 
 def _scatter(promised: FloatArray) -> float:

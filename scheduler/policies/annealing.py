@@ -113,6 +113,7 @@ class AnnealingPolicy:
         self.trust = Trust()
         self._now_s = 0.0
         self._gap_s = 0.0  # between two slots that come free
+        self._rule: _Start | None = None  # the best of the rules' starts
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
 
@@ -304,6 +305,7 @@ class AnnealingPolicy:
         shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
         kept = int(overdue.sum())
         best: tuple[_Start, float] | None = None
+        rule: tuple[_Start, float] | None = None
         evaluated = 0
         for name, order, skip_late in starts:
             if not self._may("order", now_s) and name not in self._fallbacks(now_s):
@@ -316,9 +318,12 @@ class AnnealingPolicy:
                 evaluated += 1
                 if best is None or value > best[1]:
                     best = start, value
+                if name in RULES and (rule is None or value > rule[1]):
+                    rule = start, value
             if self._late(began, 0.5):
                 break
         assert best is not None
+        self._rule = (rule or best)[0]
         return *best, evaluated
 
     def _annealed(
@@ -391,14 +396,16 @@ class AnnealingPolicy:
             real = np.r_[: shot.running, shot.waiting : shot.expected]
             real = real[shot.rows.weight[real] > 0]
             none = np.array([engine.slots, engine.batched_tokens])
-            variants, without = {}, {}
+            rule = self._rule or start  # what would serve if the order might not
+            variants = {"order": (best._replace(order=rule.order), rule.skip_late)}
             if (best.limits < none).any():
-                variants["limits"] = best._replace(limits=none)
+                variants["limits"] = best._replace(limits=none), start.skip_late
             if best.given_up.any():
-                variants["slots"] = best._replace(given_up=np.zeros_like(best.given_up))
-            variants["order"] = best._replace(order=start.order)
-            for part, parts in variants.items():
-                s.value_of(picture, parts, start.skip_late)
+                nobody = np.zeros_like(best.given_up)
+                variants["slots"] = best._replace(given_up=nobody), start.skip_late
+            without = {}
+            for part, (parts, skip_late) in variants.items():
+                s.value_of(picture, parts, skip_late)
                 without[part] = picture.chance[real]
             s.value_of(picture, best, start.skip_late)
             self.trust.promise(now_s, shot.rows.arrival_s[real], picture.chance[real], without)

@@ -88,7 +88,7 @@ class Hints:
     ``features`` (with their ``contract``) and ``text_id``, under which the API process keeps the
     prompt's text, are for the request log only. ``whole`` is absent where the client's request is
     this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
-    effort.
+    effort. ``textless``: there was nothing to predict on.
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -102,6 +102,7 @@ class Hints:
     text_id: str | None = None
     whole: Whole | None = None
     downgraded: bool = False
+    textless: bool = False
 
     @property
     def promised(self) -> Slo:
@@ -135,6 +136,8 @@ class Hints:
         if self.whole is not None:
             xargs["lw_whole"] = self.whole.whole_id
             xargs["lw_parts"] = self.whole.parts
+        if self.textless:
+            xargs["lw_textless"] = True
         return sealed(xargs)
 
     @classmethod
@@ -167,6 +170,7 @@ class Hints:
             text_id=_text(said.get("lw_text_id")),
             whole=_whole(said),
             downgraded=said.get("lw_admission") == DOWNGRADED,
+            textless=said.get("lw_textless") is True,
         )
 
 

@@ -74,6 +74,18 @@ def test_a_part_comes_back_when_the_plans_without_it_keep_their_promises():
     assert story.allows()
 
 
+def test_a_part_that_was_not_to_blame_comes_back_and_is_excused():
+    """Plans made again and again promise too much, with the part or without it."""
+    story = Story()
+    while story.allows():
+        story.live(1, 0.8, 0.8, 0.5)
+    story.live(t.WINDOW, 0.8, 0.8, 0.5)
+    story.now_s += t.LEAST_AWAY_S
+    assert story.allows()
+    assert story.live(4 * t.WINDOW, 0.8, 0.8, 0.5).allows()
+    assert not story.live(2 * t.WINDOW, 0.8, 0.8, 0.15).allows()
+
+
 @pytest.mark.parametrize(("promised", "met"), [(0.9, 0.3), (0.4, 1.0)])
 def test_a_part_stays_away_while_the_plans_without_it_break_theirs(promised, met):
     story = withdrawn().live(t.WINDOW, promised, promised, met)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.engine import warped
-from benchmarks.simulator import ablation, bad_input, clairvoyant_share, front, trust_return
+from benchmarks.simulator import ablation, bad_input, clairvoyant_share, front, misled, trust_return
 from benchmarks.simulator.shapes import policy_of
 from benchmarks.simulator.variants_table import (
     axis_table,
@@ -15,6 +17,8 @@ from benchmarks.simulator.variants_table import (
     pairs,
     undominated,
 )
+from lengthwise.scheduler.policies.policy import Learns
+from lengthwise.scheduler.problem import warm_up_problem
 
 VARIANTS = {"no search": "sa:iterations=0", "dear time": "sa:latency_price=0.4"}
 
@@ -154,3 +158,19 @@ def test_warped_and_simulated_are_compared_run_by_run():
     assert row[4:8] == ["20.0", "60.0", "-40.0", "1.00"]
     assert row[-1] == "INVALID, steps 1.100"
     assert len(row) == len(warped.HEAD)
+
+
+def test_who_is_misled_learns_what_came():
+    """The simulator tells outcomes to what learns, and knows that by its methods."""
+    policy = policy_of("sa", 0)
+    wrong = misled.Misled(policy, misled.lengths(10.0), 1.0)
+    assert isinstance(wrong, Learns)
+    wrong.finished(0.0, True)
+    assert wrong.status() == policy.status()
+    problem = replace(warm_up_problem(), now_s=0.5)
+    told = misled.lengths(10.0)(problem)
+    assert (told.waiting.quantiles == 10.0 * problem.waiting.quantiles).all()
+    slow = misled.steps(3.0)(problem).step_time
+    assert slow.step_s(5, 2, 30) == pytest.approx(3.0 * problem.step_time.step_s(5, 2, 30))
+    dear = misled.step_part("decode_seq_s", 3.0)(problem).step_time
+    assert dear == replace(problem.step_time, decode_seq_s=3.0 * problem.step_time.decode_seq_s)

@@ -56,8 +56,11 @@ class Front:
         said = await self.service.predict_both(
             parsed.prompts, parsed.slo.slo_class, parsed.osl, parsed.fixed_tokens
         )
-        hints = [hints_of(parsed, *one) for one in said]
-        others = hints_of(parsed, None)
+        hints = [
+            replace(hints_of(parsed, *one), textless=text is None)
+            for text, one in zip(parsed.prompts, said, strict=True)
+        ]
+        others = replace(hints_of(parsed, None), textless=True)
         if self.admission is not None:
             answer = await self.admission.ask(
                 core, _longest(hints, others), parsed.characters, parsed.max_tokens

@@ -74,6 +74,8 @@ class EngineAdmission:
         tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
         tracked.admission = "shed"
         core.table.add(tracked)
+        cached = core.cached_share.expected_tokens(tracked.slo.slo_class, tracked.prompt_tokens)
+        core.table.note_cached(tracked.request_id, cached)
         try:
             pending = core.snapshots.take(running, now_s, candidate=tracked.request_id)
             assert pending is not None

@@ -11,7 +11,11 @@ from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
-from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import (
+    ANSWERED,
+    TELLS_LENGTH,
+    Outcome,
+)
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
 from lengthwise.scheduler.vllm_adapter.engine.wholes import Parts, Wholes, together
 
@@ -109,7 +113,7 @@ class OutcomeRecorder:
     def _count(self, tracked: Tracked, outcome: Outcome, slo_class: str) -> None:
         metrics = self._metrics
         metrics.requests.labels(slo_class, outcome.status).inc()
-        if outcome.status not in ("finished", "length"):
+        if outcome.status not in ANSWERED:
             return
         metrics.e2e.labels(slo_class).observe(outcome.e2e_s)
         if outcome.ttft_s is not None:
@@ -128,7 +132,7 @@ class OutcomeRecorder:
     def _count_lengths(self, tracked: Tracked, outcome: Outcome) -> None:
         """Of each sequence: what was expected of it, and what came."""
         metrics = self._metrics
-        if outcome.status not in ("finished", "length") or outcome.output_tokens <= 0:
+        if outcome.status not in TELLS_LENGTH or outcome.output_tokens <= 0:
             return
         slo_class = metrics.class_label(tracked.slo.slo_class)
         expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)

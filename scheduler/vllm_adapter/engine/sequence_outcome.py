@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 
+# How a request ends: of itself, at its limit, by vLLM's detection of repetition, or in a way that
+# this package does not know yet; then given up by the client, lost, or turned away.
+ANSWERED = ("finished", "length", "repetition", "otherwise")
+# Of these the model or the limit decided how long the answer is, which is what can be learned.
+TELLS_LENGTH = ("finished", "length")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Times of a request that ended, seconds since its arrival; None where it did not get there."""
+    """Times of a request that ended, seconds since its arrival; None where it did not get there.
+
+    ``status`` is one of ``lengthwise.data.request_log.STATUSES``.
+    """
 
     status: str
     output_tokens: int
@@ -36,7 +45,7 @@ class Outcome:
         """Whether all objectives hold; None for best effort and for what the client gave up."""
         if tracked.slo.is_best_effort or self.status == "aborted":
             return None
-        if self.status not in ("finished", "length"):
+        if self.status not in ANSWERED:
             return False
         return tracked.slo.met(_or_nan(self.ttft_s), _or_nan(self.tpot_s), self.e2e_s)
 
