@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.server import parent_watch
 from lengthwise.scheduler.vllm_adapter.server.command import server_environment
 from lengthwise.scheduler.vllm_adapter.server.preflight import (
     Address,
@@ -77,20 +78,20 @@ class Life:
 
     def is_up(self) -> None:
         """Wait for the stand-in."""
-        assert wait_for(lambda: len(self.pids()) == 2)
+        assert wait_for(lambda: len(self.pids()) == 2, 120.0)
 
     def pids(self) -> list[int]:
         with contextlib.suppress(OSError):
             return [int(word) for word in (self.folder / "pids").read_text().split()]
         return []
 
-    def ended(self, within_s: float = 20.0) -> float:
+    def ended(self, within_s: float = 60.0) -> float:
         """Seconds until the launcher and all it started are gone."""
         began_s = time.monotonic()
         assert self.process.wait(within_s) is not None
         left = within_s - (time.monotonic() - began_s)
         assert wait_for(lambda: not any(map(is_alive, self.pids())), left), self.pids()
-        assert wait_for(lambda: not self.run_folders(), 5.0)
+        assert wait_for(lambda: not self.run_folders(), 20.0)
         return time.monotonic() - began_s
 
     def run_folders(self) -> list[Path]:
@@ -157,6 +158,25 @@ def test_at_any_moment_of_a_start(live, number, after_s):
     time.sleep(after_s)
     life.process.send_signal(number)
     life.ended()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_watch_that_begins_after_its_launcher_is_gone(tmp_path, held):
+    """What was said is in the pipe; somebody else may hold its other end open."""
+    folder = tmp_path / "server-1"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                          start_new_session=True) as server:  # fmt: skip
+        reading, writing = os.pipe()
+        os.write(writing, f"{server.pid}\n".encode())
+        if not held:
+            os.close(writing)
+        nobody = str(2**22)  # no parent of ours
+        script = [sys.executable, "-I", "-S", parent_watch.__file__, nobody, "5", str(folder)]
+        done = subprocess.run(script, stdin=reading, timeout=60, check=False)
+        assert done.returncode == 0
+        assert server.wait(1) == -signal.SIGTERM
+    assert not folder.exists()
 
 
 def test_a_stop_is_success_and_tells_the_server_once(live):

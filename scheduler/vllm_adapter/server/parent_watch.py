@@ -24,16 +24,19 @@ LAST_WORDS_S = 3.0  # what outlives the server's own process may still be writin
 
 def watch(launcher: int, grace_s: float, folder: str) -> None:
     """Wait until the launcher is done with its server, or is gone."""
-    said = b""
-    while os.getppid() == launcher:
-        if not select.select([0], [], [], POLL_S)[0]:
-            continue
-        part = os.read(0, 4096)
-        if not part:
-            break
-        said += part
+    said, ended = b"", False
+    while not ended:
+        is_ours = os.getppid() == launcher
+        # what it said is read even when it was gone before we began
+        while select.select([0], [], [], POLL_S if is_ours else 0.0)[0]:
+            part = os.read(0, 4096)
+            said += part
+            if not part:
+                ended = True
+                break
         if DONE.encode() in said.split():
             return
+        ended = ended or not is_ours
     pids = [int(word) for word in said.split() if word.isdigit()]
     for server in pids:
         stop(server, grace_s)
