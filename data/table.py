@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.skipped import Skipped
 from lengthwise.data.slo import check_class_name
 from lengthwise.data.workload import MAX_TOKENS
 
 PromptTable: TypeAlias = pd.DataFrame
 """One row per (prompt, answer), columns as in COLUMNS; provenance in `attrs`:
-`source_label` (pack name, "synthetic", file name), `data_sha256`, `tokenizer` (who counted)."""
+`source_label` (pack name, "synthetic", file name), `data_sha256`, `tokenizer` (who counted), and
+what its reader left out (`note_reading`)."""
 
 COLUMNS = {
     "id": "identity of the prompt text",
@@ -80,6 +82,20 @@ def validate(table: pd.DataFrame) -> PromptTable:
     for slo_class in table["slo_class"].unique():
         check_class_name(slo_class)
     return table
+
+
+def note_reading(
+    table: PromptTable, skipped: Skipped, *, blank_turns: int = 0, left_out: int = 0
+) -> None:
+    """Keep in `attrs` what a reader did not use: `rows_read`, `skipped_rows` and why (`skipped`,
+    see `Skipped.to_list`), `skipped_turns` (blank), `left_out_rows` (more than were asked for)."""
+    table.attrs |= {
+        "rows_read": skipped.read,
+        "skipped_rows": skipped.rows,
+        "skipped": skipped.to_list(),
+        "skipped_turns": blank_turns,
+        "left_out_rows": left_out,
+    }
 
 
 def prompt_id(text: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError, shown
 
 DEFAULT_TOKENIZER = "tekken"
@@ -67,12 +68,8 @@ def _tekken() -> Counter:
         raise InputError(f"mistral_common ships no {_TEKKEN_FILE}; another version is needed")
     tekken = Tekkenizer.from_file(path)
 
-    def count(text: str) -> int:
-        # a lone surrogate (from a broken \ud83d escape) is no text Tekken can encode
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        return len(tekken.encode(clean, bos=False, eos=False))
-
-    return count
+    # a lone surrogate (from a broken \ud83d escape) is no text Tekken can encode
+    return lambda text: len(tekken.encode(valid_text(text), bos=False, eos=False))
 
 
 def _hugging_face(name: str) -> Counter:
@@ -82,20 +79,33 @@ def _hugging_face(name: str) -> Counter:
         if path.is_file():
             from tokenizers import Tokenizer
 
-            loaded = Tokenizer.from_file(str(path))
+            loaded = _whole(Tokenizer.from_file(str(path)))
         elif (path / "tokenizer.json").is_file():
             from tokenizers import Tokenizer
 
-            loaded = Tokenizer.from_file(str(path / "tokenizer.json"))
+            loaded = _whole(Tokenizer.from_file(str(path / "tokenizer.json")))
         else:
             from transformers import AutoTokenizer
 
             slow_or_fast = AutoTokenizer.from_pretrained(name)
-            return lambda text: len(slow_or_fast.encode(text, add_special_tokens=False))
+            return lambda text: len(
+                slow_or_fast.encode(
+                    valid_text(text), add_special_tokens=False, truncation=False, padding=False
+                )
+            )
     except ImportError as error:
         raise InputError(f"tokenizer {name!r} needs the package {error.name}") from error
     except Exception as error:  # both libraries raise bare Exception for an unreadable file
         raise InputError(
             f"tokenizer {name!r} cannot be loaded: {shown(str(error), 120)}"
         ) from error
-    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
+    return lambda text: len(loaded.encode(valid_text(text), add_special_tokens=False).ids)
+
+
+def _whole(loaded: Any) -> Any:
+    """A tokenizer that counts all of a text, whatever its file says of cutting and filling up."""
+    loaded.no_truncation()
+    loaded.no_padding()
+    if getattr(loaded.model, "dropout", None):  # merges left out at random, for training
+        loaded.model.dropout = None
+    return loaded

@@ -20,9 +20,11 @@ class TextReader(Protocol):
 
     def log_quantiles(self, prompts: Sequence[str], levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q)."""
+        ...
 
     def save(self, directory: Path) -> None:
         """Write its own files."""
+        ...
 
 
 @dataclass(frozen=True)

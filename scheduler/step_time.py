@@ -18,6 +18,7 @@ ROUNDS = 3
 FIRST_SPREAD = 0.1  # relative to a step's duration
 HUBER = 1.345  # of a robust standard deviation: 95 % efficient on clean data
 LEAST_SAMPLES = 20
+SPAN_EXAMPLES = 5  # so many steps must be as large as what is called spanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +91,104 @@ def _design(samples: FloatArray) -> FloatArray:
     return np.column_stack([ones, prefill > 0, prefill, decodes, context])
 
 
-def _fit(samples: FloatArray) -> tuple[FloatArray, int]:
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What is believed of an engine before its steps are seen, and the largest step it may take.
+
+    A fit leaves a coefficient near ``model`` as far as the steps do not span what the engine may be
+    asked: short prompts say what short prompts cost. Where they span the share r of that, it moves
+    by r / (1 - r) of itself at most; 100 % of it at half, freely at the whole.
+    """
+
+    model: StepTimeModel
+    prefill_tokens: float = 2048.0
+    decode_seqs: float | None = None  # None: as many as the steps have
+
+    def spans(self, samples: FloatArray) -> FloatArray:
+        """The share ``(5,)`` that samples ``(k, 4)`` span, by coefficient; 0 to 1.
+
+        The few largest steps do not count: a span is where there is more than one example.
+        """
+        prefill, decodes = samples[:, 0], samples[:, 1]
+        some = min(1.0, float((prefill > 0).sum()) / LEAST_SAMPLES)
+        reach = decodes.max() if self.decode_seqs is None else self.decode_seqs
+        busy = min(1.0, _nearly_largest(decodes) / max(float(reach), 1.0))
+        long = min(1.0, _nearly_largest(prefill) / max(self.prefill_tokens, 1.0))
+        return np.array([1.0, some, long, busy, busy])
+
+    def scaled(self, samples: FloatArray) -> FloatArray:
+        """The model's coefficients ``(5,)`` on a machine as fast as these steps say it is."""
+        believed = np.asarray(self.model.coefficients)
+        return believed * float(np.median(samples[:, 3] / (_design(samples) @ believed)))
+
+    def bounds(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The least and the largest value ``(5,)`` of each coefficient."""
+        middle, spans = self.scaled(samples), self.spans(samples)
+        with np.errstate(divide="ignore"):
+            share = spans / (1.0 - spans)
+        # where nothing was believed of it: what it may make of a usual step
+        whole = np.array([1.0, 1.0, self.prefill_tokens, *_reach(samples)])
+        usual = float(np.median(samples[:, 3])) / np.maximum(whole, 1.0)
+        with np.errstate(invalid="ignore"):  # nothing times whatever
+            most = np.where(middle > 0, middle * (1.0 + share), share * usual)
+            least = middle * np.maximum(0.0, 1.0 - share)
+        return np.nan_to_num(least, nan=0.0), np.nan_to_num(most, nan=0.0, posinf=np.inf)
+
+
+def _nearly_largest(values: FloatArray) -> float:
+    return float(np.sort(values)[-min(len(values), SPAN_EXAMPLES)])
+
+
+def _reach(samples: FloatArray) -> tuple[float, float]:
+    return float(samples[:, 1].max()), float(samples[:, 2].max())
+
+
+def _fit(samples: FloatArray, anchor: Anchor | None = None) -> tuple[FloatArray, int]:
     """Coefficients >= 0 by Huber's loss, and how many steps are outliers.
 
     Errors are weighed relative to the duration, so that rare long prefill steps do not decide
     what the many decode steps cost. The loss's scale is that of the fit before, whose outliers are
-    left out. Columns no sample exercises keep 0.
+    left out. Columns no sample exercises keep 0, or what the anchor says.
     """
     design, target = _design(samples), samples[:, 3]
-    relative = 1.0 / np.maximum(target, np.median(target) * 0.1)
-    rows, right = design * relative[:, None], target * relative
-    size = np.abs(rows).max(axis=0)
-    used = size > 0
-    rows = rows[:, used] / size[used]
-    solution = np.full(rows.shape[1], 0.5 / rows.shape[1])
+    columns = design.shape[1]
+    least, most = np.zeros(columns), np.full(columns, np.inf)
+    if anchor is not None:
+        least, most = anchor.bounds(samples)
+    size = np.abs(design / np.maximum(target, 1e-12)[:, None]).max(axis=0)
+    used = (size > 0) & (most > least)
+    coefficients = np.where(used, 0.0, least)
+    # what is not fitted is taken off first; a step still takes time
+    rest = np.maximum(target - design @ coefficients, 0.05 * target)
+    relative = 1.0 / np.maximum(rest, np.median(rest) * 0.1)
+    rows, right = design[:, used] * relative[:, None], rest * relative
+    scale = np.abs(rows).max(axis=0)
+    rows = rows / scale
+    low, high = least[used] * scale, most[used] * scale
+    solution = np.clip(np.full(rows.shape[1], 0.5 / rows.shape[1]), low, high)
     kept, spread = np.ones(len(target), bool), FIRST_SPREAD
     for _ in range(ROUNDS):
         solution = least_squares(
             lambda c, a, b: a @ c - b, solution, lambda c, a, b: a, args=(rows[kept], right[kept]),
-            bounds=(0.0, np.inf), method="dogbox", loss="huber", f_scale=HUBER * spread,
+            bounds=(low, high), method="dogbox", loss="huber", f_scale=HUBER * spread,
         ).x  # fmt: skip
         error = np.abs(rows @ solution - right)
         spread = max(1.4826 * float(np.median(error)), 1e-9)
         kept = error <= 6.0 * spread
-    coefficients = np.zeros(design.shape[1])
-    coefficients[used] = solution / size[used]
+    coefficients[used] = solution / scale
     return coefficients, int((~kept).sum())
 
 
 def fit_step_time(
-    samples: FloatArray, *, name: str = "fitted", provenance: str = "fitted from timed steps"
+    samples: FloatArray,
+    *,
+    name: str = "fitted",
+    provenance: str = "fitted from timed steps",
+    anchor: Anchor | None = None,
 ) -> tuple[StepTimeModel, dict[str, float]]:
     """Fit to ``samples (k, 4)``: prefill tokens, decode sequences, context tokens, seconds.
 
+    With an ``anchor`` no coefficient moves further from it than the samples span.
     Every fifth sample in a shuffled order is held out for the report (errors as shares of the
     true duration); the model returned is refitted on all. Raises ValueError with fewer than
     LEAST_SAMPLES rows, or on rows that are not finite, negative, or without duration.
@@ -136,10 +202,10 @@ def fit_step_time(
         raise ValueError("samples must be finite, not negative, with durations above 0")
     shuffled = samples[np.random.default_rng(0).permutation(len(samples))]
     held = np.arange(len(samples)) % 5 == 0
-    part, _ = _fit(shuffled[~held])
+    part, _ = _fit(shuffled[~held], anchor)
     truth = shuffled[held, 3]
     error = (_design(shuffled[held]) @ part - truth) / truth
-    coefficients, outliers = _fit(samples)
+    coefficients, outliers = _fit(samples, anchor)
     model = StepTimeModel(
         **dict(zip(COEFFICIENTS, (float(c) for c in coefficients), strict=True)),
         name=name,

@@ -237,6 +237,12 @@ def test_no_two_files_have_one_name():
     assert {name for name, times in names.items() if times > 1} == {"__init__.py"}
 
 
+def test_nobody_imports_a_conftest():
+    """Which of the six it would be depends on what else is collected."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert "conftest" not in set(imports_of(path)), path
+
+
 def test_every_folder_says_what_it_is():
     for package in (*OURS, "benchmarks"):
         for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:

@@ -4,10 +4,15 @@ Those that talk to a server run in tests/vllm/test_example_clients.py.
 """
 
 import configparser
+import contextlib
 import json
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -67,6 +72,59 @@ def test_the_unit_is_well_formed():
     grace = shlex.split(service["ExecStart"])
     assert float(service["TimeoutStopSec"]) > float(grace[grace.index("--shutdown-timeout") + 1])
     assert service["Restart"] == "on-failure"
+
+
+class Health(BaseHTTPRequestHandler):
+    """Answers `/health` as vLLM does: with 503 once its engine is dead."""
+
+    def do_GET(self):
+        self.send_response(self.server.says if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+@contextlib.contextmanager
+def answering(says):
+    """A server that says so; its port."""
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        server.says = says
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def exit_code(words, port, within_s=60):
+    """Of an example's command, turned to another port; -1 when it goes on."""
+    command = [word.replace(":8000/", f":{port}/") for word in words]
+    try:
+        return subprocess.run(command, timeout=within_s, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return -1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples ask by curl")
+@pytest.mark.parametrize(
+    ("says", "started", "stopped", "healthy"),
+    [(200, 0, 1, True), (503, -1, 1, False), (None, -1, 0, False)],
+)
+def test_unit_and_container_know_a_server_that_answers(says, started, stopped, healthy):
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read(EXAMPLES / "lengthwise.service")
+    container = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["server"]
+    first, *check = container["healthcheck"]["test"]
+    assert first == "CMD"
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        up = contextlib.nullcontext(closed.getsockname()[1]) if says is None else answering(says)
+        with up as port:
+            patience_s = 60 if started == 0 else 2
+            told = exit_code(shlex.split(unit["Service"]["ExecStartPost"]), port, patience_s)
+            assert told == started
+            assert exit_code(shlex.split(unit["Service"]["ExecStopPost"]), port) == stopped
+            assert (exit_code(check, port) == 0) == healthy
 
 
 def test_the_compose_file_builds_from_what_is_there():

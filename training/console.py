@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +18,32 @@ if TYPE_CHECKING:
 
 
 PIPE_WIDTH = 160
+TOLD_EVERY_S = 10.0
+
+
+def standard_streams() -> None:
+    """Give the process the streams it was started without (`>&-`): what goes there is lost.
+
+    Without them the next file that is opened, a database perhaps, would get their number.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def flush_stdout() -> None:
+    """Write what is still held back; where that fails, nothing of it is tried again at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # a stream without a number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 class Steps(Protocol):
@@ -23,6 +54,30 @@ class Steps(Protocol):
 
     def advance(self, amount: int = 1) -> None:
         """Count within the step."""
+
+
+class Megabytes:
+    """Told of bytes read (`data.lines.Watch`), counts megabytes of a file or folder in a step."""
+
+    def __init__(self, steps: Steps, source: str) -> None:
+        self._steps = steps
+        self._source = Path(source)
+        self._bytes = self._shown = self._total = 0
+
+    def __call__(self, count: int) -> None:
+        """Count bytes; the first call begins the step."""
+        if not self._bytes:
+            files = self._source.glob("*") if self._source.is_dir() else [self._source]
+            self._total = sum(file.stat().st_size for file in files if file.is_file())
+            megabytes = round(self._total / 1e6) or None
+            self._steps.step(f"reading {self._source.name} (MB)", megabytes)
+        self._bytes += count
+        whole = self._bytes // 1_000_000 - self._shown
+        if whole:
+            self._steps.advance(whole)
+            self._shown += whole
+        if self._bytes == self._total:
+            self._steps.step("counting tokens")
 
 
 class SilentSteps:
@@ -51,9 +106,16 @@ def stderr() -> Console:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Steps]:
-    """Steps as bars with elapsed time on stderr; silent if ``quiet`` or stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Steps as bars with elapsed time on stderr, silent if ``quiet``.
+
+    Where stderr is no terminal, a line every ``TOLD_EVERY_S``: nothing for what is soon done.
+    """
+    if quiet:
         yield SilentSteps()
+        return
+    if not sys.stderr.isatty():
+        with _ToldSteps() as told:
+            yield told
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -67,6 +129,39 @@ def progress(*, quiet: bool = False) -> Iterator[Steps]:
         steps = _RichSteps(bars)
         yield steps
         steps.close()
+
+
+class _ToldSteps:
+    """Steps as a line now and then, from a thread of its own: a step may be long."""
+
+    def __init__(self) -> None:
+        self._what, self._done, self._total = "starting", 0, None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="progress", daemon=True)
+        self._begun_s = time.monotonic()
+
+    def __enter__(self) -> _ToldSteps:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def step(self, description: str, total: int | None = None) -> None:
+        self._what, self._done, self._total = description, 0, total
+
+    def advance(self, amount: int = 1) -> None:
+        self._done += amount
+
+    def _tell(self) -> None:
+        while not self._ended.wait(TOLD_EVERY_S):
+            done = f" {self._done:,}" if self._done else ""
+            done += f" of {self._total:,}" if done and self._total else ""
+            print(
+                f"lengthwise: {time.monotonic() - self._begun_s:.0f} s: {self._what}{done}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
 
 class _RichSteps:

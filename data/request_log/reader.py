@@ -1,7 +1,11 @@
-"""Reading the server's request log back, as a frame of outcomes or as training data."""
+"""Reading the server's request log back, as a frame of outcomes or as training data.
+
+A row that breaks a rule is left out, counted and named; texts are joined by their id.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,46 +14,111 @@ from typing import Any
 import pandas as pd
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.lines import parse_object, read_lines
-from lengthwise.data.request_log.schema import FILE_PATTERN, NUMBERS, ROW_KEYS, check_row
+from lengthwise.data.lines import Watch
+from lengthwise.data.request_log.log_files import LogFiles, checked_rows, join_texts, log_files
+from lengthwise.data.request_log.newest import newest_first
+from lengthwise.data.request_log.schema import NUMBERS, QUANTILES, ROW_KEYS
+from lengthwise.data.skipped import Skipped
 from lengthwise.data.slo import DEFAULT_CLASS
-from lengthwise.data.table import PromptTable, make_table, prompt_group, prompt_id, texts_sha256
+from lengthwise.data.table import (
+    PromptTable,
+    make_table,
+    note_reading,
+    prompt_group,
+    prompt_id,
+    texts_sha256,
+)
+
+_JUDGED_LEVELS = ("0.1", "0.9")
 
 
-def read_request_log(folder: str | Path) -> pd.DataFrame:
+def read_request_log(folder: str | Path, *, compact: bool = False) -> pd.DataFrame:
     """All rows of a log folder (or of one file), oldest file first, columns ROW_KEYS.
 
     A last line cut off by a crash, or not yet complete, is left out and counted in
-    `attrs["torn_lines"]`. Raises InputError for no rows, or a bad line with file and number.
+    `attrs["torn_lines"]`; rows that break a rule in `attrs["skipped"]` (`table.note_reading`),
+    files that are none of the log's in `attrs["unread_files"]`. `compact` keeps of features and
+    quantiles what figures need, in a tenth of the memory. Raises InputError for no rows, or where
+    most are broken.
     """
-    path = Path(folder)
-    files = _files(path)
+    files, skipped = log_files(folder), Skipped()
     rows: list[dict[str, Any]] = []
-    torn = 0
-    for file in files:
-        for row in _rows_of(file):
-            if row is None:
-                torn += 1
-            else:
-                rows.append(row)
-    if not rows:
-        raise InputError(f"{path}: the request log has no complete row ({torn} torn)")
-    frame = _frame(rows)
-    frame.attrs |= {"torn_lines": torn, "files": len(files)}
+    for file in files.rows:
+        for row in checked_rows(file, skipped):
+            rows.append(_compact(row) if compact else row)
+    join_texts(rows, files.texts)
+    return _noted(_frame(rows, folder, skipped), files, skipped)
+
+
+def newest_requests(
+    folder: str | Path,
+    most: int,
+    characters: int | None = None,
+    watch: Watch | None = None,
+) -> pd.DataFrame:
+    """The newest answered requests of a log, oldest first: at most so many, and so much text.
+
+    Reads from the new end and no more than it needs: `attrs["unread_bytes"]` says how much was
+    left, beside what `read_request_log` notes. `watch` is called with the bytes read.
+    """
+    files, skipped = log_files(folder), Skipped()
+    read = 0
+
+    def counted(count: int) -> None:
+        nonlocal read
+        read += count
+        if watch is not None:
+            watch(count)
+
+    rows: list[dict[str, Any]] = []
+    held = 0
+    for row in newest_first(files.rows, skipped, most=most, wanted=is_answered, watch=counted):
+        held += len(row.get("prompt") or "") + 8 * len(row.get("features") or ())
+        if len(rows) == most or (characters is not None and held > characters and rows):
+            break
+        rows.append(row)
+    size = sum(file.stat().st_size for file in files.rows)
+    unread = max(0, size - read)
+    join_texts(rows, files.texts, watch)
+    rows = _within(rows, characters)
+    rows.sort(key=lambda row: row.get("arrival_unix_s") or 0.0)
+    if not rows and skipped.read and not skipped.broken:
+        raise InputError(
+            f"{folder}: none of the log's {skipped.read} rows is a finished request with tokens"
+        )
+    frame = _noted(_frame(rows, folder, skipped), files, skipped)
+    frame.attrs["unread_bytes"] = unread
     return frame
+
+
+def newest_table(
+    folder: str | Path,
+    most: int,
+    characters: int | None = None,
+    *,
+    source_label: str = "log",
+    watch: Watch | None = None,
+) -> PromptTable:
+    """`newest_requests` as a prompt table (`log_to_table`)."""
+    return log_to_table(newest_requests(folder, most, characters, watch), source_label)
 
 
 def log_batches(folder: str | Path, rows: int = 20_000) -> Iterator[PromptTable]:
     """The log's finished requests as prompt tables (`log_to_table`) of so many rows, in turn.
 
-    For logs that do not fit in memory. Raises InputError as `read_request_log` does.
+    For logs that do not fit in memory. Raises InputError where most rows are broken.
     """
     path = Path(folder)
-    complete = (row for file in _files(path) for row in _rows_of(file) if row is not None)
-    while batch := list(islice(complete, rows)):
-        frame = _frame(batch)
+    files, skipped = log_files(path), Skipped()
+    found = (row for file in files.rows for row in checked_rows(file, skipped))
+    any_row = False
+    while batch := list(islice(found, rows)):
+        any_row = True
+        frame = _frame(batch, path, skipped)
         if answered(frame).any():
-            yield log_to_table(frame, source_label=path.name)
+            yield log_to_table(_noted(frame, files, skipped), source_label=path.name)
+    if not any_row:
+        skipped.check(str(path), 0)
 
 
 def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
@@ -91,7 +160,18 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
     )
     for name in ("features", "feature_contract", "predictor"):
         table[name] = pd.Series(list(kept[name]), dtype=object)
+    table.attrs |= {
+        name: frame.attrs[name]
+        for name in ("rows_read", "skipped_rows", "skipped", "unread_files", "unread_bytes")
+        if name in frame.attrs
+    }
     return table
+
+
+def is_answered(row: dict[str, Any]) -> bool:
+    """Whether a row is a finished request with tokens, a cut answer included."""
+    counts = (row.get("output_tokens"), row.get("prompt_tokens"))
+    return row.get("status") in ("finished", "length") and all(n and n >= 1 for n in counts)
 
 
 def answered(frame: pd.DataFrame) -> pd.Series[bool]:
@@ -100,36 +180,42 @@ def answered(frame: pd.DataFrame) -> pd.Series[bool]:
     return frame["status"].isin(("finished", "length")) & with_tokens
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob(FILE_PATTERN)) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"{path}: no request log here (no {FILE_PATTERN})")
-    return files
+def _within(newest: list[dict[str, Any]], characters: int | None) -> list[dict[str, Any]]:
+    """As many of the rows, which come newest first, as hold so much text: it was joined late."""
+    if characters is None:
+        return newest
+    held = 0
+    for count, row in enumerate(newest):
+        held += len(row.get("prompt") or "")
+        if held > characters and count:
+            return newest[:count]
+    return newest
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _frame(rows: list[dict[str, Any]], what: str | Path, skipped: Skipped) -> pd.DataFrame:
+    if not rows and not skipped.reasons:
+        raise InputError(f"{what}: the request log has no complete row ({skipped.torn} torn)")
+    skipped.check(str(what), len(rows))
     frame = pd.DataFrame(rows, columns=list(ROW_KEYS), dtype=object)
     for name in NUMBERS:
         frame[name] = frame[name].astype(float)
     return frame
 
 
-def _rows_of(file: Path) -> Iterator[dict[str, Any] | None]:
-    """The file's rows; None for a last line that is not complete."""
-    held: tuple[int, str] | None = None
-    for number, line in read_lines(file):
-        if held:
-            yield _row(f"{file}:{held[0]}", held[1])
-        held = number, line
-    if held:
-        number, line = held
-        yield _row(f"{file}:{number}", line) if line.endswith("\n") else None
+def _noted(frame: pd.DataFrame, files: LogFiles, skipped: Skipped) -> pd.DataFrame:
+    note_reading(frame, skipped)
+    frame.attrs |= {
+        "torn_lines": skipped.torn,
+        "files": len(files.rows),
+        "unread_files": files.unread,
+    }
+    return frame
 
 
-def _row(where: str, line: str) -> dict[str, Any]:
-    row = parse_object(line, where)
-    try:
-        check_row(row)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("features"):
+        row["features"] = array("f", row["features"])
+    for name in QUANTILES:
+        if row.get(name):
+            row[name] = {k: v for k, v in row[name].items() if k in _JUDGED_LEVELS}
     return row

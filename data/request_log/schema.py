@@ -7,7 +7,9 @@ arrival_unix_s, slo_*     when it came and what it wanted
 predictor, quantiles      the version that was obeyed, and what it said
 shadow, shadow_*          the version that was not, and what it said
 policy, policy_version    what ordered the queue, with a hash of its parameters if it had any
-features, prompt          what the predictor read; text only where the server was told to keep it
+features, text_id         what the predictor read; text only where the server was told to keep it,
+                          in files of its own by this id
+whole_id                  the client's request that the row is a part of, where it has several
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ TEXTS = (
     "lengths",
     "feature_contract",
     "prompt",
+    "text_id",
+    "whole_id",
     "tenant",
     "shadow",
     "admission",
@@ -53,8 +57,9 @@ ROW_KEYS = (
     "met",
     "features",
 )
-STATUSES = ("finished", "length", "aborted", "shed", "failed")
+STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
 FILE_PATTERN = "requests-*.jsonl"
+TEXTS_PATTERN = "texts-*.jsonl"
 
 
 def check_row(row: dict[str, Any]) -> None:

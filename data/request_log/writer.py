@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.request_log.schema import FILE_PATTERN
 
 log = logging.getLogger("lengthwise.request_log")
 
@@ -36,9 +35,9 @@ class RequestLogWriter:
 
     A file is closed at `max_bytes`, or when it has been open for a tenth of `max_age_s`; with each
     new file the oldest are deleted when all together pass `max_total_bytes` or a file is older
-    than `max_age_s` (None: kept). Rows reach the disk after
-    `flush_s` or `flush_rows`, whichever is first. Files are readable by their owner only, since
-    they may hold prompts.
+    than `max_age_s` (None: kept). Rows reach the disk after `flush_s` or `flush_rows`, whichever
+    is first. `stem` begins the files' names. Files are readable by their owner only, since they
+    may hold prompts.
     """
 
     def __init__(
@@ -51,12 +50,14 @@ class RequestLogWriter:
         flush_s: float = 1.0,
         flush_rows: int = 100,
         queue_rows: int = 10_000,
+        stem: str = "requests",
         clock: Callable[[], float] = time.time,
     ) -> None:
         for name, value in (("max_bytes", max_bytes), ("flush_rows", flush_rows)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         self.folder = Path(folder)
+        self._stem = stem
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
         self._max_age_s = max_age_s
@@ -160,7 +161,7 @@ class RequestLogWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         now_s = self._opened_s = self._clock()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
-        name = f"requests-{stamp}.{int(now_s % 1 * 1e6):06d}-{os.getpid()}-{self._files_opened}"
+        name = f"{self._stem}-{stamp}.{int(now_s % 1 * 1e6):06d}-{os.getpid()}-{self._files_opened}"
         self._path = self.folder / f"{name}.jsonl"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         self._file = os.open(self._path, flags, 0o600)
@@ -185,7 +186,7 @@ class RequestLogWriter:
                 self._path.unlink()
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob(FILE_PATTERN))
+        files = sorted(self.folder.glob(f"{self._stem}-*.jsonl"))
         sizes = {file: file.stat() for file in files if file != self._path}
         total = sum(stat.st_size for stat in sizes.values())
         for file, stat in sizes.items():
@@ -217,7 +218,12 @@ class RequestLogWriter:
 
 
 def limited_writer(
-    folder: str | Path, *, max_mb: float, max_age_days: float | None = None
+    folder: str | Path,
+    *,
+    max_mb: float,
+    max_age_days: float | None = None,
+    stem: str = "requests",
+    queue_rows: int = 10_000,
 ) -> RequestLogWriter:
     """A writer whose files together hold at most `max_mb` (10^6 bytes) and `max_age_days`."""
     total_bytes = max(1, int(max_mb * 1e6))
@@ -226,6 +232,8 @@ def limited_writer(
         max_bytes=max(1, min(_MOST_FILE_BYTES, total_bytes // _FILES_PER_LOG)),
         max_total_bytes=total_bytes,
         max_age_s=None if max_age_days is None else max_age_days * 86_400.0,
+        stem=stem,
+        queue_rows=queue_rows,
     )
 
 

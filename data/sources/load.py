@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.lines import Watch
 from lengthwise.data.locations import DATA_VARIABLE, data_root, downloads_root, pack_path
 from lengthwise.data.sources.catalogue import CATALOGUE
 from lengthwise.data.sources.packs import read_pack
@@ -30,17 +31,25 @@ def default_source() -> str:
     return PREFERRED_PACK if pack_path(PREFERRED_PACK) else SYNTHETIC
 
 
-def load_table(spec: str, limit: int | None = None, *, tokenizer: str | None = None) -> PromptTable:
+def load_table(
+    spec: str,
+    limit: int | None = None,
+    *,
+    tokenizer: str | None = None,
+    watch: Watch | None = None,
+) -> PromptTable:
     """The prompt table of a pack name, "synthetic", a fetched set's name, or a file path.
 
-    Files: .jsonl, .json, .parquet (the first two also .gz) with prompt and response (or
-    output_tokens), or conversations; a folder is read as the server's request log. `limit` keeps
-    that many rows, drawn evenly and always the same. `tokenizer`: count prompts and answers anew
-    with the served model's own tokenizer. Raises InputError naming what exists when nothing fits.
+    Files: anything `prompt_files.read_file` takes; a folder is read as the server's request log,
+    from its newest row back. `limit` keeps that many rows, drawn evenly and always the same (of a
+    log the newest); without it a file or log gives as many as one training holds
+    (`sample.MOST_ROWS`, `sample.MOST_CHARACTERS`), and `attrs` says what was left out.
+    `tokenizer`: count prompts and answers anew with the served model's own tokenizer. `watch` is
+    called with the bytes read. Raises InputError naming what exists when nothing fits.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    table = sample_rows(_load(spec, limit, tokenizer or DEFAULT_TOKENIZER), limit)
+    table = sample_rows(_load(spec, limit, tokenizer or DEFAULT_TOKENIZER, watch), limit)
     if tokenizer is None or table.attrs["tokenizer"] == tokenizer:
         return table
     return recounted(table, tokenizer)
@@ -61,7 +70,7 @@ def recounted(table: PromptTable, tokenizer: str) -> PromptTable:
     return validate(counted)
 
 
-def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
+def _load(spec: str, limit: int | None, tokenizer: str, watch: Watch | None) -> PromptTable:
     if spec == SYNTHETIC:
         from lengthwise.data.sources.synthetic.corpus import synthetic_table
 
@@ -69,16 +78,18 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
     if pack := pack_path(spec):
         return read_pack(pack)
     if spec in CATALOGUE:
-        return _load_fetched(spec, limit, tokenizer)
+        return _load_fetched(spec, limit, tokenizer, watch)
     path = Path(spec)
     if path.is_dir():
-        from lengthwise.data.request_log import log_to_table, read_request_log
+        from lengthwise.data.request_log import newest_table
+        from lengthwise.data.sources.sample import MOST_CHARACTERS, MOST_ROWS
 
-        return log_to_table(read_request_log(path), source_label=f"log:{path.name}")
-    if path.is_file():
+        most = (limit, None) if limit else (MOST_ROWS, MOST_CHARACTERS)
+        return newest_table(path, *most, source_label=f"log:{path.name}", watch=watch)
+    if path.exists():
         from lengthwise.data.sources.prompt_files import read_file
 
-        return read_file(path, limit=limit, tokenizer=tokenizer)
+        return read_file(path, limit=limit, tokenizer=tokenizer, watch=watch)
     packs = ", ".join(available_packs()) or f"none, ${DATA_VARIABLE} is unset or holds no packs/"
     raise InputError(
         f"no data source {spec!r}: not a file, not 'synthetic', not a pack ({packs}), "
@@ -86,7 +97,7 @@ def _load(spec: str, limit: int | None, tokenizer: str) -> PromptTable:
     )
 
 
-def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
+def _load_fetched(name: str, limit: int | None, tokenizer: str, watch: Watch | None) -> PromptTable:
     from lengthwise.data.sources.fetch import fetched_file
     from lengthwise.data.sources.prompt_files import read_file
 
@@ -103,4 +114,5 @@ def _load_fetched(name: str, limit: int | None, tokenizer: str) -> PromptTable:
         license_name=entry.license,
         limit=limit,
         tokenizer=tokenizer,
+        watch=watch,
     )

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError, shown
-from lengthwise.data.lines import read_json_lines
-from lengthwise.data.table import COLUMNS, PromptTable, file_sha256, make_table
+from lengthwise.data.skipped import Skipped
+from lengthwise.data.slo import check_class_name
+from lengthwise.data.sources.containers import rows_of
+from lengthwise.data.table import COLUMNS, PromptTable, file_sha256, make_table, note_reading
+from lengthwise.data.workload import check_tokens
 
 PACK_TOKENIZER = "tekken"
 _ANSWER_GIVEN = re.compile(r"answer is:?\s*\(?[A-J]\)?|\n\n\Z")
@@ -48,28 +52,59 @@ _FIELDS = [name for name in COLUMNS if name != "censored"]
 _TYPES = {"prompt_tokens": int, "output_tokens": int}
 
 
+def is_pack_row(row: dict[str, Any]) -> bool:
+    """Whether a row has all that a pack's rows have."""
+    return set(_FIELDS) <= set(row)
+
+
 def read_pack(path: Path) -> PromptTable:
-    """A pack file as a table, cut rows marked `censored`; InputError names file and line."""
+    """A pack file as a table, cut rows marked `censored`; rows that break a rule are counted.
+
+    InputError names file and line where none is left or most are broken.
+    """
     pack = path.name.removesuffix(".gz").removesuffix(".jsonl")
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for number, row in read_json_lines(path):
-        for name in _FIELDS:
-            value = row.get(name)
-            if type(value) is not _TYPES.get(name, str) or value == "":
-                kind = "a whole number" if name in _TYPES else "non-empty text"
-                raise InputError(f"{path}:{number}: {name} must be {kind}, got {shown(value)}")
+    skipped = Skipped()
+    for place, row in rows_of(path):
+        skipped.read += 1
+        try:
+            values = _checked(row)
+        except InputError as error:
+            skipped.add(place, error)
+            continue
+        for name, value in zip(_FIELDS, values, strict=True):
             columns[name].append(value)
+        known = dict(zip(_FIELDS, values, strict=True))
         columns["censored"].append(
-            is_censored(pack, row["source"], row["output_tokens"], row["response"])
+            is_censored(pack, known["source"], known["output_tokens"], known["response"])
         )
-    if not columns["id"]:
-        raise InputError(f"{path}: a pack needs at least one row, got none")
+    skipped.check(str(path), len(columns["id"]))
     try:
-        return make_table(
+        table = make_table(
             columns, source_label=pack, data_sha256=file_sha256(path), tokenizer=PACK_TOKENIZER
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    note_reading(table, skipped)
+    return table
+
+
+def _checked(row: dict[str, Any] | InputError) -> list[Any]:
+    """The values of a pack's row, in the order of its fields."""
+    if isinstance(row, InputError):
+        raise row
+    values = []
+    for name in _FIELDS:
+        value = row.get(name)
+        if type(value) is not _TYPES.get(name, str) or value == "":
+            kind = "a whole number" if name in _TYPES else "non-empty text"
+            raise InputError(f"{name} must be {kind}, got {shown(value)}")
+        if name in _TYPES:
+            value = check_tokens(value, name)
+        elif name == "slo_class":
+            value = check_class_name(value)
+        values.append(valid_text(value) if isinstance(value, str) else value)
+    return values
 
 
 def is_censored(pack: str, source: str, output_tokens: int, response: str) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from lengthwise.predictor.distribution import Floats
@@ -84,9 +83,10 @@ class PromptFeatures(TextTransformer):
             columns = self.text_.fit_transform(prompts, y, groups, classes)
         else:
             columns = self.text_.read_nothing(len(prompts))
-        self.embedding_ = None
+        self.embedding_: SentenceEmbedding | None = None
         if "embedding" in self.blocks:
-            self.embedding_ = clone(self.embedding or SentenceEmbedding())
+            given = self.embedding.get_params() if self.embedding else {}
+            self.embedding_ = SentenceEmbedding(**given)
             embedded = self.embedding_.fit_transform(prompts, y, groups, classes)
             columns = np.column_stack((columns, embedded))
         self.token_fit_ = np.array([0.0, 0.5, 0.5])

@@ -8,6 +8,7 @@ booster would otherwise trust them too much.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -96,6 +97,16 @@ class RidgedText(TextTransformer):
         """Learn the columns and, if lengths `y` (tokens, (n,)) are given, the ridges."""
         self.fit_transform(X, y, groups, classes)
         return self
+
+    @abstractmethod
+    def fit_transform(
+        self,
+        X: Sequence[str],
+        y: ArrayLike | None = None,
+        groups: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
+    ) -> Floats:
+        """Columns for the training rows, (n, k); the ridge columns are out of fold."""
 
     def _fit_ridges(
         self,

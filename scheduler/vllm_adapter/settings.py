@@ -49,7 +49,8 @@ class ServerSettings(BaseModel):
     engine's loop or, with ``plan_in_thread`` off, in it; ``log_features`` and
     ``log_prompts`` say what of the input goes to the request log, ``request_log_max_mb`` and
     ``request_log_max_age_days`` how much of it is kept. ``log_steps`` writes ``step_log`` from the
-    start. ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
+    start. Bodies beyond ``max_body_bytes`` are refused (None: as the server itself would).
+    ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
     an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
     """
 
@@ -81,7 +82,7 @@ class ServerSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     predict_timeout_ms: float = Field(default=1000.0, gt=0)
     shadow_timeout_ms: float = Field(default=20.0, gt=0)
-    max_body_bytes: int = Field(default=8 * 1024 * 1024, gt=0)
+    max_body_bytes: int | None = Field(default=None, gt=0)
     fair_tenants: bool = True
     tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
     admission: AdmissionSettings = Field(default_factory=AdmissionSettings)

@@ -15,7 +15,7 @@ from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 logger = logging.getLogger(LOGGER_NAME)
 
 # what benchmarks/engine/vllm_matrix.py has run; as in pyproject.toml
-SUPPORTED_RANGE = ">=0.28,<0.33"
+SUPPORTED_RANGE = ">=0.28,<0.34"
 OVERRIDE_VARIABLE = "LENGTHWISE_ALLOW_UNTESTED_VLLM"
 
 

@@ -1,13 +1,21 @@
 """All that the API process and the engine process say to each other, and what both hold it to.
 
-``Hints`` travel with each request, flat in its ``vllm_xargs``; a ``Question`` on admission is
-answered by an ``Answer``; the rest are the names of utility calls and the bodies that switch a
-running engine. Who writes a message and who reads it find both directions here.
+``Hints`` travel with each sequence, flat in its ``extra_args`` and sealed; a ``Question`` on
+admission is answered by an ``Answer``; the rest are the names of utility calls and the bodies that
+switch a running engine. Who writes a message and who reads it find both directions here.
+
+**Seal.** A client may name any key of ``vllm_xargs``, so the keys that only the server may set
+(``pred_*``, ``lw_*``) count only under a seal: a keyed hash of all of them with a secret that the
+processes of one server share and no client learns. Python gives every process tree such a secret;
+engines that are no children of the API process (other hosts) take SECRET_VARIABLE instead.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
+import hmac
+import multiprocessing
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,14 +32,24 @@ from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 STATUS_METHOD = "lengthwise_status"
 CONFIGURE_METHOD = "lengthwise_configure"
 ADMIT_METHOD = "lengthwise_admit"
+WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
+
+SECRET_VARIABLE = "LENGTHWISE_SECRET"
+PRIVATE_PREFIXES = ("pred_", "lw_")
+_SEAL = "lw_seal"
 
 DEFAULT_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MAX_TOKENS_LIMIT = 10_000_000
 
 DOWNGRADED = "downgraded"  # what admission control made of a request's objectives
 CLIENT_LENGTH = "osl"  # the version of a length that the client gave
+FIXED_LENGTH = "fixed"  # of one that the sampling parameters leave no choice about
+TOLD_LENGTHS = frozenset((CLIENT_LENGTH, FIXED_LENGTH))
+"""Versions of lengths that no predictor said: nothing is learned from them."""
 
 TENANT_HEADER = "x-tenant"
+_GATEWAY_TENANT_HEADERS = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+_GATEWAY_NO_TENANT = "default-flow"
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -50,12 +68,25 @@ OnFault = Callable[[str, object], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Hints:
-    """What the scheduler is told of a request beside the request itself.
+class Whole:
+    """The client's request that a sequence is a part of; ``parts`` 0 while nobody knows how many.
 
-    ``quantiles`` and ``shadow`` are tokens at the predictor's levels, as ``clipped`` made them;
-    ``features`` (with their ``contract``) and ``prompt`` are for the request log only.
-    ``downgraded`` means served without promises: ``promised`` is then best effort.
+    All parts together have one outcome.
+    """
+
+    whole_id: str
+    parts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the scheduler is told of a sequence beside the sequence itself.
+
+    ``quantiles`` and ``shadow`` are tokens at the predictor's levels, as it said them;
+    ``features`` (with their ``contract``) and ``text_id``, under which the API process keeps the
+    prompt's text, are for the request log only. ``whole`` is absent where the client's request is
+    this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
+    effort. ``textless``: there was nothing to predict on.
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -66,8 +97,10 @@ class Hints:
     contract: str | None = None
     shadow: tuple[float, ...] | None = None
     shadow_version: str | None = None
-    prompt: str | None = None
+    text_id: str | None = None
+    whole: Whole | None = None
     downgraded: bool = False
+    textless: bool = False
 
     @property
     def promised(self) -> Slo:
@@ -77,11 +110,11 @@ class Hints:
     def for_planning(self) -> Hints:
         """Without what only the request log reads."""
         return replace(
-            self, features=None, contract=None, shadow=None, shadow_version=None, prompt=None
+            self, features=None, contract=None, shadow=None, shadow_version=None, text_id=None
         )
 
     def to_xargs(self) -> dict[str, Any]:
-        """Flat keys that ``from_xargs`` reads back; absent is what was not said."""
+        """Flat keys, sealed, that ``from_xargs`` reads back; absent is what was not said."""
         xargs: dict[str, Any] = {"lw_admission": DOWNGRADED} if self.downgraded else {}
         xargs |= self.slo.to_xargs()
         if self.tenant is not None:
@@ -96,9 +129,14 @@ class Hints:
         if self.shadow is not None:
             xargs["lw_shadow"] = list(self.shadow)
             xargs["lw_shadow_version"] = self.shadow_version
-        if self.prompt is not None:
-            xargs["lw_prompt"] = self.prompt
-        return xargs
+        if self.text_id is not None:
+            xargs["lw_text_id"] = self.text_id
+        if self.whole is not None:
+            xargs["lw_whole"] = self.whole.whole_id
+            xargs["lw_parts"] = self.whole.parts
+        if self.textless:
+            xargs["lw_textless"] = True
+        return sealed(xargs)
 
     @classmethod
     def from_xargs(
@@ -106,10 +144,13 @@ class Hints:
     ) -> Hints:
         """What is said, by the first of ``tables`` that knows the class; ``levels`` quantiles.
 
-        Never raises, since nothing a client sends may stop the engine: what is malformed goes to
-        ``on_fault`` and counts as not said.
+        Never raises, since nothing a client sends may stop the engine: what is malformed, and
+        private keys without this server's seal, go to ``on_fault`` and count as not said.
         """
         said: Mapping[str, Any] = xargs if isinstance(xargs, Mapping) else {}
+        if not _is_genuine(said):
+            on_fault("unsealed", None)
+            said = without_private(said)
         given = said.get("pred_quantiles")
         quantiles = None if given is None else _row(given, levels)
         if given is not None and quantiles is None:
@@ -124,9 +165,69 @@ class Hints:
             contract=_text(said.get("lw_contract")),
             shadow=shadow,
             shadow_version=None if shadow is None else _text(said.get("lw_shadow_version")),
-            prompt=_text(said.get("lw_prompt")),
+            text_id=_text(said.get("lw_text_id")),
+            whole=_whole(said),
             downgraded=said.get("lw_admission") == DOWNGRADED,
+            textless=said.get("lw_textless") is True,
         )
+
+
+def is_private(key: Any) -> bool:
+    """Whether only the server may set this key of a sequence's arguments."""
+    return isinstance(key, str) and key.startswith(PRIVATE_PREFIXES)
+
+
+def without_private(xargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a client may set."""
+    return {key: value for key, value in xargs.items() if not is_private(key)}
+
+
+def sealed(xargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the seal that makes their private keys count, where there are any."""
+    private = _private(xargs)
+    given = {key: value for key, value in xargs.items() if key != _SEAL}
+    return given | {_SEAL: _seal(private)} if private else given
+
+
+def _is_genuine(xargs: Mapping[str, Any]) -> bool:
+    if not any(is_private(key) for key in xargs):
+        return True
+    said, seal = xargs.get(_SEAL), _seal(_private(xargs))
+    if seal is None or not isinstance(said, str) or not said.isascii():
+        return False
+    return hmac.compare_digest(said, seal)
+
+
+def _private(xargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in xargs.items() if is_private(key) and key != _SEAL}
+
+
+def _seal(private: Mapping[str, Any]) -> str | None:
+    """A keyed hash of the keys and values, tuples as lists; None for what cannot be written."""
+    parts = [
+        (key, list(value) if isinstance(value, tuple) else value)
+        for key, value in sorted(private.items())
+    ]
+    try:
+        said = repr(parts).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):  # what a client nested or numbered beyond Python's limits
+        return None
+    return hashlib.blake2b(said, key=_secret(), digest_size=16).hexdigest()
+
+
+def _secret() -> bytes:
+    """The secret of this server's processes: the operator's, or that of the process tree."""
+    given = os.environ.get(SECRET_VARIABLE)
+    if given:
+        return hashlib.sha256(given.encode()).digest()
+    return bytes(multiprocessing.current_process().authkey)
+
+
+def _whole(said: Mapping[str, Any]) -> Whole | None:
+    whole_id, parts = said.get("lw_whole"), said.get("lw_parts")
+    if not isinstance(whole_id, str) or not isinstance(parts, int) or parts < 0:
+        return None
+    return Whole(whole_id, int(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +321,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def clipped(quantiles: list[float], max_tokens: int | None) -> list[float]:
-    """Quantiles in tokens, rounded to hundredths for the wire, at least 1, at most the limit."""
-    most = math.inf if max_tokens is None else max(1, max_tokens)
-    return [max(1.0, min(round(value, 2), most)) for value in quantiles]
+def rounded(quantiles: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles in tokens for the wire: hundredths, at least 1, at most MAX_TOKENS_LIMIT."""
+    return tuple(min(max(1.0, round(value, 2)), float(MAX_TOKENS_LIMIT)) for value in quantiles)
+
+
+def fixed_tokens(
+    max_tokens: Any, min_tokens: Any = 0, ignore_eos: Any = False, may_stop: Any = False
+) -> int | None:
+    """The length of an answer that cannot have another, or None.
+
+    ``may_stop``: stop strings, tokens or patterns may end it before ``max_tokens``.
+    """
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        return None
+    least = min_tokens if isinstance(min_tokens, int) else 0
+    endless = ignore_eos is True and not may_stop
+    return max_tokens if max_tokens == 1 or least >= max_tokens or endless else None
 
 
 def check_quantiles(values: Any, count: int) -> FloatArray | None:
@@ -245,13 +359,30 @@ def clip_to_max_tokens(quantiles: FloatArray, max_tokens: int | None) -> FloatAr
 
 
 def parse_tenant(xargs: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
-    """The tenant's name, or None; InputError for one that breaks the rule."""
-    name = headers.get(TENANT_HEADER)
+    """The tenant's name, or None; InputError for one of our keys that breaks the rule.
+
+    Our header wins, then the gateway's, then the body. A gateway's id is not ours to refuse: one
+    that is no name becomes a name made of its hash.
+    """
+    name = _given(headers.get(TENANT_HEADER))
     if name is None:
-        name = xargs.get("tenant")
+        for header in _GATEWAY_TENANT_HEADERS:
+            flow = _given(headers.get(header))
+            if flow is not None and flow != _GATEWAY_NO_TENANT:
+                return flow if is_tenant(flow) else _hashed_name(flow)
+        name = _given(xargs.get("tenant"))
     if name is not None and not is_tenant(name):
         raise InputError(f"tenant must be 1-64 letters, digits or _.:-, got {shown(name)}")
     return name
+
+
+def _given(value: Any) -> Any:
+    """The value; None where it is empty, which means absent."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _hashed_name(flow: str) -> str:
+    return "flow-" + hashlib.sha256(flow.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def is_tenant(name: Any) -> bool:

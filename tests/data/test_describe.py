@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from conftest import pack_row
+from pack_files import pack_row
 from rich.console import Console
 
 from lengthwise.data.arena.workloads import build_workload

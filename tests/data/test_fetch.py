@@ -41,7 +41,7 @@ class Server:
                     last = len(server.body) - 1
                     self.send_header("Content-Range", f"bytes {start}-{last}/{len(server.body)}")
                 self.send_header("Content-Length", str(len(content)))
-                if self.path.startswith(HUB_PATH):
+                if HUB_PATH in self.path:
                     self.send_header("ETag", f'"{hashlib.sha256(server.body).hexdigest()}"')
                     self.send_header("X-Repo-Commit", "c0ffee" * 6 + "c0ff")
                 self.end_headers()
@@ -146,6 +146,20 @@ def test_nobody_there(tmp_path, entry, monkeypatch):
     monkeypatch.setitem(CATALOGUE, "made_up", replace(entry, path="http://127.0.0.1:9/x.jsonl"))
     with pytest.raises(InputError, match="made_up: cannot be fetched, run it again to resume"):
         fetch("made_up", tmp_path)
+
+
+def test_a_proxy_is_honoured(tmp_path, server, entry, monkeypatch):
+    """Nobody but the proxy, here the file server itself, can reach the addresses."""
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    if entry.repository is None:
+        monkeypatch.setitem(
+            CATALOGUE, "made_up", replace(entry, path="http://files.invalid/set.jsonl")
+        )
+    assert fetch("made_up", tmp_path).read_bytes() == BODY
+    assert len(server.requests) == 1
 
 
 def test_a_file_of_another_length_is_not_present(tmp_path, server, entry):

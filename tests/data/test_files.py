@@ -16,10 +16,10 @@ def test_an_object_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
-        (None, "cannot read SLO table .*No such file"),
+        (None, "cannot read SLO table .*no such file"),
         (b'{"a": ', "SLO table .*a.json: not JSON"),
         (b"[1]", r"SLO table .*a.json: must be a JSON object, got \[1\]"),
-        (b"\xff\xfe", "cannot read SLO table .*utf-8"),
+        (b"\xff\xfe", "cannot read SLO table .*not UTF-8"),
         (b"[" * 100_000, "not JSON"),
     ],
 )

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import re
 
 import pytest
-from conftest import pack_row, write_gz
+from pack_files import pack_row, write_gz
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.load import available_packs, default_source, load_table
@@ -57,11 +58,15 @@ def test_an_unknown_source_lists_what_there_is(packs):
         ({"output_tokens": "12"}, "output_tokens must be a whole number, got '12'"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path, changes, message):
+def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, changes, message):
     path = write_gz(tmp_path / "p.jsonl.gz", [pack_row(0), pack_row(1, **changes)])
-    with pytest.raises(InputError, match=message) as caught:
-        read_pack(path)
-    assert f"{path}:2: " in str(caught.value)
+    table = read_pack(path)
+    assert table["prompt"].tolist() == ["question 0"]
+    (entry,) = table.attrs["skipped"]
+    assert entry["first"].startswith(f"{path}:2: ")
+    assert re.search(message, entry["first"])
+    with pytest.raises(InputError, match=message):
+        read_pack(write_gz(tmp_path / "all.jsonl.gz", [pack_row(1, **changes)]))
 
 
 def test_counts_and_classes_are_checked(tmp_path):

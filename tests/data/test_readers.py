@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -42,9 +43,15 @@ def test_given_counts_are_kept_and_need_no_answer(tmp_path):
     assert table.attrs["tokenizer"] == "file+tekken"
 
 
-def test_an_empty_answer_is_one_token(tmp_path):
-    table = read_file(written(tmp_path, {"prompt": "b", "response": ""}))
-    assert table["output_tokens"].tolist() == [1]
+def test_an_empty_answer_is_none(tmp_path):
+    rows = [{"prompt": "b", "response": text} for text in ("", "fine", "  ")]
+    table = read_file(written(tmp_path, *rows))
+    assert table["response"].tolist() == ["fine"]
+    assert [(e["reason"], e["rows"]) for e in table.attrs["skipped"]] == [
+        ("the answer is empty", 2)
+    ]
+    counted = read_file(written(tmp_path, {"prompt": "b", "response": "", "output_tokens": 3}))
+    assert (counted["output_tokens"].tolist(), counted["response"].tolist()) == ([3], [None])
 
 
 @pytest.mark.parametrize(
@@ -103,22 +110,34 @@ def test_an_answer_that_ran_to_its_limit_is_censored(tmp_path):
         ({"prompt": "p", "response": ["r"]}, "response must be text"),
         ({"prompt": "p", "output_tokens": -1}, "output_tokens must be a whole number .* got -1"),
         ({"prompt": "p", "output_tokens": 2.5}, "got 2.5"),
-        ({"prompt": "p", "output_tokens": math.nan}, "got nan"),
+        ({"prompt": "p", "output_tokens": math.nan}, "needs a response or its output_tokens"),
         ({"prompt": "p", "output_tokens": "7"}, "got '7'"),
         ({"prompt": "p", "output_tokens": 7, "prompt_tokens": 0}, "prompt_tokens must be"),
         ({"prompt": "p", "output_tokens": 7, "slo_class": "a b"}, "slo_class must be"),
         ({"prompt": "p", "output_tokens": 7, "group": 3}, "group must be text"),
         ({"prompt": "p", "output_tokens": 7, "censored": 1}, "censored must be true or false"),
         ("{", "not JSON"),
-        ("[]", "must be a JSON object"),
+        ("3", "must be a JSON object"),
     ],
 )
-def test_a_bad_row_is_named_with_file_and_line(tmp_path, row, message):
-    path = written(tmp_path, {"prompt": "fine", "response": "r"}, row)
+def test_a_bad_row_is_named_with_file_and_line_and_the_others_are_read(tmp_path, row, message):
+    good = {"prompt": "fine", "response": "r"}
+    path = written(tmp_path, good, row, good)
+    table = load_table(str(path))
+    assert table["prompt"].tolist() == ["fine", "fine"]
+    (entry,) = table.attrs["skipped"]
+    assert re.match(f"{re.escape(str(path))}:2: .*{message}", entry["first"])
     with pytest.raises(InputError, match=message) as caught:
-        load_table(str(path))
-    assert str(caught.value).startswith(f"{path}:2: ")
+        load_table(str(written(tmp_path, row, row, name="alone.jsonl")))
+    assert str(caught.value).startswith(f"{tmp_path}/alone.jsonl")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_mostly_broken_is_refused(tmp_path):
+    good, bad = {"prompt": "fine", "response": "r"}, {"prompt": 5, "response": "r"}
+    assert len(load_table(str(written(tmp_path, *[good] * 4, *[bad] * 4)))) == 4
+    with pytest.raises(InputError, match=r":5: prompt must .* \(5 of 9 rows cannot be used, more"):
+        load_table(str(written(tmp_path, *[good] * 4, *[bad] * 5)))
 
 
 def test_gzip_array_and_parquet_give_the_same_rows(tmp_path):
@@ -163,16 +182,18 @@ def test_a_written_table_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"prompt", "must end in .jsonl"),
+        ("a.csv", b"prompt", "at least one row"),
+        ("a.csv", b"when,who\n1,2\n", "the first line must name the columns"),
         ("a.jsonl", b"", "at least one row"),
-        ("a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl", b"\xff\xfe\x00", "is UTF-16 text, not UTF-8"),
         ("a.jsonl.gz", b"nonsense", "corrupt gzip"),
-        ("a.json", b"{}", "must be a JSON array"),
+        ("a.json", b"{}", "needs a prompt"),
         ("a.json", b"[]", "at least one row"),
         ("a.json", b'[{"prompt": "p", "response": "r"}', "item 1: not JSON"),
         ("a.json", b"[3]", "item 0: must be an object, got 3"),
-        ("a.json.gz", gzip.compress(b"[{}]" * 999, mtime=0)[:20], "cannot be read"),
+        ("a.json.gz", gzip.compress(b"[{}]" * 999, mtime=0)[:20], "gzip ends early"),
         ("a.parquet", b"nonsense", "not a readable Parquet file"),
+        ("a.parquet", b"PAR1 nonsense", "not a readable Parquet file"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, message):

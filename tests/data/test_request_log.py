@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import time
 
@@ -16,6 +17,7 @@ from lengthwise.data.request_log import (
     RequestLogWriter,
     limited_writer,
     log_to_table,
+    newest_requests,
     read_request_log,
 )
 from lengthwise.data.sources.load import load_table
@@ -256,8 +258,11 @@ def logged(tmp_path, *lines, end="\n"):
 def test_only_an_unfinished_last_line_is_forgiven(tmp_path):
     frame = read_request_log(logged(tmp_path, row(1), '{"request_id": "r2', end=""))
     assert (len(frame), frame.attrs["torn_lines"]) == (1, 1)
+    frame = read_request_log(logged(tmp_path, '{"request_id": "r2', row(1)))
+    assert len(frame) == 1
+    assert re.search(r"requests-1.jsonl:1: not JSON", frame.attrs["skipped"][0]["first"])
     with pytest.raises(InputError, match=r"requests-1.jsonl:1: not JSON"):
-        read_request_log(logged(tmp_path, '{"request_id": "r2', row(1)))
+        read_request_log(logged(tmp_path, '{"request_id": "r2'))
     with pytest.raises(InputError, match=r"no complete row \(1 torn\)"):
         read_request_log(logged(tmp_path, "{", end=""))
 
@@ -277,10 +282,15 @@ def test_only_an_unfinished_last_line_is_forgiven(tmp_path):
         ({"prompt": 3}, "prompt must be text or null"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path, changes, message):
-    with pytest.raises(InputError, match=message) as caught:
-        read_request_log(logged(tmp_path, row(1), row(2, **changes)))
-    assert "requests-1.jsonl:2: " in str(caught.value)
+def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, changes, message):
+    folder = logged(tmp_path, row(1), row(2, **changes), row(3))
+    for frame in (read_request_log(folder), newest_requests(folder, 10)):
+        assert frame["request_id"].tolist() == ["r1", "r3"]
+        (entry,) = frame.attrs["skipped"]
+        assert re.search(message, entry["first"])
+        assert "requests-1.jsonl" in entry["first"]
+    with pytest.raises(InputError, match=message):
+        read_request_log(logged(tmp_path, row(2, **changes), row(2, **changes), row(1)))
 
 
 def test_no_log_and_missing_folder(tmp_path):

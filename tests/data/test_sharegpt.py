@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from lengthwise.data.chat import rendered
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources.conversations import read_conversations, rendered
+from lengthwise.data.sources.containers import rows_of
 from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.predictor.features.request_text import text_of_request
 
@@ -59,9 +61,9 @@ def test_all_role_names_and_openai_messages(tmp_path):
     lines = tmp_path / "s.jsonl"
     lines.write_text("\n".join(map(json.dumps, rows)))
     for path in (written(tmp_path, rows), lines):
-        turns, skipped = read_conversations(path)
-        assert [t.prompt for t in turns] == ["<|system|>\nS\n<|user|>\nQ", "Q"]
-        assert skipped == 0
+        table = read_file(path)
+        assert table["prompt"].tolist() == ["<|system|>\nS\n<|user|>\nQ", "Q"]
+        assert (table.attrs["skipped_turns"], table.attrs["skipped"]) == (0, [])
 
 
 def test_blank_turns_are_counted_not_kept(tmp_path):
@@ -83,21 +85,24 @@ def test_parts_and_equal_openings_share_a_group(tmp_path):
         conversation("y_0", LONG.upper() + "!", "C"),
         conversation("z_0", "continue", "D"),
     ]
-    groups = [turn.group for turn in read_conversations(written(tmp_path, rows))[0]]
+    groups = read_file(written(tmp_path, rows))["group"].tolist()
     assert groups[0] == groups[1] == groups[2]
     assert groups[3] != groups[0]
 
 
 def test_an_id_prefix_of_a_whole_set_is_not_one_conversation(tmp_path):
     rows = [conversation(f"code_{i}", f"question {i}", "A") for i in range(150)]
-    assert len({turn.group for turn in read_conversations(written(tmp_path, rows))[0]}) == 150
+    path = written(tmp_path, rows)
+    assert read_file(path)["group"].nunique() == 150
+    # also where only some of them are looked at
+    assert read_file(path, limit=50)["group"].nunique() == 50
 
 
 def test_a_file_longer_than_a_chunk(tmp_path):
     rows = [conversation(f"{i}", f"Q{i} " + "x" * 700_000, "A") for i in range(4)]
     rows.append(conversation("big", "y" * 5_000_000, "A"))
-    turns, _ = read_conversations(written(tmp_path, rows))
-    assert [len(t.prompt) for t in turns] == [700_003] * 4 + [5_000_000]
+    found = [row["id"] for _, row in rows_of(written(tmp_path, rows))]
+    assert found == [row["id"] for row in rows]
 
 
 def test_reader_of_the_catalogue_sets_the_class(tmp_path):
@@ -110,24 +115,26 @@ def test_reader_of_the_catalogue_sets_the_class(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": "b"}, "needs a list 'conversations'"),
+        ({"id": "b"}, "needs a prompt"),
         ({"conversations": ["hi"]}, "a message must be an object, got 'hi'"),
         (
             {"conversations": [{"from": "martian", "value": "v"}]},
-            "'from' must be one of .*'martian'",
+            r"role \('from'\) of a message must be .*'martian'",
         ),
-        ({"conversations": [{"value": "v"}]}, "'from' must be one of .*None"),
-        ({"conversations": [{"from": "gpt", "value": 3}]}, "'value' must be text, got 3"),
-        ({"conversations": [{"from": "gpt"}]}, "'value' must be text, got None"),
+        ({"conversations": [{"value": "v"}]}, r"role \('from'\) of a message must be .*None"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, "must be text, got 3"),
+        ({"conversations": [{"from": "gpt"}]}, "no assistant turn with text before it"),
     ],
 )
-def test_a_bad_item_is_named(tmp_path, row, message):
+def test_a_bad_item_is_named_and_the_others_are_read(tmp_path, row, message):
     path = written(tmp_path, [conversation("a", "Q", "A"), row])
-    with pytest.raises(InputError, match=message) as caught:
-        read_file(path)
-    assert f"{path}: item 1: " in str(caught.value)
+    table = read_file(path)
+    assert table["response"].tolist() == ["A"]
+    (entry,) = table.attrs["skipped"]
+    assert entry["rows"] == 1
+    assert re.match(f"{re.escape(str(path))}: item 1: .*{message}", entry["first"])
 
 
 def test_nothing_but_blanks(tmp_path):
-    with pytest.raises(InputError, match=r"no assistant turn with text before it \(1 blank\)"):
+    with pytest.raises(InputError, match=r"item 0: no assistant turn with text before it"):
         read_file(written(tmp_path, [conversation("a", "Q", "")]))

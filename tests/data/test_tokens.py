@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from conftest import pack_row, write_gz
+from pack_files import pack_row, write_gz
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -57,6 +57,17 @@ def test_answers_without_text_cannot_be_counted_anew(by_word):
         load_table("synthetic", limit=5, tokenizer=str(by_word))
 
 
+@pytest.mark.parametrize("file_name", ["tokenizer.json", "mine.json"])
+def test_what_a_tokenizer_file_says_of_cutting_and_padding_changes_no_count(tmp_path, file_name):
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "w": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / file_name))
+    name = tmp_path if file_name == "tokenizer.json" else tmp_path / file_name
+    assert count_tokens(["w " * 100, "w"], str(name)).tolist() == [100, 1]
+
+
 class FakeHub:
     """Stands in for transformers, whose import takes seconds: knows one model."""
 
@@ -68,8 +79,8 @@ class FakeHub:
             return FakeHub.AutoTokenizer()
 
         @staticmethod
-        def encode(text, add_special_tokens):
-            assert not add_special_tokens
+        def encode(text, add_special_tokens, truncation, padding):
+            assert (add_special_tokens, truncation, padding) == (False, False, False)
             return list(text)
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
-from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel, fit_step_time
+from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.step_time import COEFFICIENTS, Anchor, StepTimeModel, fit_step_time
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
 
@@ -56,6 +57,92 @@ def test_an_effect_never_seen_is_zero_not_noise():
     model, _ = fit_step_time(samples[samples[:, 0] == 0])
     assert model.prefill_token_s == 0.0
     assert model.prefill_step_s == 0.0
+
+
+# -- what is believed beforehand ---------------------------------------------------------------
+
+BELIEVED = load_profile("tiny-cpu").step_time
+REACH = (2048.0, 32.0)
+
+
+def steps_of(truth, longest, busiest, n=2000, seed=0, noise=0.05):
+    """Steps of a server that sees prompts of 5 to `longest` tokens, `busiest` answers at most."""
+    rng = np.random.default_rng(seed)
+    decodes = rng.integers(0, busiest + 1, n)
+    prefill = np.where(rng.random(n) < 0.2, rng.integers(5, longest + 1, n), 0)
+    context = decodes * rng.integers(50, 300, n)
+    clean = np.array([truth(p, d, c) for p, d, c in zip(prefill, decodes, context, strict=True)])
+    return np.column_stack([prefill, decodes, context, clean * rng.lognormal(0, noise, n)])
+
+
+def short_prompts_are_dear(prefill, decodes, context):
+    """Of a small prompt every token costs seven times as much: the kernel's own time."""
+    return BELIEVED.step_s(prefill, decodes, context) + 5e-4 * min(prefill, 80)
+
+
+@pytest.mark.parametrize("longest", [20, 80, 200])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_short_prompts_do_not_make_long_ones_dear(longest, seed):
+    samples = steps_of(short_prompts_are_dear, longest, 32, seed=seed)
+    free, _ = fit_step_time(samples)
+    held, report = fit_step_time(samples, anchor=Anchor(BELIEVED, *REACH))
+    long_s = BELIEVED.step_s(2000, 0, 0)
+    assert held.step_s(2000, 0, 0) < 1.35 * long_s
+    if longest < 200:
+        assert free.step_s(2000, 0, 0) > 2.0 * long_s  # which is what was believed of it
+    assert report["median_error"] < 0.15
+
+
+@pytest.mark.parametrize("speed", [0.05, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("longest", "busiest"), [(30, 2), (300, 8), (2048, 32)])
+def test_a_machine_of_another_speed_is_learned_at_any_span(speed, longest, busiest):
+    """Also a graphics card that starts from the profile of two cores."""
+
+    def truth(*work):
+        return speed * BELIEVED.step_s(*work)
+
+    model, _ = fit_step_time(steps_of(truth, longest, busiest), anchor=Anchor(BELIEVED, *REACH))
+    for work in ((2000, 0, 0), (100, 4, 800), (0, 32, 8000), (0, 1, 100)):
+        assert model.step_s(*work) == pytest.approx(truth(*work), rel=0.25)
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS[2:])
+@pytest.mark.parametrize(("longest", "busiest"), [(64, 3), (512, 8), (1500, 24)])
+def test_no_coefficient_moves_further_than_the_steps_span(name, longest, busiest):
+    """In truth it is ten times as large as is believed of it, or nothing at all."""
+    for factor in (10.0, 0.0):
+        truth = StepTimeModel.from_dict(
+            BELIEVED.to_dict() | {name: getattr(BELIEVED, name) * factor}
+        )
+        samples = steps_of(truth.step_s, longest, busiest)
+        anchor = Anchor(BELIEVED, *REACH)
+        model, _ = fit_step_time(samples, anchor=anchor)
+        moved = np.asarray(model.coefficients) / anchor.scaled(samples) - 1.0
+        span = anchor.spans(samples)[2:]
+        assert (np.abs(moved[2:]) <= span / (1.0 - span) + 1e-6).all()
+
+
+def test_what_is_spanned_is_learned_whatever_was_believed():
+    samples = steps_of(TRUE.step_s, 2048, 32, n=4000)
+    for believed in (BELIEVED, StepTimeModel(1e-2, 0, 0, 0, 0)):
+        model, _ = fit_step_time(samples, anchor=Anchor(believed, *REACH))
+        for work in ((2000, 0, 0), (200, 16, 3000), (0, 32, 8000)):
+            assert model.step_s(*work) == pytest.approx(TRUE.step_s(*work), rel=0.1)
+
+
+def test_what_was_never_seen_stays_as_believed():
+    samples = steps_of(BELIEVED.step_s, 500, 16)
+    model, _ = fit_step_time(samples[samples[:, 0] == 0], anchor=Anchor(BELIEVED, *REACH))
+    assert model.prefill_token_s == pytest.approx(BELIEVED.prefill_token_s, rel=0.1)
+    assert model.prefill_step_s == pytest.approx(BELIEVED.prefill_step_s, rel=0.1)
+
+
+def test_a_few_long_prompts_are_no_span():
+    samples = steps_of(BELIEVED.step_s, 50, 32)
+    anchor = Anchor(BELIEVED, *REACH)
+    for count, spans in ((4, False), (5, True)):
+        samples[:count, 0] = 2048
+        assert (anchor.spans(samples)[2] == 1.0) == spans
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,21 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_help_answers_at_once():
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ((), ("train", "register", "predict", "compare", "serve", "doctor", "data", "bench")),
+        (("serve",), ("--policy", "--predictor", "--slo-table", "--request-log")),
+    ],
+)
+def test_help_answers_at_once(command, named):
     """In processor time, for the machine may be busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "lengthwise", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = [sys.executable, "-m", "lengthwise", *command, "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
-    for name in ("train", "register", "predict", "compare", "serve", "doctor", "data", "bench"):
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
+    for name in named:
         assert f" {name} " in done.stdout
 
 
@@ -75,9 +82,15 @@ def test_version(run):
 def test_train_register_predict_compare(run, workspace, tmp_path):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     assert run("data", "synthesize", "--output", rows, "--rows", 400).exit_code == 0
-    trained = run("train", "--input", rows, "--register", "--json")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(rows.read_text() + '{"prompt": "p", "output": 4}\n')
+    trained = run("train", "--input", odd, "--register", "--json")
     assert trained.exit_code == 0, trained.output
     document = json.loads(trained.stdout.splitlines()[-1])
+    (entry,) = document["unused"]["skipped"]
+    assert entry["first"] == f"{odd}:401: output must be text, got 4"
+    described = run("data", "describe", odd)
+    assert f"Skipped 1 row: output must be text; first: {odd}:401: " in described.stdout
     assert document["model_uri"] == "models:/output-length/1"
     assert document["metrics"]["mae"] > 0
     assert document["metrics"]["baselines"]["class_gaussian"]["mae"] > 0
@@ -129,7 +142,7 @@ def test_unknown_models_are_refused(refuses, tmp_path):
         line = refuses("predict", "--model", name, "--input", rows, "--output", tmp_path / "out")
         assert words in line
     assert "not found" in refuses("register", "models:/output-length/4")
-    assert "--predictor none" in refuses("serve", "tiny")
+    assert "--predictor none" in refuses("serve", "tiny", "--port", "0")
 
 
 def test_a_corrupt_predictor_is_refused(refuses, predictor_dir, tmp_path):
@@ -161,7 +174,7 @@ def test_a_dead_tracking_server_stops_a_training_before_it_starts(refuses, monke
     [
         (None, "no data source"),
         (b"", ""),
-        (b'{"prompt": "x", "response": \n', "not JSON"),
+        (b'{"prompt": "x", "response": \n{"prompt"', "not JSON"),
         (b'{"response": "an answer to nothing"}\n', ":1"),
         (b'{"prompt": "x", "output_tokens": -4}\n', ":1"),
         (b"\xff\xfe\x00", "UTF-8"),
@@ -242,6 +255,7 @@ def served(monkeypatch):
 
     name = "lengthwise.scheduler.vllm_adapter.server.launch.serve_forever"
     monkeypatch.setattr(name, serve_forever)
+    monkeypatch.setattr("lengthwise.training.cli.serve.check_start", lambda model, args: None)
     return calls
 
 
@@ -328,6 +342,57 @@ def test_serve_without_a_predictor(run, served):
     assert run("serve", "tiny", "--predictor", "none").exit_code == 0
     ((_, settings, _),) = served
     assert (settings.predictor_dir, settings.lengths) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        ["-dph", "127.0.0.1"],
+        ["-dph=127.0.0.1"],
+        ["-tp", "2", "-pp", "1", "-q", "awq"],
+        ["-hh"],
+        ["-O3"],
+        ["--host", "::1", "--port=81"],
+        ["--max_num_seqs", "4", "--no-enable-prefix-caching"],
+        ["--hf-overrides", '{"a": -1}', "--speculative-config.method=ngram"],
+        ["--limit-mm-per-prompt", "image=2", "word", "--", "-h-is-not-asked"],
+        ["--polic", "sa"],
+    ],
+)
+def test_what_is_not_ours_reaches_vllm_as_it_is(run, served, theirs):
+    """In its order, whatever options of ours stand between."""
+    options = ("--predictor", "none", "--log-prompts", "--no-fair-tenants", "--policy=edf")
+    half = len(theirs) // 2 * 2 if theirs[0] != "--limit-mm-per-prompt" else 2
+    done = run("serve", *options[:2], "tiny", *theirs[:half], *options[2:], *theirs[half:])
+    assert done.exit_code == 0, done.output
+    ((model, settings, passed),) = served
+    assert (model, passed) == ("tiny", theirs)
+    assert (settings.policy, settings.log_prompts, settings.fair_tenants) == ("edf", True, False)
+
+
+@pytest.mark.parametrize("words", [["-h"], ["tiny", "--help"], ["tiny", "-tp", "2", "-h"]])
+def test_help_of_serve_is_asked_for_by_name(run, served, words):
+    done = run("serve", *words)
+    assert (done.exit_code, served) == (0, [])
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--policy", "sa"], ["tiny", "--policy"], ["tiny", "--seed", "x"]]
+)
+def test_serve_that_cannot_be_is_no_success(run, served, words):
+    assert run("serve", *words).exit_code == 2
+    assert served == []
+
+
+def test_a_taken_port_and_a_missing_model_are_told_first(refuses, tmp_path):
+    """Before the predictor is looked for: there is none here."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = refuses("serve", "tiny", "--host", "127.0.0.1", "--port", port)
+        assert f"127.0.0.1:{port}: it is taken" in line
+    assert "no such directory" in refuses("serve", tmp_path / "none", "--port", "0")
+    assert "holds no model" in refuses("serve", tmp_path, "--port", "0")
 
 
 def test_serve_hands_admission_and_tenants_over(run, served, tmp_path):

@@ -23,7 +23,7 @@ from lengthwise.training.registry.models import register
 def engine(monkeypatch):
     """Stands in for importing vLLM, which its own tests do; set what it finds."""
     monkeypatch.delenv(supported.OVERRIDE_VARIABLE, raising=False)
-    found = [hooks.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.33)")]
+    found = [hooks.Check("vllm", True, "0.32.0 (supported: >=0.28,<0.34)")]
     monkeypatch.setattr(hooks, "probe", lambda: found)
     return found
 
@@ -59,15 +59,15 @@ def test_a_lost_hook_fails(workspace, engine):
     engine.append(hooks.Check("scheduler hooks", False, "missing: add_request"))
     found = checks(workspace)
     assert found["scheduler hooks"].status == "fail"
-    assert ">=0.28,<0.33" in found["scheduler hooks"].advice
+    assert ">=0.28,<0.34" in found["scheduler hooks"].advice
 
 
 def test_a_vllm_outside_the_range_fails_unless_the_operator_says_so(workspace, engine, monkeypatch):
-    engine[0] = hooks.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.33)")
+    engine[0] = hooks.Check("vllm", False, "0.40.0 (supported: >=0.28,<0.34)")
     monkeypatch.setattr(supported, "vllm_version", lambda: "0.40.0")
     found = checks(workspace)["vllm"]
     assert found.status == "fail"
-    assert "0.40.0 is outside the supported range >=0.28,<0.33" in found.detail
+    assert "0.40.0 is outside the supported range >=0.28,<0.34" in found.detail
     assert supported.OVERRIDE_VARIABLE in found.advice
     monkeypatch.setenv(supported.OVERRIDE_VARIABLE, "1")
     assert checks(workspace)["vllm"].status == "warn"

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
-from lengthwise.scheduler.vllm_adapter.server import launch
+from lengthwise.scheduler.vllm_adapter.server import command, launch
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.cli.app import app
 from lengthwise.training.registry import store
 from lengthwise.training.registry.follow import (
     FileKeeper,
     Follower,
+    follow,
     followed_alias,
     read_policy_file,
 )
@@ -125,6 +126,24 @@ def test_an_empty_registry_says_so(workspace, live_file):
     assert read_live(live_file) == LiveState()
 
 
+def test_a_live_file_that_goes_missing_is_made_again(versions, live_file, said, monkeypatch):
+    write_live(live_file, LiveState(policy="edf"))
+    turns = []
+
+    def sleep(seconds):
+        turns.append(read_live(live_file))
+        live_file.unlink()
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("lengthwise.training.registry.follow.time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        follow(live_file, Follower(versions, said.append), poll_s=1, once=False, say=said.append)
+    assert turns[0] == turns[1] == turns[2]
+    assert turns[0].policy == "edf"
+    assert turns[0].predictor is not None
+
+
 def test_a_file_that_is_no_live_file_is_left_alone(versions, live_file):
     live_file.write_text('{"polcy": 1}')
     done = run("--live", live_file, "--once")
@@ -180,7 +199,7 @@ while time.time() < end:
         if json.loads(text)["policy"] == "llf": break
     time.sleep(0.01)
 """
-    monkeypatch.setattr(launch, "_entry_point", lambda model: [sys.executable, "-c", program])
+    monkeypatch.setattr(command, "_entry_point", lambda model: [sys.executable, "-c", program])
     policy = {"policy": "edf"}
     follower = Follower(versions, said.append)
     keeper = FileKeeper(follower, said.append, (lambda: policy,), poll_s=0.05)
@@ -197,7 +216,9 @@ while time.time() < end:
     thread = threading.Thread(target=operate, daemon=True)
     thread.start()
     before = signal.getsignal(signal.SIGHUP)
-    code = launch.serve_forever("m", ServerSettings(policy="edf"), keeper=keeper)
+    code = launch.serve_forever(
+        "m", ServerSettings(policy="edf"), ["--port", "0"], cache_dir=tmp_path, keeper=keeper
+    )
     assert code == 1  # the stand-in ends unasked
     assert signal.getsignal(signal.SIGHUP) is before
     first, *_, last = states()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,22 @@ def test_a_new_version_learns_lengths_from_features_alone(workspace, predictor_d
     assert result.metrics["mae"] < result.metrics["baselines"]["class_quantiles"]["mae"]
     assert result.metrics["tau"] > 0.3
     assert "lambdarank" not in result.metrics["baselines"]
+
+
+def test_odd_rows_are_left_out_and_named(workspace, predictor_dir, log):
+    registry.register(predictor_dir, workspace=workspace)
+    (file,) = log.glob("requests-*.jsonl")
+    lines = file.read_text().splitlines()
+    row = json.loads(lines[0])
+    narrow = json.dumps(row | {"features": row["features"][:-1]})
+    text = json.dumps(row | {"features": None, "prompt": "one with text"})
+    file.write_text("\n".join([*lines[:300], narrow, text, '{"request_id": 3}', *lines[300:], ""]))
+    for stream in (False, True):
+        result = train(TrainConfig(str(log), stream=stream), workspace=workspace)
+        assert sum(result.rows.values()) == 600
+        assert sum(part["rows"] for part in result.unused["left_out"]) == 2
+        (entry,) = result.unused["skipped"]
+        assert (entry["reason"], entry["rows"]) == ("request_id must be text", 1)
 
 
 def test_an_encoder_needs_text(workspace, predictor_dir, log):

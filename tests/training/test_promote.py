@@ -192,6 +192,38 @@ def test_without_a_word_of_the_model_only_one_profile_will_do(workspace, log):
     (log / "text" / SERVED_FILE).unlink()
 
 
+def test_one_odd_request_does_not_stop_a_judgement(versions, log, tmp_path):
+    folder = tmp_path / "log"
+    shutil.copytree(log / "text", folder)
+    odd = {"request_id": "odd", "status": "finished", "arrival_unix_s": 2e9, "prompt_tokens": 3,
+           "output_tokens": 5}  # fmt: skip
+    lines = [json.dumps(odd), json.dumps(odd | {"features": [1.0], "feature_contract": "x"}),
+             json.dumps(odd | {"status": "?"}), "{"]  # fmt: skip
+    (folder / "requests-99999999.jsonl").write_text("\n".join(lines) + "\n")
+    traffic = logged_traffic(folder, 400)
+    assert (len(traffic.source.requests), traffic.features) == (398, None)
+    assert traffic.left_out == ("2 without prompt text",)
+    done = run("--from-log", folder, "--requests", 200, "--dry-run", "--json")
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["left_out"] == ["2 without prompt text"]
+    assert document["profile_reason"].startswith("tiny-cpu, the shipped")
+
+
+def test_features_of_another_width_are_left_out(log, tmp_path):
+    folder = tmp_path / "log"
+    shutil.copytree(log / "features", folder)
+    (file,) = folder.glob("requests-*.jsonl")
+    lines = file.read_text().splitlines()
+    row = json.loads(lines[-1])
+    lines[-1] = json.dumps(row | {"features": row["features"][:-1]})
+    file.write_text("\n".join(lines) + "\n")
+    traffic = logged_traffic(folder, 500)
+    assert traffic.features.shape == (499, len(row["features"]))
+    assert [part.split(" of width ")[1] for part in traffic.left_out] == [
+        str(len(row["features"]) - 1)
+    ]
+
+
 def test_the_clients_limits_are_replayed(tmp_path):
     writer = RequestLogWriter(tmp_path)
     for i in range(100):
@@ -240,4 +272,4 @@ def test_the_arena_serves_where_there_is_no_log(versions):
     done = run("--workload", "paper", "--source", "synthetic", "--requests", 200, "--seeds", 1)
     assert done.exit_code in (0, 1)
     assert "at load 1.4, 200 requests (modeled, no engine ran)" in done.stdout
-    assert "Played on engine profile tiny-cpu." in done.stdout
+    assert "Played on engine profile tiny-cpu, the shipped tiny-cpu: none is cal" in done.stdout

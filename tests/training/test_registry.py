@@ -11,6 +11,7 @@ import pytest
 from lengthwise.training.registry import models as registry
 from lengthwise.training.registry.models import DEFAULT_PREDICTOR, register, resolve_predictor
 from lengthwise.training.registry.store import RegistryError
+from lengthwise.training.workspace import Workspace
 
 
 def test_the_first_version_is_champion_and_later_ones_challenge(workspace, predictor_dir):
@@ -180,3 +181,39 @@ def test_a_server_that_only_fails_is_told(workspace, monkeypatch):
         with pytest.raises(RegistryError, match=uri):
             resolve_predictor(workspace=workspace)
         server.shutdown()
+
+
+FIRST_USE = """
+import sys
+from lengthwise.training.registry import models
+from lengthwise.training.workspace import Workspace
+workspace = Workspace.current()
+models.check_writable(workspace)
+with models.connect(workspace, writing=True) as mlflow:
+    print(models.experiment_id(mlflow, workspace))
+"""
+
+
+def test_two_processes_may_be_the_first_in_a_new_store(tmp_path):
+    home = tmp_path / "new # home"
+    env = {**os.environ, "LENGTHWISE_HOME": str(home)}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-c", FIRST_USE]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=env, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=500) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert (home / "mlruns" / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b c", "100%20"])
+def test_a_registry_under_any_name(tmp_path, empty_store, predictor_dir, name, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Workspace(tmp_path / name)
+    home.mlruns.mkdir(parents=True)
+    shutil.copy(empty_store, home.database)
+    version = register(predictor_dir, workspace=home)
+    found = resolve_predictor(version.model_uri, workspace=home)
+    assert found.directory.is_relative_to(home.artifacts)
+    assert (found.directory / "card.json").is_file()

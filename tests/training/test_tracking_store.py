@@ -4,14 +4,12 @@ import sqlite3
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
-from lengthwise.training.registry.store import (
-    RegistryError,
-    check_store,
-    display,
-    sqlite_file,
-    tracking_uri,
-)
+from lengthwise.training.registry.store import RegistryError, check_store, tracking_uri
+from lengthwise.training.registry.uri import display, scrubbed, sqlite_file
 from lengthwise.training.workspace import Workspace
 
 
@@ -41,11 +39,91 @@ def test_a_dead_server_is_told_within_seconds():
     assert time.monotonic() - start < 5
 
 
-def test_messages_show_no_password():
-    assert display("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
-    with pytest.raises(RegistryError) as caught:
-        check_store("postgresql://me:secret@127.0.0.1:1/mlflow", writing=True)
-    assert "secret" not in str(caught.value)
+HIDDEN = "in $MLFLOW_TRACKING_URI"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:secret@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        ("postgresql://mlflow:pa#ss@localhost:5432/mlflow", "postgresql://localhost:5432/mlflow"),
+        ("postgresql://mlflow:12#ss@localhost/mlflow", "postgresql://localhost/mlflow"),
+        ("postgresql+psycopg2://me:a%40b%2F@db/mlflow", "postgresql+psycopg2://db/mlflow"),
+        ("mysql+pymysql://me:p/a?s@db/x", "mysql+pymysql://db/x"),
+        ("postgresql://me:p@ss@db/x", HIDDEN),
+        ("postgresql://me:p@ss:word@db/x", HIDDEN),
+        ("postgresql://me:secret@db:port/x", HIDDEN),
+        ("postgresql://db/x?password=secret", "postgresql://db/x"),
+        ("postgresql:///x?host=/run/pg&user=me&password=secret", "postgresql:///x"),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3D%7B%7D%3BPWD%3Dsecret", "mssql+pyodbc:///"),
+        ("http://me:secret@tracking:5000/x", "http://tracking:5000/x"),
+        ("http://me:pa#ss@tracking:5000", HIDDEN),
+        ("http://me:12#ss@tracking:5000", HIDDEN),
+        ("http://me:12/ss@tracking", HIDDEN),
+        ("http://me:12?ss@tracking", HIDDEN),
+        ("https://tracking/x?token=secret", "https://tracking/x"),
+        ("http://tracking:5000", "http://tracking:5000"),
+        ("databricks://profile", "databricks://profile"),
+        ("databricks", "databricks"),
+        ("sqlite:////srv/a@b/mlflow.db", "sqlite:////srv/a@b/mlflow.db"),
+        ("sqlite:///mlruns/mlflow.db?timeout=3", "sqlite:///mlruns/mlflow.db"),
+        ("me:secret@db", HIDDEN),
+    ],
+)
+def test_a_uri_is_shown_only_where_its_password_was_found_and_cut(uri, shown, monkeypatch):
+    assert display(uri) == shown
+    said = f"could not connect to {uri}: password authentication failed"
+    told = scrubbed(said, uri)
+    for word in ("secret", "pa#ss", "12#ss", "a%40b", "p@ss", "ss@"):
+        assert word not in (told or "")
+    if shown == HIDDEN:
+        assert told is None
+
+
+passwords = st.text(st.sampled_from("ab1#?/@:%&=+ []!"), min_size=4, max_size=10)
+
+
+@given(passwords, st.sampled_from(["postgresql", "mysql+pymysql", "http", "https"]))
+def test_no_password_of_any_kind_is_shown(password, scheme):
+    """Written as people write them, unquoted: at most pieces the parsers take for the address."""
+    secret = f"Zq{password}qZ"
+    uri = f"{scheme}://me:{secret}@localhost:5432/mlflow"
+    for text in (display(uri), scrubbed(f"no such thing: {uri}", uri) or ""):
+        assert secret not in text
+        assert "Zq" not in text
+        assert "qZ" not in text
+
+
+def test_messages_show_no_password(monkeypatch):
+    monkeypatch.setattr("lengthwise.training.registry.store.CONNECT_TIMEOUT_S", 0.2)
+    for password in ("secret", "pa#ss", "12#ss", "p@ss"):
+        with pytest.raises(RegistryError) as caught:
+            check_store(f"postgresql://mlflow:{password}@127.0.0.1:1/mlflow", writing=True)
+        assert password not in str(caught.value)
+
+
+def test_what_a_proxy_leads_to_is_not_asked_for_directly(monkeypatch):
+    uri = "http://tracking.invalid:5000"
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RegistryError, match="does not answer"):
+        check_store(uri, writing=True)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    check_store(uri, writing=True)
+    monkeypatch.setenv("no_proxy", "tracking.invalid")
+    with pytest.raises(RegistryError, match="does not answer"):
+        check_store(uri, writing=True)
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "100%", "ü", "a@b", "a&b=c+d"])
+def test_a_workspace_under_any_name(tmp_path, name, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = Workspace(tmp_path / name)
+    uri = tracking_uri(workspace)
+    assert sqlite_file(uri) == workspace.database
+    assert make_url(uri).database == str(workspace.database)
+    check_store(uri, writing=True)
+    assert workspace.mlruns.is_dir()
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///srv/mlruns"])

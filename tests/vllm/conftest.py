@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 # as the server has it, whose processes run sitecustomize.py from there
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from injected_faults import Faults
+from replayed_lengths import REPLAYED
 
-REPLAYED = {str(i): 1 + (37 * i) % 61 for i in range(200)} | {"long": 500}
 SLO_TABLE = {
     "chat": {"ttft_ms": 3000.0, "tpot_ms": 200.0},
     "code": {"e2e_ms": 60000.0, "weight": 2.0},
@@ -80,6 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
     from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
     from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
+    from lengthwise.training.bench.engines.servers import free_port
 
     root = tmp_path_factory.mktemp("server")
     table = root / "replay.json"
@@ -112,9 +112,3 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
     ) as handle:  # fmt: skip
         handle.wait_ready(480)
         yield LiveServer(handle.url, root, faults)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
+from lengthwise.scheduler.vllm_adapter.wire import sealed
 
 EOS = 2
 BLOCK = 16
@@ -31,10 +32,15 @@ def make_request(
     max_tokens: int = 512,
     arrival_time: float | None = None,
     prompt: list[int] | None = None,
+    priority: int = 0,
+    min_tokens: int = 0,
     **extra: Any,
 ) -> Request:
-    """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache."""
-    params = SamplingParams(max_tokens=max_tokens, extra_args=extra or None)
+    """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache;
+    `extra` is sealed, as the API process does."""
+    params = SamplingParams(
+        max_tokens=max_tokens, min_tokens=min_tokens, extra_args=sealed(extra) or None
+    )
     params.update_from_generation_config({"eos_token_id": EOS}, EOS)
     return Request(
         request_id=name,
@@ -43,6 +49,7 @@ def make_request(
         pooling_params=None,
         arrival_time=arrival_time,
         block_hasher=None if prompt is None else _hasher(),
+        priority=priority,
     )
 
 
@@ -68,6 +75,7 @@ class FakeEngine:
         max_num_batched_tokens: int = 256,
         ahead: int = 1,
         prefix_caching: bool = False,
+        scheduling_policy: str = "fcfs",
     ) -> None:
         cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching)
         config = VllmConfig(
@@ -77,6 +85,7 @@ class FakeEngine:
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_model_len=2048,
                 is_encoder_decoder=False,
+                policy=scheduling_policy,
             ),
             cache_config=cache,
             additional_config={

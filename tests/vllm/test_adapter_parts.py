@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep
@@ -96,6 +99,39 @@ def test_a_refit_is_adopted_only_when_it_errs_less():
     never = StepTimeRefit(every_steps=0)
     never.poll(timer, wrong)
     assert never._work is None
+
+
+def test_an_hour_of_short_prompts_does_not_undo_what_long_ones_said():
+    """Refit after refit: the little that short ones move a coefficient does not add up."""
+    believed = load_profile("tiny-cpu").step_time
+    truth = replace(believed, prefill_token_s=3.0 * believed.prefill_token_s)
+    capacity = Capacity(32, 100_000, 2048)
+    rng = np.random.default_rng(0)
+
+    def steps(longest, price):
+        decodes = rng.integers(0, 33, 500)
+        prefill = np.where(rng.random(500) < 0.3, rng.integers(1, longest + 1, 500), 0)
+        context = decodes * 200
+        work = list(zip(prefill, decodes, context, strict=True))
+        seconds = [price(*one) * rng.lognormal(0, 0.02) for one in work]
+        return np.column_stack([prefill, decodes, context, seconds])
+
+    refit = StepTimeRefit(1000, believed, capacity)
+    long_s, models = truth.step_s(2048, 0, 0), []
+    for longest in (2048, *[40] * 8):
+
+        def price(prefill, decodes, context):
+            dear = 2e-3 * min(prefill, 40)  # of a short prompt every token costs more
+            return truth.step_s(prefill, decodes, context) + dear
+
+        found = refit._fit(steps(longest, price), StepTimeModel(1.0, 0, 0, 0, 0))
+        assert found is not None
+        models.append(found[0])
+        refit._believed = found[1]
+    assert [model.step_s(2048, 0, 0) for model in models] == pytest.approx(
+        [long_s] * len(models), rel=0.3
+    )
+    assert models[-1].step_s(2048, 0, 0) == pytest.approx(models[1].step_s(2048, 0, 0), rel=0.1)
 
 
 def test_priors_come_from_the_card(predictor_dir):

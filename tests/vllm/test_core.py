@@ -291,3 +291,17 @@ def test_a_clock_that_stands_still_paces_plans_by_their_nominal_time():
         planner.changed()
         engine.core.before_step(0, engine.running_now, 1e6 + ms / 1e3)
     assert engine.status()["plan"]["count"] == 5
+
+
+def test_nothing_to_predict_on_is_no_fault_of_the_predictors(engine):
+    """A prompt of token ids, as the API process marks it; without its word it is a fault."""
+    fake = engine(lengths="learned")
+    before = REGISTRY.get_sample_value("lengthwise_without_text_total")
+    fake.add(make_request("ids", lw_textless=True))
+    fake.add(make_request("ids-too", lw_textless=True))
+    assert fake.status()["without_text"] == 2
+    assert fake.status()["plan"]["fallbacks"] == {}
+    assert REGISTRY.get_sample_value("lengthwise_without_text_total") == before + 2
+    fake.add(make_request("lost"))
+    assert fake.status()["plan"]["fallbacks"] == {"no-prediction": 1}
+    assert fake.status()["without_text"] == 2

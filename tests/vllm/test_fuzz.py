@@ -7,7 +7,6 @@ import gzip
 import json
 import logging
 import time
-from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,12 @@ from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
 from lengthwise.scheduler.vllm_adapter.api import middleware
 from lengthwise.scheduler.vllm_adapter.api.middleware import STATUS_PATH
 from lengthwise.scheduler.vllm_adapter.api.prediction import Prediction
-from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, hints_of, parse_body
+from lengthwise.scheduler.vllm_adapter.api.request_body import MOST_PROMPTS, hints_of, parse_body
+from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.wire import is_private, sealed
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "operations" / "openapi.yaml"
 SLOS = SloTable.from_dict(TABLE)
@@ -55,7 +56,7 @@ values = st.recursive(
 keys = st.one_of(
     st.sampled_from(
         ["slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "slo_class", "osl", "tenant", "pred_quantiles",
-         "pred_version", "lw_prompt", "lw_features", "lw_contract", "replay_id"]
+         "pred_version", "lw_text_id", "lw_features", "lw_contract", "lw_whole", "replay_id"]
     ), texts,
 )  # fmt: skip
 xargs = st.one_of(values, st.dictionaries(keys, values, max_size=4))
@@ -82,16 +83,11 @@ names = st.sampled_from(["x-slo-ttft-ms", "X-SLO-E2E-MS", "x-llm-d-slo-tpot-ms",
 headers = st.dictionaries(names, st.text(max_size=8), max_size=2)
 
 
-def encoded(found: Any, prediction: Prediction | None = None, log_prompts: bool = False) -> bytes:
-    """The body as the middleware writes it on."""
-    return encode_body(found, hints_of(found, prediction, None, log_prompts))
-
-
-def parsed(raw: bytes, given_headers: dict[str, str] | None = None) -> Any:
+def parsed(raw: bytes, given_headers: dict[str, str] | None = None, path: str = CHAT) -> Any:
     """The parsed body, or the refusal, which must be one line."""
     refusal = None
     try:
-        return parse_body(raw, given_headers or {}, SLOS)
+        return parse_body(raw, given_headers or {}, SLOS, READERS[path])
     except InputError as error:
         refusal = error
     assert str(refusal)
@@ -100,24 +96,23 @@ def parsed(raw: bytes, given_headers: dict[str, str] | None = None) -> Any:
 
 
 @quick
-@given(bodies, headers)
-def test_any_object_is_refused_or_becomes_a_body_that_is_read_the_same_again(body, given_headers):
-    first = parsed(json.dumps(body).encode(), given_headers)
+@given(bodies, headers, st.sampled_from(sorted(READERS)))
+def test_any_object_is_refused_or_goes_on_and_is_read_the_same_again(body, given_headers, path):
+    raw = json.dumps(body).encode()
+    first = parsed(raw, given_headers, path)
     if isinstance(first, InputError):
         return
-    written = encoded(first, PREDICTION, log_prompts=True)
-    sent = json.loads(written)
+    sent = json.loads(first.raw)
     assert {key: shown(sent[key]) for key in body if key != "vllm_xargs"} == {
         key: shown(value) for key, value in body.items() if key != "vllm_xargs"
     }
-    quantiles = sent["vllm_xargs"]["pred_quantiles"]
-    assert len(quantiles) == 12
-    assert all(1 <= value <= 120 for value in quantiles)
-    sent["vllm_xargs"]["lw_prompt"] = "kept by no client"
-    again = parsed(json.dumps(sent).encode())
-    assert again.slo == first.slo
-    assert again.prompts == first.prompts
-    assert encoded(again, PREDICTION, log_prompts=True) == written
+    xargs = sent.get("vllm_xargs")
+    if isinstance(xargs, dict):
+        assert not any(is_private(key) for key in xargs)
+    hints = hints_of(first, PREDICTION)
+    assert len(hints.quantiles) == 12
+    again = parsed(first.raw, given_headers, path)
+    assert again == first
 
 
 def shown(value: Any) -> str:
@@ -127,8 +122,9 @@ def shown(value: Any) -> str:
 
 @quick
 @given(st.binary(max_size=60))
-def test_any_bytes_are_refused_or_left_to_vllm(raw):
-    assert not parsed(raw)
+def test_any_bytes_are_left_to_vllm(raw):
+    for path in READERS:
+        assert parsed(raw, {}, path).raw == raw
 
 
 @quick
@@ -145,6 +141,7 @@ def test_any_arguments_give_an_slo_or_an_input_error(arguments, given_headers):
 @quick
 @given(st.one_of(values, st.dictionaries(keys, values, max_size=4)))
 def test_any_arguments_can_arrive_in_the_engine(extra):
+    extra = sealed(extra) if isinstance(extra, dict) else extra
     causes = []
     intake = Intake(SLOS, generic_priors(), "learned", lambda cause, detail: causes.append(cause))
     arrival = Arrival("r", unix_s=0.0, prompt_tokens=3, max_tokens=50)
@@ -165,42 +162,36 @@ NESTED = [
 
 @pytest.mark.parametrize("form", NESTED)
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_no_depth_of_nesting_gets_past_the_refusal(form, opening, closing):
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
+def test_no_depth_of_nesting_raises_anything_but_a_refusal(form, opening, closing, path):
     """Around Python's limit reading may succeed and showing or writing, some frames on, fail."""
-
-    def outcome(depth):
-        try:
-            found = parse_body(form % (opening * depth + b"1" + closing * depth), {}, SLOS)
-            encoded(found)
-        except InputError as error:
-            return "nested too deeply" in str(error)
-        return False
-
-    refused = bisect_left(range(1_000), True, key=outcome)
-    assert 500 < refused < 1_000
-    assert all(outcome(depth) for depth in [*range(refused, refused + 12), 100_000])
+    for depth in [*range(440, 1_010, 3), 100_000]:
+        raw = form % (opening * depth + b"1" + closing * depth)
+        found = parsed(raw, {}, path)
+        if isinstance(found, InputError):
+            assert "nested too deeply" in str(found) or "slo_ttft_ms" in str(found)
+        else:
+            assert found.raw == raw
 
 
 def test_of_two_equal_keys_vllm_gets_the_one_that_was_checked():
     raw = b'{"prompt": "a", "vllm_xargs": {"slo_e2e_ms": 5, "slo_e2e_ms": 7}, "prompt": "b"}'
-    found = parsed(raw)
-    assert (found.prompts, found.slo.e2e_s) == (["b"], 0.007)
-    assert encoded(found).count(b"slo_e2e_ms") == 1
+    found = parsed(raw, {}, COMPLETIONS)
+    assert (found.prompts, found.slo.e2e_s) == (("b",), 0.007)
+    assert json.loads(found.raw)["prompt"] == "b"
 
 
 def test_what_is_predicted_and_logged_of_a_huge_prompt_is_bounded():
     middle = "middle " * 1_000_000
     raw = json.dumps({"prompt": "head " * 4_800 + middle + "tail\ud800 "}).encode()
-    found = parsed(raw)
+    found = parsed(raw, {}, COMPLETIONS)
     (text,) = found.prompts
     assert len(text) == HEAD_CHARS + 1 + TAIL_CHARS
     assert text.endswith("tail? ")
     assert (encode(text) == encode(json.loads(raw)["prompt"])).all()
-    many = parsed(json.dumps({"prompt": ["word"] * 1_000_000}).encode())
-    assert len(many.prompts) == 64
-    written = encoded(found, log_prompts=True)
-    assert len(written) < len(raw) + 40_000
-    assert json.loads(written)["prompt"] == json.loads(raw)["prompt"]
+    many = parsed(json.dumps({"prompt": ["word"] * 1_000_000}).encode(), {}, COMPLETIONS)
+    assert len(many.prompts) == MOST_PROMPTS
+    assert found.raw == raw
 
 
 def test_features_of_eight_megabytes_take_no_longer_than_of_the_bound():
@@ -252,7 +243,7 @@ def test_long_headers_are_refused_in_short():
         assert answer.status_code == 400
         assert len(answer.json()["error"]["message"]) < 250
     answer = Client().post(COMPLETIONS, {"prompt": "hi"}, {"x-slo-e2e-ms": "9" * 60_000})
-    assert answer.status_code == 400
+    assert answer.json()["vllm_xargs"]["slo_e2e_ms"] == 86_400_000  # the limit
 
 
 # -- prompts stay where they belong -------------------------------------------------------------
@@ -273,11 +264,14 @@ def test_prompts_reach_the_request_log_only_when_asked_for(tiny_dir, tmp_path, c
         for i in range(3):
             predictor.error = RuntimeError("broken") if i == 1 else None
             body = {"prompt": f"{MARKER} {i}", "vllm_xargs": {"slo_e2e_ms": 5000}}
-            engine.add(make_request(f"r{i}", **client.xargs(body)))
-        refused = client.post(COMPLETIONS, {"prompt": MARKER, "vllm_xargs": {"slo_e2e_ms": -1}})
+            told = client.xargs(body)
+            assert MARKER not in json.dumps(told)  # vLLM prints what rides in a request
+            engine.add(make_request(f"r{i}", **told))
+        refused = client.post(COMPLETIONS, {"prompt": MARKER, "vllm_xargs": {"slo_e2e_ms": "x"}})
         engine.run()
         status = engine.scheduler.lengthwise_status()
         engine.scheduler.shutdown()
+        client.close()
     finally:
         ours.removeHandler(caplog.handler)
     logs = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -299,7 +293,7 @@ def test_a_real_server_shows_a_prompt_nowhere_but_in_the_log_that_was_asked_for(
     body = {"model": "tiny", "prompt": f"{MARKER} {MARKER}", "max_tokens": 4}
     xargs = {"vllm_xargs": {"slo_e2e_ms": 60_000}}
     assert httpx.post(server.url + COMPLETIONS, json=body | xargs, timeout=60).status_code == 200
-    bad = body | {"vllm_xargs": {"slo_e2e_ms": -1}, "temperature": "hot"}
+    bad = body | {"vllm_xargs": {"slo_e2e_ms": "x"}, "temperature": "hot"}
     refusal = httpx.post(server.url + COMPLETIONS, json=bad, timeout=60)
     assert refusal.status_code == 400
     shown = [httpx.get(server.url + path, timeout=60).text for path in ("/metrics", STATUS_PATH)]
@@ -363,7 +357,8 @@ REFUSED = {"error": {"message": "no JSON object", "type": "BadRequestError", "co
 SCHEMA = schemathesis.openapi.from_path(OPENAPI)
 SCHEMA.app = StubServer()
 OURS = [("POST", "/lengthwise/configure")]
-ROUTES = [*OURS, ("POST", COMPLETIONS), ("POST", CHAT)]
+GENERATING = [path for path in READERS if path != "/cohere/v2/chat"]  # needs a library of its own
+ROUTES = [*OURS, *(("POST", path) for path in GENERATING)]
 POSITIVE = [("GET", "/lengthwise/status"), *ROUTES]
 if hasattr(middleware, "RELOAD_PATH"):
     POSITIVE.append(("POST", "/lengthwise/reload"))

@@ -12,7 +12,11 @@ from toy_engine import ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
 from lengthwise.scheduler.vllm_adapter.engine import planning
-from lengthwise.scheduler.vllm_adapter.engine.in_force import STALE_INTERVALS, PlanInForce
+from lengthwise.scheduler.vllm_adapter.engine.in_force import (
+    LEAST_STEPS,
+    STALE_INTERVALS,
+    PlanInForce,
+)
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
@@ -101,6 +105,37 @@ def test_limits_hold_until_the_plan_is_stale():
     assert (force.max_running, force.max_prefill_tokens) == (None, None)
     assert not force.stale(1e9)
     assert force.adopted == 1
+
+
+@pytest.mark.parametrize(
+    ("changed_s", "asked_s", "stale"),
+    [
+        (None, 13.9, False),  # nothing changed: until the next tick is long overdue
+        (None, 14.1, True),
+        (10.5, 11.2, False),
+        (10.5, 11.4, True),  # 4 * 0.2 s after the change
+        (10.1, 14.1, True),
+        (99.0, 13.9, False),
+    ],
+)
+def test_a_plan_ends_sooner_once_the_picture_has_changed(changed_s, asked_s, stale):
+    force = PlanInForce()
+    force.adopt(Plan(np.arange(2), max_running=3), 10.0, 1.0, 0.2)
+    if changed_s is not None:
+        force.note_change(changed_s)
+        force.note_change(changed_s + 50.0)  # the first counts
+    for _ in range(LEAST_STEPS):
+        assert not force.stale(asked_s) or asked_s > 14.0
+    assert force.stale(asked_s) == stale
+
+
+def test_a_few_long_steps_are_no_reason_to_give_a_plan_up():
+    force = PlanInForce()
+    force.adopt(Plan(np.arange(2), max_running=3), 10.0, 100.0, 0.01)
+    force.note_change(10.5)
+    assert [force.stale(10.5 + 5.0 * step) for step in range(1, LEAST_STEPS + 2)] == [
+        *[False] * LEAST_STEPS, True,
+    ]  # fmt: skip
 
 
 # -- the core ---------------------------------------------------------------------------------
@@ -346,6 +381,90 @@ def test_a_plan_for_a_queue_that_is_gone_is_dropped():
     step_until(engine, lambda: engine.status()["plan"]["dropped"].get("idle"))
     assert engine.decisions[-1].max_running is None
     assert adopted(engine) == 0
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+@pytest.mark.parametrize("idle_s", [0.0, 0.3])
+def test_seven_then_twelve(hang_up, idle_s):
+    """A plan of the seven, in the making as they end, has nothing to say to the twelve.
+
+    No step is taken in between: the plan lies there, and its age would have been its time to hold.
+    """
+    policy = Scripted(max_running=2)
+    policy.gate = threading.Event()
+    engine = threaded(policy, slots=32)
+    engine.slots = engine.core.slots = 4  # so that three of the seven wait, and are planned for
+    fill(engine, [f"seven-{i}" for i in range(7)], output_tokens=200, slo_tpot_ms=6.5)
+    engine.step()
+    until(lambda: policy.calls)
+    for request in [*engine.running, *engine.queue]:
+        engine.queue.remove_request(request)
+        engine.end(request, "aborted" if hang_up else "finished")
+    policy.gate.set()
+    time.sleep(idle_s)
+    engine.slots = engine.core.slots = 32
+    until(lambda: engine.core.planner._thread._worker.result)
+    policy.parts = {}
+    fill(engine, [f"twelve-{i}" for i in range(12)], output_tokens=400)
+    fill(engine, ["urgent"], output_tokens=20, slo_ttft_ms=300)
+    engine.step()
+    assert len(engine.running) == 13
+    assert engine.status()["queue"]["max_running"] == 32
+    assert engine.status()["plan"]["dropped"] == {"idle": 1}
+    assert adopted(engine) == 0
+
+
+def test_a_limit_whose_successor_does_not_come_ends_soon():
+    """The planner hangs after a plan that let two run; the picture has changed since."""
+    policy = Scripted(max_running=2)
+    engine = threaded(policy, slots=32)
+    engine.slots = engine.core.slots = 4
+    fill(engine, [f"seven-{i}" for i in range(7)], output_tokens=100_000)
+    step_until(engine, lambda: engine.decisions[-1].max_running == 2)
+    policy.gate = threading.Event()
+    engine.slots = engine.core.slots = 32
+    began_s = time.monotonic()
+    fill(engine, ["urgent"], output_tokens=20, slo_ttft_ms=300)
+    step_until(engine, lambda: len(engine.running) == 8)
+    assert time.monotonic() - began_s < 2.0  # a tick of nothing new would have taken 4
+    assert engine.status()["queue"]["max_running"] == 32
+    policy.gate.set()
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_nothing_is_planned_taken_or_limited_while_the_engine_is_paused(in_thread):
+    policy = Scripted(max_running=1)
+    engine = threaded(policy, slots=2, plan_in_thread=in_thread)
+    fill(engine, "ab", output_tokens=100_000)
+    step_until(engine, lambda: engine.running)
+    policy.parts["preempt"] = np.array([0])
+    fill(engine, "c", output_tokens=100_000)
+    step_until(engine, lambda: engine.status()["queue"]["yields"])
+    yields, calls = engine.status()["queue"]["yields"], policy.calls
+    engine.paused = True
+    for _ in range(200):
+        engine.step()
+        assert (engine.decisions[-1].preempt, engine.decisions[-1].max_running) == ([], None)
+    queue = engine.status()["queue"]
+    assert (queue["yields"], queue["paused"], queue["max_running"]) == (yields, True, 2)
+    assert policy.calls <= calls + 1  # what the thread was at
+    assert len(engine.running) == 1  # who ran, runs on
+    engine.paused = False
+    fill(engine, "de", output_tokens=100_000)
+    step_until(engine, lambda: policy.calls > calls + 1)
+
+
+def test_whose_slot_was_taken_goes_first_once_no_plan_holds():
+    policy = Scripted(preempt=np.array([0]))
+    engine = threaded(policy, plan_in_thread=False)
+    fill(engine, "ab", output_tokens=100_000)
+    step_until(engine, lambda: engine.status()["queue"]["yields"])
+    (gave,) = waiting(engine)
+    fill(engine, "cd")
+    policy.raises = RuntimeError("no plan")
+    engine.step()
+    assert waiting(engine) == [gave, "c", "d"]
+    assert engine.status()["queue"]["recovering"] == 1
 
 
 def test_the_share_of_processor_time_is_bounded_and_told():

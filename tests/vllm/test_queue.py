@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
-from lengthwise.scheduler.vllm_adapter.engine.scheduler import VllmQueue
+from lengthwise.scheduler.vllm_adapter.engine.scheduler import VllmQueue, VllmTieredQueue
 
 
 def fresh(name, status=RequestStatus.WAITING, computed=0, output=0):
@@ -202,3 +202,97 @@ def test_operations_stay_quick_with_twenty_thousand_queued():
         queue.remove_request(fresh(f"r{i}"))
         len(queue)
     assert time.perf_counter() - began < 1.0  # a linear scan would take minutes
+
+
+# -- under --scheduling-policy priority -------------------------------------------------------
+
+
+def tiered(**priorities):
+    queue = VllmTieredQueue()
+    for name, priority in priorities.items():
+        request = fresh(name)
+        request.priority = priority
+        queue.add_request(request)
+    return queue
+
+
+def test_tiers_fulfil_the_installed_contract():
+    assert issubclass(VllmTieredQueue, RequestQueue)
+    assert not VllmTieredQueue.__abstractmethods__
+
+
+def test_the_smaller_number_goes_first_and_a_plan_orders_within_it():
+    queue = tiered(a=5, b=0, c=5, d=-1, e=0)
+    assert drained(tiered(a=5, b=0, c=5, d=-1, e=0)) == ["d", "b", "e", "a", "c"]
+    queue.set_order(["c", "a", "e", "gone", "b", "d"])
+    assert queue.plannable_ids() == ["d", "e", "b", "c", "a"]
+    queue.promote("a")
+    late = fresh("late")
+    late.priority = -1
+    queue.add_request(late)
+    assert drained(queue) == ["d", "late", "e", "b", "a", "c"]
+
+
+def test_what_was_shown_is_popped_though_a_sooner_one_comes():
+    queue = tiered(a=5)
+    assert queue.peek_request().request_id == "a"
+    sooner = fresh("b")
+    sooner.priority = 0
+    queue.add_request(sooner)
+    assert [queue.pop_request().request_id, queue.pop_request().request_id] == ["a", "b"]
+
+
+def test_who_ran_recovers_within_its_tier_and_keeps_it_until_forgotten():
+    queue = tiered(a=5, b=0)
+    a = queue._tiers[5].pop_request()
+    a.status, a.num_output_tokens = RequestStatus.PREEMPTED, 3
+    queue.prepend_request(a)
+    assert (queue.recovery_count, queue.recovery_ids()) == (1, ["a"])
+    queue.demote("a")
+    assert (queue.recovery_count, queue.yielded_ids()) == (0, ["a"])
+    queue.reinstate()
+    assert queue.recovery_ids() == ["a"]
+    assert drained(queue) == ["b", "a"]
+    for name in "ab":
+        queue.forget(name)
+    assert (queue._tiers, queue._levels, queue._level_of) == ({}, [], {})
+
+
+def test_a_slot_goes_to_nobody_of_a_later_tier():
+    queue = tiered(runs=1, waits=1)
+    queue.remove_request(queue._tiers[1].peek_request())
+    assert queue.may_displace("runs")
+    queue.forget("waits")
+    later = fresh("later")
+    later.priority = 2
+    queue.add_request(later)
+    assert not queue.may_displace("runs")
+    assert queue.may_displace("later")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(-2, 2)), max_size=40),
+    st.permutations(range(31)),
+    st.sets(st.integers(0, 30)),
+)
+def test_tiers_are_stable_sorting_by_priority(asked, plan, removed):
+    """Whatever is planned and removed: by number, then as one queue would have it."""
+    one, many = VllmQueue(), VllmTieredQueue()
+    priorities = {}
+    for name, priority in asked:
+        if str(name) in priorities:
+            continue
+        priorities[str(name)] = priority
+        for queue in (one, many):
+            request = fresh(str(name))
+            request.priority = priority
+            queue.add_request(request)
+    for queue in (one, many):
+        queue.set_order([str(name) for name in plan])
+        queue.remove_requests([fresh(str(name)) for name in removed])
+    assert (len(one), bool(one)) == (len(many), bool(many))
+    expected = sorted([r.request_id for r in one], key=priorities.__getitem__)
+    assert [r.request_id for r in many] == expected
+    assert all(name in many for name in expected)
+    assert drained(many) == expected

@@ -13,14 +13,14 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, EmulateOptions
-from lengthwise.scheduler.vllm_adapter.server import launch
+from lengthwise.scheduler.vllm_adapter.server import command as command_line
+from lengthwise.scheduler.vllm_adapter.server.command import server_command, server_environment
 from lengthwise.scheduler.vllm_adapter.server.launch import (
     ServerStartError,
     launch_server,
     serve_forever,
-    server_command,
 )
-from lengthwise.scheduler.vllm_adapter.server.launch import server_environment as environment
+from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
 from lengthwise.scheduler.vllm_adapter.settings import (
     REPLAY_VARIABLE,
     SETTINGS_VARIABLE,
@@ -29,6 +29,10 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     read_settings,
     settings_from_additional_config,
 )
+
+
+def environment(model, settings, folder, replay=None, emulate=None, vllm_args=()):
+    return server_environment(model, settings, RunFiles(folder), replay, emulate, vllm_args)
 
 
 def test_settings_survive_the_file(tmp_path):
@@ -57,7 +61,7 @@ def test_a_missing_or_broken_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         read_settings(tmp_path / "none.json")
     (tmp_path / "half.json").write_text('{"policy": ')
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match=r"half\.json: not JSON"):
         read_settings(tmp_path / "half.json")
 
 
@@ -123,8 +127,6 @@ def test_the_environment_carries_the_files_and_a_fresh_metrics_directory(tmp_pat
     assert made[REPLAY_VARIABLE] == str(tmp_path / "t.json")
     assert made["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path / "metrics")
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "3"
-    assert made["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in environment("org/model", None, tmp_path)
 
 
 @pytest.fixture
@@ -132,7 +134,8 @@ def stand_in(monkeypatch):
     """Starts a Python one-liner where vLLM would start."""
 
     def use(program):
-        monkeypatch.setattr(launch, "_entry_point", lambda model: [sys.executable, "-c", program])
+        program_line = [sys.executable, "-c", program]
+        monkeypatch.setattr(command_line, "_entry_point", lambda model: program_line)
 
     return use
 
@@ -142,13 +145,15 @@ def test_a_server_that_cannot_start_says_why(tmp_path, stand_in):
     server = launch_server("m", None, 1, log_path=tmp_path / "log")
     with server as handle, pytest.raises(ServerStartError, match=r"exit code 3:\nno such model"):
         handle.wait_ready(60)
-    assert not handle._scratch.exists()
+    assert not handle.files.folder.exists()
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, 1), (3, 3)])
-def test_a_server_that_ends_unasked_has_failed(stand_in, code, told):
+def test_a_server_that_ends_unasked_has_failed(stand_in, code, told, tmp_path):
     stand_in(f"raise SystemExit({code})")
-    assert serve_forever("m", None) == told
+    port = str(free_port())
+    assert serve_forever("m", None, ["--port", port], cache_dir=tmp_path) == told
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_server_that_is_never_ready_times_out(tmp_path, stand_in):

@@ -15,6 +15,7 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.wire import sealed
 
 
 @dataclass
@@ -42,7 +43,7 @@ def make_request(
     **xargs: Any,
 ) -> ToyRequest:
     arrived = time.time() if arrival_time is None else arrival_time
-    return ToyRequest(name, prompt_tokens, max_tokens, arrived, xargs, blocks)
+    return ToyRequest(name, prompt_tokens, max_tokens, arrived, sealed(xargs), blocks)
 
 
 class ToyQueue(PlannedQueue):
@@ -77,6 +78,7 @@ class ToyEngine:
         self.admitted: list[str] = []
         self.finished: dict[str, str] = {}
         self.decisions: list[Any] = []
+        self.paused = False  # nobody new is admitted; who runs, runs on
 
     def status(self) -> dict[str, Any]:
         return self.control.status()
@@ -108,7 +110,7 @@ class ToyEngine:
 
     def step(self) -> None:
         core, now_s = self.core, time.monotonic()
-        decision = core.before_step(len(self.running), self.running_now, now_s)
+        decision = core.before_step(len(self.running), self.running_now, now_s, paused=self.paused)
         self.decisions.append(decision)
         for name in decision.preempt:
             victim = next(request for request in self.running if request.request_id == name)
@@ -117,7 +119,7 @@ class ToyEngine:
             core.gave_up_slot(name, victim.generated, now_s)
         most = self.slots if decision.max_running is None else decision.max_running
         new = []
-        while self.queue and len(self.running) < most:
+        while self.queue and len(self.running) < most and not self.paused:
             request = self.queue.pop_request()
             self.running.append(request)
             new.append(request)

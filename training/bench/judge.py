@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.request_log import answered, read_request_log
+from lengthwise.data.request_log import largest_group, newest_requests
 from lengthwise.data.slo import DEFAULT_CLASS, Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
@@ -49,12 +49,14 @@ _SECONDS = 1e3
 class Traffic:
     """Requests to replay, with what a predictor may read of each: text, or logged features.
 
-    `features` (n, f) belong to the requests of the source's list, in their order.
+    `features` (n, f) belong to the requests of the source's list, in their order; `left_out` says
+    of the requests that were not taken what they lack.
     """
 
     source: WorkloadSource
     features: np.ndarray | None = None
     feature_contract: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def predict(
         self, predictor: LengthPredictor, requests: Sequence[WorkloadRequest], label: str
@@ -130,20 +132,15 @@ class PromotionDecision:
 def logged_traffic(folder: Path, most: int) -> Traffic:
     """The last `most` finished requests of a log, at the times they arrived.
 
-    Text where every request has it, else the features of the contract most of them have.
+    Those with text, or where too few have it those with features of one contract; the others are
+    counted (`Traffic.left_out`). The log is read from its new end.
     """
-    frame = read_request_log(folder)
-    frame = frame[answered(frame)]
-    frame = frame.sort_values("arrival_unix_s").tail(most)
+    frame = newest_requests(folder, most)
     from lengthwise.predictor.fitting.fit import logged_features
 
-    features = contract = None
-    if len(frame) and frame["prompt"].isna().any():
-        if frame["feature_contract"].isna().all():
-            raise InputError(f"{folder} holds neither prompt text nor features")
-        contract = str(frame["feature_contract"].mode()[0])
-        frame = frame[frame["feature_contract"] == contract]
-        features = logged_features(frame)
+    group = largest_group(frame, str(folder))
+    frame = frame[group.rows]
+    features = None if group.contract is None else logged_features(frame)
     if len(frame) < LEAST_REQUESTS:
         raise InputError(
             f"{folder} has {len(frame)} finished requests to replay, at least {LEAST_REQUESTS} "
@@ -161,13 +158,15 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
                 _seconds(row.slo_e2e_ms),
                 row.slo_class or DEFAULT_CLASS,
             ),
-            prompt=row.prompt if isinstance(row.prompt, str) else None,
+            prompt=row.prompt if features is None else None,
             max_tokens=_limit(row.max_tokens, row.output_tokens),
         )
         for row in frame.itertuples()
     )
     name = f"log:{folder.name}"
-    return Traffic(WorkloadSource(name, name, requests=requests), features, contract)
+    source = WorkloadSource(name, name, requests=requests)
+    left_out = tuple(f"{part['rows']} {part['reason']}" for part in group.left_out)
+    return Traffic(source, features, group.contract, left_out)
 
 
 def judge(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,7 +104,9 @@ def measure(
         capacity = capacity or capacity_rps(source, device)
         tell_throughput(settings, source, device, capacity, say)
     directory = workspace.new_run_dir("bench")
-    own = {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
+    own: dict[str, Any] = (
+        {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
+    )
     with start_servers(
         settings.model,
         directory=directory / "servers",

@@ -13,28 +13,39 @@ import typer
 from typer.core import TyperGroup
 
 from lengthwise.data.errors import InputError
+from lengthwise.training import console
 from lengthwise.training.cli import bench, data, predictors, promote, serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 
 
 class LengthwiseGroup(TyperGroup):
-    """Turns bad input and refused files into one line on stderr and exit status 2."""
+    """Turns whatever goes wrong into one line on stderr and exit status 2."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; a traceback only with --debug."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line; a traceback only with --debug."""
+        console.standard_streams()
         try:
-            return super().invoke(ctx)
-        except (InputError, OSError) as error:
-            # a reader that went away (`| head`) is click's to handle
-            if os.environ.get(DEBUG_VARIABLE) == "1" or isinstance(error, BrokenPipeError):
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                console.flush_stdout()
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise
-            print(f"lengthwise: error: {_one_line(error)}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            # a reader that went away (`| head`) needs no telling
+            if not isinstance(error, BrokenPipeError):
+                print(f"lengthwise: error: {one_line(error)}", file=sys.stderr)
+            sys.exit(1 if isinstance(error, BrokenPipeError) else 2)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What went wrong, on one line; what nobody foresaw with its kind and where to see more."""
+    said = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return said or type(error).__name__
+    what = said if isinstance(error, OSError) and said else f"{type(error).__name__}: {said}"
+    return f"{what.rstrip(': ')} (lengthwise --debug ... shows where)"
 
 
 app = typer.Typer(

@@ -6,15 +6,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from lengthwise.data.describe import unused_lines
 
 
 def render(description: dict[str, Any], console: Console) -> None:
     """Print a description as tables."""
     head = Table(title=str(description["spec"]), show_header=False)
     for key, value in description.items():
-        if key not in ("spec", "by", "predictions") and value is not None:
+        if key not in ("spec", "by", "predictions", "unused") and value is not None:
             head.add_row(key.replace("_", " "), _text(value))
     console.print(head)
+    for line in unused_lines(description.get("unused", {})):
+        console.print(Text(line), soft_wrap=True)
     if description.get("predictions"):
         console.print(_errors_table(description["predictions"]))
     rows = description.get("by")

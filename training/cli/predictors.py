@@ -28,7 +28,7 @@ def train(
     pack: Annotated[str | None, typer.Option(help="A pack under $LENGTHWISE_DATA.")] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", help="JSONL, Parquet or ShareGPT JSON with prompt and response."),
+        typer.Option("--input", help="Prompts with answers: JSON, JSONL, CSV, Parquet."),
     ] = None,
     from_log: Annotated[
         Path | None, typer.Option(help="A server's request log, a directory.")

@@ -95,6 +95,7 @@ def promote(
         steps.step("reading the traffic")
         table = read_slo_table(slo_table) if slo_table else None
         server = server_of(from_log, workspace, profile=profile, model=model, slo_table=table)
+        why = _why_profile(server.profile.name, from_log, workspace, profile=profile, model=model)
         traffic = _traffic(from_log, workload, source, requests or MOST_REQUESTS, server.profile)
         named = traffic.source.table is not None
         steps.step("replaying it with both")
@@ -111,9 +112,13 @@ def promote(
             decision, sides[1], force=force, dry_run=dry_run, workspace=workspace
         )
     if as_json:
-        console.print_json(decision.to_json() | {"promoted": moved, "dry_run": dry_run})
+        console.print_json(
+            decision.to_json()
+            | {"profile_reason": why, "left_out": list(traffic.left_out)}
+            | {"promoted": moved, "dry_run": dry_run}
+        )
     else:
-        _print(decision, moved, dry_run)
+        _print(decision, moved, dry_run, why, traffic.left_out)
     if not (decision.promote or force):
         raise typer.Exit(1)
 
@@ -133,7 +138,37 @@ def _traffic(
     return Traffic(open_workload(workload, source=source, profile=profile))
 
 
-def _print(decision: PromotionDecision, moved: bool, dry_run: bool) -> None:
+def _why_profile(
+    name: str,
+    from_log: Path | None,
+    workspace: Workspace,
+    *,
+    profile: str | None,
+    model: str | None,
+) -> str:
+    """Which engine profile a replay takes, and by which of `server_of`'s rules."""
+    from lengthwise.training.bench.served import read_served
+    from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path
+
+    served = (read_served(from_log) if from_log is not None else None) or {}
+    if profile is not None:
+        return f"{name}, as --profile says"
+    if served.get("settings", {}).get("profile"):
+        return f"{name}, as the log's server was told"
+    known = model or served.get("model")
+    if known is not None and profile_path(workspace, known).is_file():
+        whose = "--model" if model else "the log's server"
+        return f"{name}, calibrated for {known}, the model of {whose}"
+    if known is not None:
+        return f"{name}, the shipped one of {known}"
+    if list((workspace.cache / "profiles").glob("*.json")):
+        return f"{name}, the only one calibrated here"
+    return f"{name}, the shipped {DEFAULT_PROFILE}: none is calibrated here"
+
+
+def _print(
+    decision: PromotionDecision, moved: bool, dry_run: bool, why: str, left_out: tuple[str, ...]
+) -> None:
     sides = {"champion": decision.champion, "challenger": decision.challenger}
     load = "at its own pace" if decision.load is None else f"at load {decision.load:g}"
     console.print_table(
@@ -145,7 +180,9 @@ def _print(decision: PromotionDecision, moved: bool, dry_run: bool) -> None:
         ],
     )
     low, high = decision.difference_ci95
-    print(f"Played on engine profile {decision.profile}.")
+    if left_out:
+        print(f"Left out of the log's requests: {', '.join(left_out)}.")
+    print(f"Played on engine profile {why}.")
     print(
         f"Paired difference {100 * decision.difference:+.1f} points "
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f})."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
@@ -30,9 +32,58 @@ DEFAULT_PORT = 8000
 def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("serve", context_settings=passing_on)(serve)
+    app.command("serve", cls=ServeCommand, context_settings=passing_on)(serve)
     app.command("follow")(follow)
     app.command("doctor")(doctor)
+
+
+class ServeCommand(TyperCommand):
+    """Keeps to its own options; every other word is vLLM's and stays as it is in ``ctx.args``.
+
+    click would take vLLM's ``-dph`` for ``-d -p -h`` and answer with help.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse our part of the line."""
+        arity = {"-h": 0, "--help": 0}
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "option":
+                flag = getattr(parameter, "is_flag", False)
+                names = [*parameter.opts, *parameter.secondary_opts]
+                arity |= dict.fromkeys(names, 0 if flag else 1)
+        ours, theirs = split_arguments(args, arity)
+        super().parse_args(ctx, ours)
+        ctx.args = theirs
+        return theirs
+
+
+def split_arguments(args: Sequence[str], arity: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Our words of a command line, and vLLM's, each in their order.
+
+    Ours are the options of ``arity`` (option to the number of its values) and the first word that
+    is no option, the model. InputError when an option of vLLM's comes before that.
+    """
+    ours: list[str] = []
+    theirs: list[str] = []
+    has_model = False
+    words = iter(args)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in arity:
+            ours.append(word)
+            values = 0 if equals else arity[name]
+            ours += itertools.islice(words, values)
+        elif has_model:
+            theirs.append(word)
+        elif word.startswith("-") and word != "--":
+            theirs.append(word)
+            break
+        elif word != "--":
+            ours.append(word)
+            has_model = True
+    if not has_model and theirs and not {"-h", "--help"} & {*ours, *words}:
+        raise InputError(f"MODEL comes before vLLM's options, got {theirs[0]!r}")
+    return ours, theirs
 
 
 def serve(
@@ -114,8 +165,7 @@ def serve(
     over without a restart, and one with the alias 'shadow' predicts along without being obeyed.
     SIGHUP reads the registry, --slo-table and --policy-file anew.
     """
-    if model.startswith("-"):
-        raise InputError(f"MODEL comes before vLLM's options, got {model!r}")
+    check_start(model, ctx.args)
     from lengthwise.scheduler.vllm_adapter.server.launch import serve_forever
     from lengthwise.scheduler.vllm_adapter.settings import make_settings
     from lengthwise.training.registry.follow import (
@@ -185,6 +235,22 @@ def serve(
             emulate=device,
         )
     )
+
+
+def check_start(model: str, vllm_args: Sequence[str]) -> None:
+    """InputError for an address that is taken or a model that is none, before anything loads."""
+    from lengthwise.scheduler.vllm_adapter.server.preflight import (
+        address_of,
+        check_model,
+        hold_address,
+    )
+    from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
+
+    if model != TINY_NAME:
+        check_model(model)
+    address = address_of(vllm_args)
+    if address is not None:
+        hold_address(address).close()
 
 
 def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:

@@ -123,20 +123,23 @@ def follow(
 ) -> LiveState:
     """Keep the file until interrupted (or look once); returns its last state.
 
-    Raises InputError for a file that is no live file.
+    A file that is missing, or goes missing, is made (again). Raises InputError for a file that is
+    no live file.
     """
     keeper = FileKeeper(follower, say, poll_s=poll_s)
-    if not live_file.exists():
-        write_live(live_file, LiveState())
+    state = LiveState()
     while True:
         try:
+            if not live_file.exists():
+                write_live(live_file, state)
             keeper.keep(live_file, reread=False)
+            state = read_live(live_file)
         except (InputError, OSError) as error:
             if once:
                 raise
             say(f"not kept: {error}")
         if once:
-            return read_live(live_file)
+            return state
         time.sleep(poll_s)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.describe import unused_lines, unused_of
 from lengthwise.data.errors import InputError
-from lengthwise.data.request_log import log_batches
+from lengthwise.data.request_log import largest_group, log_batches, of_group
 from lengthwise.data.sources.load import SYNTHETIC, default_source, load_table
 from lengthwise.data.splits import split_table
 from lengthwise.data.table import take_rows
@@ -59,7 +60,8 @@ class TrainResult:
     """A trained, logged predictor.
 
     ``model_uri`` is the version's where one was registered, the logged model's otherwise;
-    ``metrics`` are of the test split, as `predictor.fitting.evaluate.evaluate` returns them.
+    ``metrics`` are of the test split, as `predictor.fitting.evaluate.evaluate` returns them;
+    ``unused`` says what of the source was not used and why (`data.describe.unused_of`).
     """
 
     model_uri: str
@@ -71,6 +73,7 @@ class TrainResult:
     metrics: Mapping[str, Any]
     importances: Mapping[str, float]
     duration_s: float
+    unused: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``lengthwise train --json`` ends in."""
@@ -84,6 +87,7 @@ class TrainResult:
             "metrics": self.metrics,
             "importances": dict(self.importances),
             "duration_s": round(self.duration_s, 2),
+            "unused": dict(self.unused),
         }
 
 
@@ -105,7 +109,7 @@ def train(
     registry.check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
-    predictor, parts = (_fit_streamed if config.stream else _fit_table)(
+    predictor, parts, unused = (_fit_streamed if config.stream else _fit_table)(
         config, source, workspace, steps
     )
     steps.step("evaluating")
@@ -154,22 +158,29 @@ def train(
         metrics=metrics,
         importances=predictor.card["importances"],
         duration_s=time.perf_counter() - started,
+        unused=unused,
     )
 
 
 def _fit_table(
     config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
-) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
-    table = load_table(source, limit=config.limit)
-    rows, base = what_to_learn_from(table, source, workspace)
+) -> tuple[LengthPredictor, Mapping[str, PromptTable], dict[str, Any]]:
+    reading = console.Megabytes(steps, source)
+    table = load_table(source, limit=config.limit, watch=reading)
+    unused = unused_of(table)
+    rows, base, left_out = what_to_learn_from(table, source, workspace)
+    if left_out:
+        unused["left_out"] = [*unused.get("left_out", ()), *left_out]
+    del table
     parts = split_table(rows, seed=config.seed)
+    del rows
     _require_rows(parts, source)
-    return _fit(config, parts, base, steps), parts
+    return _fit(config, parts, base, steps), parts, unused
 
 
 def _fit_streamed(
     config: TrainConfig, source: str, workspace: Workspace, steps: console.Steps
-) -> tuple[LengthPredictor, Mapping[str, PromptTable]]:
+) -> tuple[LengthPredictor, Mapping[str, PromptTable], dict[str, Any]]:
     """The log's features piece by piece; its first piece says which predictor computed them."""
     from lengthwise.predictor.fitting.stream import fit_stream
 
@@ -177,41 +188,58 @@ def _fit_streamed(
     first = next(batches, None)
     if first is None:
         raise InputError(f"{source} holds no finished request")
-    _, base = what_to_learn_from(first.assign(prompt=None), source, workspace)
+    learned, base, _ = what_to_learn_from(first.assign(prompt=None), source, workspace)
     assert base is not None
-    read = 0
+    width = len(learned["features"].iloc[0])
+    read = others = 0
+    unused: dict[str, Any] = {}
 
     def counted() -> Iterator[PromptTable]:
-        nonlocal read
+        nonlocal read, others
         for batch in chain([first], batches):
             read += len(batch)
             steps.step(f"read {read:,} rows")
-            same = (batch["feature_contract"] == base.feature_contract).to_numpy()
+            same = of_group(batch, base.feature_contract, width)
+            others += int((~same).sum())
+            unused.update(unused_of(batch))  # what was skipped so far: the last batch says all
             if same.any():
                 yield take_rows(batch, same).assign(prompt=None)
 
-    return fit_stream(base, counted(), seed=config.seed)
+    predictor, parts = fit_stream(base, counted(), seed=config.seed)
+    if others:
+        reason = f"not features {base.feature_contract} of width {width}"
+        unused["left_out"] = [{"reason": reason, "rows": others}]
+    return predictor, parts, unused
 
 
 def what_to_learn_from(
     table: PromptTable, source: str, workspace: Workspace
-) -> tuple[PromptTable, LengthPredictor | None]:
-    """The rows to train on: those with text; of a log without, those with features, and whose.
+) -> tuple[PromptTable, LengthPredictor | None, list[dict[str, Any]]]:
+    """The rows to train on, whose features they hold (None: text), and what the others lack.
 
-    Features mean something only to the predictor that computed them: of several, the rows of the
-    one with most are taken. InputError where there is neither text nor features.
+    Features mean something only to the predictor that computed them: where a log holds little
+    text, the largest group of rows with features of one kind is taken. InputError where there is
+    neither text nor features.
     """
-    has_text = table["prompt"].notna().to_numpy()
-    if has_text.any():
-        return take_rows(table, has_text), None
-    if "features" not in table or table["features"].isna().all():
-        raise InputError(f"{source} holds neither prompt text nor features")
+    if "features" not in table:
+        has_text = table["prompt"].notna().to_numpy()
+        if not has_text.any():
+            raise InputError(f"{source} holds neither prompt text nor features")
+        missing = int((~has_text).sum())
+        lacking = [{"reason": "without prompt text", "rows": missing}] if missing else []
+        return take_rows(table, has_text), None, lacking
+    group = largest_group(table, source)
+    rows = take_rows(table, group.rows)
+    if group.contract is None:
+        return rows, None, group.left_out
     from lengthwise.predictor.model import LengthPredictor
 
-    contract = table["feature_contract"].mode()[0]
-    rows = take_rows(table, (table["feature_contract"] == contract).to_numpy())
-    resolved = registry.resolve_predictor(rows["predictor"].mode()[0], workspace=workspace)
-    return rows, LengthPredictor.load(resolved.directory)
+    rows["prompt"] = None
+    version = rows["predictor"].dropna().mode()
+    if version.empty:
+        raise InputError(f"{source} does not say which predictor computed its features")
+    resolved = registry.resolve_predictor(version[0], workspace=workspace)
+    return rows, LengthPredictor.load(resolved.directory), group.left_out
 
 
 def _fit(
@@ -290,6 +318,8 @@ def print_result(result: TrainResult) -> None:
         ["predictor", *METRIC_HEADINGS],
         [[name, *metric_cells(values)] for name, values in models.items()],
     )
+    for line in unused_lines(result.unused):
+        print(line)
     if result.importances:
         shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
         print(f"Read most (share of the boosters' gain): {shares}")

@@ -35,8 +35,11 @@ class AdmissionDesk:
     async def ask(
         self, core: Any, hints: Hints, prompt_characters: int, max_tokens: int | None
     ) -> Answer:
-        """The verdict on a request; to admit when there is none in time."""
-        if hints.slo.is_best_effort:
+        """The verdict on a request; to admit when there is none in time.
+
+        Who has nothing to lose is not judged: best effort, and what was lost when it came.
+        """
+        if hints.slo.is_best_effort or hints.slo.is_lost:
             return Answer()
         question = Question(
             hints.for_planning(),

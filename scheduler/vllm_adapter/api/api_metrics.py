@@ -40,6 +40,11 @@ class ApiMetrics:
             ["role", "version"],
             multiprocess_mode="livemax",
         )
+        self.unread = Counter(
+            "lengthwise_unread_generations",
+            "Sequences of routes that no reader knows, passed on untouched.",
+            ["route"],
+        )
         self.admission_unanswered = Counter(
             "lengthwise_admission_unanswered",
             "Requests admitted because the engine gave no verdict, by cause.",

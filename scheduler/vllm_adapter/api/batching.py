@@ -78,30 +78,31 @@ class BatchedPredictor:
         self._call_began_s: float | None = None
         self._failures = 0
 
-    async def predict(self, prompts: Sequence[str], slo_class: str) -> Prediction | None:
-        """The mean over the prompts of one request; None on a fault or after the time-out."""
+    async def predict(self, prompts: Sequence[str], slo_class: str) -> list[Prediction | None]:
+        """A prediction for each prompt of one request; None on a fault or after the time-out."""
         began_s = time.perf_counter()
         if self._call_began_s is not None and began_s - self._call_began_s > self._timeout_s:
             self._outcomes.labels("skipped").inc()
-            return None
+            return [None] * len(prompts)
         loop = asyncio.get_running_loop()
-        asked = [_Asked(p, slo_class, loop.create_future()) for p in prompts[:_MOST_IN_THREAD]]
+        asked = [_Asked(prompt, slo_class, loop.create_future()) for prompt in prompts]
         self._waiting.extend(asked)
         if self._call_began_s is None:
             self._start(loop)
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = [await one.answer for one in asked]
+                for one in asked:
+                    await one.answer
         except TimeoutError:
             late = {id(one) for one in asked}
             self._waiting = [one for one in self._waiting if id(one) not in late]
             self._outcomes.labels("timeout").inc()
-            return None
+            return [_answered(one) for one in asked]  # a long list may be half done
         if self._latency is not None:
             self._latency.observe(time.perf_counter() - began_s)
-        good = [prediction for prediction in found if prediction is not None]
-        self._outcomes.labels("ok" if good else "failed").inc()
-        return _mean(good)
+        found = [_answered(one) for one in asked]
+        self._outcomes.labels("ok" if any(found) else "failed").inc()
+        return found
 
     def close(self) -> None:
         """Stop the worker thread."""
@@ -189,8 +190,7 @@ class BatchedPredictor:
         ]
 
 
-def _mean(predictions: Sequence[Prediction]) -> Prediction | None:
-    if len(predictions) < 2:
-        return predictions[0] if predictions else None
-    quantiles = np.mean([one.quantiles for one in predictions], axis=0)
-    return Prediction(quantiles.tolist(), predictions[0].version)
+def _answered(asked: _Asked) -> Prediction | None:
+    """What was predicted so far; a wait that timed out has cancelled its future."""
+    done = asked.answer.done() and not asked.answer.cancelled()
+    return asked.answer.result() if done else None

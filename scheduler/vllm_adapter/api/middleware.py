@@ -1,9 +1,10 @@
-"""The API process's side: read the request, check its SLO, predict its length, pass it on.
+"""The API process's side: read the request, check its SLO, predict its lengths, pass it on.
 
-A pure ASGI class for vLLM's ``--middleware``. It touches only POSTs to the two completion
-routes, and of those only the body; responses stream through untouched. It also answers
-``GET /lengthwise/status``, ``POST /lengthwise/reload`` and, when allowed,
-``POST /lengthwise/configure``; all three ask for vLLM's API key where there is one.
+A pure ASGI class for vLLM's ``--middleware``. It puts itself behind vLLM's own layers (``layers``),
+reads the POSTs to the routes that ``routes`` knows, and leaves what it found where the sequences
+of the request will find it (``sequences``); bodies go on as they came, responses stream through
+untouched. It also answers ``GET /lengthwise/status``, ``POST /lengthwise/reload`` and, when
+allowed, ``POST /lengthwise/configure``; all three ask for vLLM's API key where there is one.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.front import Front, engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
-from lengthwise.scheduler.vllm_adapter.api.request_body import encode_body, hints_of, parse_body
+from lengthwise.scheduler.vllm_adapter.api.request_body import (
+    ParsedRequest,
+    parse_body,
+    parse_headers,
+)
+from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS, Reader
+from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -46,10 +54,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 STATUS_PATH = "/lengthwise/status"
 CONFIGURE_PATH = "/lengthwise/configure"
 RELOAD_PATH = "/lengthwise/reload"
+
+_MOST_READ_BYTES = 32 * 1024 * 1024  # a larger body streams through, only its headers are read
+_MOST_INLINE_BYTES = 64 * 1024  # a larger one is read in a thread
 
 
 class _BodyTooLargeError(Exception):
@@ -72,33 +82,50 @@ class LengthwiseMiddleware:
         settings: ServerSettings | None = None,
         service: PredictionService | None = None,
     ) -> None:
-        self.app = app
         self.settings = settings if settings is not None else settings_from_environment()
         self._table = self.settings.slos
         self._metrics = api_metrics()
         self.service = service or load_service(self.settings, self._metrics)
+        self.front = Front(self.settings, self.service, self._metrics)
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
                 self.settings, self.service, self._metrics, self._use_table
             )
-        self.admission: AdmissionDesk | None = None
-        if self.settings.admission.mode != "off":
-            self.admission = AdmissionDesk(self.settings.admission, self._metrics)
+        self.app: App = app
+        self._outer, self._innermost = put_innermost(app, self._behind)
+        if not self._innermost:
+            logger.warning("the layers of the server are not known: ours stands outside of them")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI call."""
+        """One ASGI call, through the server's layers to ours."""
+        await self._outer(scope, receive, send)
+
+    def _behind(self, inner: App) -> App:
+        self.app = inner
+        return self._handle
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "app" in scope:
+            self.front.attach(_client_of(scope))
+            if self.reloader is not None and scope["type"] == "http":
+                self.reloader.start(self._engine_of(scope))
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            with calling(Call(scope=scope)):
+                await self.app(scope, receive, send)
             return
-        if self.reloader is not None and "app" in scope:
-            self.reloader.start(self._engine_of(scope))
         # vLLM may run under a root path; routes are matched without it.
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         route = (scope["method"], path)
+        reader = READERS.get(path) if scope["method"] == "POST" else None
+        # nothing is read, judged or said to whom a layer behind ours will turn away
+        stranger = not self._innermost and not _authorized(scope)
         try:
-            if scope["method"] == "POST" and path in COMPLETION_PATHS:
-                await self._completion(scope, receive, send)
+            if reader is not None and not stranger:
+                await self._generation(scope, receive, send, reader)
+            elif route[0] == "POST" and path in HEADERS_ONLY and not stranger:
+                parsed = parse_headers(_headers(scope), self._table)
+                await self._pass_on(scope, receive, send, parsed)
             elif route == ("GET", STATUS_PATH):
                 await self._status(scope, send)
             elif route == ("POST", RELOAD_PATH):
@@ -106,7 +133,8 @@ class LengthwiseMiddleware:
             elif route == ("POST", CONFIGURE_PATH):
                 await self._configure(scope, receive, send)
             else:
-                await self.app(scope, receive, send)
+                with calling(Call(scope=scope)):
+                    await self.app(scope, receive, send)
         except InputError as error:
             await self._refuse(send, 400, str(error), "invalid_request_error")
         except _BodyTooLargeError:
@@ -119,33 +147,38 @@ class LengthwiseMiddleware:
         except _ClientGoneError:
             return
 
-    # -- completions --------------------------------------------------------------------------
+    # -- generations --------------------------------------------------------------------------
 
-    async def _completion(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw = await self._read(scope, receive)
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        parsed = parse_body(raw, headers, self._table)
-        if parsed is not None:
-            prediction, shadow = await self.service.predict_both(
-                parsed.prompts, parsed.slo.slo_class, parsed.osl
-            )
-            log_prompts = self.settings.log_prompts and self.settings.request_log is not None
-            hints = hints_of(parsed, prediction, shadow, log_prompts)
-            # whom vLLM will turn away for its key need not cost the engine a verdict
-            if self.admission is not None and _authorized(scope):
-                characters = sum(map(len, parsed.prompts))
-                answer = await self.admission.ask(
-                    _engine_of(scope), hints, characters, parsed.max_tokens
-                )
-                if answer.action == "shed":
-                    await self._shed(send, answer)
-                    return
-                hints = replace(hints, downgraded=answer.action == "downgrade")
-            raw = encode_body(parsed, hints)
-        replaced = _with_length(scope, len(raw))
-        await self.app(replaced, _replay(raw, receive), send)
+    async def _generation(self, scope: Scope, receive: Receive, send: Send, reader: Reader) -> None:
+        """Read the body, then pass it on with what was found."""
+        raw, complete = await self._read(receive)
+        headers = _headers(scope)
+        if not complete:
+            parsed = parse_headers(headers, self._table)
+            await self._pass_on(scope, _replay(raw, receive, more=True), send, parsed)
+            return
+        if len(raw) > _MOST_INLINE_BYTES:
+            parsed = await asyncio.to_thread(parse_body, raw, headers, self._table, reader)
+        else:
+            parsed = parse_body(raw, headers, self._table, reader)
+        if parsed.raw is not raw:
+            scope = _with_length(scope, len(parsed.raw))
+        await self._pass_on(scope, _replay(parsed.raw, receive), send, parsed)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, parsed: ParsedRequest
+    ) -> None:
+        """Predict, ask for admission, and let the route start the request's sequences."""
+        core = engine_core_of(_client_of(scope))
+        call = await self.front.prepare(parsed, core)
+        if isinstance(call, Answer):
+            await self._shed(send, call)
+            return
+        try:
+            with calling(call):
+                await self.app(scope, receive, send)
+        finally:
+            self.front.finished(call, parsed, core)
 
     async def _shed(self, send: Send, answer: Answer) -> None:
         self._metrics.rejected.labels("503").inc()
@@ -158,7 +191,8 @@ class LengthwiseMiddleware:
         after = math.ceil(max(1.0, answer.retry_after_s or 1.0))
         await _send_json(send, 503, {"error": error}, [(b"retry-after", str(after).encode())])
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive) -> tuple[bytes, bool]:
+        """The body, and whether that is all of it: beyond _MOST_READ_BYTES reading stops."""
         limit = self.settings.max_body_bytes
         body = bytearray()  # not a list of chunks: a client may send a byte at a time
         while True:
@@ -166,10 +200,12 @@ class LengthwiseMiddleware:
             if message["type"] == "http.disconnect":
                 raise _ClientGoneError
             body += message.get("body", b"")
-            if len(body) > limit:
+            if limit is not None and len(body) > limit:
                 raise _BodyTooLargeError
             if not message.get("more_body", False):
-                return bytes(body)
+                return bytes(body), True
+            if limit is None and len(body) > _MOST_READ_BYTES:
+                return bytes(body), False
 
     # -- status and configure -----------------------------------------------------------------
 
@@ -221,7 +257,7 @@ class LengthwiseMiddleware:
             return
         if not await self._authorize(scope, send):
             return
-        raw = await self._read(scope, receive)
+        raw, _ = await self._read(receive)
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -284,10 +320,8 @@ def _shown(outcomes: Outcomes) -> dict[str, Any]:
     return {name: asdict(part) for name, part in outcomes.items()}
 
 
-def _engine_of(scope: Scope) -> Any:
-    """The client of the engine core, or None before there is one."""
-    client = getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
-    return getattr(client, "engine_core", None)
+def _client_of(scope: Scope) -> Any:
+    return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
@@ -298,8 +332,15 @@ def _with_length(scope: Scope, length: int) -> Scope:
     return {**scope, "headers": headers}
 
 
-def _replay(raw: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body first, then whatever the client does (disconnects)."""
+def _headers(scope: Scope) -> dict[str, str]:
+    return {
+        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+    }
+
+
+def _replay(raw: bytes, receive: Receive, more: bool = False) -> Receive:
+    """A ``receive`` that gives the body first, then whatever the client does (the rest of a body,
+    disconnects)."""
     given = False
 
     async def replayed() -> Message:
@@ -307,14 +348,15 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
-        return {"type": "http.request", "body": raw, "more_body": False}
+        return {"type": "http.request", "body": raw, "more_body": more}
 
     return replayed
 
 
 def _authorized(scope: Scope) -> bool:
-    """vLLM's own authentication runs after this middleware, so its key is checked here too."""
-    args = getattr(getattr(scope["app"], "state", None), "args", None)
+    """Whether a caller has vLLM's key; its own check guards neither our routes nor what stands
+    outside of its layers."""
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
     given_keys = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
     keys = [key for key in given_keys if key]
     if not keys:

@@ -15,7 +15,12 @@ from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import CLIENT_LENGTH, DEFAULT_LEVELS, Prediction
+from lengthwise.scheduler.vllm_adapter.wire import (
+    CLIENT_LENGTH,
+    DEFAULT_LEVELS,
+    FIXED_LENGTH,
+    Prediction,
+)
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -70,30 +75,51 @@ class PredictionService:
         """How many quantiles a prediction has."""
         return len(DEFAULT_LEVELS) if self.predictor is None else len(self.predictor.levels)
 
+    @property
+    def takes_told_lengths(self) -> bool:
+        """Whether a length that the client states or fixes is passed on."""
+        return self.lengths in ("oracle", "learned")
+
     async def predict(
-        self, prompts: Sequence[str], slo_class: str, osl: float | None
-    ) -> Prediction | None:
-        """The prediction for a request; the mean over ``prompts`` when it asks several at once."""
+        self,
+        prompts: Sequence[str | None],
+        slo_class: str,
+        osl: float | None = None,
+        fixed: int | None = None,
+    ) -> list[Prediction | None]:
+        """A prediction for each prompt of a request; one without text (None) has none.
+
+        ``fixed`` is the length that the sampling parameters leave no choice about.
+        """
         champion = self.champion
-        if osl is not None and self.lengths in ("oracle", "learned"):
-            return Prediction([osl] * self.levels, CLIENT_LENGTH)
-        if champion is None or not prompts or self.lengths not in ("learned", "class"):
-            return None
+        if self.takes_told_lengths and (fixed is not None or osl is not None):
+            version = CLIENT_LENGTH if fixed is None else FIXED_LENGTH
+            told = Prediction([float(fixed or osl or 1.0)] * self.levels, version)
+            return [told] * len(prompts)
+        if champion is None or self.lengths not in ("learned", "class"):
+            return [None] * len(prompts)
         if self.lengths == "class":
             row = champion.served.predictor.class_gaussian(slo_class)
-            return Prediction(row.tolist(), champion.served.version)
-        return await champion.predict(prompts, slo_class)
+            known = Prediction(row.tolist(), champion.served.version)
+            return [None if text is None else known for text in prompts]
+        return await _of_texts(champion, prompts, slo_class, self._metrics)
 
     async def predict_both(
-        self, prompts: Sequence[str], slo_class: str, osl: float | None
-    ) -> tuple[Prediction | None, Prediction | None]:
-        """`predict`, and what the shadow says, asked at the same time."""
+        self,
+        prompts: Sequence[str | None],
+        slo_class: str,
+        osl: float | None = None,
+        fixed: int | None = None,
+    ) -> list[tuple[Prediction | None, Prediction | None]]:
+        """`predict`, and what the shadow says, asked at the same time, for each prompt."""
         shadow = self.shadow
-        if shadow is None or not prompts:
-            return await self.predict(prompts, slo_class, osl), None
-        return await asyncio.gather(
-            self.predict(prompts, slo_class, osl), shadow.predict(prompts, slo_class)
+        if shadow is None or fixed is not None:
+            said = await self.predict(prompts, slo_class, osl, fixed)
+            return [(one, None) for one in said]
+        said, beside = await asyncio.gather(
+            self.predict(prompts, slo_class, osl), _of_texts(shadow, prompts, slo_class)
         )
+        return list(zip(said, beside, strict=True))
 
     def replace(self, served: ServedPredictor) -> None:
         """Predict with another predictor from now on; who asked the old one still hears from it."""
@@ -113,6 +139,22 @@ class PredictionService:
         before = None if self.shadow is None else self.shadow.served.version
         self.shadow = None if served is None else Shadow(served, self._settings, self._metrics)
         self._metrics.show_version("shadow", served.version if served else None, before)
+
+
+async def _of_texts(
+    predictor: BatchedPredictor | Shadow,
+    prompts: Sequence[str | None],
+    slo_class: str,
+    metrics: ApiMetrics | None = None,
+) -> list[Prediction | None]:
+    """A prediction for each prompt that has text; a request without any is counted, if asked to."""
+    texts = [text for text in prompts if text is not None]
+    if not texts:
+        if metrics is not None and prompts:
+            metrics.predictions.labels("no-text").inc()
+        return [None] * len(prompts)
+    said = iter(await predictor.predict(texts, slo_class))
+    return [None if text is None else next(said) for text in prompts]
 
 
 def load_service(settings: ServerSettings, metrics: ApiMetrics) -> PredictionService:

@@ -1,138 +1,162 @@
-"""Rewriting the body of an OpenAI request: what a client may say, what the engine is told.
+"""Reading the body of a generating request: what a client may say, what the engine is told.
 
-All functions are pure and raise ``InputError`` for what must become HTTP 400. Whatever a client
-sends, the text that is predicted on and logged is bounded: see ``_prompts``.
+All functions are pure and raise ``InputError`` for what must become HTTP 400: only a wrong value
+of a key of our own. What is wrong otherwise is vLLM's to refuse. Whatever a client sends, the text
+that is predicted on and logged is bounded: see ``_shortened``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
-from lengthwise.predictor.features.request_text import text_of_request
 from lengthwise.predictor.features.scan import shortened
-from lengthwise.scheduler.vllm_adapter.wire import Hints, Prediction, clipped, parse_tenant
+from lengthwise.scheduler.vllm_adapter.api.routes import Reader, RequestParts
+from lengthwise.scheduler.vllm_adapter.wire import (
+    Hints,
+    Prediction,
+    fixed_tokens,
+    is_private,
+    parse_tenant,
+    rounded,
+)
 
 OSL_LIMIT = 10_000_000
-MOST_PROMPTS = 64  # so many of a request's prompts speak for its length
-_SERVER_ONLY_PREFIXES = ("pred_", "lw_")
+MOST_PROMPTS = 4096  # of one request; those beyond have no estimate of their own
+_STOPS = ("stop", "stop_token_ids", "stop_sequences", "repetition_detection")
+_OWN_KEYS = ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl")
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedBody:
-    """A request body understood: its SLO, its prompts as text, the client's length hint."""
+class ParsedRequest:
+    """A request understood.
 
-    body: dict[str, Any]
-    xargs: dict[str, Any]
-    slo: Slo
-    prompts: list[str]
-    osl: float | None
-    max_tokens: int | None
-    tenant: str | None
-
-
-def parse_body(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
-    """The body understood; None when it is not a JSON object (vLLM then says so itself).
-
-    ``headers`` have lower-case names. Raises InputError for a malformed SLO, hint, tenant or
-    ``vllm_xargs``, for an empty prompt, and for nesting beyond Python's depth.
+    ``prompts`` are the texts of its sequences, None of one without text; ``osl`` is the client's
+    hint at their length, ``fixed_tokens`` the length when it leaves no choice; ``raw`` is the body
+    to pass on: the client's own bytes, unless keys of ours had to go.
     """
-    with _refusing_depth():
-        return _parsed(raw, headers, table)
+
+    raw: bytes
+    slo: Slo
+    tenant: str | None
+    prompts: tuple[str | None, ...] = ()
+    osl: float | None = None
+    max_tokens: int | None = None
+    fixed_tokens: int | None = None
+    is_open: bool = False
+    in_background: bool = False
+
+    @property
+    def characters(self) -> int:
+        """Of all prompts together, as far as they are text."""
+        return sum(len(text) for text in self.prompts if text is not None)
 
 
-def _parsed(raw: bytes, headers: Mapping[str, str], table: SloTable) -> ParsedBody | None:
+def parse_headers(headers: Mapping[str, str], table: SloTable) -> ParsedRequest:
+    """What the headers alone (lower-case names) say; the body is not looked at."""
+    slo, tenant = parse_slo({}, headers, table), parse_tenant({}, headers)
+    return ParsedRequest(b"", slo, tenant, is_open=True)
+
+
+def parse_body(
+    raw: bytes, headers: Mapping[str, str], table: SloTable, reader: Reader
+) -> ParsedRequest:
+    """The request, as ``reader`` finds its parts; ``headers`` have lower-case names.
+
+    Raises InputError for a malformed SLO, tenant or length hint. A body that is no JSON object, or
+    nested beyond Python's depth, is passed on as it came: vLLM refuses it.
+    """
     try:
         body = json.loads(raw)
-    except ValueError:
-        return None
+    except (ValueError, RecursionError):
+        body = None
     if not isinstance(body, dict):
-        return None
-    xargs = body.get("vllm_xargs")
-    if xargs is None:
-        xargs = {}
-    if not isinstance(xargs, dict):
-        raise InputError(f"vllm_xargs must be an object, got {shown(xargs)}")
-    if "messages" in body:
-        empty, prompt_field = body["messages"] == [], "messages"
-    else:
-        empty, prompt_field = body.get("prompt") in ("", [], [""]), "prompt"
-    if empty:
-        raise InputError(f"{prompt_field} must not be empty, got {shown(body[prompt_field])}")
-    slo = parse_slo(xargs, headers, table)
-    kept = {key: value for key, value in xargs.items() if not key.startswith(_SERVER_ONLY_PREFIXES)}
-    tenant = parse_tenant(kept, headers)
-    osl = _osl(kept.pop("osl", None))
-    return ParsedBody(body, kept, slo, _prompts(body), osl, _max_tokens(body), tenant)
+        return replace(parse_headers(headers, table), raw=raw, is_open=False)
+    try:
+        parts = reader(body)
+        passed_on = _without_ours(raw, body)
+    except RecursionError:
+        raise InputError("the request body is nested too deeply") from None
+    said = parts.xargs if isinstance(parts.xargs, Mapping) else {}
+    own = {key: said[key] for key in _OWN_KEYS if key in said}
+    return ParsedRequest(
+        passed_on,
+        parse_slo(own, headers, table),
+        parse_tenant(own, headers),
+        tuple(map(_shortened, parts.prompts[:MOST_PROMPTS])),
+        _osl(own.get("osl")),
+        _limit(parts),
+        _fixed(parts),
+        parts.is_open,
+        body.get("background") is True,
+    )
 
 
 def hints_of(
-    parsed: ParsedBody,
-    prediction: Prediction | None,
-    shadow: Prediction | None = None,
-    with_prompt: bool = False,
+    parsed: ParsedRequest, prediction: Prediction | None, shadow: Prediction | None = None
 ) -> Hints:
-    """What the engine is to know of the request."""
+    """What the engine is to know of one of the request's sequences."""
     hints = Hints(parsed.slo, parsed.tenant)
     if prediction is not None:
         features = prediction.features
         hints = replace(
             hints,
-            quantiles=tuple(clipped(prediction.quantiles, parsed.max_tokens)),
+            quantiles=rounded(prediction.quantiles),
             version=prediction.version,
             features=None if features is None else tuple(features),
             contract=None if features is None else prediction.contract,
         )
     if shadow is not None:
-        said = tuple(clipped(shadow.quantiles, parsed.max_tokens))
-        hints = replace(hints, shadow=said, shadow_version=shadow.version)
-    if with_prompt and parsed.prompts:
-        hints = replace(hints, prompt="\n".join(parsed.prompts))
+        hints = replace(hints, shadow=rounded(shadow.quantiles), shadow_version=shadow.version)
     return hints
 
 
-def encode_body(parsed: ParsedBody, hints: Hints) -> bytes:
-    """The body for vLLM: the client's, with the hints among its ``vllm_xargs``."""
-    xargs = parsed.xargs | hints.to_xargs()
-    with _refusing_depth():
-        return json.dumps(parsed.body | {"vllm_xargs": xargs}).encode()
+def _without_ours(raw: bytes, body: dict[str, Any]) -> bytes:
+    """The body without private keys and empty ones of ours; as it came where there are none.
+
+    vLLM would refuse a null among its ``vllm_xargs``, which to us means absent.
+    """
+    xargs = body.get("vllm_xargs")
+    if not isinstance(xargs, dict):
+        return raw
+    kept = {key: value for key, value in xargs.items() if not _is_to_go(key, value)}
+    if len(kept) == len(xargs):
+        return raw
+    return json.dumps(body | {"vllm_xargs": kept}).encode()
 
 
-@contextmanager
-def _refusing_depth() -> Iterator[None]:
-    """Reading, showing and writing a nest take a frame a level, each a few more than the last."""
-    try:
-        yield
-    except RecursionError:
-        raise InputError("the request body is nested too deeply") from None
+def _is_to_go(key: str, value: Any) -> bool:
+    empty = value is None or (isinstance(value, str) and not value.strip())
+    return is_private(key) or (key in _OWN_KEYS and empty)
 
 
-def _prompts(body: dict[str, Any]) -> list[str]:
-    """The first MOST_PROMPTS texts, each cut as the predictor would, without lone surrogates."""
-    prompt = body.get("prompt")
-    if "messages" not in body and isinstance(prompt, list):
-        texts = [part for part in prompt[:MOST_PROMPTS] if isinstance(part, str)]
-    else:
-        text = text_of_request(body)
-        texts = [text] if text else []
-    return [shortened(text).encode("utf-8", "replace").decode() for text in texts]
+def _shortened(text: str | None) -> str | None:
+    """The text as the predictor would cut it, without lone surrogates."""
+    return None if text is None else shortened(text).encode("utf-8", "replace").decode()
 
 
-def _max_tokens(body: dict[str, Any]) -> int | None:
-    """The tighter of the two names of the limit; a malformed one is left for vLLM to refuse."""
-    given = [body.get("max_tokens"), body.get("max_completion_tokens")]
+def _limit(parts: RequestParts) -> int | None:
+    """The tightest of the limit's names; a malformed one is left for vLLM to refuse."""
+    given = [parts.sampling.get(name) for name in parts.limits]
     limits = [n for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     return min(limits, default=None)
 
 
+def _fixed(parts: RequestParts) -> int | None:
+    sampling = parts.sampling
+    may_stop = any(sampling.get(name) for name in _STOPS)
+    return fixed_tokens(
+        _limit(parts), sampling.get("min_tokens"), sampling.get("ignore_eos"), may_stop
+    )
+
+
 def _osl(value: Any) -> float | None:
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         try:

@@ -42,17 +42,17 @@ class Shadow:
         self._bad = 0
         self._rests_until_s = -1.0
 
-    async def predict(self, prompts: Sequence[str], slo_class: str) -> Prediction | None:
-        """The shadow's prediction, or None."""
+    async def predict(self, prompts: Sequence[str], slo_class: str) -> list[Prediction | None]:
+        """The shadow's prediction for each prompt, or None."""
         if self._clock() < self._rests_until_s:
             self._metrics.shadow_predictions.labels("skipped").inc()
-            return None
+            return [None] * len(prompts)
         try:
             found = await self._batched.predict(prompts, slo_class)
         except Exception as error:  # whatever is wrong with it, the request goes on
             logger.warning("shadow %s: %r", self.served.version, error)
-            found = None
-        self._bad = 0 if found is not None else self._bad + 1
+            found = [None] * len(prompts)
+        self._bad = 0 if any(found) else self._bad + 1
         if self._bad >= _MOST_BAD:
             self._bad = 0
             self._rests_until_s = self._clock() + _REST_S

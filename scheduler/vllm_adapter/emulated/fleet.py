@@ -32,6 +32,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
 )
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSettings
+from lengthwise.scheduler.vllm_adapter.wire import sealed
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
 _EOS_TOKEN = 2  # of the tiny model
@@ -282,7 +283,7 @@ def _core_request(request: FleetRequest) -> Any:
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
-    xargs = {REPLAY_ID: request.name} | dict(request.xargs)
+    xargs = sealed({REPLAY_ID: request.name} | dict(request.xargs))
     params = SamplingParams(max_tokens=request.max_tokens, extra_args=xargs)
     params.update_from_generation_config({}, _EOS_TOKEN)
     return EngineCoreRequest(

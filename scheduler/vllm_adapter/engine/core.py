@@ -20,11 +20,13 @@ from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
+from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome, OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.engine.outcome import TELLS_LENGTH, Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
@@ -101,8 +103,9 @@ class Core:
             )
         self.outcomes = OutcomeRecorder(priors.levels, metrics, log)
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
-        self.refit = StepTimeRefit(settings.refit_steps)
+        self.refit = StepTimeRefit(settings.refit_steps, profile.step_time, capacity)
         self.tokens_per_step = TokensPerStep(draft_tokens)
+        self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
@@ -123,6 +126,9 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
         self._in_force = PlanInForce()
+        self._without_text = 0  # so many are in the metric
+        self._nobody_waited = False  # since the snapshot that the thread plans for
+        self.paused = False
         self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
         self._yields = 0
         self._longest_wait_s = 0.0
@@ -152,13 +158,17 @@ class Core:
     def arrived(self, arrival: Arrival, xargs: Any, now_s: float, unix_s: float) -> None:
         """A request was queued, with these arguments of the API process and the client."""
         tracked = self.intake.track(arrival, self.intake.hints(xargs), now_s, unix_s)
+        self.metrics.without_text.inc(self.intake.without_text - self._without_text)
+        self._without_text = self.intake.without_text
         self.table.add(tracked)
+        self.outcomes.began(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
         if self._looks is not None:
             self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
+        self._in_force.note_change(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
         """A plan's preemption was carried out: the request, queued again, waits behind it."""
@@ -176,7 +186,7 @@ class Core:
     def ended(
         self, request_id: str, status: str, output_tokens: int, now_s: float, unix_s: float
     ) -> None:
-        """A request ended (``finished``, ``length``, ``aborted``, ``failed``); once is counted."""
+        """A request ended, with an ``Outcome``'s status; once is counted."""
         self._without_token.discard(request_id)
         self.queue.forget(request_id)
         self._groups.remove(request_id)
@@ -187,14 +197,16 @@ class Core:
             tracked.first_token_s = now_s
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
         self.record(tracked, outcome)
-        answered = status in ("finished", "length")
-        if answered:
+        tells_length = status in TELLS_LENGTH
+        if tells_length:
             self.intake.note_length(tracked, output_tokens, cut=status == "length")
         met = outcome.met(tracked)
         if met is not None:
             self.planner.note_outcome(tracked.arrival_s, met)
         self.planner.changed()
-        if answered and output_tokens > 0:
+        self._in_force.note_change(now_s)
+        self._lift_if_nobody_waits()
+        if tells_length and output_tokens > 0:
             with self.advice("drift"):
                 self.drift.note(tracked, output_tokens, status == "length", unix_s)
 
@@ -211,25 +223,36 @@ class Core:
     # -- the life of a step -------------------------------------------------------------------
 
     def before_step(
-        self, running_count: int, running: Callable[[], Running], now_s: float
+        self,
+        running_count: int,
+        running: Callable[[], Running],
+        now_s: float,
+        *,
+        paused: bool = False,
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
-        A plan from the thread is adopted if there is one, and never waited for.
+        A plan from the thread is adopted if there is one and its picture is still this one, and
+        never waited for. While the engine is ``paused`` no plan holds: whoever runs, runs on.
         """
         if self._deadlines.passed(now_s) and self.may_yield:
             self.planner.changed()
         planned = self.planner.finished(now_s) if self.settings.plan_in_thread else None
         if not self.planner.busy:
             self.table.release()
-        if not self.queue:
-            if planned is not None:
-                self.planner.figures.drop("idle")
+        self._lift_if_nobody_waits()
+        if planned is not None and (paused or self._nobody_waited):
+            self.planner.figures.drop("paused" if paused else "idle")
+            planned = None
+        self.paused = paused
+        if paused:
             self._lift()
+        if paused or not self.queue:
             return Decision()
         free_slots = self.slots - running_count
         if not self.settings.plan_in_thread and self.planner.due(now_s):
             with self.advice("plan"):
+                self._nobody_waited = False
                 pending = self.snapshots.take(running(), now_s)
                 planned = None if pending is None else self.planner.plan_now(pending)
         preempt: list[str] = []
@@ -251,14 +274,19 @@ class Core:
         features: StepFeatures | None,
         running: Callable[[], Running],
         now_s: float,
+        cached_tokens: Sequence[int] = (),
     ) -> None:
         """The engine built a step with these newly admitted; no features when it is empty.
 
-        While the device computes it, the thread plans for those who still wait.
+        ``cached_tokens`` of the admitted were in the prefix cache, where the engine says so. While
+        the device computes the step, the thread plans for those who still wait.
         """
-        for request_id in admitted:
+        for place, request_id in enumerate(admitted):
             tracked = self.table.get(request_id)
             if tracked is not None and tracked.admitted_s is None:
+                if place < len(cached_tokens):
+                    cached, slo_class = cached_tokens[place], tracked.slo.slo_class
+                    self.cached_share.note(slo_class, tracked.prompt_tokens, cached)
                 tracked.admitted_s = now_s
                 wait_s = now_s - tracked.arrival_s
                 self.metrics.wait.observe(wait_s)
@@ -266,17 +294,19 @@ class Core:
                 self._without_token.add(request_id)
                 self._deadlines.add(tracked)
         self.queue.settle()
+        self._lift_if_nobody_waits()
         if features is not None:
             self.timer.begin(features, now_s)
         if self._looks is not None and self.queue:
             self._looks.look()
-        planning = self.settings.plan_in_thread and self.planner.due(now_s)
+        planning = self.settings.plan_in_thread and not self.paused and self.planner.due(now_s)
         if (
             planning
             and self.queue
             and (pending := self.snapshots.take(running(), now_s)) is not None
         ):
             self.table.hold()
+            self._nobody_waited = False
             self.planner.start(pending)
 
     def step_ended(
@@ -315,10 +345,12 @@ class Core:
             "plan": self.planner.status(now_s) | self._plan_status(now_s),
             "step_time": self.planner.step_time.to_dict()
             | {"steps": self.timer.steps, "refits": self.refit.adopted}
-            | {"tokens_per_step": self.tokens_per_step.mean},
+            | {"tokens_per_step": self.tokens_per_step.mean}
+            | {"cached_share": self.cached_share.mean},
             "outcomes": self.outcomes.by_class(),
             "tenants": self.outcomes.tenants.status(now_s)
             | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},
+            "without_text": self.intake.without_text,
             "length_correction": self.intake.correction.learned(),
             "drift": self.drift.status(),
             "request_log_dropped": self.outcomes.dropped_rows,
@@ -369,7 +401,10 @@ class Core:
             self._lift()
             self.queue.clear_order()
             return []
-        self._in_force.adopt(plan, planned.taken_s, self.planner.interval_s)
+        planner = self.planner
+        self._in_force.adopt(plan, planned.taken_s, planner.interval_s, planner.pace_s)
+        if planner.has_changed:
+            self._in_force.note_change(now_s)
         self.queue.set_order(planned.order)
         self._keeps_bound = planned.by_tenant
         self.metrics.plans_adopted.inc()
@@ -377,12 +412,19 @@ class Core:
             return []
         # A slot that has become free since need not be taken from anybody.
         needed = max(0, len(self.queue) - max(0, free_slots))
-        running = (name for name in planned.preempt if name in self.table)
+        running = (n for n in planned.preempt if n in self.table and self.queue.may_displace(n))
         return [name for name in running if name not in self.queue][:needed]
 
     def _lift(self) -> None:
         self._in_force.lift()
+        self.queue.reinstate()
         self._keeps_bound = False
+
+    def _lift_if_nobody_waits(self) -> None:
+        """A plan is over with those it was for, also one that the thread still makes."""
+        if not self.queue:
+            self._nobody_waited = True
+            self._lift()
 
     def _plan_status(self, now_s: float) -> dict[str, Any]:
         return {
@@ -401,6 +443,8 @@ class Core:
         return {
             "waiting": len(self.queue),
             "recovering": self.queue.recovery_count,
+            "paused": self.paused,
+            "max_running": min(self.slots, self._in_force.max_running or self.slots),
             "running": self._running,
             "by_class": by_class,
             "longest_wait_s": self._longest_wait_s,

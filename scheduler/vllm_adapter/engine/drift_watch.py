@@ -15,7 +15,7 @@ from lengthwise.predictor.serving.drift import DriftEvent, DriftMonitor
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import CLIENT_LENGTH
+from lengthwise.scheduler.vllm_adapter.wire import TOLD_LENGTHS
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -36,7 +36,7 @@ class DriftWatch:
 
     def note(self, tracked: Tracked, output_tokens: int, cut: bool, now_unix_s: float) -> None:
         """Learn from a finished request, if its length was the predictor's."""
-        if tracked.length_source != "learned" or tracked.predictor == CLIENT_LENGTH:
+        if tracked.length_source != "learned" or tracked.predictor in TOLD_LENGTHS:
             return
         events = self._monitor.update(
             self._three(tracked.predicted),

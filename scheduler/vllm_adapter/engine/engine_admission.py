@@ -20,7 +20,7 @@ from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants, fair_plan
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
@@ -74,6 +74,8 @@ class EngineAdmission:
         tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
         tracked.admission = "shed"
         core.table.add(tracked)
+        cached = core.cached_share.expected_tokens(tracked.slo.slo_class, tracked.prompt_tokens)
+        core.table.note_cached(tracked.request_id, cached)
         try:
             pending = core.snapshots.take(running, now_s, candidate=tracked.request_id)
             assert pending is not None

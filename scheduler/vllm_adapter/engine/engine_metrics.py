@@ -144,6 +144,10 @@ class EngineMetrics:
             ["part", "of"],
             multiprocess_mode="livemostrecent",
         )
+        self.without_text = Counter(
+            "lengthwise_without_text",
+            "Requests with nothing to predict on: token ids, embeddings.",
+        )
         self.fallbacks = Counter(
             "lengthwise_fallbacks", "Times the scheduler fell back, by cause.", ["cause"]
         )

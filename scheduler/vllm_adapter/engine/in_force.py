@@ -1,7 +1,8 @@
 """The plan in force: its limits on the engine, until the next plan or until it is stale.
 
 A plan's limits are for the traffic it saw. They end when nobody waits any more, and when plans
-stop coming: after ``STALE_INTERVALS`` of the time in which the next one was to be expected.
+stop coming: after ``STALE_INTERVALS`` of the time in which the next one was to be expected. That
+is soon once the picture has changed, for then the next plan waits for its turn only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from lengthwise.scheduler.problem import Plan
 
 STALE_INTERVALS = 4.0
+# However quick plans are, the next one is started in a step and adopted in a later one.
+LEAST_PACE_S = 0.1
+LEAST_STEPS = 4
 
 
 @dataclass(slots=True)
@@ -23,19 +27,35 @@ class PlanInForce:
     adopted: int = 0
     _made_s: float = -math.inf
     _until_s: float = -math.inf
+    _pace_s: float = math.inf
+    _changed_s: float = math.inf
+    _steps: int = 0
     _holds: bool = False
 
-    def adopt(self, plan: Plan, made_s: float, interval_s: float) -> None:
-        """The plan of the picture at ``made_s`` holds now; another comes every ``interval_s``."""
+    def adopt(self, plan: Plan, made_s: float, interval_s: float, pace_s: float = math.inf) -> None:
+        """The plan of the picture at ``made_s`` holds now.
+
+        Another comes every ``interval_s``, and after ``pace_s`` once the picture has changed.
+        """
         self.max_running = plan.max_running
         self.max_prefill_tokens = plan.max_prefill_tokens
         self.adopted += 1
         self._made_s, self._until_s = made_s, made_s + STALE_INTERVALS * interval_s
+        self._pace_s, self._changed_s = max(pace_s, LEAST_PACE_S), math.inf
         self._holds = True
 
+    def note_change(self, now_s: float) -> None:
+        """The picture is no longer the plan's; the first time counts."""
+        if self._changed_s == math.inf:
+            self._changed_s, self._steps = now_s, 0
+
     def stale(self, now_s: float) -> bool:
-        """Whether the plan in force has outlived its time."""
-        return self._holds and now_s > self._until_s
+        """Whether the plan in force has outlived its time; asked once a step."""
+        self._steps += 1
+        if not self._holds:
+            return False
+        changed = now_s > self._changed_s + STALE_INTERVALS * self._pace_s
+        return now_s > self._until_s or (changed and self._steps > LEAST_STEPS)
 
     def lift(self) -> None:
         """No plan is in force: the engine's own limits hold."""

@@ -19,8 +19,8 @@ from lengthwise.predictor.serving.correction import OnlineCorrection
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
 from lengthwise.scheduler.vllm_adapter.wire import (
-    CLIENT_LENGTH,
     DOWNGRADED,
+    TOLD_LENGTHS,
     Hints,
     OnFault,
     clip_to_max_tokens,
@@ -34,7 +34,8 @@ _LONGEST_TRANSIT_S = 60.0
 class Arrival:
     """A request as the engine gives it; ``unix_s`` is the API process's stamp of its arrival.
 
-    ``block_hashes`` are chained hashes of the prompt's full blocks, where the engine has them.
+    ``block_hashes`` are chained hashes of the prompt's full blocks, where the engine has them; no
+    answer ends before ``min_tokens``.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class Arrival:
     prompt_tokens: int
     max_tokens: int
     block_hashes: Sequence[Hashable] = ()
+    min_tokens: int = 0
 
 
 class Intake:
@@ -61,6 +63,7 @@ class Intake:
         self._table_before = table
         self.lengths = lengths
         self.correction = OnlineCorrection()
+        self.without_text = 0  # requests that gave nothing to predict on, which is nobody's fault
         self._on_fallback = on_fallback
 
     def switch_table(self, table: SloTable) -> None:
@@ -105,7 +108,9 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=arrival.prompt_tokens,
             max_tokens=arrival.max_tokens,
-            quantiles=clip_to_max_tokens(quantiles, arrival.max_tokens),
+            quantiles=np.maximum(
+                clip_to_max_tokens(quantiles, arrival.max_tokens), float(arrival.min_tokens)
+            ),
             predicted=predicted,
             length_source=source,
             predictor=hints.version,
@@ -113,7 +118,8 @@ class Intake:
             admission=DOWNGRADED if hints.downgraded else None,
             feature_contract=hints.contract,
             features=None if hints.features is None else list(hints.features),
-            prompt=hints.prompt,
+            text_id=hints.text_id,
+            whole=hints.whole,
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )
@@ -125,11 +131,14 @@ class Intake:
             return np.array(hints.quantiles), self.lengths
         if self.lengths == "class":
             return self.priors.gaussian(slo_class), "class"
-        self._on_fallback("no-prediction", None)
+        if hints.textless:
+            self.without_text += 1
+        else:
+            self._on_fallback("no-prediction", None)
         return self.priors.prior(slo_class), "prior"
 
     def _corrigible(self, source: str, version: str | None) -> bool:
-        """Whether a length came from the predictor served now, not from a client (``osl``)."""
-        if source != "learned" or version == CLIENT_LENGTH:
+        """Whether a length came from the predictor served now, not from a client."""
+        if source != "learned" or version in TOLD_LENGTHS:
             return False
         return self.version is None or version == self.version

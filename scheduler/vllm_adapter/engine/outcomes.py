@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,41 +10,10 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.outcome import ANSWERED, TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Times of a request that ended, seconds since its arrival; None where it did not get there."""
-
-    status: str
-    output_tokens: int
-    ttft_s: float | None
-    tpot_s: float | None
-    e2e_s: float
-    queue_s: float | None
-
-    @classmethod
-    def of(cls, tracked: Tracked, status: str, output_tokens: int, now_s: float) -> Outcome:
-        """Outcome at ``now_s``; TPOT = (e2e - TTFT) / (n - 1), 0 for n <= 1."""
-        e2e_s = now_s - tracked.arrival_s
-        first = tracked.first_token_s
-        ttft_s = None if first is None else first - tracked.arrival_s
-        tpot_s = None
-        if ttft_s is not None:
-            tpot_s = (e2e_s - ttft_s) / (output_tokens - 1) if output_tokens > 1 else 0.0
-        admitted = tracked.admitted_s
-        queue_s = None if admitted is None else admitted - tracked.arrival_s
-        return cls(status, output_tokens, ttft_s, tpot_s, e2e_s, queue_s)
-
-    def met(self, tracked: Tracked) -> bool | None:
-        """Whether all objectives hold; None for best effort and for what the client gave up."""
-        if tracked.slo.is_best_effort or self.status == "aborted":
-            return None
-        if self.status not in ("finished", "length"):
-            return False
-        return tracked.slo.met(_or_nan(self.ttft_s), _or_nan(self.tpot_s), self.e2e_s)
+from lengthwise.scheduler.vllm_adapter.engine.wholes import Parts, Wholes, together
 
 
 class OutcomeRecorder:
@@ -63,6 +30,8 @@ class OutcomeRecorder:
         self._counted_dropped = 0
         self.tallies: Counter[tuple[str, str]] = Counter()
         self.tenants = TenantTallies(metrics)
+        self.wholes = Wholes()
+        self._rows: dict[str, dict[str, Any]] = {}  # of parts whose request goes on
 
     def reset(self) -> None:
         """Start the tallies afresh."""
@@ -77,7 +46,28 @@ class OutcomeRecorder:
         lengths: str,
         policy_version: str | None = None,
     ) -> None:
-        """Count the outcome and write its row."""
+        """Count the outcome and write its row; once for all parts of a request."""
+        self._count_lengths(tracked, outcome)
+        if self._log is not None:
+            row = self._row(tracked, outcome, policy, lengths)
+            self._rows[tracked.request_id] = (
+                row | {"policy_version": policy_version} | self._shadow(tracked)
+            )
+        self._book(self.wholes.ended(tracked, outcome))
+
+    def began(self, tracked: Tracked) -> None:
+        """A sequence arrived."""
+        self._book(self.wholes.began(tracked))
+
+    def whole_ended(self, whole_id: str) -> None:
+        """The client's request starts no further sequences."""
+        self._book(self.wholes.closed(whole_id))
+
+    def _book(self, parts: Parts) -> None:
+        """Count a request of which all parts ended; its verdict stands in one of their rows."""
+        if not parts:
+            return
+        tracked, outcome = together(parts)
         slo_class = self._metrics.class_label(tracked.slo.slo_class)
         met = outcome.met(tracked)
         self.tallies[slo_class, outcome.status] += 1
@@ -86,11 +76,12 @@ class OutcomeRecorder:
             whole = self._metrics.requests_attained if met else self._metrics.requests_missed
             whole.labels(slo_class).inc()
         self._count(tracked, outcome, slo_class)
-        served_s = 0.0 if outcome.queue_s is None else outcome.e2e_s - outcome.queue_s
+        served_s = sum(one.e2e_s - one.queue_s for _, one in parts if one.queue_s is not None)
         self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
-        if self._log is not None:
-            row = self._row(tracked, outcome, met, policy, lengths)
-            self._log.write(row | {"policy_version": policy_version} | self._shadow(tracked))
+        for part, _ in parts:
+            row = self._rows.pop(part.request_id, None)
+            if self._log is not None and row is not None:
+                self._log.write(row | {"met": met if part is tracked else None})
 
     def by_class(self) -> dict[str, dict[str, int]]:
         """Tallies as ``{class: {"finished": 3, "met": 2, ...}}``."""
@@ -118,22 +109,11 @@ class OutcomeRecorder:
     def _count(self, tracked: Tracked, outcome: Outcome, slo_class: str) -> None:
         metrics = self._metrics
         metrics.requests.labels(slo_class, outcome.status).inc()
-        if outcome.status not in ("finished", "length"):
+        if outcome.status not in ANSWERED:
             return
         metrics.e2e.labels(slo_class).observe(outcome.e2e_s)
         if outcome.ttft_s is not None:
             metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
-        if outcome.output_tokens > 0:
-            expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
-            error = abs(expected - outcome.output_tokens)
-            metrics.length_error.labels(tracked.length_source).observe(error)
-            metrics.predicted_tokens.labels(slo_class).observe(expected)
-            metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
-            ratio = expected / outcome.output_tokens
-            metrics.length_ratio.labels(tracked.length_source).observe(ratio)
-            if tracked.shadow_quantiles is not None:
-                shadow_ratio = tracked.shadow_quantiles[self._median] / outcome.output_tokens
-                metrics.length_ratio.labels("shadow").observe(shadow_ratio)
         slo = tracked.slo
         for objective, limit, measured in (
             ("ttft", slo.ttft_s, outcome.ttft_s),
@@ -144,6 +124,23 @@ class OutcomeRecorder:
                 held = measured is not None and measured <= limit
                 counter = metrics.attained if held else metrics.missed
                 counter.labels(slo_class, objective).inc()
+
+    def _count_lengths(self, tracked: Tracked, outcome: Outcome) -> None:
+        """Of each sequence: what was expected of it, and what came."""
+        metrics = self._metrics
+        if outcome.status not in TELLS_LENGTH or outcome.output_tokens <= 0:
+            return
+        slo_class = metrics.class_label(tracked.slo.slo_class)
+        expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
+        error = abs(expected - outcome.output_tokens)
+        metrics.length_error.labels(tracked.length_source).observe(error)
+        metrics.predicted_tokens.labels(slo_class).observe(expected)
+        metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
+        ratio = expected / outcome.output_tokens
+        metrics.length_ratio.labels(tracked.length_source).observe(ratio)
+        if tracked.shadow_quantiles is not None:
+            shadow_ratio = tracked.shadow_quantiles[self._median] / outcome.output_tokens
+            metrics.length_ratio.labels("shadow").observe(shadow_ratio)
 
     def _shadow(self, tracked: Tracked) -> dict[str, Any]:
         """What the shadow said, as keys of the row."""
@@ -156,9 +153,7 @@ class OutcomeRecorder:
             else dict(zip(self._level_names, said.tolist(), strict=True)),
         }
 
-    def _row(
-        self, tracked: Tracked, outcome: Outcome, met: bool | None, policy: str, lengths: str
-    ) -> dict[str, Any]:
+    def _row(self, tracked: Tracked, outcome: Outcome, policy: str, lengths: str) -> dict[str, Any]:
         slo = tracked.slo
         predicted = tracked.length_source in ("learned", "oracle")
         return {
@@ -176,7 +171,6 @@ class OutcomeRecorder:
             "tpot_s": outcome.tpot_s,
             "e2e_s": outcome.e2e_s,
             "queue_s": outcome.queue_s,
-            "met": met,
             "predicted_tokens": float(tracked.predicted[self._median]) if predicted else None,
             "quantiles": dict(zip(self._level_names, tracked.predicted.tolist(), strict=True))
             if predicted
@@ -186,7 +180,8 @@ class OutcomeRecorder:
             "lengths": lengths,
             "feature_contract": tracked.feature_contract,
             "features": tracked.features,
-            "prompt": tracked.prompt,
+            "text_id": tracked.text_id,
+            "whole_id": None if tracked.whole is None else tracked.whole.whole_id,
             "tenant": tracked.tenant,
             "admission": tracked.admission,
         }
@@ -194,7 +189,3 @@ class OutcomeRecorder:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000.0
-
-
-def _or_nan(seconds: float | None) -> float:
-    return math.nan if seconds is None else seconds

@@ -129,6 +129,11 @@ class PlannedQueue:
         """Ids of those who go before any plan, next first."""
         return list(self._recovery)
 
+    def yielded_ids(self) -> list[str]:
+        """Ids of those here whose slots a plan took, oldest arrival first."""
+        here = (request_id for request_id in self._yielded if request_id in self)
+        return sorted(here, key=self._sequence.__getitem__)
+
     def set_order(self, request_ids: Iterable[str]) -> None:
         """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow."""
         everyone = self._planned
@@ -159,6 +164,18 @@ class PlannedQueue:
             self._yielded.add(request_id)
             self._planned[request_id] = request
             self._pinned = None
+
+    def reinstate(self) -> None:
+        """The plan holds no more: those whose slots it took stand before any plan, as they ran."""
+        for request_id in self.yielded_ids():
+            for strand in (self._planned, self._unplanned):
+                if (request := strand.pop(request_id, None)) is not None:
+                    self._recovery[request_id] = request
+        self._yielded.clear()
+
+    def may_displace(self, running_id: str) -> bool:
+        """Whether who stands first here may be given the slot of this running request."""
+        return True
 
     def settle(self) -> None:
         """After a step: who has its slot back recovers like anyone when vLLM preempts it."""

@@ -147,6 +147,7 @@ class Planner:
         self.figures = PlanFigures(metrics)
         self.fallbacks: Counter[str] = Counter()
         self.interval_s = self.gate.max_age_s  # in which another plan is to be expected
+        self.pace_s = 0.0  # the same where the picture has changed since
         self._thread: PlanThread[PendingSnapshot, Planned] = PlanThread(self._plan)
         self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
         self._changed_since = False  # the snapshot that is being planned
@@ -192,6 +193,11 @@ class Planner:
         """The picture is no longer that of the last plan."""
         self._changed_since = True
         self.gate.mark()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the picture is no longer that of the last snapshot."""
+        return self._changed_since
 
     def fall_back(self, cause: str, detail: object = None) -> None:
         """Count a fallback; one log line for the first of its cause and every thousandth."""
@@ -340,7 +346,8 @@ class Planner:
             spent_s = planned.wall_s or planned.policy.nominal_s
         self.gate.planned(began_s, spent_s)
         # A plan from the thread is taken at the next step, which may be long in coming.
-        self.interval_s = max(self.gate.max_age_s, spent_s / self.gate.plan_share, now_s - began_s)
+        self.pace_s = max(spent_s / self.gate.plan_share, now_s - began_s)
+        self.interval_s = max(self.gate.max_age_s, self.pace_s)
         if self._changed_since:
             self.gate.mark()
         return planned

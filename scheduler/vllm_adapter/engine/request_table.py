@@ -18,6 +18,7 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import NO_PREFIX, RequestArrays
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
+from lengthwise.scheduler.vllm_adapter.wire import Whole
 
 _FLOAT_COLUMNS = (
     "arrival_s",
@@ -74,7 +75,8 @@ class Tracked:
     admission: str | None = None
     feature_contract: str | None = None
     features: list[float] | None = None
-    prompt: str | None = None
+    text_id: str | None = None
+    whole: Whole | None = None
     queued_s: float | None = None  # when it gave up its slot, if it did
     shadow: str | None = None
     shadow_quantiles: FloatArray | None = None

@@ -6,6 +6,7 @@ translates what vLLM says, tells ``engine/core.py``, and calls ``super()``.
 | our quantity                     | vLLM hook                    | why this hook                  |
 |----------------------------------|------------------------------|--------------------------------|
 | order of admission               | ``self.waiting``             | ``schedule`` peeks and pops it |
+| vLLM's own ``priority``          | tiers of the same            | its number goes before plans   |
 | arrival, SLO, predicted length   | ``add_request``              | every request passes it once   |
 | when to plan                     | before ``schedule``          | the order is needed there      |
 | a slot taken back                | ``_preempt_request``         | vLLM's own way, before a step  |
@@ -40,15 +41,29 @@ from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
+from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
-from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, CONFIGURE_METHOD, STATUS_METHOD
+from lengthwise.scheduler.vllm_adapter.wire import (
+    ADMIT_METHOD,
+    CONFIGURE_METHOD,
+    STATUS_METHOD,
+    WHOLE_ENDED_METHOD,
+)
 
+# vLLM's finish reasons, as it tells them to clients.
 _STATUS = {
-    RequestStatus.FINISHED_STOPPED: "finished",
-    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
-    RequestStatus.FINISHED_ABORTED: "aborted",
+    "stop": "finished",
+    "length": "length",
+    "abort": "aborted",
+    "error": "failed",
+    "repetition": "repetition",
 }
+
+
+def outcome_status(status: Any) -> str:
+    """Our word for vLLM's status of a request that ended; "otherwise" for one of later releases."""
+    return _STATUS.get(str(RequestStatus.get_finished_reason(status)), "otherwise")
 
 
 class VllmQueue(PlannedQueue, RequestQueue):
@@ -63,6 +78,13 @@ class VllmQueue(PlannedQueue, RequestQueue):
         )
 
 
+class VllmTieredQueue(TieredQueue, RequestQueue):
+    """The same under ``--scheduling-policy priority``: who has the smaller number goes first."""
+
+    def __init__(self) -> None:
+        super().__init__(VllmQueue, lambda request: int(request.priority))
+
+
 class LengthwiseScheduler(AsyncScheduler):
     """``--scheduler-cls lengthwise.Scheduler``."""
 
@@ -70,7 +92,8 @@ class LengthwiseScheduler(AsyncScheduler):
         check_supported()
         super().__init__(*args, **kwargs)
         assert not self.waiting, "the queue is replaced before any request arrives"
-        self.waiting: VllmQueue = VllmQueue()
+        by_priority = self.scheduler_config.policy == "priority"
+        self.waiting: PlannedQueue = VllmTieredQueue() if by_priority else VllmQueue()
         self._most_running = self._slots()
         self._token_budget = int(self.max_num_scheduled_tokens)
         self._prefix_cache = PrefixCacheView(
@@ -112,14 +135,29 @@ class LengthwiseScheduler(AsyncScheduler):
         decision = Decision()
         with self.core.advice("plan"):
             now_s = time.monotonic()
-            decision = self.core.before_step(len(self.running), self._running_now, now_s)
+            decision = self.core.before_step(
+                len(self.running), self._running_now, now_s, paused=self._is_paused()
+            )
             self._take_slots(decision.preempt, now_s)
         self._limit(decision)
         output = super().schedule(*args, **kwargs)
         with self.core.advice("step"):
-            admitted = [new.req_id for new in output.scheduled_new_reqs]
-            self.core.stepped(admitted, self._features(output), self._running_now, time.monotonic())
+            new = output.scheduled_new_reqs
+            self.core.stepped(
+                [one.req_id for one in new],
+                self._features(output),
+                self._running_now,
+                time.monotonic(),
+                [int(one.num_computed_tokens) for one in new] if self._prefix_cache.usable else (),
+            )
         return output
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Pause or go on; those whose slots a plan took are let finish with what runs."""
+        super().set_pause_state(pause_state)
+        with self.core.advice("pause"):
+            if self._is_paused():
+                self._let_finish()
 
     def update_from_output(
         self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any
@@ -138,7 +176,7 @@ class LengthwiseScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every end of a request: record its outcome once, drop its state."""
         with self.core.advice("outcome"):
-            status = _STATUS.get(request.status, "failed")
+            status = outcome_status(request.status)
             output_tokens = int(request.num_output_tokens)
             self.core.ended(
                 request.request_id, status, output_tokens, time.monotonic(), time.time()
@@ -164,7 +202,27 @@ class LengthwiseScheduler(AsyncScheduler):
         """The verdict on a request that the API process holds back."""
         return self.control.admit(question, self._running_now())
 
+    def lengthwise_whole_ended(self, whole_id: str) -> None:
+        """A client's request starts no further sequences."""
+        with self.core.advice("outcome"):
+            self.core.outcomes.whole_ended(whole_id)
+
     # -- translation --------------------------------------------------------------------------
+
+    def _is_paused(self) -> bool:
+        return bool(getattr(self, "_pause_state", 0))  # an IntEnum, 0 while it is not
+
+    def _let_finish(self) -> None:
+        """A pause that waits for what runs also waits for whom only our plan made wait.
+
+        While new requests are held back, vLLM admits from a queue of those that hold KV blocks.
+        """
+        first = getattr(self, "kv_holding_waiting", None)
+        for request_id in self.core.queue.yielded_ids():
+            request = self.requests.get(request_id)
+            if request is not None and first is not None:
+                self.waiting.remove_request(request)
+                first.add_request(request)
 
     def _slots(self) -> int:
         """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
@@ -262,12 +320,15 @@ def _accepted(drafted: Mapping[str, Any], output: Any) -> tuple[int, int]:
 
 def _arrival(request: Request) -> tuple[Arrival, Any]:
     params = request.sampling_params  # None of a pooling request
+    most = int(request.max_tokens)
+    least = 0 if params is None else most if params.ignore_eos else int(params.min_tokens)
     arrival = Arrival(
         request.request_id,
         float(request.arrival_time),
         int(request.num_prompt_tokens),
-        int(request.max_tokens),
+        most,
         request.block_hashes,
+        min_tokens=min(least, most),
     )
     return arrival, None if params is None else params.extra_args
 
@@ -284,8 +345,11 @@ def _attach() -> None:
     def admit(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
         return engine.scheduler.lengthwise_admit(question)
 
+    def whole_ended(engine: Any, whole_id: str) -> None:
+        engine.scheduler.lengthwise_whole_ended(whole_id)
+
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
-                       (ADMIT_METHOD, admit)):  # fmt: skip
+                       (ADMIT_METHOD, admit), (WHOLE_ENDED_METHOD, whole_ended)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 

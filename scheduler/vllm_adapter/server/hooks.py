@@ -41,6 +41,12 @@ _OUTPUT_FIELDS = (
     "total_num_scheduled_tokens",
     "scheduled_spec_decode_tokens",
 )
+# Where the server's flags stand: from 0.33 on, in 0.32, and before.
+_SERVER_FLAGS = (
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.entrypoints.openai.cli_args",
+)
 _LOOKUP = ("block_hash", "kv_cache_group_ids")
 _REQUEST_ATTRIBUTES = (
     "num_prompt_tokens",
@@ -162,14 +168,21 @@ def _logits_processor() -> tuple[bool, str]:
 
 
 def _server_flags() -> tuple[bool, str]:
-    try:
-        source = inspect.getsource(import_module("vllm.entrypoints.launchers.cli_args"))
-    except ImportError:
-        source = inspect.getsource(import_module("vllm.entrypoints.openai.cli_args"))
+    source = inspect.getsource(_first_of(*_SERVER_FLAGS))
     engine = inspect.getsource(import_module("vllm.engine.arg_utils"))
     missing = [] if "middleware" in source else ["--middleware"]
     missing += [flag for flag in ("--scheduler-cls", "--logits-processors") if flag not in engine]
     return _report(missing)
+
+
+def _first_of(*names: str) -> Any:
+    """The first module of these that there is; ModuleNotFoundError of the last."""
+    for name in names[:-1]:
+        try:
+            return import_module(name)
+        except ModuleNotFoundError:
+            continue
+    return import_module(names[-1])
 
 
 def _report(missing: list[str]) -> tuple[bool, str]:

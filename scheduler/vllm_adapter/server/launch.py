@@ -1,13 +1,15 @@
 """Starting and stopping vLLM servers: stock, stock with replayed lengths, or lengthwise.
 
 Every server gets a process group of its own, so that stopping it takes its engine and workers
-along, and a fresh metrics directory, so that several can run side by side.
+along; run files of its own, so that several can run side by side; and a process that ends it when
+its launcher is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,36 +19,45 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
-from lengthwise.data.errors import InputError
-from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.emulated.options import (
-    EMULATE_VARIABLE,
-    EmulateOptions,
-    server_args,
+from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
+from lengthwise.scheduler.vllm_adapter.live import live_state
+from lengthwise.scheduler.vllm_adapter.server import parent_watch
+from lengthwise.scheduler.vllm_adapter.server.command import (
+    LOGITS_PROCESSOR,
+    MIDDLEWARE_CLASS,
+    SCHEDULER_CLASS,
+    default_cache,
+    server_command,
+    server_environment,
 )
-from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
-from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
-from lengthwise.scheduler.vllm_adapter.settings import (
-    REPLAY_VARIABLE,
-    SETTINGS_VARIABLE,
-    ServerSettings,
-)
-from lengthwise.scheduler.vllm_adapter.supported import check_supported
+from lengthwise.scheduler.vllm_adapter.server.preflight import Address, address_of, hold_address
+from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles, make_run_files
+from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
-SCHEDULER_CLASS = "lengthwise.Scheduler"
-MIDDLEWARE_CLASS = "lengthwise.Middleware"
-LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
+__all__ = [
+    "LOGITS_PROCESSOR",
+    "MIDDLEWARE_CLASS",
+    "SCHEDULER_CLASS",
+    "ServerHandle",
+    "ServerStartError",
+    "launch_server",
+    "serve_forever",
+    "server_command",
+    "server_environment",
+]
 
-_CPU_KVCACHE_GIB = "1"
-_STOP_GRACE_S = 20.0
+# From the first signal to the end of a server with nothing to finish; with --shutdown-timeout
+# SECONDS one that serves has these besides.
+STOP_GRACE_S = 10.0
+ORPHAN_GRACE_S = 25.0  # of a server whose launcher is gone, whatever it has to finish
+_HANDLE_GRACE_S = 20.0
+_LIVE_FILE = "live.json"
+_HEAL_PERIOD_S = 1.0
 _LOG_TAIL_LINES = 25
 
 
@@ -61,12 +72,18 @@ class ServerHandle:
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], url: str, log_path: Path, scratch: Path
+        self,
+        process: subprocess.Popen[bytes],
+        url: str,
+        log_path: Path,
+        files: RunFiles,
+        watch: ParentWatch,
     ) -> None:
         self.process = process
         self.url = url
         self.log_path = log_path
-        self._scratch = scratch
+        self.files = files
+        self._watch = watch
 
     def __enter__(self) -> ServerHandle:
         return self
@@ -102,17 +119,52 @@ class ServerHandle:
             return "(no log)"
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
-    def terminate(self, grace_s: float = _STOP_GRACE_S) -> None:
-        """Stop the whole process group: ask first, force after ``grace_s``. Idempotent."""
+    def terminate(self, grace_s: float = _HANDLE_GRACE_S) -> None:
+        """Stop the server: ask its first process, force the group after ``grace_s``. Idempotent."""
         if self.is_running:
-            _signal_group(self.process, signal.SIGTERM)
+            self.process.terminate()
             try:
                 self.process.wait(grace_s)
             except subprocess.TimeoutExpired:
-                _signal_group(self.process, signal.SIGKILL)
+                _kill_group(self.process)
                 self.process.wait()
-        _signal_group(self.process, signal.SIGKILL)  # children may outlive the API process
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        # children may outlive the API process
+        parent_watch.end_group(self.process.pid, parent_watch.LAST_WORDS_S)
+        self._watch.done()
+        self.files.remove()
+
+
+class ParentWatch:
+    """The process that ends a server when this one is gone; see ``parent_watch.py``."""
+
+    def __init__(self, files: RunFiles, grace_s: float) -> None:
+        script = str(Path(parent_watch.__file__).absolute())
+        arguments = [str(os.getpid()), str(grace_s), str(files.folder)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def over(self, server_pid: int) -> None:
+        """The server it watches over."""
+        self._say(str(server_pid))
+
+    def done(self) -> None:
+        """The server has ended, or was never started. Idempotent."""
+        self._say(parent_watch.DONE)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, word: str) -> None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(OSError):  # it was killed: nobody watches any more
+                self._process.stdin.write(f"{word}\n".encode())
+                self._process.stdin.flush()
 
 
 def launch_server(
@@ -137,29 +189,23 @@ def launch_server(
     """
     if replay_table is None and settings is not None:
         replay_table = settings.replay_table
-    scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
     path = Path(log_path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--host", host, "--port", str(port), *vllm_args]
     command = server_command(
         model,
         settings,
-        ["--host", host, "--port", str(port), *vllm_args],
+        arguments,
         replayed=replay_table is not None,
         cache_dir=cache_dir,
         emulate=emulate,
     )
-    environment = server_environment(model, settings, scratch, replay_table, emulate)
+    files = make_run_files(Path(tempfile.gettempdir()))
+    environment = server_environment(model, settings, files, replay_table, emulate, arguments)
     environment |= dict(env or {})
     with path.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return ServerHandle(process, f"http://{host}:{port}", path, scratch)
+        process, watch = _start(command, environment, files, arguments, log)
+    return ServerHandle(process, f"http://{host}:{port}", path, files, watch)
 
 
 class LiveKeeper(Protocol):
@@ -184,43 +230,69 @@ def serve_forever(
     """Run a server in the foreground, output to the terminal; returns its exit code.
 
     Host and port are vLLM's own arguments (``--port 8000``). SIGINT and SIGTERM are forwarded;
-    a second one kills. With a ``keeper`` the server follows a live file that is kept here. A
-    server that ends unasked has failed: the code is then never 0 (vLLM returns 0 when its engine
-    died), so that a supervisor starts it again.
+    a second one kills, and so does the end of ``STOP_GRACE_S``, with ``--shutdown-timeout`` besides
+    once the server takes requests. With a ``keeper`` the server follows a live file that is kept
+    here. A server that ends unasked has failed: the code is then never 0 (vLLM returns 0 when its
+    engine died), so that a supervisor starts it again.
+
+    Raises InputError for an address that is taken, a model that is none and a full disk.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="lengthwise-server-"))
-    live_file = scratch / "live.json"
-    if settings is not None and keeper is not None:
-        write_live(live_file, live_state(settings))
-        settings = settings.model_copy(update={"live_file": str(live_file)})
     table = settings.replay_table if settings is not None else None
-    command = server_command(
-        model,
-        settings,
-        vllm_args,
-        replayed=table is not None,
-        cache_dir=cache_dir,
-        emulate=emulate,
-    )
-    environment = server_environment(model, settings, scratch, table, emulate)
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    handle = ServerHandle(process, "", scratch / "none", scratch)
+    address = address_of(vllm_args)
+    with contextlib.ExitStack() as until_the_end:
+        if address is not None:
+            until_the_end.enter_context(hold_address(address))
+        command = server_command(
+            model,
+            settings,
+            vllm_args,
+            replayed=table is not None,
+            cache_dir=cache_dir,
+            emulate=emulate,
+        )
+        home = Path(cache_dir) if cache_dir is not None else default_cache()
+        files = make_run_files(home / "run", Path(tempfile.gettempdir()))
+        until_the_end.callback(files.remove)
+        if settings is not None and keeper is not None:
+            live_file = files.write(_LIVE_FILE, live_state(settings).model_dump_json(indent=1))
+            settings = settings.model_copy(update={"live_file": str(live_file)})
+        environment = server_environment(model, settings, files, table, emulate, vllm_args)
+        process, watch = _start(command, environment, files, vllm_args)
+        handle = ServerHandle(process, "", files.path("none"), files, watch)
+        return _until_it_ends(handle, address, _drain_s(vllm_args), keeper)
+
+
+def _until_it_ends(
+    handle: ServerHandle, address: Address | None, drain_s: float, keeper: LiveKeeper | None
+) -> int:
+    process = handle.process
     signals_seen = 0
+
+    def stop() -> None:
+        serving = address is None or address.listens()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_GRACE_S + (drain_s if serving else 0.0))
+            return
+        print("lengthwise: vLLM has not stopped in time: killed", file=sys.stderr)
+        _kill_group(process)
 
     def forward(number: int, frame: Any) -> None:
         nonlocal signals_seen
         signals_seen += 1
-        _signal_group(process, signal.SIGTERM if signals_seen == 1 else signal.SIGKILL)
+        if signals_seen == 1:
+            threading.Thread(target=stop, name="stop", daemon=True).start()
+        else:
+            _kill_group(process)
 
     wake, ended = threading.Event(), threading.Event()
     handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
     if keeper is not None:
         handlers[signal.SIGHUP] = lambda number, frame: wake.set()
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    if keeper is not None:
-        threading.Thread(
-            target=_keep, args=(keeper, live_file, wake, ended), name="live-file", daemon=True
-        ).start()
+    threading.Thread(
+        target=_keep, args=(handle.files, keeper, wake, ended), name="run-files", daemon=True
+    ).start()
     try:
         code = process.wait()
     finally:
@@ -228,123 +300,66 @@ def serve_forever(
         wake.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
-        handle.terminate()
+        handle.terminate(STOP_GRACE_S)
     return 0 if signals_seen else code or 1
 
 
 def _keep(
-    keeper: LiveKeeper, live_file: Path, wake: threading.Event, ended: threading.Event
+    files: RunFiles,
+    keeper: LiveKeeper | None,
+    wake: threading.Event,
+    ended: threading.Event,
 ) -> None:
+    """Make run files again that went missing, and have the live file kept."""
+    poll_s = math.inf if keeper is None else keeper.poll_s
+    next_s = time.monotonic() + poll_s
     while True:
-        reread = wake.wait(keeper.poll_s)
+        reread = wake.wait(max(0.0, min(_HEAL_PERIOD_S, next_s - time.monotonic())))
         wake.clear()
         if ended.is_set():
             return
         try:
-            keeper.keep(live_file, reread)
+            for name in files.heal():
+                print(f"lengthwise: {files.path(name)} was missing: made again", file=sys.stderr)
+            if keeper is not None and (reread or time.monotonic() >= next_s):
+                next_s = time.monotonic() + poll_s
+                keeper.keep(files.path(_LIVE_FILE), reread)
         except Exception as error:  # the server goes on with what it has
             print(f"live file not kept: {error!r}", file=sys.stderr)
 
 
-def server_command(
-    model: str,
-    settings: ServerSettings | None,
-    vllm_args: Sequence[str] = (),
-    *,
-    replayed: bool = False,
-    cache_dir: Path | str | None = None,
-    emulate: EmulateOptions | None = None,
-) -> list[str]:
-    """The command line, for either distribution; ``settings`` None is stock vLLM."""
-    name, extra = model, list(vllm_args)
-    if emulate is not None:
-        extra = [*_without_given(server_args(emulate), extra), *extra]
-    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
-        raise InputError(f"model {model!r}: there is no such directory")
-    if model == TINY_NAME:
-        name = str(build_tiny_model(Path(cache_dir or _default_cache()) / TINY_NAME))
-        extra = [*_without_given(_TINY_ARGS, extra), *extra]
-    command = _entry_point(name)
-    if settings is not None:
-        check_startable(settings)
-        command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
-    if replayed and emulate is None:  # an emulated device reads the table itself
-        command += ["--logits-processors", LOGITS_PROCESSOR]
-    return command + extra
-
-
-def check_startable(settings: ServerSettings) -> None:
-    """Find out in a second what a server would only find out after loading its model.
-
-    Raises InputError (or the scheduler core's ValueError) for a vLLM outside the supported range,
-    a malformed SLO table, a predictor directory without a card, an unknown profile or an unknown
-    policy.
-    """
-    check_supported()
-    SloTable.from_dict(settings.slo_table)
-    load_priors(settings.predictor_dir)
-    if settings.profile is not None:
-        load_profile(settings.profile)
-    make_policy(settings.policy, **settings.policy_params)
-
-
-def server_environment(
-    model: str,
-    settings: ServerSettings | None,
-    scratch: Path,
-    replay_table: Path | str | None = None,
-    emulate: EmulateOptions | None = None,
-) -> dict[str, str]:
-    """The environment of a server, its settings file and metrics directory made in ``scratch``.
-
-    What the caller's environment sets already wins, except for those files.
-    """
-    environment = dict(os.environ)
-    metrics_dir = scratch / "metrics"
-    metrics_dir.mkdir(parents=True, exist_ok=True)
-    environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
-    if settings is not None:
-        environment[SETTINGS_VARIABLE] = str(settings.write(scratch / "settings.json"))
-    if replay_table is not None:
-        environment[REPLAY_VARIABLE] = str(Path(replay_table).absolute())
-    if emulate is not None:
-        environment[EMULATE_VARIABLE] = str(emulate.write(scratch / "emulate.json"))
-    defaults = {
-        "PYTHONHASHSEED": "0",
-        "VLLM_CPU_KVCACHE_SPACE": _CPU_KVCACHE_GIB,
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if model == TINY_NAME or Path(model).is_dir():
-        defaults["HF_HUB_OFFLINE"] = "1"
-    return defaults | environment
-
-
-_TINY_ARGS: tuple[tuple[str, str | None], ...] = (
-    ("--load-format", "dummy"),
-    ("--dtype", "float32"),
-    ("--served-model-name", TINY_NAME),
-    ("--max-num-seqs", "32"),
-)
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("LENGTHWISE_HOME") or Path.cwd()).absolute() / ".lengthwise"
-
-
-def _entry_point(model: str) -> list[str]:
-    """``vllm serve`` where the ``vllm`` distribution is installed; under ``vllm-cpu`` its command
-    line does not start, the server module does."""
+def _start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    files: RunFiles,
+    vllm_args: Sequence[str],
+    log: IO[bytes] | None = None,
+) -> tuple[subprocess.Popen[bytes], ParentWatch]:
+    """Start the server, and what ends it when this process is gone."""
+    watch = ParentWatch(files, min(ORPHAN_GRACE_S, STOP_GRACE_S + _drain_s(vllm_args)))
     try:
-        metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+        process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=None if log is None else subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except BaseException:
+        watch.done()
+        raise
+    watch.over(process.pid)
+    return process, watch
 
 
-def _without_given(defaults: Sequence[tuple[str, str | None]], given: Sequence[str]) -> list[str]:
-    named = {arg.split("=")[0] for arg in given}
-    kept = (pair for pair in defaults if pair[0] not in named)
-    return [part for pair in kept for part in pair if part is not None]
+def _drain_s(vllm_args: Sequence[str]) -> float:
+    """How long vLLM may finish what is in flight once it is asked to stop."""
+    given = given_options(vllm_args).get("--shutdown-timeout")
+    try:
+        return max(0.0, float(given or 0))
+    except ValueError:
+        return 0.0  # vLLM will refuse it
 
 
 def _is_healthy(url: str) -> bool:
@@ -355,8 +370,6 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return  # the whole group is gone
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

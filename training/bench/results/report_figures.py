@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import lines, ticker
 from matplotlib.figure import Figure
 
 from lengthwise.training.bench.engines.client import QueueSample
@@ -94,7 +95,7 @@ def attainment_figure(result: BenchResult) -> str:
         axes.set_yticks(range(len(groups)), groups)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.09)
-        axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("requests that met their whole SLO")
         figure.legend(loc="outside upper left", ncols=min(5, len(result.arms)))
@@ -144,9 +145,9 @@ def latency_figure(records: Records) -> str:
                 axes.set_xlim(0, 1.03 * right or 1.0)
                 unit = "ms" if name == "tpot" else "s"
                 axes.set_title(f"{slo_class}: {titles[name]}, {unit}", loc="left")
-                axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+                axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
         handles, labels = grid[0][0].get_legend_handles_labels()
-        slo = mpl.lines.Line2D([], [], **SLO_LINE)
+        slo = lines.Line2D([], [], **SLO_LINE)
         figure.legend(
             [*handles, slo], [*labels, "objective"], loc="outside upper left",
             ncols=min(6, len(labels) + 1),
@@ -192,7 +193,7 @@ def attainment_over_time_figure(records: Records, bins: int = 12) -> str:
             share = [met[slot == b].mean() if (slot == b).any() else np.nan for b in range(bins)]
             axes.plot(centres, share, color=colours[label], label=label, marker="o", markersize=3)
         axes.set_ylim(-0.03, 1.05)
-        axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("arrival time within the run, s")
         axes.set_ylabel("met their SLO")
         axes.legend(loc="lower left")
@@ -219,8 +220,8 @@ def prediction_figure(records: Sequence[RequestRecord]) -> str | None:
         axes.plot([low, high], [low, high], color="#9ca3af", linewidth=1)
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
-            axis.set_minor_formatter(mpl.ticker.NullFormatter())
+            axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlabel("true answer length, tokens")
         axes.set_ylabel("predicted (median), tokens")
         axes.legend(loc="upper left", handletextpad=0.2)

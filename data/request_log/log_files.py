@@ -1,0 +1,102 @@
+"""The files of a log's folder: rows, texts, and what is neither and gets named."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lengthwise.data.chat import valid_text
+from lengthwise.data.errors import InputError
+from lengthwise.data.lines import Watch, parse_line, read_lines
+from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row
+from lengthwise.data.skipped import Skipped
+
+_OURS = frozenset({"server.json"})
+_SLACK_S = 3600.0  # by which clocks and late writes may differ
+
+
+@dataclass(frozen=True, slots=True)
+class LogFiles:
+    """Files of a log, oldest first; `unread` are names of others that lie there."""
+
+    rows: list[Path]
+    texts: list[Path]
+    unread: list[str]
+
+
+def log_files(folder: str | Path) -> LogFiles:
+    """The files of a folder, also gzipped, or one file alone; InputError where there is no log.
+
+    Of a file and its packed copy only the file is read.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        return LogFiles([path], _matching(path.parent, TEXTS_PATTERN), [])
+    rows, texts = _matching(path, FILE_PATTERN), _matching(path, TEXTS_PATTERN)
+    if not rows:
+        raise InputError(f"{path}: no request log here (no {FILE_PATTERN}, nor one .gz)")
+    known = {file.name for file in (*rows, *texts)} | _OURS
+    others = (file.name for file in path.iterdir() if not file.name.startswith("."))
+    return LogFiles(rows, texts, sorted(name for name in others if name not in known))
+
+
+def checked_rows(
+    file: Path, skipped: Skipped, watch: Watch | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of one file, oldest first; a last line that is not complete is torn."""
+    for number, line in read_lines(file, watch):
+        if not line.endswith("\n"):
+            skipped.torn += 1
+            return
+        skipped.read += 1
+        try:
+            row = parse_line(line)
+            check_row(row)
+        except InputError as error:
+            skipped.add(f"{file}:{number}", error)
+        else:
+            yield row
+
+
+def join_texts(
+    rows: Collection[dict[str, Any]], files: list[Path], watch: Watch | None = None
+) -> None:
+    """Put the prompts, which the server keeps in files of their own, into the rows that name them.
+
+    A text was written when its request arrived: files older than all rows are not read.
+    """
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("text_id") and not row.get("prompt"):
+            wanted.setdefault(row["text_id"], []).append(row)
+    if not wanted:
+        return
+    came = [row["arrival_unix_s"] for row in rows if row.get("arrival_unix_s") is not None]
+    oldest_s = min(came, default=0.0) - _SLACK_S
+    for file in reversed(files):
+        if not wanted:
+            return
+        if file.stat().st_mtime < oldest_s:
+            continue
+        for _, line in read_lines(file, watch):
+            try:
+                text = parse_line(line)
+            except InputError:
+                continue  # torn, or not a text: its row stays without
+            if isinstance(prompt := text.get("prompt"), str):
+                for row in wanted.pop(str(text.get("text_id")), ()):
+                    row["prompt"] = valid_text(prompt)
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    plain = {file.name: file for file in folder.glob(pattern)}
+    packed = {
+        name: file
+        for file in folder.glob(f"{pattern}.gz")
+        if (name := file.name.removesuffix(".gz")) not in plain
+    }
+    return [file for _, file in sorted((plain | packed).items())]

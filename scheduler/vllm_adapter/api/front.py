@@ -1,0 +1,114 @@
+"""From a request that was read to what its sequences are told; the same for every way in.
+
+The HTTP middleware and the batch runner both end here: predict, ask for admission, keep texts, and
+make the ``Call`` under which the server starts the sequences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
+from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hints_of
+from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
+from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.vllm_adapter.wire import WHOLE_ENDED_METHOD, Answer, Hints
+
+logger = logging.getLogger(LOGGER_NAME)
+
+_MOST_ROUTES = 32  # as labels of the count of unread generations
+
+
+class Front:
+    """The API process's side of one engine client."""
+
+    def __init__(
+        self, settings: ServerSettings, service: PredictionService, metrics: ApiMetrics
+    ) -> None:
+        self.service = service
+        self.texts = prompt_texts(settings)
+        self.admission: AdmissionDesk | None = None
+        if settings.admission.mode != "off":
+            self.admission = AdmissionDesk(settings.admission, metrics)
+        self._metrics = metrics
+        self._unread_routes: set[str] = set()
+        self._attached: Any = None
+        self._goodbyes: set[asyncio.Task[None]] = set()
+
+    def attach(self, engine_client: Any) -> None:
+        """Stand before this engine client, of which a server may make another."""
+        if engine_client is None or engine_client is self._attached:
+            return
+        self._attached = engine_client
+        if not attach(engine_client, self._count_unread):
+            logger.warning("the engine client has no generate: requests go on without hints")
+
+    async def prepare(self, parsed: ParsedRequest, core: Any) -> Call | Answer:
+        """The call of an admitted request, or the engine's answer to one that is to be shed."""
+        said = await self.service.predict_both(
+            parsed.prompts, parsed.slo.slo_class, parsed.osl, parsed.fixed_tokens
+        )
+        hints = [
+            replace(hints_of(parsed, *one), textless=text is None)
+            for text, one in zip(parsed.prompts, said, strict=True)
+        ]
+        others = replace(hints_of(parsed, None), textless=True)
+        if self.admission is not None:
+            answer = await self.admission.ask(
+                core, _longest(hints, others), parsed.characters, parsed.max_tokens
+            )
+            if answer.action == "shed":
+                return answer
+            if answer.action == "downgrade":
+                hints = [replace(one, downgraded=True) for one in hints]
+                others = replace(others, downgraded=True)
+        return Call(
+            hints,
+            others=others,
+            texts=parsed.prompts,
+            keep=None if self.texts is None else self.texts.keep,
+            whole_id=secrets.token_hex(8),
+            is_open=parsed.is_open,
+            levels=self.service.levels if self.service.takes_told_lengths else 0,
+        )
+
+    def finished(self, call: Call, parsed: ParsedRequest, core: Any) -> None:
+        """Tell the engine that no further parts of a request come; nobody waits for that."""
+        if core is None or not call.announced or parsed.in_background:
+            return
+        task = asyncio.get_running_loop().create_task(_say_ended(core, call.whole_id))
+        self._goodbyes.add(task)
+        task.add_done_callback(self._goodbyes.discard)
+
+    def _count_unread(self, route: str) -> None:
+        if route not in self._unread_routes and len(self._unread_routes) >= _MOST_ROUTES:
+            route = "other"
+        self._unread_routes.add(route)
+        self._metrics.unread.labels(route).inc()
+
+
+def engine_core_of(engine_client: Any) -> Any:
+    """The client of the engine core, or None before there is one."""
+    return getattr(engine_client, "engine_core", None)
+
+
+async def _say_ended(core: Any, whole_id: str) -> None:
+    try:
+        async with asyncio.timeout(30.0):
+            await core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)
+    except Exception as error:  # the engine then books the request when it runs out of room
+        logger.debug("%s: %r", WHOLE_ENDED_METHOD, error)
+
+
+def _longest(hints: Sequence[Hints], others: Hints) -> Hints:
+    """Those of the sequence that is expected to take longest: the whole ends with it."""
+    predicted = [one for one in hints if one.quantiles is not None]
+    return max(predicted, key=lambda one: sum(one.quantiles or ()), default=others)

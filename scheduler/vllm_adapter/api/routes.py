@@ -1,0 +1,175 @@
+"""The server's generating routes, and where each of their bodies keeps what we read.
+
+A reader finds the prompts (one a sequence that the route will start, None for one without text),
+the object of the sampling parameters, the object of the extra arguments, and the name of the
+limit. It never refuses: what is malformed is vLLM's to say, and reads as no prompt.
+
+A route that is missing here is passed on untouched; if it generates, it is counted
+(``lengthwise_unread_generations_total``). A test lists the routes of the installed server and
+holds them against this table and the one in docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lengthwise.predictor.features.request_text import text_of_request
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParts:
+    """What a body holds, where its route keeps it.
+
+    ``prompts``: text, or None, of each sequence group the server will start, in its order.
+    ``sampling``: the mapping with ``min_tokens``, ``ignore_eos`` and the limits ``limits``.
+    ``xargs``: the extra arguments as the client gave them. ``is_open``: the server starts further
+    sequences as it goes (beams, tools of its own), so nobody knows how many parts there will be.
+    """
+
+    prompts: Sequence[str | None] = ()
+    sampling: Body = field(default_factory=dict)
+    limits: tuple[str, ...] = ("max_tokens",)
+    xargs: Any = None
+    is_open: bool = False
+
+
+Reader = Callable[[Body], RequestParts]
+
+
+def _chat(body: Body) -> RequestParts:
+    return RequestParts(
+        (text_of_request(body) or None,),
+        body,
+        ("max_completion_tokens", "max_tokens"),
+        body.get("vllm_xargs"),
+        _beams(body),
+    )
+
+
+def _completions(body: Body) -> RequestParts:
+    """Embeddings come before the prompts, as in the server's own order."""
+    prompts: list[str | None] = []
+    embeds = body.get("prompt_embeds")
+    if embeds is not None:
+        prompts += [None] * (len(embeds) if isinstance(embeds, list) else 1)
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        prompts.append(prompt or None)
+    elif isinstance(prompt, list) and prompt:
+        tokens = all(isinstance(part, int) for part in prompt)
+        prompts += [None] if tokens else [_text(part) for part in prompt]
+    return RequestParts(prompts, body, ("max_tokens",), body.get("vllm_xargs"), _beams(body))
+
+
+def _chat_batch(body: Body) -> RequestParts:
+    talks = body.get("messages")
+    prompts = [text_of_request({"messages": talk}) or None for talk in _list(talks)]
+    limits = ("max_completion_tokens", "max_tokens")
+    return RequestParts(prompts, body, limits, body.get("vllm_xargs"))
+
+
+def _responses(body: Body) -> RequestParts:
+    given = body.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
+    system = _text(body.get("instructions"))
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [_message_of_item(item) for item in items if isinstance(item, Mapping)]
+    tools = [tool for tool in _list(body.get("tools")) if isinstance(tool, Mapping)]
+    own_tools = any(tool.get("type") != "function" for tool in tools)
+    return RequestParts(
+        (text_of_request({"messages": messages, "tools": tools}) or None,),
+        body,
+        ("max_output_tokens",),
+        body.get("vllm_xargs"),
+        own_tools,
+    )
+
+
+def _message_of_item(item: Body) -> Body:
+    """An item of a response's input as a chat message: calls and their results are items there."""
+    kind = item.get("type")
+    if kind == "function_call":
+        call = {"name": item.get("name"), "arguments": item.get("arguments")}
+        return {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+    if kind == "function_call_output":
+        return {"role": "tool", "content": item.get("output")}
+    return item
+
+
+def _anthropic(body: Body) -> RequestParts:
+    messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+    for message in _list(body.get("messages")):
+        if isinstance(message, Mapping):
+            content = message.get("content")
+            blocks = [_block_text(block) for block in content] if isinstance(content, list) else []
+            parts: Any = [{"type": "text", "text": text} for text in blocks if text]
+            messages.append({**message, "content": parts if blocks else content})
+    text = text_of_request({"messages": messages, "tools": body.get("tools")})
+    return RequestParts((text or None,), body, ("max_tokens",), body.get("vllm_xargs"))
+
+
+def _block_text(block: Any) -> str | None:
+    """The text of a content block: its own, of a tool's call, or of a tool's result."""
+    if not isinstance(block, Mapping):
+        return None
+    if block.get("type") == "tool_use":
+        return json.dumps({"name": block.get("name"), "arguments": block.get("input")})
+    if block.get("type") == "tool_result":
+        content = block.get("content")
+        texts = [_block_text(part) for part in content] if isinstance(content, list) else [content]
+        return "\n".join(text for text in texts if isinstance(text, str)) or None
+    return _text(block.get("text"))
+
+
+def _tokens(body: Body) -> RequestParts:
+    """Tokens in, tokens out: no text, and sampling parameters in an object of their own."""
+    sampling = body.get("sampling_params")
+    sampling = sampling if isinstance(sampling, Mapping) else {}
+    given = [sampling.get("extra_args"), body.get("vllm_xargs")]
+    xargs = {k: v for said in given if isinstance(said, Mapping) for k, v in said.items()}
+    return RequestParts((None,), sampling, ("max_tokens",), xargs)
+
+
+def _invocations(body: Body) -> RequestParts:
+    """The server takes what fits a chat as a chat, anything else as a completion."""
+    return _chat(body) if "messages" in body else _completions(body)
+
+
+def _beams(body: Body) -> bool:
+    return body.get("use_beam_search") is True
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+READERS: dict[str, Reader] = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completions,
+    "/v1/responses": _responses,
+    "/v1/messages": _anthropic,
+    "/v1/chat/completions/batch": _chat_batch,
+    "/inference/v1/generate": _tokens,
+    "/invocations": _invocations,
+    "/cohere/v2/chat": _chat,
+}
+"""Routes whose JSON body is read: SLO from body and headers, tenant, a prediction a prompt."""
+
+HEADERS_ONLY = frozenset(
+    (
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/generative_scoring",
+        "/v1/systemone",
+    )
+)
+"""Routes whose body is left alone (sound, or answers of one token): SLO and tenant from headers."""

@@ -1,0 +1,201 @@
+"""From an HTTP request to the sequences that the server starts for it, on whatever route.
+
+vLLM's routes differ in how they take extra arguments and in how many sequences they start; all end
+in ``engine_client.generate``, one call a sequence group. So what the middleware knows of a request
+stays in the API process, in the request's context, and is put into each call's sampling parameters
+at that waist, in the order of the prompts. There, too, whatever private keys a client sent are
+dropped, on routes we know and on those we do not.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
+
+from lengthwise.data.slo import SLO_LIMIT_MS, Slo
+from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.wire import (
+    FIXED_LENGTH,
+    Hints,
+    Whole,
+    fixed_tokens,
+    is_private,
+)
+
+logger = logging.getLogger(LOGGER_NAME)
+
+_PUBLIC_KEYS = frozenset(("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl"))
+_WRAPPED = "lengthwise_wrapped"
+
+OnUnread = Callable[[str], None]
+"""Told of the route of every sequence that no middleware prepared ("none" outside of requests)."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of a client on its way through the server.
+
+    ``hints`` are those of its prompts, in order; None on a route that is passed on unread, whose
+    ASGI scope is ``scope``.
+    ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
+    given of the prompts that are started. ``levels`` is the width of a prediction, 0 where lengths
+    that the parameters fix are not to be told.
+    """
+
+    hints: Sequence[Hints] | None = None
+    _: KW_ONLY
+    scope: Mapping[str, Any] | None = None
+    others: Hints = field(default_factory=Hints)
+    texts: Sequence[str | None] = ()
+    keep: Callable[[str, str], None] | None = None
+    whole_id: str = ""
+    is_open: bool = False
+    levels: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+    started: int = 0
+    announced: bool = False
+
+    @property
+    def route(self) -> str:
+        """The route's path as the server declares it."""
+        scope = self.scope or {}
+        return str(getattr(scope.get("route"), "path", None) or scope.get("path") or "none")
+
+    def next(self, params: Any) -> dict[str, Any]:
+        """The arguments of the next sequence group, which these parameters sample."""
+        assert self.hints is not None
+        index, self.started = self.started, self.started + 1
+        further = index >= len(self.hints)
+        hints = self.others if further else self.hints[index]
+        if further and self.hints:
+            hints = replace(hints, slo=_left(hints.slo, time.monotonic() - self.began_s))
+        elif not further:
+            hints = self._with_text(hints, index)
+        known = _fixed(params) if self.levels else None
+        if known is not None:
+            quantiles = (float(known),) * self.levels
+            hints = replace(
+                hints, quantiles=quantiles, version=FIXED_LENGTH, features=None, contract=None
+            )
+        samples = getattr(params, "n", 1) or 1
+        parts = 0 if self.is_open or further else len(self.hints) * samples
+        if parts != 1:
+            self.announced = True
+            hints = replace(hints, whole=Whole(self.whole_id, parts))
+        return hints.to_xargs()
+
+    def _with_text(self, hints: Hints, index: int) -> Hints:
+        text = self.texts[index] if index < len(self.texts) else None
+        if self.keep is None or text is None:
+            return hints
+        text_id = f"{self.whole_id}-{index}"
+        self.keep(text_id, text)
+        return replace(hints, text_id=text_id)
+
+
+_current: ContextVar[Call | None] = ContextVar("lengthwise_call", default=None)
+
+
+@contextmanager
+def calling(call: Call) -> Iterator[Call]:
+    """While inside, and in every task started there, sequences belong to this call."""
+    token = _current.set(call)
+    try:
+        yield call
+    finally:
+        _current.reset(token)
+
+
+def attach(engine_client: Any, on_unread: OnUnread) -> bool:
+    """Put ourselves before this client's ``generate``, once; whether we stand there.
+
+    Without ``generate``, or where it cannot be replaced, nothing is changed.
+    """
+    generate = getattr(engine_client, "generate", None)
+    if generate is None:
+        return False
+    if getattr(generate, _WRAPPED, False):
+        return True
+
+    @functools.wraps(generate)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        try:
+            args, kwargs = _with_hints(args, kwargs, on_unread)
+        except Exception as error:  # what we add must never cost a request
+            logger.warning("a sequence goes on without its hints: %r", error)
+        return generate(*args, **kwargs)
+
+    setattr(prepared, _WRAPPED, True)
+    try:
+        engine_client.generate = prepared
+    except AttributeError:
+        return False
+    return True
+
+
+def _with_hints(
+    args: tuple[Any, ...], kwargs: dict[str, Any], on_unread: OnUnread
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``generate(prompt, sampling_params, ...)`` with our own put in."""
+    named = "sampling_params" in kwargs
+    if not named and len(args) < 2:
+        return args, kwargs
+    params = prepared_params(kwargs["sampling_params"] if named else args[1], on_unread)
+    if named:
+        return args, kwargs | {"sampling_params": params}
+    return (args[0], params, *args[2:]), kwargs
+
+
+def prepared_params(params: Any, on_unread: OnUnread) -> Any:
+    """The sampling parameters with this call's hints and without what only we may set.
+
+    A copy where anything changes: the server shares one object, or its ``extra_args``, among the
+    sequences of a request.
+    """
+    given = getattr(params, "extra_args", None)
+    given = given if isinstance(given, dict) else {}
+    call = _current.get()
+    if call is None or call.hints is None:
+        on_unread("none" if call is None else call.route)
+        kept = {key: value for key, value in given.items() if not is_private(key)}
+        if len(kept) == len(given):
+            return params
+    else:
+        kept = {
+            key: value
+            for key, value in given.items()
+            if not is_private(key) and key not in _PUBLIC_KEYS
+        }
+        kept |= call.next(params)
+    changed = copy.copy(params)
+    changed.extra_args = kept or None
+    return changed
+
+
+def _fixed(params: Any) -> int | None:
+    may_stop = any(
+        getattr(params, name, None) for name in ("stop", "stop_token_ids", "repetition_detection")
+    )
+    return fixed_tokens(
+        getattr(params, "max_tokens", None),
+        getattr(params, "min_tokens", 0),
+        getattr(params, "ignore_eos", False),
+        may_stop,
+    )
+
+
+def _left(slo: Slo, elapsed_s: float) -> Slo:
+    """What is left of a request's objectives for a sequence that it starts later.
+
+    Its first token is a later token of the whole, so TTFT becomes what TPOT allows, if anything.
+    """
+    least_s = SLO_LIMIT_MS[0] / 1e3
+    e2e_s = None if slo.e2e_s is None else max(least_s, slo.e2e_s - elapsed_s)
+    return Slo(ttft_s=slo.tpot_s, tpot_s=slo.tpot_s, e2e_s=e2e_s, slo_class=slo.slo_class)

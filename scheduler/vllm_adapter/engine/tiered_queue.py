@@ -1,0 +1,160 @@
+"""A planned queue for each priority; one is served only while those before it are empty.
+
+What a plan orders, it orders within a tier: an operator's priority is no objective to be weighed.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue, Request
+
+
+class TieredQueue(PlannedQueue):
+    """``tier`` makes a queue; ``priority`` reads a request's number, the smaller the sooner.
+
+    A request keeps its tier until ``forget``. Each operation costs a tier's, and a look at the
+    tiers before it.
+    """
+
+    def __init__(
+        self, tier: Callable[[], PlannedQueue], priority: Callable[[Request], int]
+    ) -> None:
+        super().__init__()
+        self._make = tier
+        self._priority = priority
+        self._tiers: dict[int, PlannedQueue] = {}
+        self._levels: list[int] = []
+        self._level_of: dict[str, int] = {}
+        self._members: Counter[int] = Counter()
+
+    def add_request(self, request: Request) -> None:
+        """Add at the end of its tier."""
+        self._tier(request).add_request(request)
+
+    def pop_request(self) -> Request:
+        """Remove and return the front request; IndexError when empty."""
+        request = self._first().pop_request()
+        self._pinned = None
+        return request
+
+    def peek_request(self) -> Request:
+        """The front request, pinned until popped; IndexError when empty."""
+        request = self._first().peek_request()
+        self._pinned = request.request_id
+        return request
+
+    def prepend_request(self, request: Request) -> None:
+        """Put back at the front of its strand in its tier."""
+        self._pinned = None
+        self._tier(request).prepend_request(request)
+
+    def __bool__(self) -> bool:
+        return any(self._in_turn())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._in_turn()))
+
+    def __iter__(self) -> Iterator[Request]:
+        for tier in self._in_turn():
+            yield from tier
+
+    def __contains__(self, request_id: object) -> bool:
+        level = self._level_of.get(str(request_id))
+        return level is not None and request_id in self._tiers[level]
+
+    @property
+    def recovery_count(self) -> int:
+        """How many requests go before any plan of their tier."""
+        return sum(tier.recovery_count for tier in self._in_turn())
+
+    def plannable_ids(self) -> list[str]:
+        """Ids that a plan may order, in their present order."""
+        return [name for tier in self._in_turn() for name in tier.plannable_ids()]
+
+    def recovery_ids(self) -> list[str]:
+        """Ids of those who go before any plan, next first."""
+        return [name for tier in self._in_turn() for name in tier.recovery_ids()]
+
+    def yielded_ids(self) -> list[str]:
+        """Ids of those here whose slots a plan took."""
+        return [name for tier in self._in_turn() for name in tier.yielded_ids()]
+
+    def set_order(self, request_ids: Iterable[str]) -> None:
+        """Serve in this order within each tier."""
+        named: dict[int, list[str]] = {level: [] for level in self._levels}
+        for request_id in request_ids:
+            if (level := self._level_of.get(request_id)) is not None:
+                named[level].append(request_id)
+        for level, tier in self._tiers.items():
+            tier.set_order(named[level])
+
+    def promote(self, request_id: str) -> None:
+        """Move a plannable request to the front of its tier's plan."""
+        if (tier := self._tier_of(request_id)) is not None:
+            tier.promote(request_id)
+
+    def demote(self, request_id: str) -> None:
+        """A plan took the slot of this request, now queued: it waits at the end of its tier's."""
+        if (tier := self._tier_of(request_id)) is not None:
+            tier.demote(request_id)
+            self._pinned = None
+
+    def reinstate(self) -> None:
+        """The plan holds no more: those whose slots it took stand first in their tiers."""
+        for tier in self._in_turn():
+            tier.reinstate()
+
+    def may_displace(self, running_id: str) -> bool:
+        """Not where the running request's tier comes before that of who stands first."""
+        level = self._level_of.get(running_id)
+        first = next((one for one in self._levels if self._tiers[one]), None)
+        return level is None or first is None or level >= first
+
+    def settle(self) -> None:
+        """After a step: who has its slot back recovers like anyone when vLLM preempts it."""
+        for tier in self._in_turn():
+            tier.settle()
+
+    def forget(self, request_id: str) -> None:
+        """Drop a finished request, and its tier with the last of it."""
+        level = self._level_of.pop(request_id, None)
+        if level is None:
+            return
+        self._tiers[level].forget(request_id)
+        self._members[level] -= 1
+        if not self._members[level]:
+            del self._members[level], self._tiers[level]
+            self._levels.remove(level)
+
+    def _discard(self, request_id: str) -> None:
+        if (tier := self._tier_of(request_id)) is not None:
+            tier._discard(request_id)
+
+    def _tier(self, request: Request) -> PlannedQueue:
+        request_id = request.request_id
+        level = self._level_of.get(request_id)
+        if level is None:
+            level = self._level_of[request_id] = self._priority(request)
+            self._members[level] += 1
+        if level not in self._tiers:
+            self._tiers[level] = self._make()
+            insort(self._levels, level)
+        return self._tiers[level]
+
+    def _tier_of(self, request_id: str) -> PlannedQueue | None:
+        level = self._level_of.get(request_id)
+        return None if level is None else self._tiers[level]
+
+    def _in_turn(self) -> Iterator[PlannedQueue]:
+        return (self._tiers[level] for level in self._levels)
+
+    def _first(self) -> PlannedQueue:
+        if self._pinned is not None and self._pinned in self:
+            return self._tiers[self._level_of[self._pinned]]
+        for tier in self._in_turn():
+            if tier:
+                return tier
+        raise IndexError("peek from an empty queue")

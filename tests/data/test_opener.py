@@ -1,0 +1,84 @@
+"""Files as editors, spreadsheets and shells leave them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
+from lengthwise.data.lines import open_text, read_json_lines
+from lengthwise.data.sources.load import load_table
+from lengthwise.data.workload import read_workload
+
+ROWS = [{"prompt": f"Frage {i} ü", "response": "b"} for i in range(3)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+MARK = b"\xef\xbb\xbf"
+WAYS = {
+    "plain": LINES.encode(),
+    "byte-order mark": MARK + LINES.encode(),
+    "dos line ends": LINES.replace("\n", "\r\n").encode(),
+    "old mac line ends": LINES.replace("\n", "\r").encode(),
+    "no last line end": LINES.rstrip().encode(),
+    "blank lines": ("\n\n" + LINES.replace("\n", "\n \n")).encode(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.GZ", "packed-without-saying.jsonl"])
+def test_lines_however_they_were_written(tmp_path, way, name):
+    path = tmp_path / name
+    packed = name != "a.jsonl"
+    path.write_bytes(gzip.compress(WAYS[way]) if packed else WAYS[way])
+    assert [row for _, row in read_json_lines(path)] == ROWS
+    assert load_table(str(path))["prompt"].tolist() == [row["prompt"] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (LINES.encode("utf-16"), "is UTF-16 text, not UTF-8 text: save it as UTF-8: iconv"),
+        (b"\xfe\xff" + LINES.encode("utf-16-be"), "is UTF-16 text, not UTF-8"),
+        (LINES.encode("utf-16-le"), "is UTF-16 text without a byte-order mark"),
+        (LINES.encode("utf-16-be"), "is UTF-16 text without a byte-order mark"),
+        (LINES.encode("utf-32"), "is UTF-32 text"),
+        (gzip.compress(LINES.encode("utf-16")), "is UTF-16 text"),
+        (b"PK\x03\x04rest", "is a zip archive"),
+        (b"\x28\xb5\x2f\xfdrest", "is zstd-compressed, not UTF-8 text: unpack it"),
+        (b"BZh91AY", "bzip2"),
+        (b"\x7fELF\x00\x00\x00\x00", "binary data"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_what_is_no_utf8_says_what_it_is(tmp_path, content, says, name):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (load_table, read_object, read_workload):
+        with pytest.raises(InputError, match=says):
+            read(str(path))
+
+
+def test_every_reader_goes_through_it(tmp_path):
+    table, workload = tmp_path / "slo.json", tmp_path / "w.jsonl"
+    table.write_bytes(MARK + b'{"chat": {"ttft_ms": 500}}\r\n')
+    assert read_object(table, "SLO table") == {"chat": {"ttft_ms": 500}}
+    workload.write_bytes(MARK + b'{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\r\n')
+    assert len(read_workload(workload)) == 1
+
+
+def test_folders_and_missing_files(tmp_path):
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        open_text(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        open_text(tmp_path / "none")
+
+
+def test_bytes_read_are_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES * 1000)
+    told = []
+    with open_text(path, told.append) as file:
+        assert len(file.read()) == len(LINES) * 1000
+    assert sum(told) == path.stat().st_size
