@@ -289,9 +289,9 @@ def drawn_request(index: int) -> tuple[str, dict[str, Any], dict[str, str]]:
     if index % 9 == 0:
         xargs["osl"] = int(rng.integers(1, 900))
     if index % 11 == 0:
-        xargs |= {"pred_quantiles": [1.0], "lw_prompt": "forged", "mine": index}
+        xargs |= {"pred_quantiles": [1.0], "lw_text_id": "forged", "mine": index}
     if index == 13:
-        xargs["slo_ttft_ms"] = -5  # refused
+        xargs["slo_ttft_ms"] = "soon"  # refused
     if index == 17:
         xargs["osl"] = "many"  # refused
     body: dict[str, Any] = {"model": "tiny", "stream": index % 4 == 0}
@@ -320,6 +320,8 @@ class EngineDouble:
         self.asked: list[dict[str, Any]] = []
 
     async def call_utility_async(self, method: str, *args: Any) -> dict[str, Any]:
+        if not isinstance(args[0], dict):
+            return {}  # that a request has ended
         question = {key: value for key, value in args[0].items() if key != "deadline_unix_s"}
         self.asked.append({"method": method} | question)
         verdicts = ({"action": "admit"}, {"action": "downgrade"},
@@ -352,40 +354,59 @@ async def _ask(middleware: Any, app: Any, request: tuple[str, dict[str, Any], di
 
 
 def bodies() -> Arrays:
-    """What the middleware forwards of 50 requests, or answers itself; with and without a desk."""
+    """What the middleware forwards of 50 requests and tells their sequences, or answers itself;
+    with and without a desk."""
     requests = [drawn_request(index) for index in range(50)]
     out: Arrays = {}
     predictor = stored_predictor()
     for label, lengths, more in (
-        ("learned", "learned", {"request_log": "unused", "log_prompts": True}),
+        ("learned", "learned", {"log_prompts": True}),
         ("class", "class", {}),
         ("admission", "learned", {"admission": {"mode": "shed", "timeout_ms": 5000}}),
     ):
-        settings = make_settings({"slo_table": SLO_TABLE, "lengths": lengths} | more)
-        forwarded: list[bytes] = []
-
-        async def inner(scope: Any, receive: Any, send: Any, kept: list[bytes] = forwarded) -> None:
-            kept.append((await receive())["body"])
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-
-        service = PredictionService(settings, api_metrics(), predictor, inline=True)
-        middleware = LengthwiseMiddleware(inner, settings, service)
-        engine = EngineDouble()
-        app = _Bag(state=_Bag(engine_client=_Bag(engine_core=engine)))
-        answers = []
-        for request in requests:
-            sent = asyncio.run(_ask(middleware, app, request))
-            status = sent[0]["status"]
-            answers.append([status] if status == 200 else [status, sent[1]["body"].decode()])
+        with tempfile.TemporaryDirectory() as log:
+            more = more | ({"request_log": log} if label == "learned" else {})
+            settings = make_settings({"slo_table": SLO_TABLE, "lengths": lengths} | more)
+            service = PredictionService(settings, api_metrics(), predictor, inline=True)
+            forwarded, told, answers, asked = _served(requests, settings, service)
         out[f"{label}/forwarded"] = np.array([hashlib.sha256(b).hexdigest() for b in forwarded])
-        shown = [json.loads(body).get("vllm_xargs") for body in forwarded]
-        for xargs in shown:
-            xargs.pop("lw_features", None)
-            xargs.pop("lw_prompt", None)
-        out[f"{label}/xargs"] = as_text(shown)
+        out[f"{label}/told"] = as_text(told)
         out[f"{label}/answers"] = as_text(answers)
-        out[f"{label}/asked"] = as_text(engine.asked)
+        out[f"{label}/asked"] = as_text(asked)
     return out
+
+
+def _served(requests: list[Any], settings: Any, service: PredictionService) -> tuple[Any, ...]:
+    """Bodies as forwarded, arguments of the sequences, answers, and the questions asked."""
+    forwarded: list[bytes] = []
+    told: list[Any] = []
+    engine = EngineDouble()
+    client = _Bag(engine_core=engine, generate=lambda prompt, params, name: told.append(params))
+    app = _Bag(state=_Bag(engine_client=client))
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        forwarded.append((await receive())["body"])
+        body = json.loads(forwarded[-1])
+        prompt = body.get("prompt")
+        many = isinstance(prompt, list) and isinstance(prompt[0], str)
+        for _ in prompt if many else [prompt]:
+            extra, most = body.get("vllm_xargs"), body.get("max_tokens")
+            client.generate({}, _Bag(extra_args=extra, max_tokens=most), "id")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    middleware = LengthwiseMiddleware(inner, settings, service)
+    answers = []
+    for request in requests:
+        sent = asyncio.run(_ask(middleware, app, request))
+        status = sent[0]["status"]
+        answers.append([status] if status == 200 else [status, sent[1]["body"].decode()])
+    if middleware.front.texts is not None:
+        middleware.front.texts.close()
+    drawn = ("lw_features", "lw_text_id", "lw_whole", "lw_seal")  # long, or another each time
+    shown = [{k: v for k, v in one.extra_args.items() if k not in drawn} for one in told]
+    for question in engine.asked:
+        question.get("xargs", {}).pop("lw_seal", None)
+    return forwarded, shown, answers, engine.asked
 
 
 # -- store and report -------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Ite
         free_port(),
         # Eager: compiling pays off in a bench, not here. 64 blocks of 32 tokens: a cache of 2,048.
         ["--enforce-eager", "--max-num-seqs", "8", "--block-size", "32",
-         "--num-gpu-blocks-override", "64", "--max-model-len", "1536"],
+         "--num-gpu-blocks-override", "64", "--max-model-len", "1536", "--enable-scale-out"],
         log_path=root / "server.log",
         cache_dir=tmp_path_factory.mktemp("cache"),
         env=faults.environment(),

@@ -11,9 +11,9 @@ import pytest
 from test_middleware import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.front import Front
+from lengthwise.scheduler.vllm_adapter.api.batch_runner import install, vllm_runner
+from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
-from lengthwise.scheduler.vllm_adapter.api.run_batch import install, vllm_runner
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 
@@ -97,7 +97,7 @@ def test_admission_is_asked():
 @pytest.mark.parametrize("text", ["", "not json", "[]", '{"url": 3}', '{"url": "' + CHAT + '"}'])
 def test_what_is_no_request_is_vllms_to_refuse(text):
     from lengthwise.data.slo import SloTable
-    from lengthwise.scheduler.vllm_adapter.api.run_batch import BatchLines
+    from lengthwise.scheduler.vllm_adapter.api.batch_runner import BatchLines
 
     assert BatchLines(SloTable({})).read(text) == text
 
@@ -110,3 +110,15 @@ def test_the_installed_runner_has_what_we_put_ourselves_into():
     names = list(inspect.signature(runner.run_request).parameters)
     assert len(names) == 3
     assert "error_msg" in inspect.signature(runner.make_error_request_output).parameters
+
+
+def test_the_command_imports_nothing_that_the_engines_processes_would_import_again():
+    import subprocess
+    import sys
+
+    name = "lengthwise.scheduler.vllm_adapter.api.run_batch"
+    code = (
+        f"import {name}, json, sys; print(json.dumps([*{{m.split('.')[0] for m in sys.modules}}]))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "numba", "torch", "vllm", "pandas"} & set(json.loads(shown.stdout))

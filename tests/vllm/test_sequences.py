@@ -231,7 +231,7 @@ def test_a_whole_that_is_said_to_end_early_waits_for_what_still_runs(tiny_dir):
 )
 def test_every_whole_is_booked_once_whatever_comes(wholes, order):
     """Parts known or not, some never started, ends in any order, the word of the end too."""
-    from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
+    from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
     from lengthwise.scheduler.vllm_adapter.engine.wholes import Wholes, together
     from lengthwise.scheduler.vllm_adapter.wire import Whole
 

@@ -22,7 +22,7 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.front import Front, engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes

@@ -77,8 +77,8 @@ def _responses(body: Body) -> RequestParts:
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
     system = _text(body.get("instructions"))
-    messages = [{"role": "system", "content": system}] if system else []
-    messages += [_message_of_item(item) for item in items if isinstance(item, Mapping)]
+    messages: list[Body] = [{"role": "system", "content": system}] if system else []
+    messages += [dict(_message_of_item(item)) for item in items if isinstance(item, Mapping)]
     tools = [tool for tool in _list(body.get("tools")) if isinstance(tool, Mapping)]
     own_tools = any(tool.get("type") != "function" for tool in tools)
     return RequestParts(

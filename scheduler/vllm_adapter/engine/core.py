@@ -25,13 +25,13 @@ from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.outcome import TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds

@@ -20,8 +20,8 @@ from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants, fair_plan
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire import Answer, Question

@@ -10,8 +10,12 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.outcome import ANSWERED, TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import (
+    ANSWERED,
+    TELLS_LENGTH,
+    Outcome,
+)
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantTallies
 from lengthwise.scheduler.vllm_adapter.engine.wholes import Parts, Wholes, together
 

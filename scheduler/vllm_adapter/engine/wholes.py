@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lengthwise.scheduler.vllm_adapter.engine.outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
+from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 
 MOST_WHOLES = 10_000  # open at a time; beyond, the oldest is booked with what it has
 
