@@ -82,7 +82,7 @@ def test_an_empty_file_gives_an_empty_file(tmp_path):
 
 
 def test_standard_streams(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "four"}\n'))
+    monkeypatch.setattr("sys.stdin", io.StringIO('\ufeff{"prompt": "four"}\n'))
     assert run("-", "-") == 1
     assert json.loads(capsys.readouterr().out)["predicted_tokens"] == 4.0
 

@@ -217,3 +217,4 @@ def test_a_registry_under_any_name(tmp_path, empty_store, predictor_dir, name, m
     found = resolve_predictor(version.model_uri, workspace=home)
     assert found.directory.is_relative_to(home.artifacts)
     assert (found.directory / "card.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # and nothing of a quoted name

@@ -115,7 +115,9 @@ def _sqlite_uri(path: Path) -> str:
         return plain
     from sqlalchemy.engine import URL, make_url
 
-    url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    # with its driver named: MLflow makes the folder of "sqlite:///" as written, quotes and all
+    driver = "sqlite+pysqlite"
+    url = URL.create(driver, database=str(path)).render_as_string(hide_password=False)
     # versions differ in what of a path they quote
     return url if make_url(url).database == str(path) else plain
 

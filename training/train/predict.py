@@ -63,7 +63,8 @@ def _checked_rows(source: str) -> Iterator[Row]:
 def _stdin() -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(sys.stdin, 1):
         if line.strip():
-            yield number, parse_object(line, f"{STANDARD_STREAM}:{number}")
+            text = line.removeprefix("\ufeff") if number == 1 else line
+            yield number, parse_object(text, f"{STANDARD_STREAM}:{number}")
 
 
 def _predicted(predictor: LengthPredictor, batch: list[Row]) -> Iterable[Row]:

@@ -78,7 +78,7 @@ def _responses(body: Body) -> RequestParts:
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
     system = _text(body.get("instructions"))
     messages: list[Body] = [{"role": "system", "content": system}] if system else []
-    messages += [_message_of_item(item) for item in items if isinstance(item, Mapping)]
+    messages += [dict(_message_of_item(item)) for item in items if isinstance(item, Mapping)]
     tools = [tool for tool in _list(body.get("tools")) if isinstance(tool, Mapping)]
     own_tools = any(tool.get("type") != "function" for tool in tools)
     return RequestParts(
