@@ -33,8 +33,8 @@ from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_ve
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
-# What a release imports under another name than the pinned environment has it.
-EXTRA = {"<0.31": ("openai-harmony==0.0.8",)}
+# What a release imports that the pinned environment lacks, or has under another name.
+EXTRA = {"<0.31": ("openai-harmony==0.0.8",), ">=0.33": ("orjson>=3.11.6",)}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from engineless import FakeEngine, make_request
 from starlette.responses import JSONResponse
 from test_middleware import CHAT, COMPLETIONS, FakeEngineCore, WordPredictor
 
+from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.scheduler.vllm_adapter.api import middleware
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
@@ -212,3 +214,20 @@ def test_a_large_body_is_served_unless_the_operator_set_a_limit(monkeypatch, meg
     assert server.post(COMPLETIONS, {"content": content()}, KEY).json() == {"whole": True}
     limited = Server(monkeypatch, max_body_bytes=8_000_000)
     assert limited.post(COMPLETIONS, {"content": content()}, KEY).status_code == 413
+
+
+def test_what_is_lost_goes_after_those_that_can_be_met(tiny_dir):
+    engine = FakeEngine(tiny_dir, {"plan_share": 1.0}, max_num_seqs=1)
+    engine.add(make_request("running", pred_quantiles=[60.0] * 12), 60)
+    engine.step()
+    lost = parse_slo({}, {"x-slo-ttft-ms": "0"}, SloTable({})).to_xargs()
+    for name in ("lost", "lost-too"):
+        engine.add(make_request(name, pred_quantiles=[20.0] * 12, **lost), 20)
+    for name in ("a", "b"):
+        engine.add(make_request(name, pred_quantiles=[20.0] * 12, slo_e2e_ms=60_000), 20)
+    engine.run()
+    assert set(engine.admitted[1:3]) == {"a", "b"}
+    assert set(engine.admitted[3:]) == {"lost", "lost-too"}
+    assert engine.scheduler.lengthwise_status()["outcomes"]["default"] | {"finished": 0} == {
+        "finished": 0, "met": 2, "missed": 2,
+    }  # fmt: skip

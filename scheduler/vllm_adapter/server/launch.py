@@ -1,6 +1,6 @@
 """Starting and stopping vLLM servers: stock, stock with replayed lengths, or lengthwise.
 
-Every server gets a process group of its own, so that stopping it takes its engine and workers
+Every server gets a session of its own, so that stopping it takes its engine and workers
 along; run files of its own, so that several can run side by side; and a process that ends it when
 its launcher is gone.
 """
@@ -120,16 +120,16 @@ class ServerHandle:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
     def terminate(self, grace_s: float = _HANDLE_GRACE_S) -> None:
-        """Stop the server: ask its first process, force the group after ``grace_s``. Idempotent."""
+        """Ask the server's first process to stop, kill all after ``grace_s``. Idempotent."""
         if self.is_running:
             self.process.terminate()
             try:
                 self.process.wait(grace_s)
             except subprocess.TimeoutExpired:
-                _kill_group(self.process)
+                _kill_all(self.process)
                 self.process.wait()
         # children may outlive the API process
-        parent_watch.end_group(self.process.pid, parent_watch.LAST_WORDS_S)
+        parent_watch.end_session(self.process.pid, parent_watch.LAST_WORDS_S)
         self._watch.done()
         self.files.remove()
 
@@ -275,7 +275,7 @@ def _until_it_ends(
             process.wait(STOP_GRACE_S + (drain_s if serving else 0.0))
             return
         print("lengthwise: vLLM has not stopped in time: killed", file=sys.stderr)
-        _kill_group(process)
+        _kill_all(process)
 
     def forward(number: int, frame: Any) -> None:
         nonlocal signals_seen
@@ -283,7 +283,7 @@ def _until_it_ends(
         if signals_seen == 1:
             threading.Thread(target=stop, name="stop", daemon=True).start()
         else:
-            _kill_group(process)
+            _kill_all(process)
 
     wake, ended = threading.Event(), threading.Event()
     handlers: dict[int, Any] = {signal.SIGINT: forward, signal.SIGTERM: forward}
@@ -370,6 +370,5 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    parent_watch.end_session(process.pid, 0.0)

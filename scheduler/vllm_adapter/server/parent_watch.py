@@ -2,10 +2,10 @@
 
     python parent_watch.py LAUNCHER_PID GRACE_S FOLDER < pipe
 
-The pipe brings the server's pid in a line, which is also its process group, and at the end the
+The pipe brings the server's pid in a line, which also leads its session, and at the end the
 line DONE. When the pipe ends without it, or the launcher is no longer our parent (others may hold
-the pipe), the server is asked to stop, its group is killed after GRACE_S, and FOLDER, where it kept
-its run files, is removed. Only the standard library: it starts in milliseconds and stays small.
+the pipe), the server is asked to stop, its session is killed after GRACE_S, and FOLDER, where it
+kept its run files, is removed. Only the standard library: it starts in milliseconds, and is small.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import time
 DONE = "done"
 KEPT_SUFFIX = ".kept"  # of the folder beside the run files, see run_files.py
 POLL_S = 0.5
+_MOST_KILLS = 200
+ENDED = ("", "Z", "X")
 LAST_WORDS_S = 3.0  # what outlives the server's own process may still be writing its logs
 
 
@@ -45,57 +47,69 @@ def watch(launcher: int, grace_s: float, folder: str) -> None:
 
 
 def stop(server: int, grace_s: float) -> None:
-    """Ask the server to stop; kill its group once it has, or after ``grace_s``."""
+    """Ask the server to stop; kill its session once it has, or after ``grace_s``."""
     deadline_s = time.monotonic() + grace_s
     with contextlib.suppress(ProcessLookupError):
         os.kill(server, signal.SIGTERM)
     while is_running(server) and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    end_group(server, min(LAST_WORDS_S, max(0.0, deadline_s - time.monotonic())))
+    end_session(server, min(LAST_WORDS_S, max(0.0, deadline_s - time.monotonic())))
 
 
-def end_group(leader: int, grace_s: float) -> None:
-    """End what is left of a process group: ask, and kill after ``grace_s``."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGTERM)
-        deadline_s = time.monotonic() + grace_s
-        while time.monotonic() < deadline_s:
-            time.sleep(0.05)
-            if not any_running(leader):
-                return
-        os.killpg(leader, signal.SIGKILL)
+def end_session(leader: int, grace_s: float) -> None:
+    """End what is left of a server's session: ask, and kill after ``grace_s``."""
+    if not signal_all(leader, signal.SIGTERM):
+        return
+    deadline_s = time.monotonic() + grace_s
+    while time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        if not signal_all(leader, 0):
+            return
+    for _ in range(_MOST_KILLS):  # who was being started meanwhile, too
+        if not signal_all(leader, signal.SIGKILL):
+            return
+        time.sleep(0.05)
+
+
+def signal_all(leader: int, number: int) -> bool:
+    """Signal every process of the session that this one leads; whether there is any."""
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+    except OSError:  # no /proc: the process group is nearly the same
+        try:
+            os.killpg(leader, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return number != signal.SIGKILL
+    found = False
+    for pid in pids:
+        state, session = _state_and_session(pid)
+        if session == leader and state not in ENDED:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+                found = True
+    return found
 
 
 def is_running(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
-    return _state_and_group(pid)[0] not in ("", "Z", "X")
+    return _state_and_session(pid)[0] not in ENDED
 
 
-def any_running(group: int) -> bool:
-    """Whether a process of the group runs; True where there is no /proc to tell."""
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
-    except OSError:
-        os.killpg(group, 0)  # ProcessLookupError when there is none
-        return True
-    states = map(_state_and_group, pids)
-    return any(of == group and state not in ("", "Z", "X") for state, of in states)
-
-
-def _state_and_group(pid: int) -> tuple[str, int]:
-    """State letter and process group; ("", -1) of no process."""
+def _state_and_session(pid: int) -> tuple[str, int]:
+    """State letter and session; ("", -1) of no process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
             words = file.read().rpartition(")")[2].split()
-        return words[0], int(words[2])
+        return words[0], int(words[3])
     except (OSError, IndexError, ValueError):
         pass
     if os.path.isdir("/proc/self"):  # noqa: PTH112
         return "", -1
     try:  # no /proc: it is at least not gone
         os.kill(pid, 0)
-        return "?", os.getpgid(pid)
-    except (OSError, ProcessLookupError):
+        return "?", os.getsid(pid)
+    except OSError:
         return "", -1
 
 
