@@ -99,6 +99,15 @@ def test_the_logits_processor_is_concrete_in_every_interface_there_is():
     assert ForcedLength.validate_params(SimpleNamespace(extra_args=None)) is None
 
 
+def test_the_emulated_device_is_concrete():
+    """From 0.33 on a step under way is asked for what its connector has."""
+    from lengthwise.scheduler.vllm_adapter.emulated.worker import EmulatedWorker, PendingStep
+
+    assert not inspect.isabstract(EmulatedWorker)
+    assert not inspect.isabstract(PendingStep)
+    assert PendingStep.get_kv_connector_output(None) is None
+
+
 def test_the_package_asks_for_the_same_range():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -232,7 +232,7 @@ def test_a_plans_batch_limit_holds_and_ends_with_the_queue(engine):
     fake.run()
     for name in ("x", "y", "z"):
         fake.add(make_request(name), output_tokens=3)
-    assert fake.scheduler.max_num_active_reqs == 4
+    assert fake.scheduler._slots() == 4
     fake.run()
     assert len(fake.finished) == 12
 

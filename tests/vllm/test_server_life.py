@@ -263,13 +263,14 @@ for line in sys.stdin:
         def scrape():
             process.stdin.write("\n")
             process.stdin.flush()
-            return process.stdout.readline().split()
+            words = process.stdout.readline().split()
+            return dict(zip(words[::2], map(float, words[1::2]), strict=True))
 
-        assert scrape() == ["asked_total", "4.0", "queued", "7.0"]
+        assert scrape() == {"asked_total": 4, "queued": 7}
         files.heal()
         shutil.rmtree(files.folder)
         assert files.heal() == ["metrics"]
-        assert scrape() == ["asked_total", "5.0", "queued", "7.0"]
+        assert scrape() == {"asked_total": 5, "queued": 7}
         process.stdin.close()
 
 

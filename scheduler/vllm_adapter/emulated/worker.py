@@ -74,6 +74,10 @@ class PendingStep(AsyncModelRunnerOutput):
             sampled_token_ids=self._work.sampled,
         )
 
+    def get_kv_connector_output(self) -> None:
+        """Nothing is transferred; asked from vLLM 0.33 on."""
+        return
+
 
 class _InFlight(NamedTuple):
     continues: bool

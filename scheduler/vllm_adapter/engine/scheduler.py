@@ -230,11 +230,13 @@ class LengthwiseScheduler(AsyncScheduler):
         return int(self.max_num_running_reqs if limit is None else limit)
 
     def _limit(self, decision: Decision) -> None:
-        """Hold the next step to the plan's limits, where vLLM can; None: to vLLM's own."""
+        """Hold the next step to the plan's limits; None: to vLLM's own."""
+        most = decision.max_running
+        limit = self._most_running if most is None else min(self._most_running, most)
         if hasattr(self, "max_num_active_reqs"):
-            most = decision.max_running
-            limit = self._most_running if most is None else min(self._most_running, most)
             self.max_num_active_reqs: int = limit
+        else:  # vLLM holds whoever runs to this one too
+            self.max_num_running_reqs: int = max(limit, len(self.running))
         budget = self._token_budget
         if decision.max_prefill_tokens is not None:
             prefill = max(LEAST_PREFILL_TOKENS, decision.max_prefill_tokens)
