@@ -189,7 +189,7 @@ def assert_it_answers(url, model):
         answer = client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] == 5
-        impossible = body | {"vllm_xargs": {"slo_ttft_ms": -1}}
+        impossible = body | {"vllm_xargs": {"slo_ttft_ms": "soon"}}
         refused = client.post("/v1/chat/completions", json=impossible)
         assert refused.status_code == 400, refused.text
         status = client.get("/lengthwise/status").json()

@@ -24,7 +24,9 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.last_order import LastOrder
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
+from lengthwise.scheduler.plan.prices import impatience, work_price
 from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import density_order, selection_order
@@ -35,8 +37,6 @@ from lengthwise.scheduler.policies.rules import RULES, feasible_edf
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_problem
 
 ITERATIONS = 48
-OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
-WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -115,7 +115,7 @@ class AnnealingPolicy:
         self._gap_s = 0.0  # between two slots that come free
         self._rule: _Start | None = None  # the best of the rules' starts
         self._limits: tuple[float, float] = (np.inf, np.inf)
-        self._ranks: tuple[FloatArray, FloatArray] = (np.empty(0), np.empty(0))
+        self._last = LastOrder()
 
     @classmethod
     def with_params(
@@ -228,8 +228,16 @@ class AnnealingPolicy:
             knobs.spread,
             knobs.tpot_spread,
             knobs.latency_price,
-            self._work_price(problem, shot, horizon_s),
-            self._impatience(),
+            work_price(
+                shot,
+                self.forecast.usual_rps(problem),
+                horizon_s,
+                problem.max_wait_s,
+                knobs.tokens_price,
+                knobs.backlog_price,
+                knobs.bound_price,
+            ),
+            impatience(self.trust.shortfall(), knobs.impatience),
             mean_tokens * shot.token_s,
             max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
             shot.answer_token_s,
@@ -240,27 +248,6 @@ class AnnealingPolicy:
             problem.now_s, until_s, objective, work_for(len(shot)), np.zeros(len(shot)),
         )  # fmt: skip
 
-    def _work_price(self, problem: Problem, shot: Snapshot, horizon_s: float) -> float:
-        """What a request's mean work is worth in met requests, by how much of it waits.
-
-        A plan of seconds does not see who will wait for what it puts off, so the price of work
-        grows with what has been put off already (drift plus penalty, Neely 2010). Where the
-        engine could keep up, all who come later wait for it, on the scale of their objectives;
-        and at any load, who has waited to the bound goes before all others, met or not.
-        """
-        knobs = self.settings
-        backlog_s = float(shot.work_s[shot.waiting : shot.expected].sum())
-        load = self.forecast.usual_rps(problem) * float(shot.work_s[shot.waiting :].mean())
-        may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
-        late = knobs.backlog_price * may_end * backlog_s / horizon_s
-        bound = knobs.bound_price * backlog_s / problem.max_wait_s
-        return knobs.tokens_price * (1.0 + late + bound)
-
-    def _impatience(self) -> float:
-        """1 while promises come true; towards the knob as they fall short (``plan.value``)."""
-        short = min(1.0, self.trust.shortfall() / WHOLE_SHORTFALL)
-        return 1.0 - (1.0 - self.settings.impatience) * short
-
     def _starts(
         self, problem: Problem, shot: Snapshot, queue: RequestArrays
     ) -> Iterator[tuple[str, IntArray, bool]]:
@@ -268,7 +255,7 @@ class AnnealingPolicy:
         asked = replace(problem, waiting=queue, recovering=None)
         jobs = prepare(asked)
         selection = selection_order(shot)
-        if (last := self._recalled(queue, selection)) is not None:
+        if (last := self._last.among(queue.arrival_s, selection)) is not None:
             yield "last", last, True
         yield "selection", selection, True
         yield "density", density_order(shot), True
@@ -389,9 +376,7 @@ class AnnealingPolicy:
         """Step 6, and what the next plan starts from."""
         engine, now_s = shot.engine, problem.now_s
         self._limits = (float(best.limits[0]), float(best.limits[1]))
-        arrival_s = shot.rows.arrival_s[best.order]
-        by_arrival = np.argsort(arrival_s, kind="stable")
-        self._ranks = (arrival_s[by_arrival], by_arrival.astype(np.float64))
+        self._last.remember(shot.rows.arrival_s[best.order])
         if self.settings.trust:
             real = np.r_[: shot.running, shot.waiting : shot.expected]
             real = real[shot.rows.weight[real] > 0]
@@ -415,22 +400,6 @@ class AnnealingPolicy:
         if end[END_STEPS] > 0:
             step_s = (end[END_S] - now_s) / end[END_STEPS]
             self.pace.expect(problem, step_s / engine.tokens_per_step)
-
-    def _recalled(self, queue: RequestArrays, base: IntArray) -> IntArray | None:
-        """The last plan's order; who was not in it stands behind its neighbour in ``base``."""
-        known, rank = self._ranks
-        if not len(known):
-            return None
-        arrival_s = queue.arrival_s[base]
-        place = np.minimum(np.searchsorted(known, arrival_s), len(known) - 1)
-        old = known[place] == arrival_s
-        if not old.any():
-            return None
-        key = np.where(old, rank[place], -1.0)
-        behind = np.maximum.accumulate(np.where(old, np.arange(len(base)), -1))
-        fresh = ~old
-        key[fresh] = np.where(behind[fresh] >= 0, key[np.maximum(behind[fresh], 0)] + 0.5, -1.0)
-        return base[np.argsort(key, kind="stable")]
 
 
 def _may_yield(problem: Problem) -> BoolArray:

@@ -140,12 +140,21 @@ def test_a_table_that_grows_is_read_without_a_restart(server):
     assert usage(post(server, COMPLETIONS, completion("new"))) == 17
 
 
-@pytest.mark.parametrize("value", [-5, "NaN", "soon", 1e30])
+@pytest.mark.parametrize("value", ["NaN", "soon", [5], "5 s"])
 def test_a_bad_slo_is_a_400_and_serving_goes_on(server, value):
     answer = post(server, COMPLETIONS, completion(1, xargs={"slo_ttft_ms": value}))
     assert answer.status_code == 400
     assert "slo_ttft_ms" in answer.json()["error"]["message"]
     assert usage(post(server, COMPLETIONS, completion(1))) == forced(1)
+
+
+@pytest.mark.parametrize("value", [-5, 0, 1e30, None, ""])
+def test_an_objective_out_of_reach_is_served(server, value):
+    answer = post(server, COMPLETIONS, completion(1, xargs={"slo_ttft_ms": value}))
+    assert usage(answer) == forced(1)
+    wanted = logged(server, answer.json()["id"])["slo_ttft_ms"]
+    assert wanted in {-5: (1.0,), 0: (1.0,), 1e30: (86_400_000.0,)}.get(value, (wanted,))
+    assert (wanted != wanted) == (value in (None, ""))  # absent is NaN in the frame
 
 
 def test_an_unknown_class_an_empty_prompt_and_an_endless_one_are_400s(server):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from argparse import Namespace
 from types import SimpleNamespace
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 from engineless import FakeEngine, make_request
 from starlette.responses import JSONResponse
 from test_middleware import CHAT, COMPLETIONS, FakeEngineCore, WordPredictor
+from vllm_app import vllm_app
 
 from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.scheduler.vllm_adapter.api import middleware
@@ -29,20 +29,16 @@ class Server:
     """vLLM's application as `build_app` makes it, no engine behind; its layers are vLLM's own."""
 
     def __init__(self, monkeypatch, api_key=("secret",), **settings):
-        from vllm.entrypoints.launchers.app import build_app
-
         self.predictor, self.core, self.reached = WordPredictor(), FakeEngineCore(), []
         settings = make_settings({"slo_table": {"chat": {"ttft_ms": 500}}} | settings)
         service = PredictionService(settings, api_metrics(), self.predictor)
         monkeypatch.setattr(middleware, "settings_from_environment", lambda: settings)
         monkeypatch.setattr(middleware, "load_service", lambda *_: service)
-        arguments = Namespace(
-            disable_fastapi_docs=True, enable_offline_docs=False, root_path="",
-            api_key=list(api_key), allowed_origins=[ORIGIN["origin"]], allow_credentials=False,
-            allowed_methods=["*"], allowed_headers=["*"], enable_request_id_headers=True,
-            middleware=["lengthwise.Middleware"], tokens_only=False,
-        )  # fmt: skip
-        self.app = build_app(arguments, ("generate",))
+        self.app = vllm_app(
+            api_key=list(api_key),
+            allowed_origins=[ORIGIN["origin"]],
+            middleware=["lengthwise.Middleware"],
+        )
         self.app.state.engine_client = SimpleNamespace(
             engine_core=self.core, generate=lambda *a, **k: None
         )

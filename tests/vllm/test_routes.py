@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 from test_middleware import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
+from vllm_app import vllm_app
 
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS
 
@@ -38,20 +39,11 @@ OTHERS = {
 @lru_cache
 def server_routes() -> dict[str, set[str]]:
     """Path -> methods of vLLM's own server, its developers' routes and all tasks included."""
-    import os
-
-    from vllm.entrypoints.launchers.app import build_app
-
-    args = Namespace(
-        disable_fastapi_docs=False, enable_offline_docs=False, root_path="", api_key=["key"],
-        allowed_origins=["*"], allow_credentials=False, allowed_methods=["*"],
-        allowed_headers=["*"], enable_request_id_headers=True, middleware=[], tokens_only=True,
-        enable_tokenizer_info_endpoint=True, enable_fault_tolerance=False,
-    )  # fmt: skip
     before = os.environ.get("VLLM_SERVER_DEV_MODE")
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     try:
-        app = build_app(args, ("generate", "transcription", "embed", "score", "classify"))
+        tasks = ("generate", "transcription", "embed", "score", "classify")
+        app = vllm_app(tasks, tokens_only=True, enable_tokenizer_info_endpoint=True)
     finally:
         if before is None:
             del os.environ["VLLM_SERVER_DEV_MODE"]

@@ -36,7 +36,12 @@ def test_the_header_wins_because_a_gateway_sets_it():
     assert parse_tenant({}, {}) is None
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a b", "é", "a\n", 7, 1.5, ["a"], "a/b"])
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_a_tenant_of_nothing_is_none(name):
+    assert parse_tenant({"tenant": name}, {}) is None
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a b", "é", "a\n", 7, 1.5, ["a"], "a/b"])
 def test_a_bad_name_is_refused(name):
     with pytest.raises(InputError, match="tenant must be 1-64"):
         parse_tenant({"tenant": name}, {})

@@ -115,7 +115,7 @@ def _sqlite_uri(path: Path) -> str:
         return plain
     from sqlalchemy.engine import URL, make_url
 
-    # with its driver named: MLflow makes the folder of "sqlite:///" as written, quotes and all
+    # its driver named: of "sqlite:///" MLflow makes the folder as written, quotes and all
     driver = "sqlite+pysqlite"
     url = URL.create(driver, database=str(path)).render_as_string(hide_password=False)
     # versions differ in what of a path they quote

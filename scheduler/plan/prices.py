@@ -1,0 +1,39 @@
+"""What work and waiting are worth in met requests, by how things stand; weights of the value."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.scheduler.plan.rows import Snapshot
+
+OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
+WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
+
+
+def work_price(
+    shot: Snapshot,
+    arrival_rate_rps: float,
+    horizon_s: float,
+    max_wait_s: float,
+    base: float,
+    backlog: float,
+    bound: float,
+) -> float:
+    """What a request's mean work is worth in met requests, by how much of it waits.
+
+    A plan of seconds does not see who will wait for what it puts off, so the price of work grows
+    from ``base`` with what has been put off already (drift plus penalty, Neely 2010). Where the
+    engine could keep up, all who come later wait for it, on the scale of the horizon, which is
+    that of their objectives (``backlog``); and at any load, who has waited for ``max_wait_s`` goes
+    before all others, met or not (``bound``).
+    """
+    waits_s = float(shot.work_s[shot.waiting : shot.expected].sum())
+    load = arrival_rate_rps * float(shot.work_s[shot.waiting :].mean())
+    may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
+    late = backlog * may_end * waits_s / horizon_s
+    return base * (1.0 + late + bound * waits_s / max_wait_s)
+
+
+def impatience(shortfall: float, least: float) -> float:
+    """1 while promises come true, towards ``least`` as they fall short; see ``plan.value``."""
+    return 1.0 - (1.0 - least) * min(1.0, shortfall / WHOLE_SHORTFALL)
