@@ -17,7 +17,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.lines import Watch
 from lengthwise.data.request_log.log_files import LogFiles, checked_rows, join_texts, log_files
 from lengthwise.data.request_log.newest import newest_first
-from lengthwise.data.request_log.schema import NUMBERS, QUANTILES, ROW_KEYS
+from lengthwise.data.request_log.schema import FIXED_LENGTH, NUMBERS, QUANTILES, ROW_KEYS
 from lengthwise.data.skipped import Skipped
 from lengthwise.data.slo import DEFAULT_CLASS
 from lengthwise.data.table import (
@@ -125,7 +125,7 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
     """The finished requests of a log as a prompt table; answers cut at `max_tokens` are censored.
 
     Aborted, shed and failed requests are left out: where a client gave up says little about the
-    answer's length. Rows without a logged prompt keep `prompt` None and are grouped by their
+    answer's length. So are lengths that a request fixed (`is_answered`). Rows without a logged prompt keep `prompt` None and are grouped by their
     features. Columns added: `features` (list of floats or None), their `feature_contract`, and the
     `predictor` that computed them.
     Counts are the server's own (`attrs["tokenizer"] == "server"`). InputError if nothing is left.
@@ -169,15 +169,21 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
 
 
 def is_answered(row: dict[str, Any]) -> bool:
-    """Whether a row is a finished request with tokens, a cut answer included."""
+    """Whether a row is a finished request with tokens, a cut answer included.
+
+    A length that the request fixed is no answer's: it says what the client chose.
+    """
+    if row.get("predictor") == FIXED_LENGTH:
+        return False
     counts = (row.get("output_tokens"), row.get("prompt_tokens"))
     return row.get("status") in ("finished", "length") and all(n and n >= 1 for n in counts)
 
 
 def answered(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are finished requests with tokens, cut answers included: a mask, (n,)."""
+    """Which rows are answers (`is_answered`): a mask, (n,)."""
     with_tokens = (frame[["output_tokens", "prompt_tokens"]].fillna(0).astype(int) >= 1).all(axis=1)
-    return frame["status"].isin(("finished", "length")) & with_tokens
+    chosen = frame["predictor"] == FIXED_LENGTH
+    return frame["status"].isin(("finished", "length")) & with_tokens & ~chosen
 
 
 def _within(newest: list[dict[str, Any]], characters: int | None) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ ROW_KEYS = (
     "met",
     "features",
 )
+FIXED_LENGTH = "fixed"  # as predictor: of a length that the request left no choice about
 STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
 FILE_PATTERN = "requests-*.jsonl"
 TEXTS_PATTERN = "texts-*.jsonl"

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 
@@ -45,7 +46,6 @@ MAX_TOKENS_LIMIT = 10_000_000
 
 DOWNGRADED = "downgraded"  # what admission control made of a request's objectives
 CLIENT_LENGTH = "osl"  # the version of a length that the client gave
-FIXED_LENGTH = "fixed"  # of one that the sampling parameters leave no choice about
 TOLD_LENGTHS = frozenset((CLIENT_LENGTH, FIXED_LENGTH))
 """Versions of lengths that no predictor said: nothing is learned from them."""
 

@@ -309,6 +309,7 @@ def test_finished_rows_are_training_data(tmp_path):
         row(5, prompt=None, slo_class=None),
         row(6, output_tokens=0),
         row(7, prompt="Question 0!"),
+        row(8, predictor="fixed", status="length"),
     ]
     table = load_table(str(logged(tmp_path, *rows)))
     assert table["output_tokens"].tolist() == [10, 11, 15, 17]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
@@ -18,7 +19,6 @@ from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettin
 from lengthwise.scheduler.vllm_adapter.wire import (
     CLIENT_LENGTH,
     DEFAULT_LEVELS,
-    FIXED_LENGTH,
     Prediction,
 )
 

@@ -19,10 +19,10 @@ from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
+from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire import (
-    FIXED_LENGTH,
     Hints,
     Whole,
     fixed_tokens,
