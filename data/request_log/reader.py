@@ -125,8 +125,8 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
     """The finished requests of a log as a prompt table; answers cut at `max_tokens` are censored.
 
     Aborted, shed and failed requests are left out: where a client gave up says little about the
-    answer's length. So are lengths that a request fixed (`is_answered`). Rows without a logged prompt keep `prompt` None and are grouped by their
-    features. Columns added: `features` (list of floats or None), their `feature_contract`, and the
+    answer's length. So are lengths that a request fixed (`is_answered`). Rows without a logged
+    prompt keep `prompt` None and are grouped by their features. Columns added: `features` (list of floats or None), their `feature_contract`, and the
     `predictor` that computed them.
     Counts are the server's own (`attrs["tokenizer"] == "server"`). InputError if nothing is left.
     """
