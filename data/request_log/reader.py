@@ -126,8 +126,8 @@ def log_to_table(frame: pd.DataFrame, source_label: str = "log") -> PromptTable:
 
     Aborted, shed and failed requests are left out: where a client gave up says little about the
     answer's length. So are lengths that a request fixed (`is_answered`). Rows without a logged
-    prompt keep `prompt` None and are grouped by their features. Columns added: `features` (list of floats or None), their `feature_contract`, and the
-    `predictor` that computed them.
+    prompt keep `prompt` None and are grouped by their features. Columns added: `features` (list of
+    floats or None), their `feature_contract`, and the `predictor` that computed them.
     Counts are the server's own (`attrs["tokenizer"] == "server"`). InputError if nothing is left.
     """
     kept = frame[answered(frame)]
