@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160
 TOLD_EVERY_S = 10.0
+LONGER = 1.5
 
 
 def standard_streams() -> None:
@@ -108,7 +109,8 @@ def stderr() -> Console:
 def progress(*, quiet: bool = False) -> Iterator[Steps]:
     """Steps as bars with elapsed time on stderr, silent if ``quiet``.
 
-    Where stderr is no terminal, a line every ``TOLD_EVERY_S``: nothing for what is soon done.
+    Where stderr is no terminal, a line after ``TOLD_EVERY_S``, within a step ever more seldom:
+    nothing for what is soon done.
     """
     if quiet:
         yield SilentSteps()
@@ -136,6 +138,7 @@ class _ToldSteps:
 
     def __init__(self) -> None:
         self._what, self._done, self._total = "starting", 0, None
+        self._wait_s = TOLD_EVERY_S
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="progress", daemon=True)
         self._begun_s = time.monotonic()
@@ -150,12 +153,14 @@ class _ToldSteps:
 
     def step(self, description: str, total: int | None = None) -> None:
         self._what, self._done, self._total = description, 0, total
+        self._wait_s = TOLD_EVERY_S
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
 
     def _tell(self) -> None:
-        while not self._ended.wait(TOLD_EVERY_S):
+        while not self._ended.wait(self._wait_s):
+            self._wait_s *= LONGER
             done = f" {self._done:,}" if self._done else ""
             done += f" of {self._total:,}" if done and self._total else ""
             print(

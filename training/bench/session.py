@@ -107,6 +107,7 @@ def measure(
     own: dict[str, Any] = (
         {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
     )
+    steps.step("starting servers")
     with start_servers(
         settings.model,
         directory=directory / "servers",
@@ -121,6 +122,7 @@ def measure(
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
         if settings.load is not None and capacity is None and profile is None:
+            steps.step("calibrating")
             profile = calibrate(settings, servers, source, workspace, say)
         if capacity is None and profile is not None:
             capacity = capacity_rps(source, profile)
@@ -139,6 +141,7 @@ def measure(
         )
     if isinstance(runner, EmulatedRunner):
         outcome = runner.judged(outcome)
+    steps.step("writing the report")
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, resolved, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
