@@ -53,8 +53,9 @@ while True:
     time.sleep(0.05)
 """
 LAUNCHER = """
-import sys
+import signal, sys
 from lengthwise.scheduler.vllm_adapter.server import command, launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup inherit that it is ignored
 program, port, folder, how, *options = sys.argv[1:]
 command._entry_point = lambda model: [sys.executable, "-S", "-c", program, port, folder, how]
 launch.STOP_GRACE_S = 1.0
