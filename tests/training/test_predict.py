@@ -55,9 +55,9 @@ def test_packed_rows_and_odd_characters_pass(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "no prompt"}', "'prompt' must be text"),
-        ('{"prompt": ""}', "'prompt' must be text"),
-        ('{"prompt": "  "}', "'prompt' must be text"),
+        ('{"text": "no prompt"}', "'prompt' must hold text"),
+        ('{"prompt": ""}', "'prompt' must hold text"),
+        ('{"prompt": "  "}', "'prompt' must hold text"),
         ('{"prompt": 5}', "got 5"),
         ('{"prompt": "x", "slo_class": 3}', "'slo_class' must be text"),
         ('{"prompt": "x", "prompt_tokens": -1}', "'prompt_tokens' must be"),
@@ -73,6 +73,17 @@ def test_a_bad_row_is_named_by_its_line_and_leaves_nothing(tmp_path, line, messa
         run(source, tmp_path / "out.jsonl")
     assert f"{source}:3: " in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_conversations_are_read_as_a_server_reads_them(tmp_path):
+    asked = [{"role": "user", "content": [{"type": "text", "text": "four words are here"}]}]
+    answered = [*asked, {"role": "assistant", "content": "An answer, which is not read."}]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(json.dumps({"messages": turns}) for turns in (asked, answered)))
+    assert run(source, tmp_path / "out.jsonl") == 2
+    first, second = read(tmp_path / "out.jsonl")
+    assert second["messages"] == answered
+    assert first["predicted_tokens"] == second["predicted_tokens"] >= len("four words are here")
 
 
 def test_an_empty_file_gives_an_empty_file(tmp_path):

@@ -133,7 +133,9 @@ def register_model(
 
 def predict(
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    input_file: Annotated[str, typer.Option("--input", help="JSONL with 'prompt'; - is stdin.")],
+    input_file: Annotated[
+        str, typer.Option("--input", help="JSONL: 'prompt' or 'messages'; - is stdin.")
+    ],
     output_file: Annotated[str, typer.Option("--output", help="JSONL to write; - is stdout.")],
 ) -> None:
     """Add predicted lengths to a JSONL file.

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import whole_file
 from lengthwise.data.lines import parse_object, read_json_lines
+from lengthwise.predictor.features.request_text import text_of_request
 from lengthwise.training.console import Steps
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ Row = dict[str, Any]
 def predict_file(predictor: LengthPredictor, source: str, target: str, *, steps: Steps) -> int:
     """Write each row of ``source`` to ``target`` with its prediction; return the number of rows.
 
-    Adds ``predicted_tokens`` (median) and ``quantiles``, an object from level to tokens. ``-``
-    is stdin or stdout; a source ending in .gz is unpacked. The target file appears only when
+    A row is a ``prompt``, or ``messages`` as a server is sent them; an answer at their end is not
+    read. Adds ``predicted_tokens`` (median) and ``quantiles``, an object from level to tokens.
+    ``-`` is stdin or stdout; a source ending in .gz is unpacked. The target file appears only when
     every row was good. Raises InputError with the line number for a row that is no object, has
     no text, or holds a ``slo_class`` or ``prompt_tokens`` of the wrong kind.
     """
@@ -46,9 +48,9 @@ def predict_file(predictor: LengthPredictor, source: str, target: str, *, steps:
 def _checked_rows(source: str) -> Iterator[Row]:
     for number, row in _stdin() if source == STANDARD_STREAM else read_json_lines(source):
         where = f"{source}:{number}"
-        text = row.get("prompt")
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: 'prompt' must be text and not empty, got {shown(text)}")
+        if not (_text_of(row) or "").strip():
+            name = "messages" if "messages" in row else "prompt"
+            raise InputError(f"{where}: {name!r} must hold text, got {shown(row.get(name))}")
         slo_class = row.get("slo_class")
         if slo_class is not None and not isinstance(slo_class, str):
             raise InputError(f"{where}: 'slo_class' must be text, got {shown(slo_class)}")
@@ -60,6 +62,15 @@ def _checked_rows(source: str) -> Iterator[Row]:
         yield row
 
 
+def _text_of(row: Row) -> str | None:
+    messages = row.get("messages")
+    if isinstance(messages, list) and len(messages) > 1:
+        last = messages[-1]
+        if isinstance(last, dict) and last.get("role") == "assistant":
+            row = row | {"messages": messages[:-1]}
+    return text_of_request(row)
+
+
 def _stdin() -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(sys.stdin, 1):
         if line.strip():
@@ -69,7 +80,7 @@ def _stdin() -> Iterator[tuple[int, Row]]:
 
 def _predicted(predictor: LengthPredictor, batch: list[Row]) -> Iterable[Row]:
     lengths = predictor.predict(
-        [row["prompt"] for row in batch],
+        [_text_of(row) for row in batch],
         slo_class=[row.get("slo_class") for row in batch],
         prompt_tokens=[row.get("prompt_tokens") for row in batch],
     )
