@@ -167,7 +167,7 @@ def test_a_slow_predictor_holds_nobody_for_long(well):
 
 
 def test_clients_that_leave_while_everybody_is_preempted(well):
-    """Those who stay have whole answers; those who leave have one row, most as aborted."""
+    """Those who stay have whole answers; those who leave have one row, as aborted."""
     preempted = metric(well.url, "vllm:num_preemptions_total")
     stay = long_ones("stays", 10)
     leave = long_ones("leaves-midway", 6, leaves_after=20)
@@ -180,11 +180,7 @@ def test_clients_that_leave_while_everybody_is_preempted(well):
     assert metric(well.url, "vllm:num_preemptions_total") > preempted
     rows = read_request_log(well.log_dir).set_index("request_id")
     left = rows[rows.index.str.contains("leaves-")]
-    before = left[left.index.str.contains("leaves-before")]
-    assert set(before["status"]) <= {"aborted"}
-    # the server may see a client leave only when the answer has ended
-    assert set(left["status"]) <= {"aborted", "finished"}
-    assert (left["status"] == "aborted").mean() >= 0.5
+    assert set(left["status"]) == {"aborted"}
     assert status(well)["tracked"] == 0
     assert status(well)["queue"]["waiting"] == 0
 
