@@ -30,12 +30,12 @@ import psutil
 from benchmarks.common import finish, note, print_table
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
-from lengthwise.scheduler.vllm_adapter.server.launch import (
+from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.settings import (
     SCHEDULER_CLASS,
-    ServerHandle,
-    launch_server,
+    SETTINGS_VARIABLE,
+    ServerSettings,
 )
-from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.training.bench.engines.client import wait_idle
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 

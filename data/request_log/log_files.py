@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,27 @@ def log_files(folder: str | Path) -> LogFiles:
 def checked_rows(
     file: Path, skipped: Skipped, watch: Watch | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one file, oldest first; a last line that is not complete is torn."""
-    for number, line in read_lines(file, watch):
+    """The rows of one file, oldest first."""
+    return checked(read_lines(file, watch), skipped, lambda number: f"{file}:{number}")
+
+
+def checked(
+    lines: Iterable[tuple[int, str]], skipped: Skipped, place: Callable[[int], str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of numbered lines, in whatever order; those that break a rule are counted.
+
+    A line that does not end is the file's last, and torn.
+    """
+    for number, line in lines:
         if not line.endswith("\n"):
             skipped.torn += 1
-            return
+            continue
         skipped.read += 1
         try:
             row = parse_line(line)
             check_row(row)
         except InputError as error:
-            skipped.add(f"{file}:{number}", error)
+            skipped.add(place(number), error)
         else:
             yield row
 

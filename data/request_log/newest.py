@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lengthwise.data.errors import InputError
-from lengthwise.data.lines import GZIP, Watch, open_text, parse_line
-from lengthwise.data.request_log.log_files import checked_rows
-from lengthwise.data.request_log.schema import check_row
+from lengthwise.data.lines import GZIP, Watch, open_text
+from lengthwise.data.request_log.log_files import checked, checked_rows
 from lengthwise.data.skipped import Skipped
 
 LogRow = dict[str, Any]
@@ -61,23 +59,14 @@ def _rows_back(
     with file.open("rb") as raw:
         packed = raw.read(len(GZIP)) == GZIP
     if packed:
-        kept = deque((r for r in checked_rows(file, skipped, watch) if wanted(r)), maxlen=most)
+        kept = deque(filter(wanted, checked_rows(file, skipped, watch)), maxlen=most)
         yield from reversed(kept)
         return
     open_text(file).close()  # says what a file is that is no text
-    for number, line in enumerate(_lines_back(file, watch), 1):
-        if not line.endswith("\n"):
-            skipped.torn += 1
-            continue
-        skipped.read += 1
-        try:
-            row = parse_line(line)
-            check_row(row)
-        except InputError as error:
-            skipped.add(f"{file}: line {number} from the end", error)
-        else:
-            if wanted(row):
-                yield row
+    lines = enumerate(_lines_back(file, watch), 1)
+    yield from filter(
+        wanted, checked(lines, skipped, lambda number: f"{file}: line {number} from the end")
+    )
 
 
 def _lines_back(file: Path, watch: Watch | None) -> Iterator[str]:

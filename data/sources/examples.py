@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lengthwise.data.chat import content_text, rendered, role_of
 from lengthwise.data.errors import InputError, shown
@@ -52,9 +52,8 @@ class Example:
         return len(self.prompt) + len(self.response or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a row says beside its texts, checked."""
+class Said(NamedTuple):
+    """What a row says beside its texts, checked: members of its examples by the same names."""
 
     prompt_tokens: int | None
     output_tokens: int | None
@@ -103,19 +102,7 @@ def flat_example(prompt: str, response: str | None, row: Row) -> Example:
         if response is not None:
             raise NoAnswerError(f"the answer is empty, got {shown(response)}")
         raise NoAnswerError("needs a response or its output_tokens")
-    return Example(
-        prompt,
-        answer,
-        known.prompt_tokens,
-        known.output_tokens,
-        known.censored,
-        known.slo_class,
-        known.task,
-        known.model,
-        known.source,
-        known.license,
-        known.group,
-    )
+    return Example(prompt, answer, **known._asdict())
 
 
 def turn_examples(
@@ -127,6 +114,8 @@ def turn_examples(
     its last turn. InputError for a message of another form.
     """
     known = said(row)
+    known = known._replace(task=known.task or "conversation")
+    earlier = known._replace(prompt_tokens=None, output_tokens=None, censored=False)
     turns = [turn_of(message) for message in messages]
     opening = next((text for role, text in turns if role == "user"), "")
     last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
@@ -135,22 +124,14 @@ def turn_examples(
             continue
         prompt = rendered(turns[:position], tools)
         answer = answer_text(messages[position])
-        given = known.output_tokens if position == last else None
-        if not prompt.strip() or not (answer.strip() or given):
+        here = known if position == last else earlier
+        if not prompt.strip() or not (answer.strip() or here.output_tokens):
             yield None
             continue
         yield Example(
             prompt,
             answer if answer.strip() else None,
-            known.prompt_tokens if position == last else None,
-            given,
-            known.censored and position == last,
-            known.slo_class,
-            known.task or "conversation",
-            known.model,
-            known.source,
-            known.license,
-            known.group,
+            **here._asdict(),
             talk=place,
             stem=stem_of(row),
             opening=opening,

@@ -52,7 +52,7 @@ def _messages(row: Row, place: str) -> Found:
     system = find(row, "system")
     if isinstance(system, str) and system.strip() and not _opens_with_system(messages):
         messages = [{"role": "system", "content": system}, *messages]
-    if not _ends_with_answer(messages):
+    if not ends_with_answer(messages):
         answer = _answer(row)
         if answer is not None or find(row, "output_tokens") is not None:
             messages = [*messages, {"role": "assistant", "content": answer or ""}]
@@ -267,7 +267,8 @@ def _opens_with_system(messages: list[Any]) -> bool:
     return isinstance(first, dict) and first.get("role", first.get("from")) == "system"
 
 
-def _ends_with_answer(messages: list[Any]) -> bool:
+def ends_with_answer(messages: list[Any]) -> bool:
+    """Whether the last message is the model's, by the table of roles."""
     try:
         return bool(messages) and turn_of(messages[-1])[0] == "assistant"
     except InputError:

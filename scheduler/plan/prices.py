@@ -27,8 +27,9 @@ def work_price(
     that of their objectives (``backlog``); and at any load, who has waited for ``max_wait_s`` goes
     before all others, met or not (``bound``).
     """
-    waits_s = float(shot.work_s[shot.waiting : shot.expected].sum())
-    load = arrival_rate_rps * float(shot.work_s[shot.waiting :].mean())
+    work_s = shot.work_s[shot.waiting :]  # of those waiting, then those expected
+    waits_s = float(work_s[: shot.expected - shot.waiting].sum())
+    load = arrival_rate_rps * float(work_s.mean())
     may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
     late = backlog * may_end * waits_s / horizon_s
     return base * (1.0 + late + bound * waits_s / max_wait_s)

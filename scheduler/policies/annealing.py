@@ -112,8 +112,6 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
-        self._gap_s = 0.0  # between two slots that come free
-        self._rule: _Start | None = None  # the best of the rules' starts
         self._limits: tuple[float, float] = (np.inf, np.inf)
         self._last = LastOrder()
 
@@ -139,13 +137,15 @@ class AnnealingPolicy:
         horizon_s = self._horizon_s(planned)
         shot, queue = self._snapshot(planned, horizon_s)
         picture = self._picture(planned, shot, horizon_s)
-        start, start_value, evaluated = self._best_start(planned, shot, queue, picture, began)
+        gap_s = _gap_s(planned, shot)
+        starts = self._starts(planned, shot, queue, gap_s)
+        start, start_value, rule, evaluated = self._best_start(shot, starts, picture, began)
         best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
         best.limits[s.MAX_RUNNING] = let_in(
             best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
-            problem.max_wait_s, self._gap_s,
+            problem.max_wait_s, gap_s,
         )  # fmt: skip
-        self._remember(planned, shot, picture, start, best)
+        self._remember(planned, shot, picture, rule, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:
             late = shot.rows.latest_s[waiting] < shot.now_s
@@ -249,6 +249,26 @@ class AnnealingPolicy:
         )  # fmt: skip
 
     def _starts(
+        self, problem: Problem, shot: Snapshot, queue: RequestArrays, gap_s: float
+    ) -> Iterator[_Start]:
+        """Step 3: the orders that are allowed, the likeliest first, each under every limit."""
+        now_s, engine = problem.now_s, shot.engine
+        none = np.array([engine.slots, engine.batched_tokens])
+        last = np.minimum(none, self._limits)
+        under = [none]
+        if self._may("limits", now_s) and (last < none).any():
+            under.append(last)
+        fallbacks = None if self._may("order", now_s) else self._fallbacks(now_s)
+        overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
+        orders = list(self._orders(problem, shot, queue))
+        shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
+        for name, order, skip_late in orders:
+            if fallbacks is None or name in fallbacks:
+                bounded = in_front(order, overdue, queue.queued_s) + shot.waiting
+                for limits in under:
+                    yield _Start(name, bounded, skip_late, limits, int(overdue.sum()))
+
+    def _orders(
         self, problem: Problem, shot: Snapshot, queue: RequestArrays
     ) -> Iterator[tuple[str, IntArray, bool]]:
         """(name, order of the queue's rows, whether the late are skipped), the likeliest first."""
@@ -267,51 +287,27 @@ class AnnealingPolicy:
                 yield f"{name}, late ones last", order, True
 
     def _best_start(
-        self,
-        problem: Problem,
-        shot: Snapshot,
-        queue: RequestArrays,
-        picture: s.Picture,
-        began: float,
-    ) -> tuple[_Start, float, int]:
-        """Steps 3 and 4: the start of most value, its value, and how many were valued."""
-        now_s, engine = problem.now_s, shot.engine
-        none = np.array([engine.slots, engine.batched_tokens])
-        last = np.minimum(none, self._limits)
-        under = [none]
-        if self._may("limits", now_s) and (last < none).any():
-            under.append(last)
+        self, shot: Snapshot, starts: Iterator[_Start], picture: s.Picture, began: float
+    ) -> tuple[_Start, float, _Start, int]:
+        """Step 4: the start of most value, its value, the best rule's, and how many were valued.
+
+        Out of time, the orders that are left are not valued.
+        """
         nobody = np.zeros(shot.running, dtype=np.int64)
-        # those put off are seldom the short ones: their own lengths say when slots come free
-        need = shot.rows.need[shot.waiting : shot.expected]
-        old = is_old(problem.waiting.queued_s, now_s, problem.max_wait_s)
-        gap_s = shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
-        self._gap_s = gap_s
-        starts = list(self._starts(problem, shot, queue))
-        overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
-        shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
-        kept = int(overdue.sum())
         best: tuple[_Start, float] | None = None
         rule: tuple[_Start, float] | None = None
         evaluated = 0
-        for name, order, skip_late in starts:
-            if not self._may("order", now_s) and name not in self._fallbacks(now_s):
-                continue
-            bounded = in_front(order, overdue, queue.queued_s) + shot.waiting
-            for limits in under:
-                start = _Start(name, bounded, skip_late, limits, kept)
-                parts = s.Parts(bounded, nobody, limits)
-                value = s.value_of(picture, parts, skip_late)
-                evaluated += 1
-                if best is None or value > best[1]:
-                    best = start, value
-                if name in RULES and (rule is None or value > rule[1]):
-                    rule = start, value
-            if self._late(began, 0.5):
+        for start in starts:
+            if best is not None and self._late(began, 0.5):
                 break
+            value = s.value_of(picture, s.Parts(start.order, nobody, start.limits), start.skip_late)
+            evaluated += 1
+            if best is None or value > best[1]:
+                best = start, value
+            if start.name in RULES and (rule is None or value > rule[1]):
+                rule = start, value
         assert best is not None
-        self._rule = (rule or best)[0]
-        return *best, evaluated
+        return *best, (rule or best)[0], evaluated
 
     def _annealed(
         self,
@@ -371,9 +367,15 @@ class AnnealingPolicy:
         return self.budget_s is not None and (time.perf_counter() - began > share * self.budget_s)
 
     def _remember(
-        self, problem: Problem, shot: Snapshot, picture: s.Picture, start: _Start, best: s.Parts
+        self,
+        problem: Problem,
+        shot: Snapshot,
+        picture: s.Picture,
+        rule: _Start,
+        start: _Start,
+        best: s.Parts,
     ) -> None:
-        """Step 6, and what the next plan starts from."""
+        """Step 6, and what the next plan starts from; the rule would serve without an order."""
         engine, now_s = shot.engine, problem.now_s
         self._limits = (float(best.limits[0]), float(best.limits[1]))
         self._last.remember(shot.rows.arrival_s[best.order])
@@ -381,7 +383,6 @@ class AnnealingPolicy:
             real = np.r_[: shot.running, shot.waiting : shot.expected]
             real = real[shot.rows.weight[real] > 0]
             none = np.array([engine.slots, engine.batched_tokens])
-            rule = self._rule or start  # what would serve if the order might not
             variants = {"order": (best._replace(order=rule.order), rule.skip_late)}
             if (best.limits < none).any():
                 variants["limits"] = best._replace(limits=none), start.skip_late
@@ -400,6 +401,16 @@ class AnnealingPolicy:
         if end[END_STEPS] > 0:
             step_s = (end[END_S] - now_s) / end[END_STEPS]
             self.pace.expect(problem, step_s / engine.tokens_per_step)
+
+
+def _gap_s(problem: Problem, shot: Snapshot) -> float:
+    """Time between two slots that come free.
+
+    Those put off are seldom the short ones: while any are, their own lengths say it.
+    """
+    need = shot.rows.need[shot.waiting : shot.expected]
+    old = is_old(problem.waiting.queued_s, problem.now_s, problem.max_wait_s)
+    return shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch
 
 
 def _may_yield(problem: Problem) -> BoolArray:

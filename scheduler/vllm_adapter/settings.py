@@ -20,6 +20,10 @@ SETTINGS_VARIABLE = "LENGTHWISE_SERVER_CONFIG"
 REPLAY_VARIABLE = "LENGTHWISE_REPLAY_TABLE"
 CONFIG_KEY = "lengthwise"
 
+# What vLLM is told to load of ours.
+SCHEDULER_CLASS = "lengthwise.Scheduler"
+MIDDLEWARE_CLASS = "lengthwise.Middleware"
+
 # Below vLLM's own logger, so that our lines appear in the server's log in its format.
 LOGGER_NAME = "vllm.lengthwise"
 

@@ -39,6 +39,8 @@ WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
 
 SECRET_VARIABLE = "LENGTHWISE_SECRET"
 PRIVATE_PREFIXES = ("pred_", "lw_")
+PUBLIC_KEYS = frozenset(("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl"))
+"""What of ours a client may say."""
 _SEAL = "lw_seal"
 
 DEFAULT_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)

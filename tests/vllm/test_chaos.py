@@ -30,8 +30,12 @@ from small_disk import full, small_disk
 from typer.testing import CliRunner
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS, launch_server
-from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, ServerSettings
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+from lengthwise.scheduler.vllm_adapter.settings import (
+    SCHEDULER_CLASS,
+    SETTINGS_VARIABLE,
+    ServerSettings,
+)
 from lengthwise.training.bench.engines.servers import free_port
 
 pytestmark = pytest.mark.vllm

@@ -131,7 +131,7 @@ def test_outside_the_range_a_start_is_refused_with_what_to_do(installed, version
 
 
 def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
-    from lengthwise.scheduler.vllm_adapter.server.launch import server_command
+    from lengthwise.scheduler.vllm_adapter.server.command import server_command
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
     installed("0.34.0")

@@ -24,13 +24,17 @@ KEPT_SETTINGS = ("policy", "policy_params", "slo_table", "max_wait_s", "profile"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a replay must have in common with the server it stands for."""
+    """What a replay must have in common with the server it stands for.
+
+    ``chosen_by`` says by which rule of `server_of` the profile was taken.
+    """
 
     profile: EngineProfile
     policy: str = "sa"
     policy_params: tuple[tuple[str, Any], ...] = ()
     slos: SloTable = field(default_factory=lambda: SloTable({}))
     max_wait_s: float = 120.0
+    chosen_by: str = "as given"
 
 
 def write_served(
@@ -96,11 +100,22 @@ def server_of(
     """
     served = (read_served(folder) if folder is not None else None) or {}
     settings = served.get("settings", {})
-    model = model or served.get("model")
-    engine = read_profile(profile or settings.get("profile") or _calibrated(workspace, model))
+    if profile:
+        name, chosen_by = profile, "as --profile says"
+    elif settings.get("profile"):
+        name, chosen_by = settings["profile"], "as the log's server was told"
+    elif model:
+        name, chosen_by = _of_model(workspace, model, "--model")
+    elif served:
+        name, chosen_by = _of_model(workspace, served["model"], "the log's server")
+    else:
+        name, chosen_by = _only_one(workspace)
+    engine = read_profile(name)
     capacity = replace(engine.capacity, **served.get("limits", {}))
     table = slo_table if slo_table is not None else settings.get("slo_table", {})
-    known = Server(replace(engine, capacity=capacity), slos=SloTable.from_dict(table))
+    known = Server(
+        replace(engine, capacity=capacity), slos=SloTable.from_dict(table), chosen_by=chosen_by
+    )
     if not settings:
         return known
     return replace(
@@ -111,20 +126,25 @@ def server_of(
     )
 
 
-def _calibrated(workspace: Workspace, model: str | None) -> str:
-    """The profile of a served model; without a model, the only one there is."""
-    if model is not None:
-        path = profile_path(workspace, model)
-        if path.is_file():
-            return str(path)
-        if model == TINY_NAME:
-            return DEFAULT_PROFILE
-        raise InputError(
-            f"no engine profile of {model}, the served model: `lengthwise calibrate --model "
-            f"{model}` makes one, or give --profile"
-        )
+def _of_model(workspace: Workspace, model: str, whose: str) -> tuple[str, str]:
+    """The profile of a served model, and why it is that."""
+    path = profile_path(workspace, model)
+    if path.is_file():
+        return str(path), f"calibrated for {model}, the model of {whose}"
+    if model == TINY_NAME:
+        return DEFAULT_PROFILE, f"the shipped one of {model}"
+    raise InputError(
+        f"no engine profile of {model}, the served model: `lengthwise calibrate --model "
+        f"{model}` makes one, or give --profile"
+    )
+
+
+def _only_one(workspace: Workspace) -> tuple[str, str]:
+    """The profile where no model is known, and why: the only one that was calibrated, if any."""
     found = sorted((workspace.cache / "profiles").glob("*.json"))
     if len(found) > 1:
         names = ", ".join(path.stem for path in found)
         raise InputError(f"engines of several models are calibrated ({names}): give --model")
-    return str(found[0]) if found else DEFAULT_PROFILE
+    if found:
+        return str(found[0]), "the only one calibrated here"
+    return DEFAULT_PROFILE, f"the shipped {DEFAULT_PROFILE}: none is calibrated here"

@@ -95,7 +95,7 @@ def promote(
         steps.step("reading the traffic")
         table = read_slo_table(slo_table) if slo_table else None
         server = server_of(from_log, workspace, profile=profile, model=model, slo_table=table)
-        why = _why_profile(server.profile.name, from_log, workspace, profile=profile, model=model)
+        why = f"{server.profile.name}, {server.chosen_by}"
         traffic = _traffic(from_log, workload, source, requests or MOST_REQUESTS, server.profile)
         named = traffic.source.table is not None
         steps.step("replaying it with both")
@@ -136,34 +136,6 @@ def _traffic(
     if from_log is not None:
         return logged_traffic(from_log, most)
     return Traffic(open_workload(workload, source=source, profile=profile))
-
-
-def _why_profile(
-    name: str,
-    from_log: Path | None,
-    workspace: Workspace,
-    *,
-    profile: str | None,
-    model: str | None,
-) -> str:
-    """Which engine profile a replay takes, and by which of `server_of`'s rules."""
-    from lengthwise.training.bench.served import read_served
-    from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path
-
-    served = (read_served(from_log) if from_log is not None else None) or {}
-    if profile is not None:
-        return f"{name}, as --profile says"
-    if served.get("settings", {}).get("profile"):
-        return f"{name}, as the log's server was told"
-    known = model or served.get("model")
-    if known is not None and profile_path(workspace, known).is_file():
-        whose = "--model" if model else "the log's server"
-        return f"{name}, calibrated for {known}, the model of {whose}"
-    if known is not None:
-        return f"{name}, the shipped one of {known}"
-    if list((workspace.cache / "profiles").glob("*.json")):
-        return f"{name}, the only one calibrated here"
-    return f"{name}, the shipped {DEFAULT_PROFILE}: none is calibrated here"
 
 
 def _print(

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import whole_file
 from lengthwise.data.lines import parse_object, read_json_lines
+from lengthwise.data.sources.formats import ends_with_answer
 from lengthwise.predictor.features.request_text import text_of_request
 from lengthwise.training.console import Steps
 
@@ -45,10 +46,12 @@ def predict_file(predictor: LengthPredictor, source: str, target: str, *, steps:
     return written
 
 
-def _checked_rows(source: str) -> Iterator[Row]:
+def _checked_rows(source: str) -> Iterator[tuple[str, Row]]:
+    """The text that is predicted on, and its row."""
     for number, row in _stdin() if source == STANDARD_STREAM else read_json_lines(source):
         where = f"{source}:{number}"
-        if not (_text_of(row) or "").strip():
+        text = _text_of(row)
+        if text is None or not text.strip():
             name = "messages" if "messages" in row else "prompt"
             raise InputError(f"{where}: {name!r} must hold text, got {shown(row.get(name))}")
         slo_class = row.get("slo_class")
@@ -59,15 +62,13 @@ def _checked_rows(source: str) -> Iterator[Row]:
             raise InputError(
                 f"{where}: 'prompt_tokens' must be a whole number from 1, got {shown(tokens)}"
             )
-        yield row
+        yield text, row
 
 
 def _text_of(row: Row) -> str | None:
     messages = row.get("messages")
-    if isinstance(messages, list) and len(messages) > 1:
-        last = messages[-1]
-        if isinstance(last, dict) and last.get("role") == "assistant":
-            row = row | {"messages": messages[:-1]}
+    if isinstance(messages, list) and len(messages) > 1 and ends_with_answer(messages):
+        row = row | {"messages": messages[:-1]}
     return text_of_request(row)
 
 
@@ -78,14 +79,15 @@ def _stdin() -> Iterator[tuple[int, Row]]:
             yield number, parse_object(text, f"{STANDARD_STREAM}:{number}")
 
 
-def _predicted(predictor: LengthPredictor, batch: list[Row]) -> Iterable[Row]:
+def _predicted(predictor: LengthPredictor, batch: list[tuple[str, Row]]) -> Iterable[Row]:
+    texts, rows = zip(*batch, strict=True)
     lengths = predictor.predict(
-        [_text_of(row) for row in batch],
-        slo_class=[row.get("slo_class") for row in batch],
-        prompt_tokens=[row.get("prompt_tokens") for row in batch],
+        texts,
+        slo_class=[row.get("slo_class") for row in rows],
+        prompt_tokens=[row.get("prompt_tokens") for row in rows],
     )
     names = [str(float(level)) for level in lengths.levels]
-    for row, median, quantiles in zip(batch, lengths.median(), lengths.quantiles, strict=True):
+    for row, median, quantiles in zip(rows, lengths.median(), lengths.quantiles, strict=True):
         tokens = (round(float(value), 2) for value in quantiles)
         yield row | {
             "predicted_tokens": round(float(median), 2),

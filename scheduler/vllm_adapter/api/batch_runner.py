@@ -23,9 +23,8 @@ from lengthwise.scheduler.vllm_adapter.api.prediction import load_service
 from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
-from lengthwise.scheduler.vllm_adapter.settings import settings_from_environment
+from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS, settings_from_environment
 
-SCHEDULER_CLASS = "lengthwise.Scheduler"
 _SHUTDOWN_S = 10
 
 Read = ParsedRequest | InputError

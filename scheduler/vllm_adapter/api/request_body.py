@@ -18,6 +18,7 @@ from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.scan import shortened
 from lengthwise.scheduler.vllm_adapter.api.routes import Reader, RequestParts
 from lengthwise.scheduler.vllm_adapter.wire import (
+    PUBLIC_KEYS,
     Hints,
     Prediction,
     fixed_tokens,
@@ -29,7 +30,6 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 4096  # of one request; those beyond have no estimate of their own
 _STOPS = ("stop", "stop_token_ids", "stop_sequences", "repetition_detection")
-_OWN_KEYS = ("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def parse_body(
     except RecursionError:
         raise InputError("the request body is nested too deeply") from None
     said = parts.xargs if isinstance(parts.xargs, Mapping) else {}
-    own = {key: said[key] for key in _OWN_KEYS if key in said}
+    own = {key: value for key, value in said.items() if key in PUBLIC_KEYS}
     return ParsedRequest(
         passed_on,
         parse_slo(own, headers, table),
@@ -132,7 +132,7 @@ def _without_ours(raw: bytes, body: dict[str, Any]) -> bytes:
 
 def _is_to_go(key: str, value: Any) -> bool:
     empty = value is None or (isinstance(value, str) and not value.strip())
-    return is_private(key) or (key in _OWN_KEYS and empty)
+    return is_private(key) or (key in PUBLIC_KEYS and empty)
 
 
 def _shortened(text: str | None) -> str | None:

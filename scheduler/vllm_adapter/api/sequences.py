@@ -23,6 +23,7 @@ from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire import (
+    PUBLIC_KEYS,
     Hints,
     Whole,
     fixed_tokens,
@@ -31,7 +32,6 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_PUBLIC_KEYS = frozenset(("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl"))
 _WRAPPED = "lengthwise_wrapped"
 
 OnUnread = Callable[[str], None]
@@ -171,7 +171,7 @@ def prepared_params(params: Any, on_unread: OnUnread) -> Any:
         kept = {
             key: value
             for key, value in given.items()
-            if not is_private(key) and key not in _PUBLIC_KEYS
+            if not is_private(key) and key not in PUBLIC_KEYS
         }
         kept |= call.next(params)
     changed = copy.copy(params)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
+from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
 
 ROUTES = ("least-outstanding", "round-robin")
 
@@ -113,7 +114,6 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
 
     from lengthwise.scheduler.vllm_adapter.emulated import fleet
     from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
-    from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS
     from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
     names = [f"q{index}" for index in range(len(job.requests))]

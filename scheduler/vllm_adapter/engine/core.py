@@ -126,7 +126,6 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self._without_token: set[str] = set()
         self._in_force = PlanInForce()
-        self._without_text = 0  # so many are in the metric
         self._nobody_waited = False  # since the snapshot that the thread plans for
         self.paused = False
         self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
@@ -157,9 +156,9 @@ class Core:
 
     def arrived(self, arrival: Arrival, xargs: Any, now_s: float, unix_s: float) -> None:
         """A request was queued, with these arguments of the API process and the client."""
+        before = self.intake.without_text
         tracked = self.intake.track(arrival, self.intake.hints(xargs), now_s, unix_s)
-        self.metrics.without_text.inc(self.intake.without_text - self._without_text)
-        self._without_text = self.intake.without_text
+        self.metrics.without_text.inc(self.intake.without_text - before)
         self.table.add(tracked)
         self.outcomes.began(tracked)
         self.metrics.class_label(tracked.slo.slo_class)

@@ -24,14 +24,14 @@ from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options, without_given
 from lengthwise.scheduler.vllm_adapter.settings import (
+    MIDDLEWARE_CLASS,
     REPLAY_VARIABLE,
+    SCHEDULER_CLASS,
     SETTINGS_VARIABLE,
     ServerSettings,
 )
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
 
-SCHEDULER_CLASS = "lengthwise.Scheduler"
-MIDDLEWARE_CLASS = "lengthwise.Middleware"
 LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
 
 _TINY_KVCACHE_GIB = "1"

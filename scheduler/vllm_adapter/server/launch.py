@@ -27,9 +27,6 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
 from lengthwise.scheduler.vllm_adapter.live import live_state
 from lengthwise.scheduler.vllm_adapter.server import parent_watch
 from lengthwise.scheduler.vllm_adapter.server.command import (
-    LOGITS_PROCESSOR,
-    MIDDLEWARE_CLASS,
-    SCHEDULER_CLASS,
     default_cache,
     server_command,
     server_environment,
@@ -38,18 +35,6 @@ from lengthwise.scheduler.vllm_adapter.server.preflight import Address, address_
 from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles, make_run_files
 from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-
-__all__ = [
-    "LOGITS_PROCESSOR",
-    "MIDDLEWARE_CLASS",
-    "SCHEDULER_CLASS",
-    "ServerHandle",
-    "ServerStartError",
-    "launch_server",
-    "serve_forever",
-    "server_command",
-    "server_environment",
-]
 
 # From the first signal to the end of a server with nothing to finish; with --shutdown-timeout
 # SECONDS one that serves has these besides.

@@ -98,12 +98,10 @@ def is_running(pid: int) -> bool:
 
 def _state_and_session(pid: int) -> tuple[str, int]:
     """State letter and session; ("", -1) of no process."""
-    try:
+    with contextlib.suppress(OSError, IndexError, ValueError):  # it ended meanwhile, or no /proc
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
             words = file.read().rpartition(")")[2].split()
         return words[0], int(words[3])
-    except (OSError, IndexError, ValueError):
-        pass
     if os.path.isdir("/proc/self"):  # noqa: PTH112
         return "", -1
     try:  # no /proc: it is at least not gone

@@ -16,8 +16,8 @@ from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError, PlayerProcess
 from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
-from lengthwise.scheduler.vllm_adapter.server.launch import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
+from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
 OURS = {
