@@ -1,0 +1,94 @@
+"""A request as the router knows it, and what an instance says of those it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.problem import NO_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRequest:
+    """One request; seconds on the router's clock, tokens; an absent objective is inf.
+
+    ``key`` is the router's own number for it, unique while the request lives. ``quantiles (q,)``
+    are those of its answer's length. Requests of the same ``prefix`` (-1 for none) share their
+    first ``prefix_tokens``. Raises ValueError for what is not a number.
+    """
+
+    key: int
+    arrival_s: float
+    prompt_tokens: float
+    quantiles: FloatArray
+    ttft_s: float = math.inf
+    tpot_s: float = math.inf
+    e2e_s: float = math.inf
+    weight: float = 1.0
+    prefix: int = NO_PREFIX
+    prefix_tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.arrival_s + self.prompt_tokens + self.weight):
+            raise ValueError(
+                "arrival_s, prompt_tokens and weight must be finite, got "
+                f"{self.arrival_s}, {self.prompt_tokens}, {self.weight}"
+            )
+        if math.isnan(self.ttft_s + self.tpot_s + self.e2e_s):
+            raise ValueError(f"objectives must be numbers, inf for none, of request {self.key}")
+        if not np.isfinite(self.quantiles).all():
+            raise ValueError(f"quantiles must be finite, got {self.quantiles}")
+
+    @property
+    def has_objective(self) -> bool:
+        """Whether anything was promised to it."""
+        return min(self.ttft_s, self.tpot_s, self.e2e_s) < math.inf
+
+
+def _nothing() -> Mapping[int, float]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceState:
+    """What an instance holds at ``taken_s``, a time on the router's clock.
+
+    ``keys (n,)``: first ``running`` that run, then ``recovering`` that the engine preempted, then
+    those that wait, the next first. Of each ``(n,)``: tokens generated, prompt tokens still to
+    compute (without what a prefix cache has), tokens cached or shared, and the first token's time,
+    NaN before. ``cached_prefixes`` gives the tokens that a newcomer with that prefix would find.
+    ``epoch`` changes when the instance starts anew, ``sequence`` grows within it.
+    """
+
+    taken_s: float
+    keys: IntArray
+    running: int
+    recovering: int
+    generated_tokens: FloatArray
+    prefill_left_tokens: FloatArray
+    cached_tokens: FloatArray
+    first_token_s: FloatArray
+    cached_prefixes: Mapping[int, float] = field(default_factory=_nothing)
+    epoch: int = 0
+    sequence: int = 0
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        n = len(self.keys)
+        if not 0 <= self.running + self.recovering <= n:
+            raise ValueError(
+                f"running and recovering must be at most the {n} keys, got {self.running} and "
+                f"{self.recovering}"
+            )
+        for name in (
+            "generated_tokens",
+            "prefill_left_tokens",
+            "cached_tokens",
+            "first_token_s",
+        ):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{name} must have {n} rows, got {len(getattr(self, name))}")

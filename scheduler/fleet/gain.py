@@ -1,0 +1,183 @@
+"""What a request gains on an instance and costs those there: two rollouts, with it and without.
+
+    gain = value of the instance's plan with the newcomer - value without
+
+The value is the planner's (`plan.value`): the expected attained weight of everybody there, those
+who run included, less a small price of latency. The order is a cheap one of the kind the instance
+serves in. Compiled for all candidates at once, since handing the arrays over costs as much as a
+rollout.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.scheduler.fleet import fleet_rows as fr
+from lengthwise.scheduler.fleet.fleet_rows import FleetRows, engine_at, rows_at, work_of, write_row
+from lengthwise.scheduler.fleet.known_requests import PROMPT, KnownColumns
+from lengthwise.scheduler.plan.rollout import Work, rollout, work_for
+from lengthwise.scheduler.plan.selection import select
+from lengthwise.scheduler.plan.value import Objective, worth
+
+BY_ARRIVAL, BY_SELECTION = 0, 1
+SPREAD, TPOT_SPREAD, LATENCY_PRICE = 0.05, 0.03, 0.02
+# what is found of a candidate
+GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
+
+
+class Scratch(NamedTuple):
+    """Of rollouts of at most as many rows: work space, orders, and chances."""
+
+    work: Work
+    order: IntArray
+    given_up: IntArray
+    chance: FloatArray
+
+
+def scratch_for(rows: int) -> Scratch:
+    """Space for instances of so many rows."""
+    whole = np.zeros(rows, dtype=np.int64)
+    return Scratch(work_for(rows), whole.copy(), whole.copy(), np.zeros(rows))
+
+
+@njit
+def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: IntArray) -> int:
+    """The order that the instance's ``k`` rows wait in, those who run left out; how many they are.
+
+    BY_SELECTION is `plan.starts.selection_order`: whom the engine's time suffices for, by latest
+    start; then who can still be met; then the shortest.
+    """
+    first = r.counts[i, fr.RUNNING] + r.counts[i, fr.RECOVERING]
+    n = k - first
+    if kind == BY_ARRIVAL or n < 2:
+        for p in range(n):
+            order[p] = first + p
+        return n
+    latest_s, work_s, value = np.empty(n), np.empty(n), np.empty(n)
+    for p in range(n):
+        latest_s[p] = r.latest_s[i, first + p]
+        work_s[p] = work_of(r, i, first + p)
+        value[p] = r.weight[i, first + p] if latest_s[p] >= now_s else 0.0
+    by_latest = np.argsort(latest_s, kind="mergesort")
+    taken, _ = select(latest_s, work_s, value, by_latest, now_s, 1.0)
+    at = 0
+    for wanted in range(2):
+        for p in range(n):
+            row = by_latest[p]
+            if value[row] > 0.0 and (taken[row] > 0.0) == (wanted == 0):
+                order[at] = first + row
+                at += 1
+    by_work = np.argsort(work_s, kind="mergesort")
+    for p in range(n):
+        if value[by_work[p]] <= 0.0:
+            order[at] = first + by_work[p]
+            at += 1
+    return n
+
+
+@njit
+def objective_at(r: FleetRows, i: int, mean_prompt: float, mean_need: float) -> Objective:
+    """How outcomes on the instance are weighed."""
+    figures = r.figures[i]
+    mean_work_s = r.engines[i, 2] * mean_prompt + figures[fr.ANSWER_TOKEN_S] * mean_need
+    return Objective(
+        SPREAD,
+        TPOT_SPREAD,
+        LATENCY_PRICE,
+        0.0,
+        1.0,
+        max(figures[fr.TOKEN_S] * mean_need, 1e-9),
+        max(mean_work_s, 1e-9),
+        figures[fr.ANSWER_TOKEN_S],
+    )
+
+
+@njit
+def value_at(
+    r: FleetRows, i: int, k: int, order: IntArray, until_s: float, skip_late: bool, o: Objective,
+    s: Scratch,
+) -> float:  # fmt: skip
+    """Value of the instance's ``k`` rows served in ``order``; ``s`` then holds the outcome."""
+    engine, rows = engine_at(r, i), rows_at(r, i, k)
+    running, recovering = r.counts[i, fr.RUNNING], r.counts[i, fr.RECOVERING]
+    begin_s = r.figures[i, fr.BEGIN_S]
+    given_up = s.given_up[:running]
+    rollout(
+        engine, rows, running, recovering, r.counts[i, fr.STATED], order, given_up, engine.slots,
+        engine.batched_tokens, skip_late, begin_s, until_s, s.work,
+    )  # fmt: skip
+    return worth(
+        engine, rows, running, recovering, order, given_up, begin_s, until_s, o, s.work, s.chance
+    )
+
+
+@njit(nogil=True)
+def gains(
+    r: FleetRows,
+    known: KnownColumns,
+    candidates: IntArray,
+    slot: int,
+    cached: FloatArray,
+    now_s: float,
+    horizon_s: float,
+    kind: int,
+    mean_prompt: float,
+    mean_need: float,
+    s: Scratch,
+    found: FloatArray,
+) -> None:
+    """``found (c, 5)``: gain, own chance, first token, finish and work of request ``slot`` on each.
+
+    ``cached (c,)`` tokens it would find there. It is then the row after the last of each.
+    """
+    prompt = known.figures[slot, PROMPT]
+    for c in range(len(candidates)):
+        i = candidates[c]
+        k = r.counts[i, fr.ALL]
+        o = objective_at(r, i, mean_prompt, mean_need)
+        until_s = max(now_s, r.figures[i, fr.BEGIN_S]) + horizon_s
+        late = kind == BY_SELECTION
+        n = queue_order(r, i, k, kind, now_s, s.order)
+        without = value_at(r, i, k, s.order[:n], until_s, late, o, s)
+        write_row(
+            r, known, i, k, slot, now_s, 0.0, prompt - cached[c], cached[c], np.nan, -1.0
+        )  # fmt: skip
+        n = queue_order(r, i, k + 1, kind, now_s, s.order)
+        value = value_at(r, i, k + 1, s.order[:n], until_s, late, o, s)
+        first_s = s.work.first_s[k]
+        found[c, GAIN] = value - without
+        found[c, CHANCE] = s.chance[k]
+        found[c, FIRST_S] = np.inf if np.isnan(first_s) else first_s
+        found[c, FINISH_S] = s.work.finish_s[k]
+        found[c, WORK_S] = work_of(r, i, k)
+
+
+@njit
+def book_row(
+    r: FleetRows, known: KnownColumns, i: int, slot: int, now_s: float, cached: float
+) -> float:
+    """Request ``slot`` is on its way to instance ``i``; its work there in seconds."""
+    k = r.counts[i, fr.ALL]
+    prompt = known.figures[slot, PROMPT]
+    write_row(r, known, i, k, slot, now_s, 0.0, prompt - cached, cached, np.nan, -1.0)
+    r.counts[i, fr.ALL] = k + 1
+    work_s = work_of(r, i, k)
+    r.figures[i, fr.BOOKED_WORK_S] += work_s
+    r.figures[i, fr.KV_USED] += r.target[i, k] - r.shared[i, k]
+    return float(work_s)
+
+
+@njit
+def backlogs_s(r: FleetRows, now_s: float, out: FloatArray) -> None:
+    """Seconds of work left on each instance ``(m,)``, reckoned forward from its last state."""
+    for i in range(len(out)):
+        f = r.figures[i]
+        passed_s = max(0.0, now_s - f[fr.BEGIN_S]) if f[fr.BEGIN_S] > -np.inf else 0.0
+        seen_s = max(0.0, f[fr.SEEN_WORK_S])
+        done_s = passed_s * max(f[fr.PACE], 0.0)
+        # what was sent since is begun when the rest leaves room
+        over_s = max(0.0, done_s - seen_s)
+        out[i] = max(0.0, seen_s - done_s) + max(0.0, f[fr.BOOKED_WORK_S] - over_s)

@@ -1,0 +1,227 @@
+"""What the router knows of its instances: their last states, and what it has sent them since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.fleet import fleet_rows as fr
+from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
+from lengthwise.scheduler.fleet.gain import backlogs_s, book_row, gains, scratch_for
+from lengthwise.scheduler.fleet.known_requests import CACHED, MEAN, SENT, KnownRequests
+from lengthwise.scheduler.fleet.ledger import Ledger
+from lengthwise.scheduler.profile import EngineProfile
+
+SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard
+FORGETS = 0.02  # weight of a new request in the running means
+SHORTEST_HORIZON_S, LONGEST_HORIZON_S = 8.0, 40.0
+DEFAULT_OBJECTIVE_S = 10.0
+
+
+@dataclass(slots=True)
+class Member:
+    """One instance: what it is, and when it was heard of; -inf for never."""
+
+    name: str
+    profile: EngineProfile
+    joined_s: float
+    alive: bool = True
+    draining: bool = False
+    heard_s: float = -math.inf  # when its last state was taken
+    sign_s: float = -math.inf  # when anything came from it
+    epoch: int | None = None
+    sequence: int = -1
+    cached_prefixes: Mapping[int, float] = field(default_factory=dict)
+    sent_prefixes: dict[int, float] = field(default_factory=dict)
+
+
+class Knowledge:
+    """Instances by number, their requests as rows, and the ledger; times are arguments.
+
+    ``levels (q,)`` are those of all requests' quantiles. ``order`` is how the instances serve:
+    `gain.BY_ARRIVAL` or `gain.BY_SELECTION`.
+    """
+
+    def __init__(self, levels: FloatArray, order: int) -> None:
+        self.known = KnownRequests(levels)
+        self.ledger = Ledger()
+        self.members: list[Member] = []
+        self.order = order
+        self.rows = fr.empty_rows(0)
+        self.scratch = scratch_for(fr.FIRST_ROOM)
+        self.mean_prompt, self.mean_need, self.mean_objective_s = 0.0, 0.0, 0.0
+        self._met = 0
+        self.unknown_rows = 0  # listed by an instance, and nobody has said what they are
+        self.lost_bookings = 0  # sent, and never seen on the instance
+
+    def add(self, name: str, profile: EngineProfile, now_s: float) -> int:
+        """A new instance, empty as far as is known; its number."""
+        i = len(self.members)
+        self.members.append(Member(name, profile, now_s, sign_s=now_s))
+        self.rows = fr.grown_rows(self.rows, i + 1, fr.FIRST_ROOM)
+        fr.set_engine(self.rows, i, profile)
+        self.rows.figures[i, fr.BEGIN_S] = now_s
+        fr.full_batch(self.rows, i, max(self.mean_prompt, 1.0), max(self.mean_need, 1.0))
+        return i
+
+    def remove(self, i: int) -> list[int]:
+        """The instance is gone; the keys of what was booked there, which nobody knows any more."""
+        member = self.members[i]
+        member.alive = False
+        keys = self.ledger.drop(i)
+        for key in keys:
+            self.known.forget(key)
+        self.rows.counts[i] = 0
+        self.rows.figures[i, [fr.SEEN_WORK_S, fr.BOOKED_WORK_S, fr.KV_USED]] = 0.0
+        return keys
+
+    def observe(
+        self, i: int, state: InstanceState, others: Sequence[FleetRequest] = ()
+    ) -> list[int]:
+        """Take in an instance's state; the keys of what an earlier life of it had, lost with that.
+
+        An older state than one already seen says nothing. ``others`` describes rows that came by
+        another router.
+        """
+        member = self.members[i]
+        if not member.alive:
+            return []
+        orphans: list[int] = []
+        if member.epoch is not None and state.epoch != member.epoch:
+            if state.epoch < member.epoch:
+                return []
+            orphans = self._began_anew(i, state)
+        elif state.sequence <= member.sequence:
+            return []
+        member.epoch, member.sequence = state.epoch, state.sequence
+        member.heard_s, member.sign_s = state.taken_s, max(member.sign_s, state.taken_s)
+        member.draining, member.cached_prefixes = state.draining, state.cached_prefixes
+        for other in others:
+            if other.key not in self.known:
+                self.known.add(other)
+                self.ledger.book(other.key, i, other.arrival_s)
+        keys = state.keys.tolist()
+        settled = self.ledger.settle(i, set(keys), state.taken_s)
+        for key in settled.gone:
+            self.known.forget(key)
+        self.lost_bookings += len(settled.lost)
+        slots = self.known.slots(keys)
+        self.unknown_rows += int((slots < 0).sum()) if len(slots) else 0
+        booked = self.known.slots(settled.unseen)
+        self._make_room(len(slots) + len(booked))
+        progress = np.empty((4, len(slots)))
+        progress[0], progress[1] = state.generated_tokens, state.prefill_left_tokens
+        progress[2], progress[3] = state.cached_tokens, state.first_token_s
+        fr.place(
+            self.rows, self.known.columns, i, state.taken_s, slots, state.running,
+            state.recovering, progress, booked, max(self.mean_prompt, 1.0),
+            max(self.mean_need, 1.0),
+        )  # fmt: skip
+        return orphans
+
+    def _began_anew(self, i: int, state: InstanceState) -> list[int]:
+        """The instance has restarted: what it had before is not there."""
+        listed = set(state.keys.tolist())
+        orphans = [key for key in self.ledger.keys(i) if key not in listed]
+        for key in orphans:
+            self.ledger.end(key)
+            self.known.forget(key)
+        self.members[i].sent_prefixes = {}
+        return orphans
+
+    def meet(self, request: FleetRequest) -> int:
+        """A request is to be sent: its slot, and the running means with it."""
+        slot = self.known.add(request)
+        self._met += 1
+        share = max(FORGETS, 1.0 / self._met)
+        need = float(self.known.columns.figures[slot, MEAN])
+        objective_s = min(request.ttft_s, request.e2e_s)
+        if not math.isfinite(objective_s):
+            objective_s = self.mean_objective_s or DEFAULT_OBJECTIVE_S
+        self.mean_prompt += share * (request.prompt_tokens - self.mean_prompt)
+        self.mean_need += share * (need - self.mean_need)
+        self.mean_objective_s += share * (objective_s - self.mean_objective_s)
+        return slot
+
+    def send(self, request: FleetRequest, i: int, now_s: float) -> float:
+        """Book a request that was met on instance ``i``; the seconds of work it is there."""
+        self.ledger.book(request.key, i, now_s)
+        slot = self.known.slot(request.key)
+        cached = self.cached_tokens(i, request)
+        figures = self.known.columns.figures
+        figures[slot, SENT], figures[slot, CACHED] = now_s, cached
+        member = self.members[i]
+        if request.prefix >= 0:
+            member.sent_prefixes[request.prefix] = request.prefix_tokens
+        self._make_room(int(self.rows.counts[i, fr.ALL]))
+        return book_row(self.rows, self.known.columns, i, slot, now_s, cached)
+
+    def completed(self, key: int, now_s: float) -> int | None:
+        """The request has ended; its instance, None where that was known already."""
+        i = self.ledger.end(key)
+        if i is None:
+            return None
+        fr.remove_rows(self.rows, i, self.known.slot(key))
+        self.known.forget(key)
+        self.members[i].sign_s = max(self.members[i].sign_s, now_s)
+        return i
+
+    def open(self, now_s: float) -> IntArray:
+        """The instances that may be sent to: alive, not draining, and not silent under load.
+
+        When all are silent, all that live are open: the silence is then more likely ours.
+        """
+        alive = [i for i, m in enumerate(self.members) if m.alive and not m.draining]
+        heard = [i for i in alive if not self.is_silent(i, now_s)]
+        return np.array(heard or alive, dtype=np.int64)
+
+    def is_silent(self, i: int, now_s: float) -> bool:
+        """Whether nothing has come from it for long though it has requests."""
+        quiet_s = now_s - self.members[i].sign_s
+        return quiet_s > SILENT_AFTER_S and self.ledger.outstanding(i) > 0
+
+    def outstanding(self, candidates: IntArray) -> IntArray:
+        """Requests on each of the candidates that have not ended."""
+        return np.array([self.ledger.outstanding(i) for i in candidates.tolist()], dtype=np.int64)
+
+    def backlogs_s(self, now_s: float) -> FloatArray:
+        """Seconds of predicted work left on every instance, ``(m,)``."""
+        out = np.empty(len(self.members))
+        backlogs_s(self.rows, now_s, out)
+        return out
+
+    def cached_tokens(self, i: int, request: FleetRequest) -> float:
+        """Prompt tokens that the request would find computed on the instance, whole blocks."""
+        cache = self.members[i].profile.prefix_cache
+        if cache is None or request.prefix < 0:
+            return 0.0
+        there = self.members[i].cached_prefixes.get(request.prefix, 0.0)
+        most = min(there, request.prefix_tokens, request.prompt_tokens - 1.0)
+        return float(most // cache.block_tokens * cache.block_tokens)
+
+    def horizon_s(self) -> float:
+        """How far ahead a choice is judged."""
+        return min(max(self.mean_objective_s, SHORTEST_HORIZON_S), LONGEST_HORIZON_S)
+
+    def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:
+        """``(c, 5)``: see `gain.gains`; of a request that was met."""
+        found = np.empty((len(candidates), 5))
+        cached = np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
+        self._make_room(int(self.rows.counts[candidates, fr.ALL].max()))
+        gains(
+            self.rows, self.known.columns, candidates, self.known.slot(request.key), cached,
+            now_s, self.horizon_s(), self.order, self.mean_prompt, self.mean_need, self.scratch,
+            found,
+        )  # fmt: skip
+        return found
+
+    def _make_room(self, rows: int) -> None:
+        """For so many rows an instance, and one more."""
+        if rows + 1 > self.rows.need.shape[1]:
+            self.rows = fr.grown_rows(self.rows, len(self.members), rows + 1)
+        if rows + 1 > len(self.scratch.order):
+            self.scratch = scratch_for(self.rows.need.shape[1])
