@@ -20,7 +20,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
-from lengthwise.scheduler.fleet.gain import BY_ARRIVAL, BY_SELECTION
+from lengthwise.scheduler.fleet.gain import BY_ARRIVAL, BY_DEADLINE, BY_SELECTION
 from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.routing_rules import (
     BY_LEDGER,
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 Rung = Literal["score", "least-work", "least-outstanding", "power-of-two"]
 STALE_AFTER_S = 2.0
 NO_LEDGER_S = 1.0
-ORDERS = {"fcfs": BY_ARRIVAL}
+# how instances of a policy serve, as far as the score is concerned; else BY_SELECTION
+ORDERS = {"fcfs": BY_ARRIVAL, "edf": BY_DEADLINE, "feasible-edf": BY_DEADLINE}
 
 
 class NoInstanceError(RuntimeError):

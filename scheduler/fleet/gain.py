@@ -22,10 +22,21 @@ from lengthwise.scheduler.plan.rollout import Work, rollout, work_for
 from lengthwise.scheduler.plan.selection import select
 from lengthwise.scheduler.plan.value import Objective, worth
 
-BY_ARRIVAL, BY_SELECTION = 0, 1
-SPREAD, TPOT_SPREAD, LATENCY_PRICE = 0.05, 0.03, 0.02
+BY_ARRIVAL, BY_SELECTION, BY_DEADLINE = 0, 1, 2
+TPOT_SPREAD, LATENCY_PRICE = 0.03, 0.02
 # what is found of a candidate
 GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
+
+
+class Weighing(NamedTuple):
+    """How outcomes are valued: now, how far ahead, the instances' order, and the mean request."""
+
+    now_s: float
+    horizon_s: float
+    order: int
+    mean_prompt: float
+    mean_need: float
+    spread: float
 
 
 class Scratch(NamedTuple):
@@ -47,8 +58,9 @@ def scratch_for(rows: int) -> Scratch:
 def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: IntArray) -> int:
     """The order that the instance's ``k`` rows wait in, those who run left out; how many they are.
 
-    BY_SELECTION is `plan.starts.selection_order`: whom the engine's time suffices for, by latest
-    start; then who can still be met; then the shortest.
+    BY_DEADLINE: who can still be met, by deadline, then the rest. BY_SELECTION is
+    `plan.starts.selection_order`: whom the engine's time suffices for, by latest start; then who
+    can still be met; then the shortest.
     """
     first = r.counts[i, fr.RUNNING] + r.counts[i, fr.RECOVERING]
     n = k - first
@@ -61,6 +73,18 @@ def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: In
         latest_s[p] = r.latest_s[i, first + p]
         work_s[p] = work_of(r, i, first + p)
         value[p] = r.weight[i, first + p] if latest_s[p] >= now_s else 0.0
+    if kind == BY_DEADLINE:
+        due_s = np.empty(n)
+        for p in range(n):
+            due_s[p] = min(r.ttft_by_s[i, first + p], r.e2e_by_s[i, first + p])
+        by_due = np.argsort(due_s, kind="mergesort")
+        at = 0
+        for wanted in range(2):
+            for p in range(n):
+                if (latest_s[by_due[p]] >= now_s) == (wanted == 0):
+                    order[at] = first + by_due[p]
+                    at += 1
+        return n
     by_latest = np.argsort(latest_s, kind="mergesort")
     taken, _ = select(latest_s, work_s, value, by_latest, now_s, 1.0)
     at = 0
@@ -79,17 +103,17 @@ def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: In
 
 
 @njit
-def objective_at(r: FleetRows, i: int, mean_prompt: float, mean_need: float) -> Objective:
+def objective_at(r: FleetRows, i: int, w: Weighing) -> Objective:
     """How outcomes on the instance are weighed."""
     figures = r.figures[i]
-    mean_work_s = r.engines[i, 2] * mean_prompt + figures[fr.ANSWER_TOKEN_S] * mean_need
+    mean_work_s = r.engines[i, 2] * w.mean_prompt + figures[fr.ANSWER_TOKEN_S] * w.mean_need
     return Objective(
-        SPREAD,
+        w.spread,
         TPOT_SPREAD,
         LATENCY_PRICE,
         0.0,
         1.0,
-        max(figures[fr.TOKEN_S] * mean_need, 1e-9),
+        max(figures[fr.TOKEN_S] * w.mean_need, 1e-9),
         max(mean_work_s, 1e-9),
         figures[fr.ANSWER_TOKEN_S],
     )
@@ -121,11 +145,7 @@ def gains(
     candidates: IntArray,
     slot: int,
     cached: FloatArray,
-    now_s: float,
-    horizon_s: float,
-    kind: int,
-    mean_prompt: float,
-    mean_need: float,
+    w: Weighing,
     s: Scratch,
     found: FloatArray,
 ) -> None:
@@ -137,15 +157,15 @@ def gains(
     for c in range(len(candidates)):
         i = candidates[c]
         k = r.counts[i, fr.ALL]
-        o = objective_at(r, i, mean_prompt, mean_need)
-        until_s = max(now_s, r.figures[i, fr.BEGIN_S]) + horizon_s
-        late = kind == BY_SELECTION
-        n = queue_order(r, i, k, kind, now_s, s.order)
+        o = objective_at(r, i, w)
+        until_s = max(w.now_s, r.figures[i, fr.BEGIN_S]) + w.horizon_s
+        late = w.order != BY_ARRIVAL
+        n = queue_order(r, i, k, w.order, w.now_s, s.order)
         without = value_at(r, i, k, s.order[:n], until_s, late, o, s)
         write_row(
-            r, known, i, k, slot, now_s, 0.0, prompt - cached[c], cached[c], np.nan, -1.0
+            r, known, i, k, slot, w.now_s, 0.0, prompt - cached[c], cached[c], np.nan, -1.0
         )  # fmt: skip
-        n = queue_order(r, i, k + 1, kind, now_s, s.order)
+        n = queue_order(r, i, k + 1, w.order, w.now_s, s.order)
         value = value_at(r, i, k + 1, s.order[:n], until_s, late, o, s)
         first_s = s.work.first_s[k]
         found[c, GAIN] = value - without

@@ -11,12 +11,13 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
-from lengthwise.scheduler.fleet.gain import backlogs_s, book_row, gains, scratch_for
+from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
 from lengthwise.scheduler.fleet.known_requests import CACHED, MEAN, SENT, KnownRequests
 from lengthwise.scheduler.fleet.ledger import Ledger
 from lengthwise.scheduler.profile import EngineProfile
 
 SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard
+SPREAD = 0.3  # of a predicted time: pace and lengths are another's, and the state is old
 FORGETS = 0.02  # weight of a new request in the running means
 SHORTEST_HORIZON_S, LONGEST_HORIZON_S = 8.0, 40.0
 DEFAULT_OBJECTIVE_S = 10.0
@@ -112,7 +113,7 @@ class Knowledge:
         slots = self.known.slots(keys)
         self.unknown_rows += int((slots < 0).sum()) if len(slots) else 0
         booked = self.known.slots(settled.unseen)
-        self._make_room(len(slots) + len(booked))
+        self.make_room(len(slots) + len(booked))
         progress = np.empty((4, len(slots)))
         progress[0], progress[1] = state.generated_tokens, state.prefill_left_tokens
         progress[2], progress[3] = state.cached_tokens, state.first_token_s
@@ -157,7 +158,7 @@ class Knowledge:
         member = self.members[i]
         if request.prefix >= 0:
             member.sent_prefixes[request.prefix] = request.prefix_tokens
-        self._make_room(int(self.rows.counts[i, fr.ALL]))
+        self.make_room(int(self.rows.counts[i, fr.ALL]))
         return book_row(self.rows, self.known.columns, i, slot, now_s, cached)
 
     def completed(self, key: int, now_s: float) -> int | None:
@@ -203,23 +204,34 @@ class Knowledge:
         most = min(there, request.prefix_tokens, request.prompt_tokens - 1.0)
         return float(most // cache.block_tokens * cache.block_tokens)
 
+    def mean_work_s(self, among: IntArray) -> FloatArray:
+        """Seconds of each engine that a request takes on the mean."""
+        token_s = self.rows.figures[among, fr.ANSWER_TOKEN_S]
+        work_s = self.rows.engines[among, 2] * self.mean_prompt + token_s * self.mean_need
+        return np.asarray(np.maximum(work_s, 1e-9))
+
     def horizon_s(self) -> float:
         """How far ahead a choice is judged."""
         return min(max(self.mean_objective_s, SHORTEST_HORIZON_S), LONGEST_HORIZON_S)
+
+    def weighing(self, now_s: float) -> Weighing:
+        """How plans are valued now."""
+        return Weighing(
+            now_s, self.horizon_s(), self.order, self.mean_prompt, self.mean_need, SPREAD
+        )
 
     def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:
         """``(c, 5)``: see `gain.gains`; of a request that was met."""
         found = np.empty((len(candidates), 5))
         cached = np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
-        self._make_room(int(self.rows.counts[candidates, fr.ALL].max()))
+        self.make_room(int(self.rows.counts[candidates, fr.ALL].max()))
         gains(
             self.rows, self.known.columns, candidates, self.known.slot(request.key), cached,
-            now_s, self.horizon_s(), self.order, self.mean_prompt, self.mean_need, self.scratch,
-            found,
+            self.weighing(now_s), self.scratch, found,
         )  # fmt: skip
         return found
 
-    def _make_room(self, rows: int) -> None:
+    def make_room(self, rows: int) -> None:
         """For so many rows an instance, and one more."""
         if rows + 1 > self.rows.need.shape[1]:
             self.rows = fr.grown_rows(self.rows, len(self.members), rows + 1)

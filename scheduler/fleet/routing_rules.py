@@ -19,6 +19,7 @@ from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.known_requests import MEAN
 
 NEAR = 0.02  # of a met request: gains that differ by less are equal
+WORK_PRICE = 0.5  # of a mean request's work where a horizon's worth waits, in met requests
 MOST_SCORED = 8
 SAMPLED = 4
 MATCH_SHARE = 0.1  # of a prompt: from there on the prefix router follows the match
@@ -148,7 +149,10 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
         among, work_s = among[few], work_s[few]
     found = k.gains(r, among, now_s)
     gain = found[:, GAIN]
-    near = np.flatnonzero(gain >= gain.max() - NEAR * max(r.weight, 1e-9))
+    size = own_work_s(k, r, among) / k.mean_work_s(among)
+    price = WORK_PRICE * size * (work_s / k.horizon_s())
+    worth = gain - price
+    near = np.flatnonzero(worth >= worth.max() - NEAR * max(r.weight, 1e-9))
     chosen = near[np.argmin(work_s[near])]
     return Choice(int(among[chosen]), float(gain[chosen]), float(found[chosen, CHANCE]))
 

@@ -1,0 +1,140 @@
+"""Late binding: what would only wait is held at the router, and sent as each instance admits it.
+
+A request that an instance would begin within ``ahead_s`` is sent at once. The others stay here:
+assignment and order are found together (`joint_plan`) at every look, so that each choice is made
+when it has to be made, and what is held is lost with no instance. Where the knowledge is too old
+for a plan, everything is sent as it comes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.fleet import fleet_rows as fr
+from lengthwise.scheduler.fleet.fleet_request import FleetRequest
+from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
+from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, plan_lines
+from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
+
+CELL = 16  # instances that are planned together
+MOST_PLANNED = 96  # held requests a cell that are planned; the rest wait for a later look
+SEARCH_STEPS = 48
+
+
+class LateRouter(FleetRouter):
+    """A router that holds back what need not be sent yet; see `FleetRouter` for the rest.
+
+    ``ahead_s`` is how far ahead an instance is kept supplied: the age of its state, the way to it
+    and a step. ``steps`` of annealing a plan, 0 for the list schedule alone. Who has waited for
+    ``max_wait_s`` goes first.
+    """
+
+    def __init__(
+        self,
+        levels: FloatArray,
+        rule: str = "gain",
+        *,
+        policy: str = "sa",
+        rng: np.random.Generator | None = None,
+        began_s: float | None = None,
+        ahead_s: float = 0.3,
+        steps: int = SEARCH_STEPS,
+        max_wait_s: float = 120.0,
+    ) -> None:
+        if not ahead_s > 0 or steps < 0 or not max_wait_s > 0:
+            raise ValueError(
+                "need ahead_s > 0, steps >= 0 and max_wait_s > 0, got "
+                f"{ahead_s}, {steps} and {max_wait_s}"
+            )
+        super().__init__(levels, rule, policy=policy, rng=rng, began_s=began_s)
+        self.ahead_s, self.steps, self.max_wait_s = ahead_s, steps, max_wait_s
+        self._held: dict[int, FleetRequest] = {}  # by slot
+        self._draws = np.random.default_rng(int(self._turns.rng.integers(2**32)))
+        self.plans = 0
+        self.plan_gain = 0.0  # what the search has added to the list schedules, in all
+
+    @property
+    def held(self) -> int:
+        """Requests that are held back here."""
+        return len(self._held)
+
+    def offer(self, request: FleetRequest, now_s: float) -> list[Decision]:
+        """A request has come; what is sent now, others that were held included."""
+        if not len(self.knowledge.open(now_s)):
+            raise NoInstanceError("no instance is alive and open to requests")
+        self._held[self.knowledge.meet(request)] = request
+        return self.release(now_s)
+
+    def release(self, now_s: float) -> list[Decision]:
+        """What is held back and may go now."""
+        among = self.knowledge.open(now_s)
+        if not self._held or not len(among):
+            return []
+        if len(among) == 1 or self.rung(among, now_s) != "score":  # no choice, or nothing to go by
+            return [self._sent_as_it_comes(slot, among, now_s) for slot in list(self._held)]
+        sent: list[Decision] = []
+        for cell, slots in self._cells(among, self._ranked(now_s), now_s):
+            sent += self._sent_by_plan(cell, slots, now_s)
+        return sent
+
+    def _ranked(self, now_s: float) -> IntArray:
+        """The held slots: overdue ones, then whom the time suffices for, then the others."""
+        slots = np.fromiter(self._held, dtype=np.int64, count=len(self._held))
+        k = self.knowledge
+        f = k.known.columns.figures[slots]
+        token_s = float(np.median(k.rows.figures[: len(k.members), fr.TOKEN_S]))
+        latest_s = np.minimum(f[:, TTFT_BY], f[:, E2E_BY] - token_s * f[:, MEAN])
+        rank = np.where(latest_s >= now_s, 1, 2)
+        rank[now_s - f[:, ARRIVAL] >= self.max_wait_s] = 0
+        within = np.where(rank == 1, latest_s, f[:, ARRIVAL])
+        return np.asarray(slots[np.lexsort((within, rank))])
+
+    def _cells(
+        self, among: IntArray, ranked: IntArray, now_s: float
+    ) -> list[tuple[IntArray, IntArray]]:
+        """(instances, held slots) of each cell; requests go to the cell of the least work."""
+        count = -(-len(among) // CELL)
+        if count == 1:
+            return [(among, ranked[:MOST_PLANNED])]
+        cells = [among[c::count] for c in range(count)]
+        backlog_s = self.knowledge.backlogs_s(now_s)
+        load = np.array([backlog_s[cell].mean() for cell in cells])
+        share_s = self.knowledge.mean_work_s(among).mean() / len(cells[0])
+        of_cell: list[list[int]] = [[] for _ in cells]
+        for slot in ranked[: MOST_PLANNED * count].tolist():
+            c = int(np.argmin(load))
+            of_cell[c].append(slot)
+            load[c] += share_s
+        pairs = zip(cells, of_cell, strict=True)
+        return [(cell, np.array(own, dtype=np.int64)) for cell, own in pairs if own]
+
+    def _sent_by_plan(self, cell: IntArray, slots: IntArray, now_s: float) -> list[Decision]:
+        """Plan the cell and send whom its instances would begin soon."""
+        k = self.knowledge
+        cached = np.zeros((len(slots), len(cell)))
+        for h, slot in enumerate(slots.tolist()):
+            request = self._held[slot]
+            if request.prefix >= 0:
+                cached[h] = [k.cached_tokens(i, request) for i in cell.tolist()]
+        k.make_room(int(k.rows.counts[cell, fr.ALL].max()) + len(slots))
+        plan = plan_lines(
+            k.rows, k.known.columns, cell, slots, cached, k.weighing(now_s), self.ahead_s,
+            self._draws.random((self.steps, UNIFORMS)), k.scratch,
+        )  # fmt: skip
+        self.plans += 1
+        self.plan_gain += plan.value - plan.start_value
+        sent = []
+        for place, instance in enumerate(cell.tolist()):
+            for h in plan.sendable(place).tolist():
+                request = self._held.pop(int(slots[h]))
+                k.send(request, instance, now_s)
+                self.decisions["planned"] += 1
+                sent.append(Decision(request.key, instance, "score"))
+        return sent
+
+    def _sent_as_it_comes(self, slot: int, among: IntArray, now_s: float) -> Decision:
+        request = self._held.pop(slot)
+        rung, choice = self.chosen(request, among, now_s)
+        self.knowledge.send(request, choice.instance, now_s)
+        return Decision(request.key, choice.instance, rung, choice.gain, choice.chance)
