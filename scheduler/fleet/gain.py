@@ -37,6 +37,7 @@ class Weighing(NamedTuple):
     mean_prompt: float
     mean_need: float
     spread: float
+    work_price: float
 
 
 class Scratch(NamedTuple):

@@ -1,5 +1,7 @@
 """Assignment and order of what is held, found together by annealing from a list schedule.
 
+    list schedule: each request in turn to the line where the value rises most (the first few),
+                   or where it ends first (the rest)
     plan = best = the list schedule
     until the steps end:
         swap two in a line, move one, exchange two, or exchange two lines' ends
@@ -23,6 +25,7 @@ from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_rows import FleetRows, work_of, write_row
 from lengthwise.scheduler.fleet.gain import (
     BY_ARRIVAL,
+    LATENCY_PRICE,
     Scratch,
     Weighing,
     objective_at,
@@ -42,6 +45,7 @@ from lengthwise.scheduler.plan import rollout as ro
 FIRST_TEMPERATURE, COOLING = 0.3, 0.02  # as the planner's own search
 SWAP, MOVE, EXCHANGE, ENDS = range(4)
 UNIFORMS = 6
+VALUED = 24  # requests that the list schedule places by value
 
 
 class Lines(NamedTuple):
@@ -54,11 +58,12 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JointPlan:
-    """Lines of the cell's instances, whom each would admit ``soon (m, n)``, and what the plan and
-    the list schedule are worth."""
+    """Lines of the cell's instances, whom each would admit ``soon (m, n)``, what each request
+    adds ``gain (n,)``, and what the plan and the list schedule are worth."""
 
     lines: Lines
     soon: BoolArray
+    gain: FloatArray
     value: float
     start_value: float
 
@@ -66,42 +71,6 @@ class JointPlan:
         """Held requests that the cell's instance would begin soon, in the order of its line."""
         line = self.lines.of[place, : self.lines.size[place]]
         return line[self.soon[place, line]]
-
-
-@njit
-def list_schedule(
-    r: FleetRows,
-    known: KnownColumns,
-    instances: IntArray,
-    slots: IntArray,
-    cached: FloatArray,
-    now_s: float,
-    lines: Lines,
-) -> None:
-    """Each request in turn to the instance where it ends first, of those where it can be met."""
-    m = len(instances)
-    ready_s = np.zeros(m)
-    for c in range(m):
-        i = instances[c]
-        for p in range(r.counts[i, fr.RUNNING], r.counts[i, fr.ALL]):
-            ready_s[c] += work_of(r, i, p)
-    lines.size[:] = 0
-    for h in range(len(slots)):
-        f = known.figures[slots[h]]
-        best, best_s, best_work_s, meets = 0, np.inf, 0.0, False
-        for c in range(m):
-            i = instances[c]
-            prefill_s = r.engines[i, 2] * (f[PROMPT] - cached[h, c])
-            work_s = prefill_s + r.figures[i, fr.ANSWER_TOKEN_S] * f[MEAN]
-            token_s = r.figures[i, fr.TOKEN_S]
-            first_s = now_s + ready_s[c] + prefill_s
-            end_s = first_s + token_s * f[MEAN]
-            can = first_s <= f[TTFT_BY] and end_s <= f[E2E_BY] and token_s <= f[TPOT]
-            if (can and not meets) or (can == meets and end_s < best_s):
-                best, best_s, best_work_s, meets = c, end_s, work_s, can
-        lines.of[best, lines.size[best]] = h
-        lines.size[best] += 1
-        ready_s[best] += best_work_s
 
 
 @njit
@@ -129,6 +98,80 @@ def line_value(
     o = objective_at(r, i, w)
     until_s = max(w.now_s, r.figures[i, fr.BEGIN_S]) + ahead_s
     return value_at(r, i, k + size, s.order[: n + size], until_s, w.order != BY_ARRIVAL, o, s)
+
+
+@njit
+def list_schedule(
+    r: FleetRows,
+    known: KnownColumns,
+    instances: IntArray,
+    slots: IntArray,
+    cached: FloatArray,
+    w: Weighing,
+    lines: Lines,
+    s: Scratch,
+    gain: FloatArray,
+) -> None:
+    """Each request in turn to the end of the line where the value rises most.
+
+    From the VALUED-th on, to the instance where it ends first, of those where it can be met. What
+    each of the first adds to the attained weight is in ``gain (n,)``, 0 for the others.
+    """
+    m = len(instances)
+    ready_s, values = np.zeros(m), np.zeros(m)
+    lines.size[:] = 0
+    gain[:] = 0.0
+    for c in range(m):
+        i = instances[c]
+        for p in range(r.counts[i, fr.RUNNING], r.counts[i, fr.ALL]):
+            ready_s[c] += work_of(r, i, p)
+        values[c] = line_value(r, known, i, c, slots, cached, lines, w, w.horizon_s, s)
+    for h in range(len(slots)):
+        f = known.figures[slots[h]]
+        best, most, meets = 0, -np.inf, False
+        for c in range(m):
+            i = instances[c]
+            work_s = work_on(r, f, i, cached[h, c])
+            if h < VALUED:
+                mean_s = r.engines[i, 2] * w.mean_prompt
+                mean_s += r.figures[i, fr.ANSWER_TOKEN_S] * w.mean_need
+                lines.of[c, lines.size[c]] = h
+                lines.size[c] += 1
+                value = line_value(r, known, i, c, slots, cached, lines, w, w.horizon_s, s)
+                lines.size[c] -= 1
+                size = work_s / max(mean_s, 1e-9)
+                merit = value - values[c] - w.work_price * size * ready_s[c] / w.horizon_s
+                can = False
+            else:
+                token_s = r.figures[i, fr.TOKEN_S]
+                first_s = w.now_s + ready_s[c] + r.engines[i, 2] * (f[PROMPT] - cached[h, c])
+                end_s = first_s + token_s * f[MEAN]
+                can = first_s <= f[TTFT_BY] and end_s <= f[E2E_BY] and token_s <= f[TPOT]
+                merit = -end_s
+            if (can and not meets) or (can == meets and merit > most):
+                best, most, meets = c, merit, can
+        lines.of[best, lines.size[best]] = h
+        lines.size[best] += 1
+        i = instances[best]
+        ready_s[best] += work_on(r, f, i, cached[h, best])
+        if h < VALUED:
+            before = values[best]
+            values[best] = line_value(r, known, i, best, slots, cached, lines, w, w.horizon_s, s)
+            gain[h] = values[best] - before + own_latency(r, i, lines.size[best] - 1, w, s)
+
+
+@njit
+def own_latency(r: FleetRows, i: int, at: int, w: Weighing, s: Scratch) -> float:
+    """What the value that ``s`` holds took off for the time of its line's request ``at``."""
+    finish_s = s.work.finish_s[r.counts[i, fr.ALL] + at]
+    taken_s = min(finish_s, w.now_s + w.horizon_s) - w.now_s
+    return LATENCY_PRICE * max(taken_s, 0.0) / objective_at(r, i, w).mean_time_s
+
+
+@njit(inline="always")
+def work_on(r: FleetRows, f: FloatArray, i: int, cached: float) -> float:
+    """Seconds of instance ``i`` that a request of these figures takes."""
+    return r.engines[i, 2] * (f[PROMPT] - cached) + r.figures[i, fr.ANSWER_TOKEN_S] * f[MEAN]
 
 
 @njit
@@ -276,7 +319,8 @@ def plan_lines(
         return Lines(np.zeros((m, n), dtype=np.int64), np.zeros(m, dtype=np.int64))
 
     lines, trial, best = empty(), empty(), empty()
-    list_schedule(r, known, instances, slots, cached, w.now_s, lines)
+    gain = np.zeros(n)
+    list_schedule(r, known, instances, slots, cached, w, lines, s, gain)
     for other in (trial, best):
         other.of[:], other.size[:] = lines.of, lines.size
     value = start = 0.0
@@ -286,4 +330,4 @@ def plan_lines(
         )
     soon = np.zeros((m, n), dtype=np.bool_)
     find_soon(r, known, instances, slots, cached, best, w, ahead_s, s, soon)
-    return JointPlan(best, soon, value, start)
+    return JointPlan(best, soon, gain, value, start)

@@ -16,10 +16,12 @@ from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, plan_lines
 from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
+from lengthwise.scheduler.fleet.routing_rules import NEAR
 
 CELL = 16  # instances that are planned together
 MOST_PLANNED = 96  # held requests a cell that are planned; the rest wait for a later look
 SEARCH_STEPS = 48
+LOOK_S = 0.05  # least time between two looks at what is held
 
 
 class LateRouter(FleetRouter):
@@ -51,6 +53,7 @@ class LateRouter(FleetRouter):
         self.ahead_s, self.steps, self.max_wait_s = ahead_s, steps, max_wait_s
         self._held: dict[int, FleetRequest] = {}  # by slot
         self._draws = np.random.default_rng(int(self._turns.rng.integers(2**32)))
+        self._looked_s = -np.inf
         self.plans = 0
         self.plan_gain = 0.0  # what the search has added to the list schedules, in all
 
@@ -63,14 +66,16 @@ class LateRouter(FleetRouter):
         """A request has come; what is sent now, others that were held included."""
         if not len(self.knowledge.open(now_s)):
             raise NoInstanceError("no instance is alive and open to requests")
+        looks = not self._held or now_s - self._looked_s >= LOOK_S
         self._held[self.knowledge.meet(request)] = request
-        return self.release(now_s)
+        return self.release(now_s) if looks else []
 
     def release(self, now_s: float) -> list[Decision]:
         """What is held back and may go now."""
         among = self.knowledge.open(now_s)
         if not self._held or not len(among):
             return []
+        self._looked_s = now_s
         if len(among) == 1 or self.rung(among, now_s) != "score":  # no choice, or nothing to go by
             return [self._sent_as_it_comes(slot, among, now_s) for slot in list(self._held)]
         sent: list[Decision] = []
@@ -127,7 +132,11 @@ class LateRouter(FleetRouter):
         sent = []
         for place, instance in enumerate(cell.tolist()):
             for h in plan.sendable(place).tolist():
-                request = self._held.pop(int(slots[h]))
+                request = self._held[int(slots[h])]
+                waited_s = now_s - request.arrival_s
+                if plan.gain[h] < -NEAR and waited_s < self.max_wait_s:
+                    continue  # it would cost the others there more than it gains
+                del self._held[int(slots[h])]
                 k.send(request, instance, now_s)
                 self.decisions["planned"] += 1
                 sent.append(Decision(request.key, instance, "score"))

@@ -15,11 +15,10 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, WORK_S
-from lengthwise.scheduler.fleet.knowledge import Knowledge
+from lengthwise.scheduler.fleet.knowledge import WORK_PRICE, Knowledge
 from lengthwise.scheduler.fleet.known_requests import MEAN
 
 NEAR = 0.02  # of a met request: gains that differ by less are equal
-WORK_PRICE = 0.5  # of a mean request's work where a horizon's worth waits, in met requests
 MOST_SCORED = 8
 SAMPLED = 4
 MATCH_SHARE = 0.1  # of a prompt: from there on the prefix router follows the match
