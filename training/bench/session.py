@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ from lengthwise.training.bench.results.emulation import throughput_warning
 from lengthwise.training.bench.results.report import RECORDS_FILE, RESULT_FILE, write_run
 from lengthwise.training.bench.runners.emulated_runner import EmulatedRunner
 from lengthwise.training.bench.runners.engine_runner import EngineRunner
+from lengthwise.training.bench.runners.fleet_runner import (
+    FleetRunner,
+    fleet_capacity_rps,
+    routed,
+)
 from lengthwise.training.bench.runners.simulator_runner import (
     SimulatorRunner,
     lengths_of,
@@ -187,37 +192,55 @@ def run_modeled(
         InputError: anything wrong with the settings.
     """
     steps = steps or SilentSteps()
-    profile = read_profile(settings.profile or DEFAULT_PROFILE)
+    profiles = fleet_profiles(settings)
     source = open_workload(
-        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
+        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profiles[0]
     )
+    settings = replace(settings, arms=routed(settings.arms, settings.routers))
     resolved = None
     if settings.predictor or any(arm.lengths == "learned" for arm in settings.arms):
         name = settings.predictor or DEFAULT_PREDICTOR
         resolved = resolve_predictor(name, workspace=workspace)
     known = lengths_of(load_predictor(resolved))
-    capacity = settings.capacity_rps or capacity_rps(source, profile)
+    capacity = settings.capacity_rps or fleet_capacity_rps(source, profiles)
     steps.step("simulate", len(settings.arms) * settings.times(source))
     budget_s = None if settings.plan_budget_ms is None else settings.plan_budget_ms / 1e3
     with processes(jobs) as pool:
-        runner = SimulatorRunner(
-            profile,
-            known,
-            plan_budget_s=budget_s,
-            max_wait_s=settings.max_wait_s,
-            seed=settings.seed,
-            pool=pool,
-        )
+        own: dict[str, Any] = {
+            "plan_budget_s": budget_s,
+            "max_wait_s": settings.max_wait_s,
+            "seed": settings.seed,
+            "pool": pool,
+        }
+        one = SimulatorRunner(profiles[0], known, **own)
+        runner = FleetRunner(profiles, known, **own) if settings.routers else one
+        # of several instances nobody knows yet what no scheduler can exceed
+        bound = one.bound if with_bound and len(profiles) == 1 else None
         return compare(
             source,
             settings,
             runner,
             capacity_rps=capacity,
             predictor_label=resolved.label if resolved else None,
-            bound=runner.bound if with_bound else None,
+            bound=bound,
             workers=jobs,
             say=lambda _: steps.advance(),
         )
+
+
+def fleet_profiles(settings: BenchSettings) -> list[EngineProfile]:
+    """The profile of each instance: those of the settings in turn.
+
+    Raises:
+        InputError: more profiles than instances.
+    """
+    names = [name.strip() for name in (settings.profile or DEFAULT_PROFILE).split(",")]
+    if len(names) > settings.instances:
+        raise InputError(
+            f"{len(names)} profiles need as many --instances, got {settings.instances}"
+        )
+    profiles = [read_profile(name) for name in names]
+    return [profiles[i % len(profiles)] for i in range(settings.instances)]
 
 
 def calibrate(

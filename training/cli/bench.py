@@ -102,9 +102,17 @@ def simulate(
     model: Annotated[
         str | None, typer.Option(help="Predictor: model URI or directory (learned, class).")
     ] = None,
-    profile: Annotated[str, typer.Option(help="Engine profile: a name or a file.")] = "tiny-cpu",
+    profile: Annotated[
+        str,
+        typer.Option(help="Engine profile: a name or a file; of instances in turn, with commas."),
+    ] = "tiny-cpu",
+    instances: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
+    router: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated routers, each an arm [gain, with --instances]."),
+    ] = None,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="Requests per seed [1000; a file's all].")
+        int | None, typer.Option(min=1, help="Requests per seed [1000 an instance; a file's all].")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Draws of the workload [3; a file is played once].")
@@ -134,22 +142,26 @@ def simulate(
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena
     from lengthwise.training.bench.results.report import write_run
+    from lengthwise.training.bench.runners.fleet_runner import parse_routers
     from lengthwise.training.bench.session import run_modeled
 
     named = is_arena(workload)
+    routers = parse_routers(router or "gain") if router or instances > 1 else ()
     settings = BenchSettings(
         arms=parse_arms(policy, default_lengths=lengths),
         workload=workload,
         source=source,
         arrivals=arrivals,
         load=ARENA_LOAD if load is None and named else load,
-        requests=ARENA_REQUESTS if requests is None and named else requests,
+        requests=ARENA_REQUESTS * instances if requests is None and named else requests,
         repeats=seeds,
         seed=seed,
         predictor=model,
         profile=profile,
         plan_budget_ms=plan_budget_ms,
         max_wait_s=max_wait,
+        instances=instances,
+        routers=routers,
     )
     with console.progress(quiet=as_json) as steps:
         outcome = run_modeled(

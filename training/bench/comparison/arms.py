@@ -19,18 +19,19 @@ class Arm:
     """A policy with a source of lengths; `stock` is vLLM without any of our classes.
 
     `name` tells apart what the two do not (two predictors, two settings of a policy); `params`
-    are the policy's.
+    are the policy's. `router` says how requests find their instance, where there are several.
     """
 
     policy: str
     lengths: str
     name: str | None = None
     params: tuple[tuple[str, Any], ...] = ()
+    router: str | None = None
 
     @property
     def label(self) -> str:
         """Its name, else as written on the command line."""
-        return self.name or self.kind
+        return self.name or arm_label(self.kind, self.router)
 
     @property
     def kind(self) -> str:
@@ -41,6 +42,11 @@ class Arm:
     def is_stock(self) -> bool:
         """Whether this is unmodified vLLM."""
         return self.policy == STOCK
+
+
+def arm_label(kind: str, router: str | None) -> str:
+    """An arm without a name: its policy and lengths, behind a router where there is one."""
+    return kind if router is None else f"{router}/{kind}"
 
 
 def parse_arm(text: str, *, default_lengths: str | None = None) -> Arm:

@@ -24,7 +24,8 @@ class BenchSettings:
     plan, None for the engine's own setting, and in the simulator for a fixed number of steps.
     `profile` (a name or path), `recalibrate`, `model` and `vllm_args` say which engine. `emulate`
     is the profile of a device that takes the engine's place; `profile` is then what the planner
-    takes it for.
+    takes it for. `instances` of the profiles, which take turns where several stand in `profile`
+    with commas, serve behind each of the `routers`; without routers there is one instance.
     """
 
     arms: tuple[Arm, ...]
@@ -46,6 +47,8 @@ class BenchSettings:
     recalibrate: bool = False
     vllm_args: tuple[str, ...] = ()
     emulate: str | None = None
+    instances: int = 1
+    routers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = {
@@ -61,6 +64,8 @@ class BenchSettings:
         for name, value in positive.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} must be above 0, got {value:g}")
+        if self.instances < 1 or (self.instances > 1 and not self.routers):
+            raise InputError(f"{self.instances} instances need a router")
 
     def count(self, source: WorkloadSource, capacity_rps: float | None) -> int:
         """Requests per repeat."""

@@ -229,7 +229,7 @@ def summarize_runs(
         plan_ms_p99=max(p99) if p99 else None,
         seed=seed,
     )
-    return entry | {"name": arm.name}
+    return entry | {"name": arm.name, "router": arm.router}
 
 
 def diagnose(records: Sequence[RequestRecord], runs: Sequence[Run]) -> dict[str, Any]:

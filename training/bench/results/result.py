@@ -31,11 +31,13 @@ class ClassResult(BaseModel):
 
 
 class ArmResult(ClassResult):
-    """Outcome of one arm: a policy with a source of lengths, or stock vLLM."""
+    """Outcome of one arm: a policy with a source of lengths, or stock vLLM; behind a `router`
+    where there are several instances."""
 
     policy: str
     lengths: str
     name: str | None = None
+    router: str | None = None
     goodput_rps: float
     g_per_s: float
     output_tokens_per_s: float
@@ -48,7 +50,7 @@ class ArmResult(ClassResult):
     def label(self) -> str:
         """How the arm is called on the command line and in tables."""
         kind = self.policy if self.policy == "stock" else f"{self.policy}:{self.lengths}"
-        return self.name or kind
+        return self.name or (kind if self.router is None else f"{self.router}/{kind}")
 
 
 class Emulation(BaseModel):
@@ -106,7 +108,7 @@ class BenchResult(BaseModel):
         # what an arm is first, then its figures
         document["arms"] = [
             {"policy": arm["policy"], "lengths": arm["lengths"]}
-            | {key: value for key, value in arm.items() if key != "name" or value is not None}
+            | {k: v for k, v in arm.items() if k not in ("name", "router") or v is not None}
             for arm in document["arms"]
         ]
         return json.dumps(document, allow_nan=False)
