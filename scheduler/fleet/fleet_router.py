@@ -1,6 +1,6 @@
 """The router: every request is given an instance, and booked there in the same step.
 
-What a choice rests on depends on how old the knowledge is, on the median of the candidates:
+What a choice rests on depends on how old the knowledge is of at least half of the candidates:
 
     fresh       the rule itself
     older       least predicted work, by the last states and the ledger
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 Rung = Literal["score", "least-work", "least-outstanding", "power-of-two"]
 STALE_AFTER_S = 2.0
 NO_LEDGER_S = 1.0
+EVER_S = -1e300
 # how instances of a policy serve, as far as the score is concerned; else BY_SELECTION
 ORDERS = {"fcfs": BY_ARRIVAL, "edf": BY_DEADLINE, "feasible-edf": BY_DEADLINE}
 
@@ -149,11 +150,9 @@ class FleetRouter:
         """What a choice may rest on now."""
         if self.rule in BY_LEDGER or len(among) == 1:
             return "score"
-        members = self.knowledge.members
-        heard_s = float(np.median([members[i].heard_s for i in among.tolist()]))
-        if now_s - heard_s <= STALE_AFTER_S:
+        if self.knowledge.are_heard(among, now_s - STALE_AFTER_S):
             return "score"
-        if np.isfinite(heard_s):
+        if self.knowledge.are_heard(among, EVER_S):
             return "least-work"
         if self._began_s is not None and now_s - self._began_s < NO_LEDGER_S:
             return "power-of-two"
@@ -162,7 +161,7 @@ class FleetRouter:
     def status(self, now_s: float) -> dict[str, Any]:
         """Instances and decisions as plain values."""
         k = self.knowledge
-        backlogs_s = k.backlogs_s(now_s)
+        backlogs_s, silent = k.backlogs_s(now_s), k.silent(now_s)
         return {
             "router": self.rule,
             "decisions": dict(self.decisions),
@@ -173,10 +172,10 @@ class FleetRouter:
                 {
                     "name": m.name,
                     "alive": m.alive,
-                    "draining": m.draining,
-                    "silent": k.is_silent(i, now_s),
-                    "state_age_s": now_s - m.heard_s if np.isfinite(m.heard_s) else None,
-                    "outstanding": k.ledger.outstanding(i),
+                    "draining": m.alive and not bool(k.usable[i]),
+                    "silent": bool(silent[i]),
+                    "state_age_s": now_s - float(h) if np.isfinite(h := k.heard_s[i]) else None,
+                    "outstanding": int(k.counts[i]),
                     "work_s": float(backlogs_s[i]),
                 }
                 for i, m in enumerate(k.members)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
@@ -26,15 +26,12 @@ DEFAULT_OBJECTIVE_S = 10.0
 
 @dataclass(slots=True)
 class Member:
-    """One instance: what it is, and when it was heard of; -inf for never."""
+    """One instance: what it is, and the last word of it."""
 
     name: str
     profile: EngineProfile
     joined_s: float
     alive: bool = True
-    draining: bool = False
-    heard_s: float = -math.inf  # when its last state was taken
-    sign_s: float = -math.inf  # when anything came from it
     epoch: int | None = None
     sequence: int = -1
     cached_prefixes: Mapping[int, float] = field(default_factory=dict)
@@ -53,6 +50,11 @@ class Knowledge:
         self.ledger = Ledger()
         self.members: list[Member] = []
         self.order = order
+        # of each instance: whether it may be sent to, when its last state was taken, when anything
+        # came from it (-inf for never), and its requests that have not ended
+        self.usable = np.zeros(0, dtype=np.bool_)
+        self.heard_s, self.sign_s = np.zeros(0), np.zeros(0)
+        self.counts = np.zeros(0, dtype=np.int64)
         self.rows = fr.empty_rows(0)
         self.scratch = scratch_for(fr.FIRST_ROOM)
         self.mean_prompt, self.mean_need, self.mean_objective_s = 0.0, 0.0, 0.0
@@ -63,7 +65,10 @@ class Knowledge:
     def add(self, name: str, profile: EngineProfile, now_s: float) -> int:
         """A new instance, empty as far as is known; its number."""
         i = len(self.members)
-        self.members.append(Member(name, profile, now_s, sign_s=now_s))
+        self.members.append(Member(name, profile, now_s))
+        self.usable = np.append(self.usable, True)
+        self.heard_s, self.sign_s = np.append(self.heard_s, -np.inf), np.append(self.sign_s, now_s)
+        self.counts = np.append(self.counts, 0)
         self.rows = fr.grown_rows(self.rows, i + 1, fr.FIRST_ROOM)
         fr.set_engine(self.rows, i, profile)
         self.rows.figures[i, fr.BEGIN_S] = now_s
@@ -72,9 +77,9 @@ class Knowledge:
 
     def remove(self, i: int) -> list[int]:
         """The instance is gone; the keys of what was booked there, which nobody knows any more."""
-        member = self.members[i]
-        member.alive = False
+        self.members[i].alive = self.usable[i] = False
         keys = self.ledger.drop(i)
+        self.counts[i] = 0
         for key in keys:
             self.known.forget(key)
         self.rows.counts[i] = 0
@@ -100,8 +105,8 @@ class Knowledge:
         elif state.sequence <= member.sequence:
             return []
         member.epoch, member.sequence = state.epoch, state.sequence
-        member.heard_s, member.sign_s = state.taken_s, max(member.sign_s, state.taken_s)
-        member.draining, member.cached_prefixes = state.draining, state.cached_prefixes
+        self.heard_s[i], self.sign_s[i] = state.taken_s, max(self.sign_s[i], state.taken_s)
+        self.usable[i], member.cached_prefixes = not state.draining, state.cached_prefixes
         for other in others:
             if other.key not in self.known:
                 self.known.add(other)
@@ -110,6 +115,7 @@ class Knowledge:
         settled = self.ledger.settle(i, set(keys), state.taken_s)
         for key in settled.gone:
             self.known.forget(key)
+        self.counts[i] = self.ledger.outstanding(i)
         self.lost_bookings += len(settled.lost)
         slots = self.known.slots(keys)
         self.unknown_rows += int((slots < 0).sum()) if len(slots) else 0
@@ -152,6 +158,7 @@ class Knowledge:
     def send(self, request: FleetRequest, i: int, now_s: float) -> float:
         """Book a request that was met on instance ``i``; the seconds of work it is there."""
         self.ledger.book(request.key, i, now_s)
+        self.counts[i] += 1
         slot = self.known.slot(request.key)
         cached = self.cached_tokens(i, request)
         figures = self.known.columns.figures
@@ -169,7 +176,8 @@ class Knowledge:
             return None
         fr.remove_rows(self.rows, i, self.known.slot(key))
         self.known.forget(key)
-        self.members[i].sign_s = max(self.members[i].sign_s, now_s)
+        self.counts[i] -= 1
+        self.sign_s[i] = max(self.sign_s[i], now_s)
         return i
 
     def open(self, now_s: float) -> IntArray:
@@ -177,18 +185,17 @@ class Knowledge:
 
         When all are silent, all that live are open: the silence is then more likely ours.
         """
-        alive = [i for i, m in enumerate(self.members) if m.alive and not m.draining]
-        heard = [i for i in alive if not self.is_silent(i, now_s)]
-        return np.array(heard or alive, dtype=np.int64)
+        silent = self.silent(now_s)
+        heard = np.flatnonzero(self.usable & ~silent)
+        return heard if len(heard) else np.flatnonzero(self.usable)
 
-    def is_silent(self, i: int, now_s: float) -> bool:
-        """Whether nothing has come from it for long though it has requests."""
-        quiet_s = now_s - self.members[i].sign_s
-        return quiet_s > SILENT_AFTER_S and self.ledger.outstanding(i) > 0
+    def silent(self, now_s: float) -> BoolArray:
+        """Of each instance whether nothing has come for long though it has requests."""
+        return np.asarray((now_s - self.sign_s > SILENT_AFTER_S) & (self.counts > 0))
 
-    def outstanding(self, candidates: IntArray) -> IntArray:
-        """Requests on each of the candidates that have not ended."""
-        return np.array([self.ledger.outstanding(i) for i in candidates.tolist()], dtype=np.int64)
+    def are_heard(self, candidates: IntArray, since_s: float) -> bool:
+        """Whether the last states of at least half of the candidates are from ``since_s`` on."""
+        return bool(2 * (self.heard_s[candidates] >= since_s).sum() >= len(candidates))
 
     def backlogs_s(self, now_s: float) -> FloatArray:
         """Seconds of predicted work left on every instance, ``(m,)``."""
@@ -211,6 +218,12 @@ class Knowledge:
         work_s = self.rows.engines[among, 2] * self.mean_prompt + token_s * self.mean_need
         return np.asarray(np.maximum(work_s, 1e-9))
 
+    def all_cached(self, request: FleetRequest, candidates: IntArray) -> FloatArray:
+        """Prompt tokens that the request would find on each of the candidates."""
+        if request.prefix < 0:
+            return np.zeros(len(candidates))
+        return np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
+
     def horizon_s(self) -> float:
         """How far ahead a choice is judged."""
         return min(max(self.mean_objective_s, SHORTEST_HORIZON_S), LONGEST_HORIZON_S)
@@ -230,7 +243,7 @@ class Knowledge:
     def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:
         """``(c, 5)``: see `gain.gains`; of a request that was met."""
         found = np.empty((len(candidates), 5))
-        cached = np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
+        cached = self.all_cached(request, candidates)
         self.make_room(int(self.rows.counts[candidates, fr.ALL].max()))
         gains(
             self.rows, self.known.columns, candidates, self.known.slot(request.key), cached,

@@ -119,9 +119,8 @@ class LateRouter(FleetRouter):
         k = self.knowledge
         cached = np.zeros((len(slots), len(cell)))
         for h, slot in enumerate(slots.tolist()):
-            request = self._held[slot]
-            if request.prefix >= 0:
-                cached[h] = [k.cached_tokens(i, request) for i in cell.tolist()]
+            if self._held[slot].prefix >= 0:
+                cached[h] = k.all_cached(self._held[slot], cell)
         k.make_room(int(k.rows.counts[cell, fr.ALL].max()) + len(slots))
         plan = plan_lines(
             k.rows, k.known.columns, cell, slots, cached, k.weighing(now_s), self.ahead_s,

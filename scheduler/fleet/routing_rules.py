@@ -59,15 +59,16 @@ def power_of_two(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t
     """The less loaded of two drawn ones, by outstanding requests: Ray's own."""
     if len(among) == 1:
         return Choice(int(among[0]))
-    two = among[t.rng.choice(len(among), 2, replace=False)]
-    return Choice(t.least(two, k.outstanding(two)))
+    first, second = int(t.rng.integers(len(among))), int(t.rng.integers(len(among) - 1))
+    two = among[[first, second + (second >= first)]]
+    return Choice(t.least(two, k.counts[two]))
 
 
 def least_outstanding(
     k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns
 ) -> Choice:
     """The fewest outstanding requests."""
-    return Choice(t.least(among, k.outstanding(among)))
+    return Choice(t.least(among, k.counts[among]))
 
 
 def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
@@ -78,8 +79,7 @@ def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: 
 def own_work_s(k: Knowledge, request: FleetRequest, among: IntArray) -> FloatArray:
     """Seconds of each engine that the request would take, less what is cached there."""
     need = float(k.known.columns.figures[k.known.slot(request.key), MEAN])
-    cached = np.array([k.cached_tokens(i, request) for i in among.tolist()])
-    prefill = k.rows.engines[among, 2] * (request.prompt_tokens - cached)
+    prefill = k.rows.engines[among, 2] * (request.prompt_tokens - k.all_cached(request, among))
     return np.asarray(prefill + k.rows.figures[among, fr.ANSWER_TOKEN_S] * need)
 
 
@@ -90,7 +90,7 @@ def prefix_match(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t
         matched = np.minimum(sent, r.prefix_tokens)
         if matched.max() >= MATCH_SHARE * r.prompt_tokens:
             best = among[matched == matched.max()]
-            return Choice(t.least(best, k.outstanding(best)))
+            return Choice(t.least(best, k.counts[best]))
     return power_of_two(k, r, among, now_s, t)
 
 
@@ -139,17 +139,16 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
 
     Of many candidates those of the least work are scored, and the one that has most of its prefix.
     """
-    work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
+    own_s = own_work_s(k, r, among)
+    work_s = k.backlogs_s(now_s)[among] + own_s
     if len(among) > MOST_SCORED:
         few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
         if r.prefix >= 0:
-            cached = [k.cached_tokens(i, r) for i in among.tolist()]
-            few = np.union1d(few, int(np.argmax(cached)))
-        among, work_s = among[few], work_s[few]
+            few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
+        among, work_s, own_s = among[few], work_s[few], own_s[few]
     found = k.gains(r, among, now_s)
     gain = found[:, GAIN]
-    size = own_work_s(k, r, among) / k.mean_work_s(among)
-    price = WORK_PRICE * size * (work_s / k.horizon_s())
+    price = WORK_PRICE * own_s / k.mean_work_s(among) * (work_s / k.horizon_s())
     worth = gain - price
     near = np.flatnonzero(worth >= worth.max() - NEAR * max(r.weight, 1e-9))
     chosen = near[np.argmin(work_s[near])]

@@ -144,6 +144,7 @@ class _Fleet:
             )
             for i, place in enumerate(self.places)
         ]
+        self.due_s = np.full(len(places), np.inf)  # before that nobody ends there
         self.dead = np.zeros(len(places), dtype=np.bool_)
         self.instance, self.sent_s = np.full(n, NOWHERE, dtype=np.int64), np.full(n, np.nan)
         self.sends, self.lost = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
@@ -185,6 +186,8 @@ class _Fleet:
             if kind == STATE and arrived == n and not self.may_route():
                 continue
             self.handle(now_s, kind, i, state)
+        for i in np.flatnonzero(~self.dead).tolist():
+            self.advance(i, np.inf)
         self.catch_up(np.inf)
 
     def may_route(self) -> bool:
@@ -228,24 +231,24 @@ class _Fleet:
 
     def catch_up(self, now_s: float) -> None:
         """Every instance is where it would be, and the router knows who has ended by now."""
-        for i, instance in enumerate(self.instances):
-            if instance.now_s < now_s and instance.busy and not self.dead[i]:
-                self.advance(i, now_s)
+        for i in np.flatnonzero(self.due_s < now_s).tolist():
+            self.advance(i, now_s)
         while self.ends and self.ends[0][0] <= now_s:
             finish_s, row = heapq.heappop(self.ends)
             self.router.completed(row, finish_s)
 
     def advance(self, i: int, now_s: float) -> None:
-        for row in self.instances[i].advance(now_s).tolist():
+        instance = self.instances[i]
+        for row in instance.advance(now_s).tolist():
             heapq.heappush(self.ends, (float(self.course.times[row, e.FINISH]), row))
+        self.due_s[i] = instance.next_end_s()
 
     def publish(self, i: int, now_s: float) -> None:
         c, instance = self.conditions, self.instances[i]
-        if instance.now_s < now_s and instance.busy:
+        if instance.now_s < now_s:
             self.advance(i, now_s)
-        if c.dark_s[0] <= now_s < c.dark_s[1] or (
-            c.state_loss and self.rng.random() < c.state_loss
-        ):
+        dark = c.dark_s[0] <= now_s < c.dark_s[1]
+        if dark or (c.state_loss > 0.0 and self.rng.random() < c.state_loss):
             return
         taken_s = max(now_s, instance.now_s)
         self.push(taken_s + c.state_delay_s, DELIVER, i, self.state_of(instance, taken_s))
@@ -328,10 +331,13 @@ class _Fleet:
                 self.unsent[i].append(row)
             else:
                 self.instances[i].offer(row, now_s + self.conditions.hop_s)
+                self.due_s[i] = min(self.due_s[i], self.instances[i].soonest_end_s(row, now_s))
 
     def die(self, i: int, now_s: float) -> None:
         """Whoever has begun to answer there is lost; the others wait until it is found out."""
         self.deaths -= 1
+        self.advance(i, now_s)
+        self.due_s[i] = np.inf
         times = self.course.times
         cut = [row for at_s, row in self.ends if at_s > now_s and self.instance[row] == i]
         self.ends = [end for end in self.ends if end[1] not in set(cut)]

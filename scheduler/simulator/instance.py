@@ -206,6 +206,24 @@ class SimInstance:
                 self._underway = True
         return np.concatenate(ended) if ended else NOBODY
 
+    def next_end_s(self) -> float:
+        """A time before which nobody ends here; inf with nobody here."""
+        parts = [self.running[: self.running_count], self.queue[: self.queue_count]]
+        rows = np.concatenate([*parts, np.array([row for _, row in self._inbox], dtype=np.int64)])
+        if not len(rows):
+            return np.inf
+        tokens = self.course.state[rows, e.ANSWER] - self.course.state[rows, e.GENERATED]
+        return self.now_s + self._least_s(int(tokens.min()))
+
+    def soonest_end_s(self, row: int, at_s: float) -> float:
+        """A time before which the row does not end, offered at ``at_s``."""
+        return at_s + self._least_s(int(self.course.state[row, e.ANSWER]))
+
+    def _least_s(self, tokens: int) -> float:
+        """Seconds that so many tokens take at the least."""
+        a_step = 1.0 if self.speculation is None else np.ceil(self.speculation.accepted)
+        return float(self._coefficients[0] * np.ceil(tokens / a_step))
+
     def split_queue(self) -> tuple[IntArray, IntArray]:
         """Whom the engine preempted, before any plan as it holds work done; and the others."""
         index = self.queue[: self.queue_count]
