@@ -126,6 +126,7 @@ ROOM_WALLS = {
     "scheduler/plan": ("scheduler/policies", "scheduler/guards", "scheduler/simulator"),
     "scheduler/policies": ("scheduler/guards", "scheduler/simulator"),
     "scheduler/guards": ("scheduler/policies", "scheduler/simulator"),
+    "scheduler/fleet": ("scheduler/policies", "scheduler/guards", "scheduler/simulator", ADAPTER),
     f"{ADAPTER}/api": (f"{ADAPTER}/engine", f"{ADAPTER}/worker"),
     f"{ADAPTER}/engine": (f"{ADAPTER}/api", f"{ADAPTER}/worker"),
     f"{ADAPTER}/worker": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),

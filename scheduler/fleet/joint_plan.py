@@ -26,6 +26,7 @@ from lengthwise.scheduler.fleet.fleet_rows import FleetRows, work_of, write_row
 from lengthwise.scheduler.fleet.gain import (
     BY_ARRIVAL,
     LATENCY_PRICE,
+    NEAR,
     Scratch,
     Weighing,
     objective_at,
@@ -114,8 +115,8 @@ def list_schedule(
 ) -> None:
     """Each request in turn to the end of the line where the value rises most.
 
-    From the VALUED-th on, to the instance where it ends first, of those where it can be met. What
-    each of the first adds to the attained weight is in ``gain (n,)``, 0 for the others.
+    Of equal lines to that where it ends first; from the VALUED-th on, of those where it can be
+    met. What each of the first adds to the attained weight is in ``gain (n,)``, else 0.
     """
     m = len(instances)
     ready_s, values = np.zeros(m), np.zeros(m)
@@ -126,33 +127,30 @@ def list_schedule(
         for p in range(r.counts[i, fr.RUNNING], r.counts[i, fr.ALL]):
             ready_s[c] += work_of(r, i, p)
         values[c] = line_value(r, known, i, c, slots, cached, lines, w, w.horizon_s, s)
+    merit, end_s = np.zeros(m), np.zeros(m)
     for h in range(len(slots)):
         f = known.figures[slots[h]]
-        best, most, meets = 0, -np.inf, False
         for c in range(m):
             i = instances[c]
-            work_s = work_on(r, f, i, cached[h, c])
+            token_s = r.figures[i, fr.TOKEN_S]
+            first_s = w.now_s + ready_s[c] + r.engines[i, 2] * (f[PROMPT] - cached[h, c])
+            end_s[c] = first_s + token_s * f[MEAN]
             if h < VALUED:
-                mean_s = r.engines[i, 2] * w.mean_prompt
-                mean_s += r.figures[i, fr.ANSWER_TOKEN_S] * w.mean_need
                 lines.of[c, lines.size[c]] = h
                 lines.size[c] += 1
                 value = line_value(r, known, i, c, slots, cached, lines, w, w.horizon_s, s)
                 lines.size[c] -= 1
-                size = work_s / max(mean_s, 1e-9)
-                merit = value - values[c] - w.work_price * size * ready_s[c] / w.horizon_s
-                can = False
+                merit[c] = value - values[c]
             else:
-                token_s = r.figures[i, fr.TOKEN_S]
-                first_s = w.now_s + ready_s[c] + r.engines[i, 2] * (f[PROMPT] - cached[h, c])
-                end_s = first_s + token_s * f[MEAN]
-                can = first_s <= f[TTFT_BY] and end_s <= f[E2E_BY] and token_s <= f[TPOT]
-                merit = -end_s
-            if (can and not meets) or (can == meets and merit > most):
-                best, most, meets = c, merit, can
+                in_time = first_s <= f[TTFT_BY] and end_s[c] <= f[E2E_BY] and token_s <= f[TPOT]
+                merit[c] = 1.0 if in_time else 0.0
+        best, least = 0, merit.max() - NEAR
+        for c in range(1, m):
+            if merit[c] >= least and (merit[best] < least or end_s[c] < end_s[best]):
+                best = c
+        i = instances[best]
         lines.of[best, lines.size[best]] = h
         lines.size[best] += 1
-        i = instances[best]
         ready_s[best] += work_on(r, f, i, cached[h, best])
         if h < VALUED:
             before = values[best]

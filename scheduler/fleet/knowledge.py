@@ -17,8 +17,7 @@ from lengthwise.scheduler.fleet.ledger import Ledger
 from lengthwise.scheduler.profile import EngineProfile
 
 SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard
-SPREAD = 0.3  # of a predicted time: pace and lengths are another's, and the state is old
-WORK_PRICE = 0.5  # of a mean request's work where a horizon's worth waits, in met requests
+SPREAD = 0.15  # of a predicted time: pace and lengths are another's, and the state is old
 FORGETS = 0.02  # weight of a new request in the running means
 SHORTEST_HORIZON_S, LONGEST_HORIZON_S = 8.0, 40.0
 DEFAULT_OBJECTIVE_S = 10.0
@@ -237,7 +236,6 @@ class Knowledge:
             self.mean_prompt,
             self.mean_need,
             SPREAD,
-            WORK_PRICE,
         )
 
     def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:

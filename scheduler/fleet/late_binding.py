@@ -14,9 +14,9 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
+from lengthwise.scheduler.fleet.gain import NEAR
 from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, plan_lines
 from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
-from lengthwise.scheduler.fleet.routing_rules import NEAR
 
 CELL = 16  # instances that are planned together
 MOST_PLANNED = 96  # held requests a cell that are planned; the rest wait for a later look
@@ -102,7 +102,7 @@ class LateRouter(FleetRouter):
         count = -(-len(among) // CELL)
         if count == 1:
             return [(among, ranked[:MOST_PLANNED])]
-        cells = [among[c::count] for c in range(count)]
+        cells = [among[c::count].copy() for c in range(count)]
         backlog_s = self.knowledge.backlogs_s(now_s)
         load = np.array([backlog_s[cell].mean() for cell in cells])
         share_s = self.knowledge.mean_work_s(among).mean() / len(cells[0])

@@ -14,11 +14,10 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
-from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, WORK_S
-from lengthwise.scheduler.fleet.knowledge import WORK_PRICE, Knowledge
+from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, NEAR, WORK_S
+from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.known_requests import MEAN
 
-NEAR = 0.02  # of a met request: gains that differ by less are equal
 MOST_SCORED = 8
 SAMPLED = 4
 MATCH_SHARE = 0.1  # of a prompt: from there on the prefix router follows the match
@@ -139,18 +138,15 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
 
     Of many candidates those of the least work are scored, and the one that has most of its prefix.
     """
-    own_s = own_work_s(k, r, among)
-    work_s = k.backlogs_s(now_s)[among] + own_s
+    work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
     if len(among) > MOST_SCORED:
         few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
         if r.prefix >= 0:
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
-        among, work_s, own_s = among[few], work_s[few], own_s[few]
+        among, work_s = among[few], work_s[few]
     found = k.gains(r, among, now_s)
     gain = found[:, GAIN]
-    price = WORK_PRICE * own_s / k.mean_work_s(among) * (work_s / k.horizon_s())
-    worth = gain - price
-    near = np.flatnonzero(worth >= worth.max() - NEAR * max(r.weight, 1e-9))
+    near = np.flatnonzero(gain >= gain.max() - NEAR * max(r.weight, 1e-9))
     chosen = near[np.argmin(work_s[near])]
     return Choice(int(among[chosen]), float(gain[chosen]), float(found[chosen, CHANCE]))
 
