@@ -23,7 +23,7 @@ from lengthwise.scheduler.plan.selection import select
 from lengthwise.scheduler.plan.value import Objective, worth
 
 BY_ARRIVAL, BY_SELECTION, BY_DEADLINE = 0, 1, 2
-TPOT_SPREAD, LATENCY_PRICE = 0.03, 0.02
+TPOT_SPREAD, LATENCY_PRICE = 0.15, 0.02
 NEAR = 0.02  # of a met request: gains that differ by less are equal
 # what is found of a candidate
 GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
