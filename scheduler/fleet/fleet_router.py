@@ -109,6 +109,10 @@ class FleetRouter:
         """Requests that are held back here: none, where each is sent as it comes."""
         return 0
 
+    def held_keys(self) -> list[int]:
+        """Those requests."""
+        return []
+
     def offer(self, request: FleetRequest, now_s: float) -> list[Decision]:
         """A request has come; what is sent now. NoInstanceError where no instance is open."""
         return [self.route(request, now_s)]

@@ -62,6 +62,18 @@ class LateRouter(FleetRouter):
         """Requests that are held back here."""
         return len(self._held)
 
+    def held_keys(self) -> list[int]:
+        """The requests that are held back here."""
+        return [request.key for request in self._held.values()]
+
+    def completed(self, key: int, now_s: float) -> None:
+        """A request has ended, well or not, or its client has left while it was held."""
+        if key in self.knowledge.known:
+            if self._held.pop(self.knowledge.known.slot(key), None) is None:
+                super().completed(key, now_s)
+            else:
+                self.knowledge.known.forget(key)
+
     def offer(self, request: FleetRequest, now_s: float) -> list[Decision]:
         """A request has come; what is sent now, others that were held included."""
         if not len(self.knowledge.open(now_s)):

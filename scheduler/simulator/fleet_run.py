@@ -356,6 +356,10 @@ class _Fleet:
         self.router.remove(i)
         for row in sorted(self.unsent.pop(i)):
             self.offer(row, now_s)
+        if not len(self.router.knowledge.open(now_s)):  # nobody is there to hold them for
+            for row in self.router.held_keys():
+                self.router.completed(row, now_s)
+                self.lost[row] = True
 
 
 def simulate_fleet(

@@ -98,9 +98,10 @@ def test_a_death_costs_only_those_whose_answers_had_begun():
     assert not result.met(workload)[result.lost].any()
 
 
-def test_with_nobody_left_what_comes_is_lost():
-    workload = drawn(40, 40.0, 5)
-    result, _ = play(workload, "gain", [FleetPlace(engine(), dies_s=0.5)])
+@pytest.mark.parametrize("router", ["gain", "gain-late"])
+def test_with_nobody_left_what_comes_is_lost(router):
+    workload = drawn(80, 80.0, 5)
+    result, _ = play(workload, router, [FleetPlace(engine(slots=2), dies_s=0.5) for _ in range(2)])
     assert result.lost[workload.arrival_s > 0.5].all()
     assert np.isnan(result.finish_s[result.lost]).all()
 

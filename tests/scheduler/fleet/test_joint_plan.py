@@ -114,6 +114,19 @@ def test_what_is_held_survives_a_death():
     assert router.held == 0
 
 
+def test_a_client_that_leaves_while_it_is_held_is_forgotten():
+    router = late()
+    for i in range(2):
+        router.observe(i, state(1.0))
+    for key in range(10):
+        router.offer(request(key, 1.0, tokens=200.0), 1.0)
+    held = router.held_keys()
+    router.completed(held[0], 1.0)
+    router.completed(12345, 1.0)
+    assert router.held_keys() == held[1:]
+    assert held[0] not in router.knowledge.known
+
+
 def test_too_old_a_picture_holds_nobody():
     router = late()
     for i in range(2):
