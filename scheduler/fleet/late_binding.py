@@ -8,6 +8,8 @@ for a plan, everything is sent as it comes.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
@@ -15,8 +17,10 @@ from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.gain import NEAR
-from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, plan_lines
+from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, JointPlan, plan_lines
 from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
+
+log = logging.getLogger(__name__)
 
 CELL = 16  # instances that are planned together
 MOST_PLANNED = 96  # held requests a cell that are planned; the rest wait for a later look
@@ -29,7 +33,7 @@ class LateRouter(FleetRouter):
 
     ``ahead_s`` is how far ahead an instance is kept supplied: the age of its state, the way to it
     and a step. ``steps`` of annealing a plan, 0 for the list schedule alone. Who has waited for
-    ``max_wait_s`` goes first.
+    ``max_wait_s`` is sent at once.
     """
 
     def __init__(
@@ -90,22 +94,23 @@ class LateRouter(FleetRouter):
         self._looked_s = now_s
         if len(among) == 1 or self.rung(among, now_s) != "score":  # no choice, or nothing to go by
             return [self._sent_as_it_comes(slot, among, now_s) for slot in list(self._held)]
-        sent: list[Decision] = []
+        overdue = [s for s, r in self._held.items() if now_s - r.arrival_s >= self.max_wait_s]
+        sent = [self._sent_as_it_comes(slot, among, now_s) for slot in overdue]
+        if not self._held:
+            return sent
         for cell, slots in self._cells(among, self._ranked(now_s), now_s):
             sent += self._sent_by_plan(cell, slots, now_s)
         return sent
 
     def _ranked(self, now_s: float) -> IntArray:
-        """The held slots: overdue ones, then whom the time suffices for, then the others."""
+        """The held slots: whom the time suffices for, by latest start; then the others by age."""
         slots = np.fromiter(self._held, dtype=np.int64, count=len(self._held))
         k = self.knowledge
         f = k.known.columns.figures[slots]
         token_s = float(np.median(k.rows.figures[: len(k.members), fr.TOKEN_S]))
         latest_s = np.minimum(f[:, TTFT_BY], f[:, E2E_BY] - token_s * f[:, MEAN])
-        rank = np.where(latest_s >= now_s, 1, 2)
-        rank[now_s - f[:, ARRIVAL] >= self.max_wait_s] = 0
-        within = np.where(rank == 1, latest_s, f[:, ARRIVAL])
-        return np.asarray(slots[np.lexsort((within, rank))])
+        late = latest_s < now_s
+        return np.asarray(slots[np.lexsort((np.where(late, f[:, ARRIVAL], latest_s), late))])
 
     def _cells(
         self, among: IntArray, ranked: IntArray, now_s: float
@@ -129,6 +134,26 @@ class LateRouter(FleetRouter):
     def _sent_by_plan(self, cell: IntArray, slots: IntArray, now_s: float) -> list[Decision]:
         """Plan the cell and send whom its instances would begin soon."""
         k = self.knowledge
+        try:
+            plan = self._plan(cell, slots, now_s)
+        except Exception:  # advice, as every plan: they are sent whatever it does
+            log.exception("the joint plan failed; its requests are sent as they come")
+            self.errors += 1
+            return [self._sent_as_it_comes(slot, cell, now_s) for slot in slots.tolist()]
+        sent = []
+        for place, instance in enumerate(cell.tolist()):
+            for h in plan.sendable(place).tolist():
+                slot = int(slots[h])
+                if plan.gain[h] < -NEAR:
+                    continue  # it would cost the others there more than it gains
+                request = self._held.pop(slot)
+                k.send(request, instance, now_s)
+                self.decisions["planned"] += 1
+                sent.append(Decision(request.key, instance, "score"))
+        return sent
+
+    def _plan(self, cell: IntArray, slots: IntArray, now_s: float) -> JointPlan:
+        k = self.knowledge
         cached = np.zeros((len(slots), len(cell)))
         for h, slot in enumerate(slots.tolist()):
             if self._held[slot].prefix >= 0:
@@ -140,18 +165,7 @@ class LateRouter(FleetRouter):
         )  # fmt: skip
         self.plans += 1
         self.plan_gain += plan.value - plan.start_value
-        sent = []
-        for place, instance in enumerate(cell.tolist()):
-            for h in plan.sendable(place).tolist():
-                request = self._held[int(slots[h])]
-                waited_s = now_s - request.arrival_s
-                if plan.gain[h] < -NEAR and waited_s < self.max_wait_s:
-                    continue  # it would cost the others there more than it gains
-                del self._held[int(slots[h])]
-                k.send(request, instance, now_s)
-                self.decisions["planned"] += 1
-                sent.append(Decision(request.key, instance, "score"))
-        return sent
+        return plan
 
     def _sent_as_it_comes(self, slot: int, among: IntArray, now_s: float) -> Decision:
         request = self._held.pop(slot)

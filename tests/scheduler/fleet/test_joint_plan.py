@@ -148,16 +148,32 @@ def test_more_than_a_cell_is_planned_cell_by_cell():
     assert len(sent) >= 30
 
 
-def test_who_has_waited_for_the_most_goes_first():
-    router = late(max_wait_s=10.0)
+def test_who_has_waited_for_the_most_is_held_no_longer():
+    router = late(max_wait_s=1.0)
     for i in range(2):
-        router.observe(i, state(20.0))
-    router.knowledge.meet(old := request(0, 5.0, e2e_s=1.0))
-    router._held[router.knowledge.known.slot(0)] = old
-    router.knowledge.meet(young := request(1, 19.9, e2e_s=5.0))
-    router._held[router.knowledge.known.slot(1)] = young
-    ranked = router._ranked(20.0)
-    assert ranked[0] == router.knowledge.known.slot(0)
+        router.observe(i, state(1.0))
+    for key in range(8):
+        router.offer(request(key, 1.0, tokens=400.0), 1.0)
+    router.release(1.1)
+    assert router.held == 4
+    for i in range(2):
+        router.observe(i, state(2.0, sequence=1))
+    assert len(router.release(2.1)) == 4
+
+
+def test_a_plan_that_fails_holds_nobody(monkeypatch, caplog):
+    router = late()
+    for i in range(2):
+        router.observe(i, state(1.0))
+
+    def broken(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(router, "_plan", broken)
+    assert [d.key for d in router.offer(request(1, 1.0), 1.0)] == [1]
+    assert router.held == 0
+    assert router.status(1.0)["errors"] == 1
+    assert "joint plan failed" in caplog.text
 
 
 def test_settings_are_checked():
