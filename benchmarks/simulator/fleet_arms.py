@@ -4,8 +4,8 @@
 
 A cell is a fleet (how many instances, of which profiles in turn), a workload, a load and a policy
 that all instances serve by; its arms are the routers, on the same requests, seed by seed.
-Differences are to the base router, paired over seeds, with 95 % intervals. ``--faults`` plays the
-conditions of the knowledge instead: states late or lost, an instance that dies, one that joins.
+Differences are to the base router, paired over seeds, with 95 % intervals. ``--conditions all``
+plays what happens to the knowledge as well: states late or lost, an instance that dies or joins.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ from benchmarks.common import finish, interval, plain_parser, played, print_tabl
 from benchmarks.simulator.cells import predictor_of
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.simulator.fleet_run import (
-    FleetConditions,
-    FleetPlace,
-    simulate_fleet,
-)
+from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
+from lengthwise.scheduler.simulator.fleet_terms import FleetConditions, FleetPlace
 from lengthwise.training.bench.comparison.workload_source import (
     WorkloadSource,
     length_rows,
@@ -45,6 +42,8 @@ CONDITIONS: dict[str, tuple[FleetConditions, float, float]] = {
     "as usual": (FleetConditions(), np.inf, 0.0),
     "states 0.5 s late": (FleetConditions(state_delay_s=0.5), np.inf, 0.0),
     "states 2 s late": (FleetConditions(state_delay_s=2.0), np.inf, 0.0),
+    "states 4 s late": (FleetConditions(state_delay_s=4.0), np.inf, 0.0),
+    "states 10 s late": (FleetConditions(state_delay_s=10.0), np.inf, 0.0),
     "half of the states lost": (FleetConditions(state_loss=0.5), np.inf, 0.0),
     "no states at all": (FleetConditions(state_loss=1.0), np.inf, 0.0),
     "one dies": (FleetConditions(detect_s=0.5), 20.0, 0.0),
@@ -117,7 +116,7 @@ def play(cell: FleetCell) -> dict[str, Any]:
 
 
 def cells_of(args: argparse.Namespace) -> list[FleetCell]:
-    conditions = list(CONDITIONS) if args.faults else ["as usual"]
+    conditions = list(CONDITIONS) if "all" in args.conditions else args.conditions
     return [
         FleetCell(
             instances, profiles, workload, load, policy, args.lengths, seed,
@@ -176,7 +175,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--faults", action="store_true", help="every condition of the knowledge")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=[*CONDITIONS, "all"], default=["as usual"]
+    )
     args = parser.parse_args()
     if args.base not in args.routers:
         parser.error(f"the base {args.base} is not among the routers")

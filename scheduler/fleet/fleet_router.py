@@ -36,7 +36,7 @@ from lengthwise.scheduler.profile import EngineProfile
 log = logging.getLogger(__name__)
 
 Rung = Literal["score", "least-work", "least-outstanding", "power-of-two"]
-STALE_AFTER_S = 2.0
+STALE_AFTER_S = 5.0
 NO_LEDGER_S = 1.0
 EVER_S = -1e300
 # how instances of a policy serve, as far as the score is concerned; else BY_SELECTION

@@ -6,7 +6,8 @@ from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache
-from lengthwise.scheduler.simulator.fleet_run import FleetPlace, simulate_fleet
+from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
+from lengthwise.scheduler.simulator.fleet_terms import FleetPlace
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
 

@@ -276,10 +276,11 @@ def test_the_rung_follows_the_age_of_the_knowledge():
     router.observe(0, state(1.0))
     router.observe(1, state(1.0))
     assert router.rung(both, 1.5) == "score"
-    assert router.rung(both, 3.5) == "least-work"
-    for key, now_s in enumerate((1.5, 3.5)):
+    assert router.rung(both, 6.5) == "least-work"
+    for key, now_s in enumerate((1.5, 6.5)):
         router.route(request(key, now_s), now_s)
-    assert router.status(4.0)["decisions"] == {"score": 1, "least-work": 1}
+        router.completed(key, now_s + 0.1)
+    assert router.status(7.0)["decisions"] == {"score": 1, "least-work": 1}
 
 
 def test_old_states_and_states_of_an_earlier_life_say_nothing():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lengthwise.scheduler.fleet.make_router import ROUTERS
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import Speculation, load_profile
-from lengthwise.scheduler.simulator.fleet_run import FleetConditions, FleetPlace
+from lengthwise.scheduler.simulator.fleet_terms import FleetConditions, FleetPlace
 from lengthwise.scheduler.simulator.run import simulate
 
 
@@ -124,8 +124,8 @@ def test_without_states_the_router_goes_by_its_ledger():
 
 
 def test_in_the_dark_the_work_goes_on_and_the_rungs_are_told():
-    workload = drawn(400, 60.0, 8)
-    dark = FleetConditions(dark_s=(1.0, 5.0))
+    workload = drawn(600, 60.0, 8)
+    dark = FleetConditions(dark_s=(1.0, 9.0))
     result, behind = play(workload, "gain", places(3), conditions=dark)
     assert np.isfinite(result.finish_s).all()
     assert set(behind.decisions) == {"least-outstanding", "score", "least-work"}

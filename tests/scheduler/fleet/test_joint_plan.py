@@ -131,7 +131,7 @@ def test_too_old_a_picture_holds_nobody():
     router = late()
     for i in range(2):
         router.observe(i, state(1.0))
-    sent = [d for key in range(10) for d in router.offer(request(key, 5.0, tokens=200.0), 5.0)]
+    sent = [d for key in range(10) for d in router.offer(request(key, 8.0, tokens=200.0), 8.0)]
     assert len(sent) == 10
     assert {d.rung for d in sent} == {"least-work"}
 

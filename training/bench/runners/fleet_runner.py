@@ -15,7 +15,8 @@ from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.fleet_run import FleetPlace, FleetResult, simulate_fleet
+from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
+from lengthwise.scheduler.simulator.fleet_terms import FleetPlace, FleetResult
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.compare import Run, Tick, no_tick

@@ -1,0 +1,93 @@
+"""What a simulated fleet is asked to play, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator.sim_workload import SimWorkload, met_of
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlace:
+    """An instance of the fleet: its kind, and when it joins and dies.
+
+    ``believed`` is the profile that router and policy take it for, where that is not the true one.
+    """
+
+    profile: EngineProfile
+    joins_s: float = 0.0
+    dies_s: float = np.inf
+    believed: EngineProfile | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.joins_s < self.dies_s:
+            raise ValueError(
+                f"an instance joins at 0 s or later and dies after, got {self.joins_s} "
+                f"and {self.dies_s}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConditions:
+    """How states and requests travel.
+
+    ``state_loss`` is the share of states that never come; within ``dark_s``, from and to, none
+    does. A request takes ``hop_s`` to its instance; a death is found out ``detect_s`` later.
+    """
+
+    state_period_s: float = 0.2
+    state_delay_s: float = 0.0
+    state_loss: float = 0.0
+    dark_s: tuple[float, float] = (np.inf, np.inf)
+    hop_s: float = 0.0
+    detect_s: float = 0.0
+    tick_s: float = 0.05  # how often what is held back is looked at again
+
+    def __post_init__(self) -> None:
+        if self.state_period_s <= 0 or self.tick_s <= 0:
+            raise ValueError(
+                "state_period_s and tick_s must be above 0, got "
+                f"{self.state_period_s} and {self.tick_s}"
+            )
+        if min(self.state_delay_s, self.hop_s, self.detect_s) < 0:
+            raise ValueError(
+                "state_delay_s, hop_s and detect_s must not be negative, got "
+                f"{self.state_delay_s}, {self.hop_s}, {self.detect_s}"
+            )
+        if not 0 <= self.state_loss <= 1:
+            raise ValueError(f"state_loss must lie in [0, 1], got {self.state_loss}")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetResult:
+    """What happened, ``(n,)``: times on the workload's clock, NaN where not reached.
+
+    ``instance`` is where each request was sent last, -1 for nowhere; ``sends`` how often it was
+    sent. ``lost`` were begun by an instance that died, or found none alive. ``decide_s`` is what
+    each decision took on this machine.
+    """
+
+    admitted_s: FloatArray
+    first_token_s: FloatArray
+    finish_s: FloatArray
+    output_tokens: IntArray
+    instance: IntArray
+    sent_s: FloatArray
+    sends: IntArray
+    lost: BoolArray
+    decide_s: list[float]
+    plan_s: list[float]
+    steps: IntArray
+    preemptions: int
+    end_s: float
+    router: dict[str, object] = field(default_factory=dict)
+
+    def met(self, workload: SimWorkload) -> BoolArray:
+        """Whether all objectives of each request hold; none of a lost one."""
+        every = np.arange(len(workload))
+        kept = met_of(workload, every, self.first_token_s, self.finish_s, self.output_tokens)
+        return kept & np.isfinite(self.finish_s)
