@@ -157,6 +157,8 @@ class Knowledge:
     def send(self, request: FleetRequest, i: int, now_s: float) -> float:
         """Book a request that was met on instance ``i``; the seconds of work it is there."""
         self.ledger.book(request.key, i, now_s)
+        if not self.counts[i]:  # what was idle had nothing to say
+            self.sign_s[i] = max(self.sign_s[i], now_s)
         self.counts[i] += 1
         slot = self.known.slot(request.key)
         cached = self.cached_tokens(i, request)

@@ -312,6 +312,11 @@ def test_an_instance_that_is_silent_under_load_gets_nothing_until_it_speaks():
     assert router.route(request(4, 6.1), 6.1).instance == 0
 
 
+def test_an_idle_instance_is_not_silent():
+    router = fleet("least-outstanding")
+    assert sorted(router.route(request(k, 60.0), 60.0).instance for k in range(4)) == [0, 0, 1, 1]
+
+
 def test_a_dead_instance_gives_back_what_it_had():
     router = fleet("round-robin")
     sent = {key: router.route(request(key), 0.0).instance for key in range(6)}
