@@ -113,7 +113,6 @@ def objective_at(r: FleetRows, i: int, w: Weighing) -> Objective:
         TPOT_SPREAD,
         LATENCY_PRICE,
         0.0,
-        1.0,
         max(figures[fr.TOKEN_S] * w.mean_need, 1e-9),
         max(mean_work_s, 1e-9),
         figures[fr.ANSWER_TOKEN_S],
