@@ -59,11 +59,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is attached to a request: quantiles in tokens on the predictor's levels."""
+    """What is said of a prompt: quantiles in tokens on the predictor's levels, and from which
+    features, (f,), under which contract."""
 
-    quantiles: list[float]
+    quantiles: Sequence[float]
     version: str | None
-    features: list[float] | None = None
+    features: np.ndarray | None = None
     contract: str | None = None
 
 

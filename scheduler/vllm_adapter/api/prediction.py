@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_QUICK_S = 0.005  # a single prediction on the event loop may take this long
+_QUICK_S = 0.002  # for a single prediction that takes this long the event loop waits
 # Loaded beside a busy event loop, a prediction waits for the interpreter lock most of the time.
 _QUICK_WALL_S = 0.05
 

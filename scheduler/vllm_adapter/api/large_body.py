@@ -1,0 +1,344 @@
+"""A large JSON body read in parts, so that the event loop never stands still for it.
+
+Python's JSON reader keeps the interpreter for a whole document, and so does freeing what it made:
+on whatever thread, the event loop waits. So a compiled pass that needs no interpreter finds where
+members and items begin and end, and only what a reader of requests can use of them becomes
+objects, a little at a time: the first and last characters of a text (`shortened`), the first and
+last items of a list. What is left out is None, or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lengthwise.data.arrays import njit
+from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS
+
+Span = tuple[int, int]
+Bytes = npt.NDArray[np.uint8]
+
+_FIRST, _LAST = 4096, 1024  # items and members that are looked at, of however many there are
+WHOLE_BYTES = 16 * 1024  # a value of this size is read by one call, whole
+_PIECE_BYTES = 1024 * 1024  # what is copied at once
+_LONGEST_CHARACTER = 12  # bytes of one character: two escapes, \ud83d\ude00
+_HEAD_BYTES, _TAIL_BYTES = HEAD_CHARS * _LONGEST_CHARACTER, TAIL_CHARS * _LONGEST_CHARACTER
+_BATCH_BYTES = 1024 * 1024  # of a list of conversations
+_MOST_DEPTH = 6  # of what is read in parts: body, messages, message, content, part, its input
+_KEY_BYTES = 64
+_UNKNOWN_BYTES = 256  # a member that no reader asks for is read if it is as small as a number
+_BREATH_S = 0.001  # others get the interpreter as often as this
+
+_TEXTS = frozenset(("prompt", "messages", "input", "instructions", "system", "tools"))
+_OBJECTS = frozenset(("vllm_xargs", "sampling_params", "prompt_embeds"))
+# of images, sound and files, which nobody predicts on
+_NO_TEXT = frozenset(("url", "data", "image_url", "file_data", "image", "audio", "video", "file"))
+
+
+@dataclass(frozen=True, slots=True)
+class LargeBody:
+    """``body`` reads as the whole would; ``places`` says where its members' values stand."""
+
+    body: Mapping[str, Any]
+    places: Mapping[str, Span]
+
+
+def read_large(raw: bytes | bytearray) -> LargeBody | None:
+    """The body, or None where it is no JSON object in UTF-8.
+
+    Raises RecursionError for what is nested beyond Python's depth. Faults in the parts that are
+    left out are not found: they are the server's to refuse.
+    """
+    text = np.frombuffer(raw, np.uint8)
+    text.flags.writeable = False  # one compiled version for bytes and bytearrays
+    begin = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
+    start, stop = _extent(text, begin)
+    if start < 0 or raw[start] != ord("{"):
+        return None
+    try:
+        reading = _Reading(raw, text)
+        places = reading.places(start, stop)
+        body = {key: reading.member(key, *place) for key, place in places.items()}
+    except ValueError:
+        return None
+    return LargeBody(body, places)
+
+
+def pieces(raw: bytes | bytearray, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes from start to stop in order, at least one piece of them: copied at once they would
+    keep everybody waiting."""
+    view = memoryview(raw)[start:stop]
+    for begin in range(0, max(1, len(view)), _PIECE_BYTES):
+        yield bytes(view[begin : begin + _PIECE_BYTES])
+
+
+def spliced(raw: bytes | bytearray, place: Span, value: bytes) -> bytearray:
+    """The body with another value in this place."""
+    made = bytearray()
+    for part in chain(pieces(raw, 0, place[0]), (value,), pieces(raw, place[1])):
+        made += part
+        time.sleep(0)
+    return made
+
+
+class _Reading:
+    """One pass over one body."""
+
+    def __init__(self, raw: bytes | bytearray, text: Bytes) -> None:
+        self._raw = raw
+        self._text = text
+        self._read_bytes = 0
+        self._breath_s = time.perf_counter()
+
+    def places(self, start: int, stop: int) -> dict[str, Span]:
+        """Where the value of each member of an object stands; of equal keys the last one's."""
+        return {
+            self._whole(first, last): (begin, end)
+            for first, last, begin, end in self._parts(start, stop)
+            if last - first <= _KEY_BYTES
+        }
+
+    def member(self, key: str, start: int, stop: int) -> Any:
+        """The value of a member of the body itself."""
+        if key in _TEXTS:
+            if key == "prompt" and self._raw[start] == ord("["):
+                return [self._prompt(begin, end) for _, _, begin, end in self._parts(start, stop)]
+            batch = self._raw[start + 1 : start + 16].lstrip()[:1] == b"["
+            return self._value(start, stop, _MOST_DEPTH, _BATCH_BYTES if batch else _HEAD_BYTES)
+        if key in _OBJECTS or stop - start <= _UNKNOWN_BYTES:
+            return self._value(start, stop, _MOST_DEPTH, _HEAD_BYTES)
+        return None
+
+    def _prompt(self, start: int, stop: int) -> Any:
+        """One of a list of prompts, each of which is read: a text, or a token."""
+        return None if self._raw[start] in b"[{" else self._value(start, stop, 1, _HEAD_BYTES)
+
+    def _value(self, start: int, stop: int, depth: int, left_bytes: int, key: str = "") -> Any:
+        kind = self._raw[start]
+        if kind == ord('"') and key in _NO_TEXT:
+            return ""
+        if stop - start <= WHOLE_BYTES:
+            return self._whole(start, stop)
+        if kind == ord('"'):
+            return self._ends(start + 1, stop - 1)
+        if kind == ord("[") and depth:
+            return self._items(start, stop, depth - 1, min(left_bytes, _HEAD_BYTES))
+        if kind == ord("{") and depth:
+            return self._members(start, stop, depth - 1, left_bytes)
+        return None
+
+    def _items(self, start: int, stop: int, depth: int, left_bytes: int) -> list[Any]:
+        """The items of a list, from both of its ends."""
+        parts = self._parts(start, stop)
+        items: list[Any] = [None] * len(parts)
+
+        def fill(order: range, left: int) -> int:
+            for index in order:
+                if left <= 0:
+                    return index
+                before = self._read_bytes
+                _, _, begin, end = parts[index]
+                items[index] = self._value(begin, end, depth, left)
+                left -= self._read_bytes - before
+            return len(parts)
+
+        at = fill(range(len(parts)), left_bytes)
+        fill(range(len(parts) - 1, at - 1, -1), min(left_bytes, _TAIL_BYTES))
+        return items
+
+    def _members(self, start: int, stop: int, depth: int, left_bytes: int) -> dict[str, Any]:
+        members: dict[str, Any] = {}
+        for key, (begin, end) in self.places(start, stop).items():
+            if left_bytes <= 0:
+                break
+            before = self._read_bytes
+            members[key] = self._value(begin, end, depth, left_bytes, key)
+            left_bytes -= self._read_bytes - before
+        return members
+
+    def _ends(self, start: int, stop: int) -> str:
+        """The text between these quotes, as `shortened` leaves it."""
+        head, tail = _ends_of_text(self._text, start, stop, HEAD_CHARS, TAIL_CHARS)
+        if head < 0:
+            return self._text_of(start, stop)
+        return self._text_of(start, head) + "\n" + self._text_of(tail, stop)
+
+    def _text_of(self, start: int, stop: int) -> str:
+        self._note(stop - start)
+        return str(json.loads(b'"' + self._raw[start:stop] + b'"'))
+
+    def _whole(self, start: int, stop: int) -> Any:
+        self._note(stop - start)
+        return json.loads(self._raw[start:stop])
+
+    def _parts(self, start: int, stop: int) -> Sequence[Sequence[int]]:
+        """Start and stop of key (an object's) and value of each part; ValueError if malformed."""
+        spans = np.empty((_FIRST + _LAST, 4), np.int64)
+        count = _find_parts(self._text, start, stop, _FIRST, spans)
+        if count < 0:
+            raise ValueError("malformed JSON")
+        if count > len(spans):
+            turned = np.roll(spans[_FIRST:], -((count - _FIRST) % _LAST), axis=0)
+            spans = np.concatenate((spans[:_FIRST], turned))
+        found: list[list[int]] = spans[:count].tolist()
+        return found
+
+    def _note(self, size_bytes: int) -> None:
+        """Count what is read, and let others have the interpreter now and then."""
+        self._read_bytes += size_bytes
+        if time.perf_counter() - self._breath_s > _BREATH_S:
+            time.sleep(0)
+            self._breath_s = time.perf_counter()
+
+
+@njit(nogil=True)
+def _after_blanks(text: Bytes, i: int, stop: int) -> int:
+    while i < stop and (text[i] == 32 or text[i] == 10 or text[i] == 13 or text[i] == 9):
+        i += 1
+    return i
+
+
+@njit(nogil=True)
+def _after_string(text: Bytes, i: int, stop: int) -> int:
+    """Where the string that begins at i ends; -1 if it does not."""
+    i += 1
+    while i < stop:
+        if text[i] == 34:
+            return i + 1
+        i += 2 if text[i] == 92 else 1
+    return -1
+
+
+@njit(nogil=True)
+def _after_value(text: Bytes, i: int, stop: int) -> int:
+    """Where the value that begins at i ends; -1 if it does not."""
+    depth = 0
+    while i < stop:
+        byte = text[i]
+        if byte == 34:
+            i = _after_string(text, i, stop)
+            if i < 0 or depth == 0:
+                return i
+            continue
+        if byte == 123 or byte == 91:
+            depth += 1
+        elif byte == 125 or byte == 93:
+            if depth == 0:
+                return i
+            depth -= 1
+            if depth == 0:
+                return i + 1
+        elif depth == 0 and (byte == 44 or byte <= 32):
+            return i
+        i += 1
+    return i if depth == 0 else -1
+
+
+@njit(nogil=True)
+def _extent(text: Bytes, begin: int) -> tuple[int, int]:
+    """Start and stop of the one value that the text is; -1 if it is not one."""
+    start = _after_blanks(text, begin, text.size)
+    stop = _after_value(text, start, text.size)
+    if stop <= start or _after_blanks(text, stop, text.size) < text.size:
+        return -1, -1
+    return start, stop
+
+
+@njit(nogil=True)
+def _find_parts(text: Bytes, start: int, stop: int, first: int, spans: np.ndarray) -> int:
+    """How many parts the object or array has that is text[start:stop]; -1 if it is malformed.
+
+    Rows of `spans`, (n, 4): start and stop of the key (0 in an array), then of the value. The
+    first so many stand in order, of the others the last ones, each in the place of an older one.
+    """
+    keyed = text[start] == 123
+    closing = 125 if keyed else 93
+    last = len(spans) - first
+    count = 0
+    i = _after_blanks(text, start + 1, stop)
+    if i < stop and text[i] == closing:
+        return 0 if i == stop - 1 else -1
+    while i < stop:
+        key_start, key_stop = 0, 0
+        if keyed:
+            if text[i] != 34:
+                return -1
+            key_start, key_stop = i, _after_string(text, i, stop)
+            if key_stop < 0:
+                return -1
+            i = _after_blanks(text, key_stop, stop)
+            if i >= stop or text[i] != 58:
+                return -1
+            i = _after_blanks(text, i + 1, stop)
+        value_start = i
+        i = _after_value(text, i, stop)
+        if i <= value_start:
+            return -1
+        row = count if count < first else first + (count - first) % last
+        spans[row, 0] = key_start
+        spans[row, 1] = key_stop
+        spans[row, 2] = value_start
+        spans[row, 3] = i
+        count += 1
+        i = _after_blanks(text, i, stop)
+        if i >= stop:
+            return -1
+        if text[i] == closing:
+            return count if i == stop - 1 else -1
+        if text[i] != 44:
+            return -1
+        i = _after_blanks(text, i + 1, stop)
+    return -1
+
+
+@njit(nogil=True)
+def _is_half(text: Bytes, i: int, stop: int, high: bool) -> bool:
+    """Whether the escape of half a character stands at i: \\ud8.. to \\udb.., or \\udc.. on."""
+    if i + 6 > stop or text[i] != 92 or text[i + 1] != 117 or text[i + 2] | 32 != 100:
+        return False
+    digit = text[i + 3]
+    letter = digit | 32
+    if high:
+        return digit == 56 or digit == 57 or letter == 97 or letter == 98
+    return 99 <= letter <= 102
+
+
+@njit(nogil=True)
+def _after_character(text: Bytes, i: int, stop: int) -> int:
+    if text[i] == 92:
+        if i + 1 < stop and text[i + 1] == 117:
+            pair = _is_half(text, i, stop, True) and _is_half(text, i + 6, stop, False)
+            return i + (12 if pair else 6)
+        return i + 2
+    i += 1
+    while i < stop and text[i] & 0xC0 == 0x80:
+        i += 1
+    return i
+
+
+@njit(nogil=True)
+def _ends_of_text(text: Bytes, start: int, stop: int, head: int, tail: int) -> tuple[int, int]:
+    """Where the first `head` characters of a string end and its last `tail` begin; -1, -1 where
+    these are all of it."""
+    count, head_stop = 0, -1
+    i = start
+    while i < stop:
+        if count == head:
+            head_stop = i
+        i = _after_character(text, i, stop)
+        count += 1
+    if count <= head + tail:
+        return -1, -1
+    left = count - tail - head
+    i = head_stop
+    while left > 0:
+        i = _after_character(text, i, stop)
+        left -= 1
+    return head_stop, i
