@@ -3,8 +3,8 @@
 Requests of 500 tokens at 200 a second on one core, as they fall due, each sent to both one after
 the other, which goes first by turns. The time is from the call to its last message, so the
 difference is all that we do before and after: reading, checking, predicting, sealing, and the
-request log's texts where they are kept (the log itself is the engine's). Where the core is shared with other programs the wall's
-clock runs for them too; the process's own time (`own`) does not.
+request log's texts where they are kept (the log itself is the engine's). Where the core is shared
+with other programs the wall's clock runs for them too; the process's own time (`own`) does not.
 
     python -m benchmarks.engine.middleware_cost --seconds 20
 """

@@ -30,6 +30,7 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 logger = logging.getLogger(LOGGER_NAME)
 
 _MOST_ROUTES = 32  # as labels of the count of unread generations
+_EARLIER_TEXT = "earlier response"  # counted there too: it was not read
 
 
 Said = tuple[Prediction | None, Prediction | None]
@@ -92,6 +93,8 @@ class Front:
 
     async def prepare(self, parsed: ParsedRequest, core: Any) -> Call | Answer:
         """The call of an admitted request, or the engine's answer to one that is to be shed."""
+        if parsed.lacks_history:
+            self._count_unread(_EARLIER_TEXT)
         said = await self.service.predict_both(
             parsed.prompts, parsed.slo.slo_class, parsed.osl, parsed.fixed_tokens
         )

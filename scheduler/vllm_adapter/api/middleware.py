@@ -23,6 +23,7 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.earlier_responses import history_of
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
 from lengthwise.scheduler.vllm_adapter.api.large_body import pieces, read_large
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
@@ -119,8 +120,7 @@ class LengthwiseMiddleware:
             with calling(Call(scope=scope)):
                 await self.app(scope, receive, send)
             return
-        # vLLM may run under a root path; routes are matched without it.
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _route_path(scope)
         route = (scope["method"], path)
         reader = READERS.get(path) if scope["method"] == "POST" else None
         # nothing is read, judged or said to whom a layer behind ours will turn away
@@ -162,13 +162,14 @@ class LengthwiseMiddleware:
             parsed = parse_headers(headers, self._table)
             await self._pass_on(scope, _replay(raw, receive, more=True), send, parsed)
             return
+        history = history_of(scope.get("app"))
         if len(raw) > MOST_INLINE_BYTES:
             loop = asyncio.get_running_loop()
             parsed = await loop.run_in_executor(
-                self._readers, parse_body, raw, headers, self._table, reader
+                self._readers, parse_body, raw, headers, self._table, reader, history
             )
         else:
-            parsed = parse_body(raw, headers, self._table, reader)
+            parsed = parse_body(raw, headers, self._table, reader, history)
         if parsed.raw is not raw:
             scope = _with_length(scope, len(parsed.raw))
         await self._pass_on(scope, _replay(parsed.raw, receive), send, parsed)
@@ -326,6 +327,12 @@ class LengthwiseMiddleware:
 
 def _shown(outcomes: Outcomes) -> dict[str, Any]:
     return {name: asdict(part) for name, part in outcomes.items()}
+
+
+def _route_path(scope: Scope) -> str:
+    """The path that routes are matched by: without the root path that the server may run under."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def _client_of(scope: Scope) -> Any:

@@ -17,7 +17,7 @@ from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.scan import shortened
 from lengthwise.scheduler.vllm_adapter.api.large_body import WHOLE_BYTES, Span, read_large, spliced
-from lengthwise.scheduler.vllm_adapter.api.routes import Reader, RequestParts
+from lengthwise.scheduler.vllm_adapter.api.routes import History, Reader, RequestParts, no_history
 from lengthwise.scheduler.vllm_adapter.wire import (
     PUBLIC_KEYS,
     Hints,
@@ -40,7 +40,8 @@ class ParsedRequest:
 
     ``prompts`` are the texts of its sequences, None of one without text; ``osl`` is the client's
     hint at their length, ``fixed_tokens`` the length when it leaves no choice; ``raw`` is the body
-    to pass on: the client's own bytes, unless keys of ours had to go.
+    to pass on: the client's own bytes, unless keys of ours had to go. ``lacks_history``: the text
+    of an earlier response goes before, which is not known.
     """
 
     raw: bytes | bytearray
@@ -52,6 +53,7 @@ class ParsedRequest:
     fixed_tokens: int | None = None
     is_open: bool = False
     in_background: bool = False
+    lacks_history: bool = False
 
     @property
     def characters(self) -> int:
@@ -66,7 +68,11 @@ def parse_headers(headers: Mapping[str, str], table: SloTable) -> ParsedRequest:
 
 
 def parse_body(
-    raw: bytes | bytearray, headers: Mapping[str, str], table: SloTable, reader: Reader
+    raw: bytes | bytearray,
+    headers: Mapping[str, str],
+    table: SloTable,
+    reader: Reader,
+    history: History = no_history,
 ) -> ParsedRequest:
     """The request, as ``reader`` finds its parts; ``headers`` have lower-case names.
 
@@ -77,7 +83,7 @@ def parse_body(
     if body is None:
         return replace(parse_headers(headers, table), raw=raw, is_open=False)
     try:
-        parts = reader(body)
+        parts = reader(body, history)
         passed_on = _without_ours(raw, body, place)
     except RecursionError:
         raise InputError("the request body is nested too deeply") from None
@@ -93,6 +99,7 @@ def parse_body(
         _fixed(parts),
         parts.is_open,
         body.get("background") is True,
+        parts.earlier_id is not None,
     )
 
 
@@ -163,10 +170,11 @@ def _shortened(text: str | None) -> str | None:
 
 
 def _limit(parts: RequestParts) -> int | None:
-    """The tightest of the limit's names; a malformed one is left for vLLM to refuse."""
-    given = [parts.sampling.get(name) for name in parts.limits]
-    limits = [n for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 0]
-    return min(limits, default=None)
+    """The first of the limit's names that is given; a malformed one is left for vLLM to refuse."""
+    given = (parts.sampling.get(name) for name in parts.limits)
+    limit = next((value for value in given if value is not None), None)
+    is_limit = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    return limit if is_limit else None
 
 
 def _fixed(parts: RequestParts) -> int | None:

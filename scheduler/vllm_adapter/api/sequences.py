@@ -79,6 +79,8 @@ class Call:
         elif not further:
             hints = self._with_text(hints, index)
         known = _fixed(params) if self.levels else None
+        if known is None and hints.version == FIXED_LENGTH:
+            hints = replace(hints, quantiles=None, version=None)  # the server read it otherwise
         if known is not None:
             quantiles = (float(known),) * self.levels
             hints = replace(
