@@ -83,6 +83,19 @@ class Whole:
     parts: int = 0
 
 
+class Numbers(list[float]):
+    """Hundreds of numbers that nobody changes: not copied with the sampling parameters that they
+    ride in, nor printed with them, which vLLM does under ``--enable-log-requests``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} numbers>"
+
+    def __deepcopy__(self, memo: Any) -> Numbers:
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Hints:
     """What the scheduler is told of a sequence beside the sequence itself.
@@ -129,7 +142,7 @@ class Hints:
             if self.version:
                 xargs["pred_version"] = self.version
         if self.features is not None:
-            xargs["lw_features"] = list(self.features)
+            xargs["lw_features"] = Numbers(self.features)
             xargs["lw_contract"] = self.contract
         if self.shadow is not None:
             xargs["lw_shadow"] = list(self.shadow)
