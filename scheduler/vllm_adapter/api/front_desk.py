@@ -55,9 +55,10 @@ class PromptHints(Sequence[Hints]):
 
     def longest(self) -> Hints | None:
         """Those of the sequence that is expected to take longest: the whole ends with it."""
-        predicted = [said for said in self._said if said[0] is not None]
-        said = max(predicted, key=_sum_of_quantiles, default=None)
-        return None if said is None else self._made(said, "")
+        pairs = zip(self._said, self._parsed.prompts, strict=True)
+        predicted = [pair for pair in pairs if pair[0][0] is not None]
+        longest = max(predicted, key=lambda pair: _sum_of_quantiles(pair[0]), default=None)
+        return None if longest is None else self._made(*longest)
 
     def _made(self, said: Said, text: str | None) -> Hints:
         return hints_of(self._parsed, *said, textless=text is None, downgraded=self.downgraded)
