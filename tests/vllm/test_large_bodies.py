@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -290,6 +292,22 @@ def test_many_prompts_leave_others_their_turn():
     assert len(told) == 4096
     assert all("pred_quantiles" in one for one in told)
     assert turns > 4096 / 8
+
+
+def test_a_server_that_is_ready_compiles_nothing_more():
+    """In a process of its own: one version of each pass, for bytes and bytearrays."""
+    code = """
+from lengthwise.scheduler.vllm_adapter.api import large_body
+large_body.compile_passes()
+passes = [large_body._extent, large_body._find_parts, large_body._ends_of_text]
+print(*(len(one.signatures) for one in passes))
+raw = b'{"messages": [{"role": "user", "content": "' + b"x" * 900_000 + b'"}], "tools": [{}]}'
+large_body.read_large(raw)
+large_body.read_large(bytearray(raw))
+print(*(len(one.signatures) for one in passes))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"] * 6
 
 
 def test_reading_takes_no_longer_than_so(monkeypatch):

@@ -25,7 +25,7 @@ from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.earlier_responses import history_of
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
-from lengthwise.scheduler.vllm_adapter.api.large_body import pieces, read_large
+from lengthwise.scheduler.vllm_adapter.api.large_body import compile_passes, pieces
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
@@ -92,7 +92,7 @@ class LengthwiseMiddleware:
         self.service = service or load_service(self.settings, self._metrics)
         self.front = Front(self.settings, self.service, self._metrics)
         self._readers = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="request-body")
-        read_large(b"{}")  # compiled before somebody waits for it
+        compile_passes()
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
