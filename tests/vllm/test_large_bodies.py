@@ -197,6 +197,7 @@ def test_a_large_body_is_read_in_a_thread_a_little_at_a_time(readings, kind):
 
     client = Client(WordPredictor())
     client.asgi.app = inner
+    readings.clear()
     raw = json.dumps(body).encode()
     assert client.call("POST", path, content=raw).status_code == 200
     assert readings
@@ -207,7 +208,9 @@ def test_a_large_body_is_read_in_a_thread_a_little_at_a_time(readings, kind):
 
 
 def test_what_a_small_body_costs_the_loop_is_bounded_by_its_size(readings):
-    Client(WordPredictor()).xargs({"prompt": "one two"})
+    client = Client(WordPredictor())
+    readings.clear()
+    client.xargs({"prompt": "one two"})
     assert readings
     assert all(size <= MOST_INLINE_BYTES for _, size in readings)
     assert {thread for thread, _ in readings} == {threading.get_ident()}
