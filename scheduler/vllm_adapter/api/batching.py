@@ -243,7 +243,7 @@ class BatchedPredictor:
         rows = predictor.features(prompts, classes) if self._with_features else None
         quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
         shape = (len(batch), len(predictor.levels))
-        if quantiles.shape != shape or not bool((np.diff(quantiles) >= 0).all()):
+        if quantiles.shape != shape or not bool((quantiles[:, 1:] >= quantiles[:, :-1]).all()):
             raise ValueError(f"{version} predicted no {shape} of non-decreasing lengths")
         if not np.isfinite(quantiles).all():
             raise ValueError(f"{version} predicted a length that is not finite")
@@ -252,7 +252,7 @@ class BatchedPredictor:
             return [Prediction(row, version) for row in found]
         contract = predictor.feature_contract
         # arrays to the end: hundreds of numbers a prompt, of thousands of prompts
-        features = np.nan_to_num(rows, nan=0.0).round(6)
+        features = np.where(np.isfinite(rows), rows, 0.0).round(6)
         return [
             Prediction(row, version, logged, contract)
             for row, logged in zip(found, features, strict=True)
