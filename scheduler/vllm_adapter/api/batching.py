@@ -17,14 +17,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import Counter, Histogram
 
+from lengthwise.scheduler.vllm_adapter.api.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire import Prediction
 
@@ -58,7 +58,7 @@ class _Asked:
     answer: asyncio.Future[Prediction | None]
 
 
-_Work = Future[list[Prediction]]
+_Called = Work[list[Prediction]]
 
 
 class BatchedPredictor:
@@ -84,7 +84,7 @@ class BatchedPredictor:
         self._latency = latency
         self._with_features = with_features
         # Its thread ends with this object: nobody waits for a predictor that was replaced.
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length-predictor")
+        self._thread = WorkerThread("length-predictor")
         self._waiting: list[_Asked] = []
         self._call_began_s: float | None = None
         self._call_was_quick = False
@@ -139,7 +139,7 @@ class BatchedPredictor:
 
     def close(self) -> None:
         """Stop the worker thread."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, or come to rest."""
@@ -153,7 +153,7 @@ class BatchedPredictor:
         else:
             self._follow(loop, *self._begin(_MOST_BESIDE))
 
-    def _begin(self, most: int, most_characters: float = math.inf) -> tuple[list[_Asked], _Work]:
+    def _begin(self, most: int, most_characters: float = math.inf) -> tuple[list[_Asked], _Called]:
         """Take the next batch, of one prompt at least, and call the predictor in the thread."""
         count, characters = 0, 0
         for one in self._waiting[:most]:
@@ -162,54 +162,42 @@ class BatchedPredictor:
                 break
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch, self._pool.submit(self._timed_call, batch)
+        return batch, self._thread.submit(partial(self._timed_call, batch))
 
     def _lend(self, loop: asyncio.AbstractEventLoop) -> None:
         """Call, and stand still until the answer comes: nobody else wants the interpreter then."""
         batch, work = self._begin(_MOST_LENT, _MOST_LENT_CHARACTERS)
-        if sum(len(one.prompt) for one in batch) <= _MOST_LENT_CHARACTERS:
-            wait_for((work,), _LENT_S)
-            if not work.done():
-                self.inline = False
-                self._quick_in_a_row = 0
-                self._late += 1
-                if self._late % 1000 == 1:
-                    logger.warning(
-                        "a length prediction took more than %g ms (%d): predicting in a thread",
-                        1e3 * _LENT_S, self._late,
-                    )  # fmt: skip
-        if work.done():
+        is_short = sum(len(one.prompt) for one in batch) <= _MOST_LENT_CHARACTERS
+        if is_short and work.wait(_LENT_S):
             self._finished(loop, batch, work)
-        else:
-            self._follow(loop, batch, work)
+            return
+        if is_short:
+            self.inline = False
+            self._quick_in_a_row = 0
+            self._late += 1
+            if self._late % 1000 == 1:
+                logger.warning(
+                    "a length prediction took more than %g ms (%d): predicting in a thread",
+                    1e3 * _LENT_S, self._late,
+                )  # fmt: skip
+        self._follow(loop, batch, work)
 
-    def _follow(self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Work) -> None:
+    def _follow(self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called) -> None:
         """Hear of the end of the work in the event loop."""
-        heard = asyncio.wrap_future(work, loop=loop)
-        heard.add_done_callback(lambda done: self._ended_beside(loop, batch, done))
+        work.tell(loop, lambda: self._ended_beside(loop, batch, work))
 
     def _ended_beside(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[_Asked],
-        done: asyncio.Future[list[Prediction]],
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called
     ) -> None:
         self._quick_in_a_row = self._quick_in_a_row + 1 if self._call_was_quick else 0
         if self.served.quick and self._quick_in_a_row >= _QUICK_IN_A_ROW:
             self.inline = True
-        self._finished(loop, batch, done)
+        self._finished(loop, batch, work)
 
     def _finished(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[_Asked],
-        done: asyncio.Future[list[Prediction]] | _Work,
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called
     ) -> None:
-        if done.cancelled():
-            self._settle(batch, None, None)
-        else:
-            error = done.exception()
-            self._settle(batch, None if error else done.result(), error)
+        self._settle(batch, work.result, work.error)
         self._start(loop)
 
     def _settle(
