@@ -27,7 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _FIRST, _LAST = 4096, 1024  # items and members that are looked at, of however many there are
 WHOLE_BYTES = 16 * 1024  # a value of this size is read by one call, whole
-_PIECE_BYTES = 1024 * 1024  # what is copied at once
+_PIECE_BYTES = 256 * 1024  # what is copied at once
 _LONGEST_CHARACTER = 12  # bytes of one character: two escapes, \ud83d\ude00
 _HEAD_BYTES, _TAIL_BYTES = HEAD_CHARS * _LONGEST_CHARACTER, TAIL_CHARS * _LONGEST_CHARACTER
 _BATCH_BYTES = 1024 * 1024  # of a list of conversations
@@ -86,9 +86,12 @@ def pieces(raw: bytes | bytearray, start: int = 0, stop: int | None = None) -> I
 
 def spliced(raw: bytes | bytearray, place: Span, value: bytes) -> bytearray:
     """The body with another value in this place."""
-    made = bytearray()
-    for part in chain(pieces(raw, 0, place[0]), (value,), pieces(raw, place[1])):
-        made += part
+    start, stop = place
+    made = bytearray(len(raw) - (stop - start) + len(value))
+    at = 0
+    for part in chain(pieces(raw, 0, start), (value,), pieces(raw, stop)):
+        made[at : at + len(part)] = part
+        at += len(part)
         time.sleep(0)
     return made
 
