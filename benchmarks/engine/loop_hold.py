@@ -111,7 +111,7 @@ class Stretches:
     def __init__(self) -> None:
         self.longest_s = 0.0
         self._since_s: dict[int, float] = {}
-        kernels = ("_extent", "_find_parts", "_ends_of_text")
+        kernels = ("extent", "find_parts", "ends_of_text")
         for name in kernels:
             setattr(large_body, name, self._around(getattr(large_body, name)))
         large_body.time = SimpleNamespace(

@@ -302,7 +302,7 @@ def test_a_server_that_is_ready_compiles_nothing_more():
     code = """
 from lengthwise.scheduler.vllm_adapter.api import large_body
 large_body.compile_passes()
-passes = [large_body._extent, large_body._find_parts, large_body._ends_of_text]
+passes = [large_body.extent, large_body.find_parts, large_body.ends_of_text]
 print(*(len(one.signatures) for one in passes))
 raw = b'{"messages": [{"role": "user", "content": "' + b"x" * 900_000 + b'"}], "tools": [{}]}'
 large_body.read_large(raw)
