@@ -23,8 +23,8 @@ VARIANTS = {
     "no prefill limit": "sa:parts=order+limits",
     "no limits": "sa:parts=order",
     "no search over orders": "sa:parts=limits+prefill",
+    "orders searched by guesses too": "sa:uncertain_order=true",
     "no trust": "sa:trust=false",
-    "no impatience": "sa:impatience=1.0",
     "no expected arrivals": "sa:most_expected=0",
 }
 

@@ -1,4 +1,4 @@
-"""What work and waiting are worth in met requests, by how things stand; weights of the value."""
+"""What work is worth in met requests, by how much of it waits; a weight of the value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import numpy as np
 from lengthwise.scheduler.plan.rows import Snapshot
 
 OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
-WHOLE_SHORTFALL = 0.3  # of the promises: from there on the impatience is whole
 
 
 def work_price(
@@ -33,8 +32,3 @@ def work_price(
     may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
     late = backlog * may_end * waits_s / horizon_s
     return base * (1.0 + late + bound * waits_s / max_wait_s)
-
-
-def impatience(shortfall: float, least: float) -> float:
-    """1 while promises come true, towards ``least`` as they fall short; see ``plan.value``."""
-    return 1.0 - (1.0 - least) * min(1.0, shortfall / WHOLE_SHORTFALL)

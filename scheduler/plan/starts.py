@@ -33,3 +33,13 @@ def density_order(shot: Snapshot) -> IntArray:
     _, slot_s, value = _queued(shot)
     density = np.where(value > 0, value / np.maximum(slot_s, 1e-9), 0.0)
     return np.lexsort((slot_s, -density)).astype(np.int64)
+
+
+def balanced_order(shot: Snapshot, slot_price: float) -> IntArray:
+    """By latest start, plus ``slot_price`` seconds for each slot-second; the late by the latter.
+
+    Between earliest deadline first (a price of 0) and shortest first (without end).
+    """
+    latest_s, slot_s, value = _queued(shot)
+    key = np.where(value > 0, latest_s + slot_price * slot_s, slot_s)
+    return np.lexsort((key, value <= 0)).astype(np.int64)

@@ -1,6 +1,6 @@
 """What a plan is worth: the expected attained weight of everybody in its rollout, less its costs.
 
-    value = Σ weight·P(all objectives hold)·impatience^(wait / horizon)
+    value = Σ weight·P(all objectives hold)
             + tokens_price·(work done) / (a request's mean work)
             - (work done again for slots taken back) / (a request's mean work)
             - latency_price·(Σ time in the system) / (a request's mean time)
@@ -9,9 +9,9 @@ A request's pace is that of the rollout; its length stays uncertain: P(e2e holds
 equally likely lengths that end in time at that pace. Who has not ended when the rollout does goes
 on at its mean pace; who has not begun is admitted as the slots of those before come free.
 
-The impatience (below 1) is what keeps a plan from being put off for ever: a horizon that recedes
-with the clock has room for the same work a moment later, so without it "idle now, serve later" is
-worth as much each time as serving.
+The price of work is what keeps a plan from being put off for ever: a horizon that recedes with
+the clock has room for the same work a moment later, so without it "idle now, serve later" would
+be worth as much each time as serving.
 """
 
 from __future__ import annotations
@@ -35,21 +35,19 @@ class Objective(NamedTuple):
     ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
     counted in seconds of the whole engine: a prompt token's own, and ``answer_token_s`` for an
     output token, its share of a full batch's step.
-    ``impatience`` is what a chance keeps of its worth when its first token comes a horizon later.
     """
 
     spread: float
     tpot_spread: float
     latency_price: float
     tokens_price: float
-    impatience: float
     mean_time_s: float
     mean_work_s: float
     answer_token_s: float
 
 
 # Attainment alone, every predicted time taken at its word.
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -117,7 +115,7 @@ def worth(
     slots = max(w.end[ro.END_RUNNING], 1.0)
     prompt_token_s = engine.prefill_token_s
     attained, total_s, ahead_s, done_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
-    first_rows, span_s = running + recovering, max(until_s - begin_s, 1e-6)
+    first_rows = running + recovering
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
@@ -142,10 +140,7 @@ def worth(
         chance[i] = 0.0
         if rows.weight[i] > 0.0:
             chance[i] = _chance(rows, i, first, finish, begin_s, o)
-        worth_it = rows.weight[i] * chance[i]
-        if np.isnan(rows.first_s[i]):
-            worth_it *= o.impatience ** (max(first - begin_s, 0.0) / span_s)
-        attained += worth_it
+        attained += rows.weight[i] * chance[i]
         done_s += max(work_s - more_s, 0.0)
         if i < running and given_up[i]:
             again_s += prompt_token_s * (rows.target[i] - rows.shared[i])

@@ -2,12 +2,15 @@
 
 1. Forecast: recent requests stand for the arrivals of the next seconds (``plan.forecast``).
 2. Rows: what everybody needs, and how sure that is (``plan.rows``).
-3. Starts: every rule's order, the selection's, the densest first, and the last plan's; each
-   without limits and under the last plan's, with the overdue in front (``plan.wait_bound``).
+3. Starts: every rule's order, those between two rules, the selection's, the densest first, and
+   the last plan's; each without limits and under the last plan's, with the overdue in front
+   (``plan.wait_bound``).
 4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
-5. Annealing over order, slots given up, batch limit and prefill limit (``plan.search``); what it
-   finds is never worth less than the best start.
-6. Promise: what the plan says everybody's chances are, and would be without each of its parts,
+5. Annealing over batch limit and prefill limit, over the order where lengths are known, and
+   where asked for over slots given up (``plan.search``); never worth less than the best start.
+6. Held out: where lengths are uncertain, lengths drawn anew choose between what was found and
+   what it began with (``plan.held_out``).
+7. Promise: what the plan says everybody's chances are, and would be without each of its parts,
    is kept; parts whose promises do not come true are withdrawn (``plan.trust``).
 """
 
@@ -16,20 +19,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
+from lengthwise.scheduler.plan.held_out import all_known, mean_values
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.last_order import LastOrder
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
-from lengthwise.scheduler.plan.prices import impatience, work_price
+from lengthwise.scheduler.plan.prices import work_price
 from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
-from lengthwise.scheduler.plan.starts import density_order, selection_order
+from lengthwise.scheduler.plan.starts import balanced_order, density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.plan.value import Objective
 from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front, is_old, let_in
@@ -38,6 +42,8 @@ from lengthwise.scheduler.problem import Plan, Problem, RequestArrays, warm_up_p
 
 ITERATIONS = 48
 NOTHING = np.empty(0, dtype=np.int64)
+SLOT_PRICES = (1.0, 4.0, 16.0)
+LAST = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,11 @@ class Settings:
     tokens_price: float = 1.0  # of a request's mean work, in attained requests
     backlog_price: float = 5.0  # raises tokens_price when a horizon's worth of work waits
     bound_price: float = 12.0  # and when as much waits as the maximum wait has room for
-    impatience: float = 0.2  # worth kept by a chance a horizon later, when promises fall short
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
     parts: tuple[str, ...] = ("order", "limits", "prefill")  # and "slots": what may be changed
+    uncertain_order: bool = False  # whether to search orders where lengths are uncertain, too
     trust: bool = True
 
     def __post_init__(self) -> None:
@@ -87,6 +93,28 @@ class _Start:
     skip_late: bool
     limits: FloatArray
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Valued:
+    """A start as a plan, and what it is worth."""
+
+    start: _Start
+    parts: s.Parts
+    value: float
+
+    def better(self, other: _Valued | None) -> _Valued:
+        """The one of more value, the earlier one where equal."""
+        return self if other is None or self.value > other.value else other
+
+
+class _Leaders(NamedTuple):
+    """The best start, the best not of the last plan, the best rule; how many were valued."""
+
+    best: _Valued
+    fresh: _Valued
+    rule: _Valued
+    valued: int
 
 
 class AnnealingPolicy:
@@ -139,13 +167,14 @@ class AnnealingPolicy:
         picture = self._picture(planned, shot, horizon_s)
         gap_s = _gap_s(planned, shot)
         starts = self._starts(planned, shot, queue, gap_s)
-        start, start_value, rule, evaluated = self._best_start(shot, starts, picture, began)
-        best, value, steps = self._annealed(planned, shot, picture, start, start_value, began)
+        leaders = self._leaders(shot, starts, picture, began)
+        found, value, steps = self._annealed(planned, shot, picture, leaders.best, began)
+        best, start, value, start_value = self._chosen(shot, picture, leaders, found, value)
         best.limits[s.MAX_RUNNING] = let_in(
             best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
             problem.max_wait_s, gap_s,
         )  # fmt: skip
-        self._remember(planned, shot, picture, rule, start, best)
+        self._remember(planned, shot, picture, leaders.rule.start, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:
             late = shot.rows.latest_s[waiting] < shot.now_s
@@ -156,7 +185,7 @@ class AnnealingPolicy:
             order=np.concatenate([rest[0][waiting], rest[1]]),
             cost=-value,
             start_cost=-start_value,
-            evaluations=evaluated + steps,
+            evaluations=leaders.valued + steps,
             elapsed_s=time.perf_counter() - began,
             preempt=np.flatnonzero(best.given_up),
             max_running=int(most) if most < engine.slots else None,
@@ -237,7 +266,6 @@ class AnnealingPolicy:
                 knobs.backlog_price,
                 knobs.bound_price,
             ),
-            impatience(self.trust.shortfall(), knobs.impatience),
             mean_tokens * shot.token_s,
             max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
             shot.answer_token_s,
@@ -276,9 +304,11 @@ class AnnealingPolicy:
         jobs = prepare(asked)
         selection = selection_order(shot)
         if (last := self._last.among(queue.arrival_s, selection)) is not None:
-            yield "last", last, True
+            yield LAST, last, True
         yield "selection", selection, True
         yield "density", density_order(shot), True
+        for slot_price in SLOT_PRICES:
+            yield f"balanced {slot_price:g}", balanced_order(shot, slot_price), True
         for name, rule in RULES.items():
             order = rule(asked, jobs)
             feasible = name.startswith("feasible")
@@ -286,50 +316,48 @@ class AnnealingPolicy:
             if not feasible:
                 yield f"{name}, late ones last", order, True
 
-    def _best_start(
+    def _leaders(
         self, shot: Snapshot, starts: Iterator[_Start], picture: s.Picture, began: float
-    ) -> tuple[_Start, float, _Start, int]:
-        """Step 4: the start of most value, its value, the best rule's, and how many were valued.
-
-        Out of time, the orders that are left are not valued.
-        """
+    ) -> _Leaders:
+        """Step 4: the starts of most value. Out of time, those that are left are not valued."""
         nobody = np.zeros(shot.running, dtype=np.int64)
-        best: tuple[_Start, float] | None = None
-        rule: tuple[_Start, float] | None = None
-        evaluated = 0
+        best: _Valued | None = None
+        fresh: _Valued | None = None
+        rule: _Valued | None = None
+        valued = 0
         for start in starts:
             if best is not None and self._late(began, 0.5):
                 break
-            value = s.value_of(picture, s.Parts(start.order, nobody, start.limits), start.skip_late)
-            evaluated += 1
-            if best is None or value > best[1]:
-                best = start, value
-            if start.name in RULES and (rule is None or value > rule[1]):
-                rule = start, value
+            parts = s.Parts(start.order, nobody, start.limits)
+            now = _Valued(start, parts, s.value_of(picture, parts, start.skip_late))
+            valued += 1
+            best = now.better(best)
+            if start.name != LAST:
+                fresh = now.better(fresh)
+            if start.name in RULES:
+                rule = now.better(rule)
         assert best is not None
-        return *best, (rule or best)[0], evaluated
+        return _Leaders(best, fresh or best, rule or best, valued)
 
     def _annealed(
         self,
         problem: Problem,
         shot: Snapshot,
         picture: s.Picture,
-        start: _Start,
-        start_value: float,
+        leader: _Valued,
         began: float,
     ) -> tuple[s.Parts, float, int]:
         """Step 5: the best plan found, its value, and the steps taken."""
-        nobody = np.zeros(shot.running, dtype=np.int64)
-        current = s.Parts(start.order.copy(), nobody, start.limits.copy())
+        start, current = leader.start, s.copied(leader.parts)
         losing = NOTHING
         if "slots" in self.settings.parts and self._may("slots", shot.now_s):
             s.value_of(picture, current, start.skip_late)  # the start's own chances say who loses
             losing = np.flatnonzero(
                 (picture.chance[: shot.running] <= self.settings.losing) & _may_yield(problem)
             )
-        kinds = self._kinds(shot.now_s, len(losing) > 0)
+        kinds = self._kinds(picture, shot.now_s, len(losing) > 0)
         best, trial = s.copied(current), s.copied(current)
-        values = np.array([start_value, start_value])
+        values = np.array([leader.value, leader.value])
         queued = len(start.order) - start.kept
         head, reach = min(self.settings.head, queued), min(self.settings.reach, queued)
         done, chunk = 0, self.iterations if self.budget_s is None else 8
@@ -343,10 +371,27 @@ class AnnealingPolicy:
             done += steps
         return best, float(values[1]), done
 
-    def _kinds(self, now_s: float, may_yield: bool) -> IntArray:
+    def _chosen(
+        self, shot: Snapshot, picture: s.Picture, leaders: _Leaders, found: s.Parts, value: float
+    ) -> tuple[s.Parts, _Start, float, float]:
+        """Step 6: the plan, the start its order is of, its value, and that of the best start."""
+        best, fresh = leaders.best, leaders.fresh
+        if all_known(picture):
+            return found, best.start, value, best.value
+        plans = [(found, best.start), (s.copied(best.parts), best.start)]
+        if fresh is not best:
+            limited = fresh.parts._replace(given_up=found.given_up, limits=found.limits)
+            plans += [(s.copied(limited), fresh.start), (s.copied(fresh.parts), fresh.start)]
+        values = mean_values(picture, [(p, start.skip_late) for p, start in plans], self.rng)
+        chosen = int(np.argmax(values))
+        return *plans[chosen], values[chosen], values[1]
+
+    def _kinds(self, picture: s.Picture, now_s: float, may_yield: bool) -> IntArray:
         parts = self.settings.parts
         kinds: list[int] = []
-        if "order" in parts and self._may("order", now_s):
+        # what rearranging gains by lengths that are guesses is mostly lost when they are known
+        tells = self.settings.uncertain_order or all_known(picture)
+        if "order" in parts and tells and self._may("order", now_s):
             kinds += [s.SWAP, s.INSERT, s.BLOCK]
         if "limits" in parts and self._may("limits", now_s):
             kinds.append(s.BATCH)

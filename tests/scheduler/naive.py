@@ -350,11 +350,7 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
             again_s += engine.prefill_token_s * (rows.target[i] - rows.shared[i])
         if rows.weight[i] > 0:
             chances[i] = chance(rows, i, first_s, finish_s, begin_s, o)
-            attained_weight = rows.weight[i] * chances[i]
-            if math.isnan(rows.first_s[i]):
-                wait_s = max(0.0, first_s - begin_s)
-                attained_weight *= o.impatience ** (wait_s / max(until_s - begin_s, 1e-6))
-            attained += attained_weight
+            attained += rows.weight[i] * chances[i]
     value = attained + (o.tokens_price * work_s - again_s) / o.mean_work_s
     value -= o.latency_price * total_s / o.mean_time_s
     return value, chances

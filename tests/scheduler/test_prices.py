@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from planning_cases import draw_problem
 
-from lengthwise.scheduler.plan.prices import WHOLE_SHORTFALL, impatience, work_price
+from lengthwise.scheduler.plan.prices import work_price
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 
 HORIZON_S, MAX_WAIT_S = 20.0, 120.0
@@ -45,9 +45,3 @@ def test_in_overload_only_the_maximum_wait_counts():
     assert price(shot, 2.0 / mean_s, 5.0, 0.0) == 2.0
     assert price(shot, 2.0 / mean_s, 5.0, 12.0) > 2.0
     assert 2.0 < price(shot, 1.1 / mean_s, 5.0, 0.0) < price(shot, 0.9 / mean_s, 5.0, 0.0)
-
-
-def test_impatience_follows_the_shortfall():
-    assert impatience(0.0, 0.2) == 1.0
-    assert impatience(WHOLE_SHORTFALL / 2.0, 0.2) == pytest.approx(0.6)
-    assert impatience(1.0, 0.2) == pytest.approx(0.2)
