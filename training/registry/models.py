@@ -8,7 +8,6 @@ is imported, and raises RegistryError, one line, for whatever MLflow then refuse
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import json
 import logging
@@ -225,6 +224,8 @@ def log_training_run(
 
 
 def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]) -> Any:
+    from importlib.metadata import version
+
     import numpy as np
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -250,7 +251,7 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
     packages = list(_PYFUNC_REQUIREMENTS)
     if "reader" in card or card.get("embedding"):
         packages += ["torch", "transformers"]
-    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+    requirements = [f"{name}=={version(name)}" for name in packages]
     # MLflow loads what it saved and puts the copied package first on sys.path: put the path back
     # after, else later processes started from this one would import from a deleted copy
     path = list(sys.path)
