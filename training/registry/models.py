@@ -38,7 +38,7 @@ from lengthwise.training.registry.store import (
     setup_lock,
     tracking_uri,
 )
-from lengthwise.training.registry.uri import display, scrubbed, sqlite_file
+from lengthwise.training.registry.uri import UNSHOWN, display, scrubbed, sqlite_file
 from lengthwise.training.workspace import Workspace
 
 MODEL_NAME = "output-length"
@@ -164,7 +164,9 @@ def _told(error: Exception, uri: str) -> RegistryError:
         said = f"{type(error).__name__}; what it says may hold the password: --debug shows it"
     missing = getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
     hint = "; `lengthwise compare` lists the versions there are" if missing else ""
-    return RegistryError(f"MLflow at {display(uri)}: {said}{hint}")
+    shown = display(uri)
+    at = shown if shown == UNSHOWN else f"at {shown}"
+    return RegistryError(f"MLflow {at}: {said}{hint}")
 
 
 def check_writable(workspace: Workspace) -> None:
