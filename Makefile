@@ -23,7 +23,7 @@ vllm-matrix: $(READY)     ## contract tests and a real start on every supported 
 
 chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM
 	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/test_chaos.py
-	$(PY) -m benchmarks.engine.faults
+	$(PY) -m benchmarks.engine.faults --seconds 5 --pairs 1
 
 soak: $(READY)            ## half an hour or 50,000 requests, watched for leaks and losses
 	$(PY) -m benchmarks.engine.soak --minutes 30 --requests 50000

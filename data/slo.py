@@ -22,7 +22,7 @@ OBJECTIVES = ("ttft", "tpot", "e2e")
 _HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
 _GATEWAY_CLASS_HEADERS = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +53,6 @@ class Workspace:
     def new_run_dir(self, kind: str) -> Path:
         """Create and return ``runs/<kind>-<UTC time>-<4 hex digits>``."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        path = self.runs / f"{kind}-{stamp}-{secrets.token_hex(2)}"
+        path = self.runs / f"{kind}-{stamp}-{os.urandom(2).hex()}"
         path.mkdir(parents=True)
         return path

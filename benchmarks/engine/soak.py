@@ -2,8 +2,10 @@
 
 Mixed classes with SLOs on the built-in model, replayed lengths, real prompts where
 ``LENGTHWISE_DATA`` is set. Arrivals lie below the measured capacity with bursts above it; one
-client in twenty hangs up; every minute the predictor and the policy are switched. Answers are
-scaled to be short, so that many requests fit into the time. Exit status 1 if a criterion fails.
+client in twenty hangs up, one in five asks another generating route; every minute the predictor
+and the policy are switched, every five the predictor is slow for a while and the engine is paused.
+Answers are scaled to be short, so that many requests fit into the time. Exit status 1 if a
+criterion fails.
 
     python -m benchmarks.engine.soak --minutes 30 --requests 50000
 """
@@ -28,7 +30,9 @@ import psutil
 from scipy.stats import theilslopes
 
 from benchmarks.common import finish, note, print_table
+from benchmarks.engine.soak_routes import ROUTES
 from lengthwise.data.arena.workloads import ArenaClass, arena_workload, build_workload
+from lengthwise.data.request_log import read_request_log
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.table import PromptTable
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, write_live
@@ -38,6 +42,7 @@ from lengthwise.training.bench.engines.client import collected, complete, new_se
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"))
+from injected_faults import Faults
 from request_accounts import Asked, ask, drive, leave, logged, metric_in
 
 START_TIMEOUT_S = 600.0
@@ -47,14 +52,17 @@ SLOTS = 32
 # which looks like a leak.
 SERVER_ARGS = (
     "--max-num-seqs", "32", "--stream-interval", "16", "--max-model-len", "2048",
-    "--block-size", "32", "--num-gpu-blocks-override", "2048",
+    "--block-size", "32", "--num-gpu-blocks-override", "2048", "--enable-scale-out",
 )  # fmt: skip
 MAX_WAIT_S = 60.0
 WAIT_SLACK_S = 5.0  # a step and the rest of the running answers stand between due and admitted
 CALM, BURST = 0.75, 2.0  # multiples of the capacity
 BURST_EVERY_S, BURST_S = 60.0, 8.0
 LEAVE_EVERY = 20
+OTHER_EVERY = 5
 SAMPLE_S, RELOAD_S = 10.0, 60.0
+TROUBLE_EVERY_S = 300.0  # half of it before the first
+SLOW_S, SLOW_CALL_S, PAUSED_S = 20.0, 2.0, 1.0
 WARM_UP_SHARE = 0.2
 MOST_MB_PER_10K = 10.0
 HELD_S = 40.0  # so much work in flight at most: a machine that slows down is not a fault of ours
@@ -85,17 +93,23 @@ class Tally:
 
     sent: int = 0
     answered: set[int] = field(default_factory=set)
+    others: int = 0
     left: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     wrong_lengths: int = 0
     tokens: int = 0
     held_s: float = 0.0
     reloads: int = 0
+    pauses: int = 0
+    slow_spells: int = 0
+    by_tenant: Counter[str] = field(default_factory=Counter)  # rows that other routes must leave
     control_errors: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> int:
-        return len(self.answered) + self.left + self.errors.total() + self.wrong_lengths
+        return (
+            len(self.answered) + self.others + self.left + self.errors.total() + self.wrong_lengths
+        )
 
 
 @dataclass(frozen=True)
@@ -170,8 +184,10 @@ class Soak:
         predictors: list[Path],
         live_file: Path,
         capacity_rps: float,
+        faults: Faults,
     ) -> None:
         self.server = server
+        self.faults = faults
         self.url = server.url
         self.traffic = traffic
         self.predictors = predictors
@@ -190,6 +206,7 @@ class Soak:
             watchers = [
                 asyncio.create_task(self._sample(session)),
                 asyncio.create_task(self._reload(session)),
+                asyncio.create_task(self._trouble(session)),
             ]
             try:
                 await self._load(session, minutes * 60.0, requests, seed)
@@ -222,6 +239,9 @@ class Soak:
             await leave(session, self.url, asked, 120.0)
             tally.left += 1
             return
+        if i % OTHER_EVERY == OTHER_EVERY - 2:
+            await self._other(session, i, asked)
+            return
         reply = await complete(session, self.url, asked.body, start=self.began_s, timeout_s=180.0)
         if reply.error is not None:
             tally.errors[reply.error[:120]] += 1
@@ -230,6 +250,50 @@ class Soak:
         else:
             tally.answered.add(i)
             tally.tokens += reply.output_tokens
+
+    async def _other(self, session: aiohttp.ClientSession, i: int, asked: Asked) -> None:
+        """The same request by another route, its answer in one piece."""
+        route, tally = ROUTES[i // OTHER_EVERY % len(ROUTES)], self.tally
+        given = json.loads(asked.body)
+        body = {"model": given["model"], "temperature": 0.0}
+        body |= route.body(given["prompt"], given["vllm_xargs"])
+        if "sampling_params" in body:
+            body["sampling_params"] |= {"temperature": 0.0}
+        try:
+            async with session.post(
+                self.url + route.path, json=body, headers={"x-tenant": route.tenant},
+                timeout=aiohttp.ClientTimeout(180.0),
+            ) as answer:  # fmt: skip
+                if answer.status != 200:
+                    raise ValueError(f"{answer.status}: {(await answer.text())[:80]}")
+                tokens = route.tokens(await answer.json())
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+            tally.errors[f"{route.path}: {error!r}"[:120]] += 1
+            return
+        tally.by_tenant[route.tenant] += route.parts
+        if tokens != route.parts * asked.output_tokens:
+            tally.wrong_lengths += 1
+            return
+        tally.others += 1
+        tally.tokens += tokens
+
+    async def _trouble(self, session: aiohttp.ClientSession) -> None:
+        """A predictor that is slow for a while, then an engine that is paused."""
+        for turn in itertools.count():
+            due_s = self.began_s + (turn + 0.5) * TROUBLE_EVERY_S
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            with self.faults.during(predictor="slow", predictor_s=SLOW_CALL_S):
+                await asyncio.sleep(SLOW_S)
+            self.tally.slow_spells += 1
+            try:
+                for path in ("/pause?mode=wait", "/resume"):
+                    async with session.post(self.url + path) as answer:
+                        if answer.status != 200:
+                            self.tally.control_errors.append(f"{path}: {answer.status}")
+                    await asyncio.sleep(PAUSED_S)
+            except aiohttp.ClientError as error:
+                self.tally.control_errors.append(repr(error))
+            self.tally.pauses += 1
 
     async def _sample(self, session: aiohttp.ClientSession) -> None:
         for turn in itertools.count(1):
@@ -391,6 +455,7 @@ def main() -> int:
             allow_configure=True,
             live_file=str(live_file),
         )
+        faults = Faults(root / "faults.json")
         with launch_server(
             "tiny",
             settings,
@@ -399,19 +464,24 @@ def main() -> int:
             log_path=root / "server.log",
             replay_table=traffic.replay_table(root / "replay.json"),
             cache_dir=Path.cwd() / ".lengthwise",
+            env=faults.environment() | {"VLLM_SERVER_DEV_MODE": "1"},  # which has /pause
         ) as server:
             server.wait_ready(START_TIMEOUT_S)
             rate = capacity(server.url, traffic)
             note(f"capacity {rate:.1f} requests/s")
-            run = Soak(server, traffic, known, live_file, rate)
+            run = Soak(server, traffic, known, live_file, rate, faults)
             asyncio.run(run.run(options.minutes, options.requests, options.seed))
             time.sleep(3.0)  # the log's last batch
             rows = Counter({k: n for k, n in logged(root / "log").items() if k.startswith("soak-")})
+            tenants = Counter(read_request_log(root / "log")["tenant"].dropna())
             said = server.log_path.read_text(errors="replace")
-    return report(run, rows, said.count("Traceback"), plot(run.samples, options.figure))
+    figure = plot(run.samples, options.figure)
+    return report(run, rows, tenants, said.count("Traceback"), figure)
 
 
-def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
+def report(
+    run: Soak, rows: Counter[str], tenants: Counter[str], tracebacks: int, figure: Path
+) -> int:
     """Print the summary; 1 if a criterion does not hold."""
     tally, last = run.tally, run.samples[-1]
     grown = [growth(run.samples, name) for name in ("api", "engine", "worker")]
@@ -423,6 +493,7 @@ def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
         "no error": not tally.errors and not tally.control_errors,
         "no answer cut or doubled": not tally.wrong_lengths and not twice,
         "every answer has its row": not unlogged and not last.dropped_rows,
+        "and on the other routes": tenants == tally.by_tenant,
         "bounded wait held": longest_s <= MAX_WAIT_S + WAIT_SLACK_S,
         "memory flat": all(g.low <= MOST_MB_PER_10K for g in grown),
         "descriptors flat": last.api_fds <= middle.api_fds + 16
@@ -440,11 +511,16 @@ def report(run: Soak, rows: Counter[str], tracebacks: int, figure: Path) -> int:
         ["quantity", "value"],
         [
             ["answered whole", f"{len(tally.answered):,}"],
+            [f"by {len(ROUTES)} other routes, whole", f"{tally.others:,}"],
+            ["their rows in the log", f"{tenants.total():,} of {tally.by_tenant.total():,}"],
             ["clients that hung up", f"{tally.left:,}"],
             ["errors", f"{tally.errors.total()} {dict(tally.errors.most_common(2)) or ''}"],
             ["cut or wrong length", tally.wrong_lengths],
             ["rows in the log, twice, missing", f"{rows.total():,}, {twice}, {unlogged}"],
-            ["reloads under load", tally.reloads],
+            [
+                "reloads, pauses, spells of a slow predictor",
+                f"{tally.reloads}, {tally.pauses}, {tally.slow_spells}",
+            ],
             ["of them and of status calls, failed", len(tally.control_errors)],
             ["longest wait (bound)", f"{longest_s:.1f} s ({MAX_WAIT_S:g} s)"],
             ["most waiting", max(s.waiting for s in run.samples)],

@@ -34,6 +34,7 @@ Placed = tuple[str, Row | InputError]
 _BATCH_ROWS = 256
 _CHUNK = 1 << 20
 _MOST_CELL = 2**31 - 1
+_LONGEST_ODD_LINE = 1 << 16
 _DELIMITERS = ",;\t|"
 # members of a document that hold its rows
 _LISTS = ("data", "rows", "examples", "instances", "items", "records", "samples", "dataset")
@@ -56,12 +57,24 @@ def rows_of(path: Path, watch: Watch | None = None) -> Iterator[Placed]:
     if _ending(path) in (".csv", ".tsv", ".tab"):
         return _csv(path, watch)
     if start == b"[":
-        return _documents(path, watch)
+        return _lines_or_array(path, watch)
     if start == b"{":
         return _lines_or_document(path, watch)
     if start and _ending(path) not in (".jsonl", ".json", ".ndjson") and is_table(path):
         return _csv(path, watch)
     return _lines(path, watch)
+
+
+def _lines_or_array(path: Path, watch: Watch | None) -> Iterator[Placed]:
+    """The array's items, unless a short array on a line of its own stands before objects."""
+    with open_text(path) as file:
+        first = file.readline(_LONGEST_ODD_LINE)
+        second = file.readline(_LONGEST_ODD_LINE)
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return _documents(path, watch)
+    return (_lines if second.lstrip().startswith("{") else _documents)(path, watch)
 
 
 def is_table(path: Path) -> bool:

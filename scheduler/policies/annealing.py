@@ -8,8 +8,8 @@
 4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
 5. Annealing over batch limit and prefill limit, over the order where lengths are known, and
    where asked for over slots given up (``plan.search``); never worth less than the best start.
-6. Held out: where lengths are uncertain, lengths drawn anew choose between what was found and
-   what it began with (``plan.held_out``).
+6. Out of sample: where lengths are uncertain, lengths drawn anew choose between what was found and
+   what it began with (``plan.out_of_sample``).
 7. Promise: what the plan says everybody's chances are, and would be without each of its parts,
    is kept; parts whose promises do not come true are withdrawn (``plan.trust``).
 """
@@ -26,9 +26,9 @@ import numpy as np
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
-from lengthwise.scheduler.plan.held_out import all_known, mean_values
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.last_order import LastOrder
+from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
 from lengthwise.scheduler.plan.prices import work_price
 from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for

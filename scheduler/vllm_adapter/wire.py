@@ -59,11 +59,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is attached to a request: quantiles in tokens on the predictor's levels."""
+    """What is said of a prompt: quantiles in tokens on the predictor's levels, and from which
+    features, (f,), under which contract."""
 
-    quantiles: list[float]
+    quantiles: Sequence[float]
     version: str | None
-    features: list[float] | None = None
+    features: np.ndarray | None = None
     contract: str | None = None
 
 
@@ -80,6 +81,19 @@ class Whole:
 
     whole_id: str
     parts: int = 0
+
+
+class Numbers(list[float]):
+    """Hundreds of numbers that nobody changes: not copied with the sampling parameters that they
+    ride in, nor printed with them, which vLLM does under ``--enable-log-requests``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} numbers>"
+
+    def __deepcopy__(self, memo: Any) -> Numbers:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,7 @@ class Hints:
             if self.version:
                 xargs["pred_version"] = self.version
         if self.features is not None:
-            xargs["lw_features"] = list(self.features)
+            xargs["lw_features"] = Numbers(self.features)
             xargs["lw_contract"] = self.contract
         if self.shadow is not None:
             xargs["lw_shadow"] = list(self.shadow)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.sources.containers import rows_of
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.sources.prompt_files import read_file
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
@@ -138,6 +139,18 @@ def test_a_file_that_is_mostly_broken_is_refused(tmp_path):
     assert len(load_table(str(written(tmp_path, *[good] * 4, *[bad] * 4)))) == 4
     with pytest.raises(InputError, match=r":5: prompt must .* \(5 of 9 rows cannot be used, more"):
         load_table(str(written(tmp_path, *[good] * 4, *[bad] * 5)))
+
+
+def test_an_array_before_json_lines_is_one_odd_row(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    row = '{"prompt": "How long?", "response": "So long."}'
+    file.write_text(f"[1, 2]\n{row}\n{row}\n")
+    places, rows = zip(*rows_of(file), strict=True)
+    assert places[0] == f"{file}:1"
+    assert isinstance(rows[0], InputError)
+    assert [one["prompt"] for one in rows[1:]] == ["How long?"] * 2
+    file.write_text(f"[{row},\n{row}]\n")
+    assert [one["prompt"] for _, one in rows_of(file)] == ["How long?"] * 2
 
 
 def test_gzip_array_and_parquet_give_the_same_rows(tmp_path):

@@ -46,7 +46,7 @@ def test_met_needs_every_given_objective():
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, True, "fast", "nan", "inf", "5 s", [1], {}],
+    [math.nan, True, "fast", "nan", "inf", "5 s", "٥٠٠", [1], {}],
 )
 @pytest.mark.parametrize("key", ["slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms"])
 def test_a_bad_value_names_key_value_and_rule(key, value):

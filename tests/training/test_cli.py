@@ -57,6 +57,23 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", [(), ("serve",), ("train",), ("simulate",), ("register",)])
+def test_a_whole_help_loads_neither_what_is_heavy_nor_what_it_explains(command):
+    code = """
+import contextlib, io, runpy, sys
+sys.argv[0] = "lengthwise"
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    runpy.run_module("lengthwise", run_name="__main__")
+print(*sys.modules)
+"""
+    line = [sys.executable, "-c", code, *command, "--help"]
+    loaded = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    assert "lengthwise.training.cli.serve" in loaded
+    ours = ("scheduler", "predictor", "data.sources", "training.bench", "training.train")
+    unwanted = {*HEAVY, "asyncio", "scipy", *(f"lengthwise.{part}" for part in ours)}
+    assert unwanted & set(loaded) == set()
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [
@@ -127,6 +144,7 @@ def test_without_data_the_synthetic_corpus_is_used_and_named(run, monkeypatch):
     assert "say nothing of real data" in trained.stdout
     assert "class_quantiles" in trained.stdout
     uri = next(line for line in trained.stdout.splitlines() if "models:/m-" in line).split()[0]
+    assert f"lengthwise register {uri}" in trained.stderr
     registered = run("register", uri)
     assert registered.stdout.startswith("models:/output-length/1 (alias: champion")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
@@ -118,6 +121,43 @@ def test_a_route_is_read_like_chat(path, body, texts):
             words = len(texts[index].split())
             assert one["pred_quantiles"] == pytest.approx([10 * words * (1 + q) for q in LEVELS])
             assert one["pred_version"] == "v1"
+
+
+EARLIER = SimpleNamespace(
+    type="message", content=[SimpleNamespace(text="Paris."), SimpleNamespace(refusal="no")]
+)
+KEPT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Capital?"}]
+
+
+@pytest.mark.parametrize(
+    ("kept", "output", "text"),
+    [
+        (KEPT, [SimpleNamespace(type="reasoning", content=None), EARLIER],
+         "<|user|>\nCapital?\n<|assistant|>\nParis.\n<|user|>\nAnd of Spain?"),
+        (KEPT, [], "<|user|>\nCapital?\n<|user|>\nAnd of Spain?"),
+        (None, [EARLIER], None),
+        ([object()], [EARLIER], None),
+    ],
+)  # fmt: skip
+def test_the_text_of_an_earlier_response_is_read_where_the_server_keeps_it(kept, output, text):
+    predictor = WordPredictor()
+    client = Client(predictor)
+    handler = SimpleNamespace(
+        msg_store={} if kept is None else {"resp_1": kept},
+        response_store={"resp_1": SimpleNamespace(output=output)},
+    )
+    client.app.state.openai_serving_responses = handler
+    before = unread("earlier response")
+    client.told({"input": "And of Spain?", "previous_response_id": "resp_1"}, path=RESPONSES)
+    assert predictor.calls == [[text or "And of Spain?"]]
+    assert unread("earlier response") - before == (text is None)
+
+
+def test_the_server_keeps_responses_where_we_look():
+    """Of the installed one, by the names of its own fields."""
+    source = inspect.getsource(import_module("vllm.entrypoints.openai.responses.serving"))
+    assert "self.msg_store" in source
+    assert "self.response_store" in source
 
 
 @pytest.mark.parametrize(("path", "body", "texts"), BODIES, ids=ids)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
@@ -31,8 +32,8 @@ from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options,
 # The first process of a server, with one that stands for the engine under it. HOW is a set of
 # words: "stubborn" ignores SIGTERM, "listens" takes connections, "finishes" ends 1.5 s after
 # SIGTERM, "leaves" ends at once and leaves its engine behind, which is in a process group of its
-# own where it is "apart".
-STAND_IN = """
+# own where it is "apart"; the engine "shares" memory.
+STAND_IN = '''
 import os, pathlib, signal, socket, subprocess, sys, time
 port, folder, how = int(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 def end(number, frame):
@@ -42,7 +43,13 @@ def end(number, frame):
     if "stubborn" not in how:
         os._exit(0)
 signal.signal(signal.SIGTERM, end)
-engine = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"],
+sharing = """
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=64)
+open(sys.argv[1], "w").write(memory.name)
+"""
+code = "import sys, time\\n" + (sharing if "shares" in how else "") + "time.sleep(600)"
+engine = subprocess.Popen([sys.executable, "-S", "-c", code, str(folder / "shared")],
                           process_group=0 if "apart" in how else None)
 if "listens" in how:
     listener = socket.create_server(("127.0.0.1", port))
@@ -51,7 +58,7 @@ if "leaves" in how:
     os._exit(3)
 while True:
     time.sleep(0.05)
-"""
+'''
 LAUNCHER = """
 import signal, sys
 from lengthwise.scheduler.vllm_adapter.server import command, launch
@@ -210,6 +217,27 @@ def test_a_second_signal_kills(live):
     time.sleep(0.3)
     life.process.send_signal(signal.SIGINT)
     life.ended()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory in files here")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_shared_memory_of_a_server_that_is_killed_goes_with_it(live, number):
+    """And nothing else does: what another process shares stays."""
+    ours = SharedMemory(create=True, size=64)
+    try:
+        life = live("listens stubborn shares apart")
+        life.is_up()
+        name = life.folder / "shared"
+        assert wait_for(lambda: name.exists() and name.read_text())
+        shared = Path("/dev/shm") / name.read_text().lstrip("/")
+        assert shared.exists()
+        life.process.send_signal(number)
+        life.ended()
+        assert wait_for(lambda: not shared.exists(), 5.0)
+        assert (Path("/dev/shm") / ours.name).exists()
+    finally:
+        ours.close()
+        ours.unlink()
 
 
 @pytest.mark.parametrize("how", ["leaves", "leaves apart"])

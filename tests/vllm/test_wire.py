@@ -83,6 +83,22 @@ def test_hints_read_back_as_they_were_said(said):
     assert heard.promised.is_best_effort or not said.downgraded
 
 
+def test_features_are_neither_printed_nor_copied_with_the_parameters_they_ride_in():
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    features = tuple(i / 7 for i in range(350))
+    xargs = Hints(features=features, contract="c").to_xargs()
+    params = SamplingParams(extra_args=xargs)
+    assert len(repr(params)) < 1_000
+    copied = params.clone()
+    assert copied.extra_args is not xargs
+    assert copied.extra_args["lw_features"] is xargs["lw_features"]
+    sent = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(copied))
+    heard, faults = read(sent.extra_args)
+    assert (heard.features, faults) == (features, [])
+
+
 @given(hints(), st.integers(1, 10_000), st.none() | st.integers(1, 10_000), st.floats(0, 2e9))
 def test_a_question_reads_back_and_carries_no_text(said, prompt_tokens, max_tokens, deadline):
     question = Question(said.for_planning(), prompt_tokens, max_tokens, deadline)

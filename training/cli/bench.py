@@ -137,7 +137,10 @@ def simulate(
     jobs: Annotated[int, typer.Option(min=1, help="Processes to play in.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Play policies on the modelled engine; same tables, files and report as bench."""
+    """Play policies on the modelled engine; same tables, files and report as bench.
+
+    The last line is the result as one JSON document, for programs; --json prints nothing else.
+    """
     from lengthwise.training.bench.comparison.arms import parse_arms
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena

@@ -14,6 +14,7 @@ from lengthwise.training.workspace import Workspace
 ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student"
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 MODEL_HELP = "models:/output-length@champion, models:/output-length/N, models:/m-... or a directory"
+REGISTER_HELP = "What train printed (models:/m-...), runs:/RUN_ID, or a predictor's directory."
 
 
 def register(app: typer.Typer) -> None:
@@ -99,10 +100,13 @@ def train(
         console.print_json(result.to_json())
     else:
         print_result(result)
+        if result.version is None:
+            hint = f"lengthwise register {result.model_uri} makes a version of it"
+            console.stderr().print(hint, markup=False, soft_wrap=True)
 
 
 def register_model(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: Annotated[str, typer.Argument(metavar="URI|DIR", help=REGISTER_HELP)],
     alias: Annotated[
         str | None, typer.Option(help="Default: champion for the first version, then challenger.")
     ] = None,

@@ -8,7 +8,6 @@ is imported, and raises RegistryError, one line, for whatever MLflow then refuse
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import json
 import logging
@@ -39,7 +38,7 @@ from lengthwise.training.registry.store import (
     setup_lock,
     tracking_uri,
 )
-from lengthwise.training.registry.uri import display, scrubbed, sqlite_file
+from lengthwise.training.registry.uri import UNSHOWN, display, scrubbed, sqlite_file
 from lengthwise.training.workspace import Workspace
 
 MODEL_NAME = "output-length"
@@ -165,7 +164,9 @@ def _told(error: Exception, uri: str) -> RegistryError:
         said = f"{type(error).__name__}; what it says may hold the password: --debug shows it"
     missing = getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
     hint = "; `lengthwise compare` lists the versions there are" if missing else ""
-    return RegistryError(f"MLflow at {display(uri)}: {said}{hint}")
+    shown = display(uri)
+    at = shown if shown == UNSHOWN else f"at {shown}"
+    return RegistryError(f"MLflow {at}: {said}{hint}")
 
 
 def check_writable(workspace: Workspace) -> None:
@@ -225,6 +226,8 @@ def log_training_run(
 
 
 def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]) -> Any:
+    from importlib.metadata import version
+
     import numpy as np
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -250,7 +253,7 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
     packages = list(_PYFUNC_REQUIREMENTS)
     if "reader" in card or card.get("embedding"):
         packages += ["torch", "transformers"]
-    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+    requirements = [f"{name}=={version(name)}" for name in packages]
     # MLflow loads what it saved and puts the copied package first on sys.path: put the path back
     # after, else later processes started from this one would import from a deleted copy
     path = list(sys.path)

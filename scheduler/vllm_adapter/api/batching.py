@@ -1,25 +1,30 @@
 """One loaded predictor and the requests that ask it: batched, and never in the way.
 
 Requests that arrive while a batch is being predicted gather for the next: a burst costs a few
-calls instead of one each. A quick predictor (a booster) runs on the event loop itself, where a
-thread would cost more in waiting for the interpreter lock than the prediction takes; a slow one
-(a transformer) runs in a thread. There, a request that waits longer than the time-out goes on
-without a prediction, and while a call is stuck later requests do not even start to wait.
+calls instead of one each. All calls are made in a thread. For a quick predictor (a booster) the
+event loop stands still meanwhile, which spares the thread the fight for the interpreter's lock
+that would cost more than the prediction; but never for longer than ``_LENT_S``, the first slow call
+included. A slow one (a transformer) is not waited for. A request that waits longer than the
+time-out goes on without a prediction, and while a call is stuck later requests do not even start
+to wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import Counter, Histogram
 
+from lengthwise.scheduler.vllm_adapter.api.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire import Prediction
 
@@ -28,14 +33,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_MOST_INLINE = 16
-_MOST_IN_THREAD = 64
-_INLINE_LIMIT_S = 0.1  # a batch that took longer moves the predictor to a thread
+_MOST_LENT, _MOST_LENT_CHARACTERS = 8, 16_000  # more of it at once takes longer than it may
+_MOST_BESIDE = 64
+_LENT_S = 0.004  # the event loop waits for a call this long, and for none after a longer one
+_QUICK_WALL_S = 0.05  # beside a busy event loop a call waits for the interpreter most of its time
+_QUICK_IN_A_ROW = 16  # so many quick calls in the thread, and the event loop waits again
+_MOST_MADE = 128  # prompts of one request that are taken in at once
 
 
 @dataclass(frozen=True, slots=True)
 class ServedPredictor:
-    """A loaded predictor, what it is called and where it lies; ``quick`` fits the event loop."""
+    """A loaded predictor, what it is called and where it lies; ``quick`` calls are waited for."""
 
     predictor: LengthPredictor
     version: str
@@ -48,6 +56,9 @@ class _Asked:
     prompt: str
     slo_class: str
     answer: asyncio.Future[Prediction | None]
+
+
+_Called = Work[list[Prediction]]
 
 
 class BatchedPredictor:
@@ -73,10 +84,12 @@ class BatchedPredictor:
         self._latency = latency
         self._with_features = with_features
         # Its thread ends with this object: nobody waits for a predictor that was replaced.
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length-predictor")
+        self._thread = WorkerThread("length-predictor")
         self._waiting: list[_Asked] = []
         self._call_began_s: float | None = None
-        self._failures = 0
+        self._call_was_quick = False
+        self._quick_in_a_row = 0
+        self._failures = self._late = 0
 
     async def predict(self, prompts: Sequence[str], slo_class: str) -> list[Prediction | None]:
         """A prediction for each prompt of one request; None on a fault or after the time-out."""
@@ -85,28 +98,48 @@ class BatchedPredictor:
             self._outcomes.labels("skipped").inc()
             return [None] * len(prompts)
         loop = asyncio.get_running_loop()
-        asked = [_Asked(prompt, slo_class, loop.create_future()) for prompt in prompts]
-        self._waiting.extend(asked)
+        # Of thousands of prompts a part at a time is made, and thrown away.
+        parts: deque[list[_Asked]] = deque()
+        for start in range(0, len(prompts), _MOST_MADE):
+            if start:
+                await asyncio.sleep(0)
+            some = prompts[start : start + _MOST_MADE]
+            parts.append([_Asked(prompt, slo_class, loop.create_future()) for prompt in some])
+            self._waiting.extend(parts[-1])
         if self._call_began_s is None:
             self._start(loop)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                for one in asked:
-                    await one.answer
-        except TimeoutError:
-            late = {id(one) for one in asked}
-            self._waiting = [one for one in self._waiting if id(one) not in late]
+        if self.inline:
+            await asyncio.sleep(0)  # for which the event loop stands still: most have theirs now
+        found: list[Prediction | None] = []
+        while parts and all(one.answer.done() for one in parts[0]):
+            found += map(_answered, parts.popleft())
+        if parts and not await self._wait(parts, found):
             self._outcomes.labels("timeout").inc()
-            return [_answered(one) for one in asked]  # a long list may be half done
+            return found
         if self._latency is not None:
             self._latency.observe(time.perf_counter() - began_s)
-        found = [_answered(one) for one in asked]
         self._outcomes.labels("ok" if any(found) else "failed").inc()
         return found
 
+    async def _wait(self, parts: deque[list[_Asked]], found: list[Prediction | None]) -> bool:
+        """Add the answers to those found; whether all came in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while parts:
+                    for one in parts[0]:
+                        await one.answer
+                    found += map(_answered, parts.popleft())
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            late = {id(one) for part in parts for one in part}
+            self._waiting = [one for one in self._waiting if id(one) not in late]
+            found += [_answered(one) for part in parts for one in part]  # some may be done
+            return False
+        return True
+
     def close(self) -> None:
         """Stop the worker thread."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, or come to rest."""
@@ -116,40 +149,55 @@ class BatchedPredictor:
         self._call_began_s = time.perf_counter()
         if self.inline:
             # Not at once: requests that are ready in this turn of the loop join the batch.
-            loop.call_soon(self._run_inline, loop)
+            loop.call_soon(self._lend, loop)
+        else:
+            self._follow(loop, *self._begin(_MOST_BESIDE))
+
+    def _begin(self, most: int, most_characters: float = math.inf) -> tuple[list[_Asked], _Called]:
+        """Take the next batch, of one prompt at least, and call the predictor in the thread."""
+        count, characters = 0, 0
+        for one in self._waiting[:most]:
+            characters += len(one.prompt)
+            if count and characters > most_characters:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch, self._thread.submit(partial(self._timed_call, batch))
+
+    def _lend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call, and stand still until the answer comes: nobody else wants the interpreter then."""
+        batch, work = self._begin(_MOST_LENT, _MOST_LENT_CHARACTERS)
+        is_short = sum(len(one.prompt) for one in batch) <= _MOST_LENT_CHARACTERS
+        if is_short and work.wait(_LENT_S):
+            self._finished(loop, batch, work)
             return
-        batch = self._take(_MOST_IN_THREAD)
-        work = loop.run_in_executor(self._pool, self._call, batch)
-        work.add_done_callback(lambda done: self._finished(loop, batch, done))
-
-    def _take(self, most: int) -> list[_Asked]:
-        batch, self._waiting = self._waiting[:most], self._waiting[most:]
-        return batch
-
-    def _run_inline(self, loop: asyncio.AbstractEventLoop) -> None:
-        began_s = time.perf_counter()
-        batch = self._take(_MOST_INLINE)
-        try:
-            self._settle(batch, self._call(batch) if batch else [], None)
-        except Exception as error:  # any predictor's fault must end here
-            self._settle(batch, None, error)
-        took_s = time.perf_counter() - began_s
-        if took_s > _INLINE_LIMIT_S:
+        if is_short:
             self.inline = False
-            logger.warning("a length prediction took %.3f s: predicting in a thread", took_s)
-        self._start(loop)
+            self._quick_in_a_row = 0
+            self._late += 1
+            if self._late % 1000 == 1:
+                logger.warning(
+                    "a length prediction took more than %g ms (%d): predicting in a thread",
+                    1e3 * _LENT_S, self._late,
+                )  # fmt: skip
+        self._follow(loop, batch, work)
+
+    def _follow(self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called) -> None:
+        """Hear of the end of the work in the event loop."""
+        work.tell(loop, lambda: self._ended_beside(loop, batch, work))
+
+    def _ended_beside(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called
+    ) -> None:
+        self._quick_in_a_row = self._quick_in_a_row + 1 if self._call_was_quick else 0
+        if self.served.quick and self._quick_in_a_row >= _QUICK_IN_A_ROW:
+            self.inline = True
+        self._finished(loop, batch, work)
 
     def _finished(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[_Asked],
-        done: asyncio.Future[list[Prediction]],
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Asked], work: _Called
     ) -> None:
-        if done.cancelled():
-            self._settle(batch, None, None)
-        else:
-            error = done.exception()
-            self._settle(batch, None if error else done.result(), error)
+        self._settle(batch, work.result, work.error)
         self._start(loop)
 
     def _settle(
@@ -167,26 +215,35 @@ class BatchedPredictor:
             if not asked.answer.done():
                 asked.answer.set_result(None if results is None else results[index])
 
+    def _timed_call(self, batch: list[_Asked]) -> list[Prediction]:
+        """In the worker thread: one call for the whole batch, and whether it was a quick one."""
+        began_s, own_began_s = time.perf_counter(), time.thread_time()
+        try:
+            return self._call(batch) if batch else []
+        finally:
+            own_s, wall_s = time.thread_time() - own_began_s, time.perf_counter() - began_s
+            self._call_was_quick = own_s < _LENT_S and wall_s < _QUICK_WALL_S
+
     def _call(self, batch: list[_Asked]) -> list[Prediction]:
-        """In the worker thread: one call for the whole batch."""
         predictor, version = self.served.predictor, self.served.version
         prompts = [one.prompt for one in batch]
         classes = [one.slo_class for one in batch]
         rows = predictor.features(prompts, classes) if self._with_features else None
         quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
         shape = (len(batch), len(predictor.levels))
-        if quantiles.shape != shape or not bool((np.diff(quantiles) >= 0).all()):
+        if quantiles.shape != shape or not bool((quantiles[:, 1:] >= quantiles[:, :-1]).all()):
             raise ValueError(f"{version} predicted no {shape} of non-decreasing lengths")
         if not np.isfinite(quantiles).all():
             raise ValueError(f"{version} predicted a length that is not finite")
+        found = quantiles.tolist()
         if rows is None:
-            return [Prediction(row, version) for row in quantiles.tolist()]
+            return [Prediction(row, version) for row in found]
         contract = predictor.feature_contract
+        # arrays to the end: hundreds of numbers a prompt, of thousands of prompts
+        features = np.where(np.isfinite(rows), rows, 0.0).round(6)
         return [
             Prediction(row, version, logged, contract)
-            for row, logged in zip(
-                quantiles.tolist(), np.nan_to_num(rows, nan=0.0).round(6).tolist(), strict=True
-            )
+            for row, logged in zip(found, features, strict=True)
         ]
 
 

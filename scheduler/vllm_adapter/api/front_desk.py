@@ -20,11 +20,52 @@ from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hi
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
 from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import WHOLE_ENDED_METHOD, Answer, Hints
+from lengthwise.scheduler.vllm_adapter.wire import (
+    WHOLE_ENDED_METHOD,
+    Answer,
+    Hints,
+    Prediction,
+)
 
 logger = logging.getLogger(LOGGER_NAME)
 
 _MOST_ROUTES = 32  # as labels of the count of unread generations
+_EARLIER_TEXT = "earlier response"  # counted there too: it was not read
+
+
+Said = tuple[Prediction | None, Prediction | None]
+_NOTHING: Said = (None, None)
+
+
+class PromptHints(Sequence[Hints]):
+    """The hints of each prompt of a request, each made and given once, when its sequence starts:
+    of thousands, nobody waits for all to be made or thrown away."""
+
+    def __init__(self, parsed: ParsedRequest, said: Sequence[Said]) -> None:
+        self.downgraded = False
+        self._parsed = parsed
+        self._said = list(said)
+
+    def __len__(self) -> int:
+        return len(self._said)
+
+    def __getitem__(self, index: Any) -> Any:
+        said, self._said[index] = self._said[index], _NOTHING
+        return self._made(said, self._parsed.prompts[index])
+
+    def longest(self) -> Hints | None:
+        """Those of the sequence that is expected to take longest: the whole ends with it."""
+        pairs = zip(self._said, self._parsed.prompts, strict=True)
+        predicted = [pair for pair in pairs if pair[0][0] is not None]
+        longest = max(predicted, key=lambda pair: _sum_of_quantiles(pair[0]), default=None)
+        return None if longest is None else self._made(*longest)
+
+    def _made(self, said: Said, text: str | None) -> Hints:
+        return hints_of(self._parsed, *said, textless=text is None, downgraded=self.downgraded)
+
+
+def _sum_of_quantiles(said: Said) -> float:
+    return sum(said[0].quantiles) if said[0] is not None else 0.0
 
 
 class Front:
@@ -53,22 +94,21 @@ class Front:
 
     async def prepare(self, parsed: ParsedRequest, core: Any) -> Call | Answer:
         """The call of an admitted request, or the engine's answer to one that is to be shed."""
+        if parsed.lacks_history:
+            self._count_unread(_EARLIER_TEXT)
         said = await self.service.predict_both(
             parsed.prompts, parsed.slo.slo_class, parsed.osl, parsed.fixed_tokens
         )
-        hints = [
-            replace(hints_of(parsed, *one), textless=text is None)
-            for text, one in zip(parsed.prompts, said, strict=True)
-        ]
-        others = replace(hints_of(parsed, None), textless=True)
+        hints = PromptHints(parsed, said)
+        others = hints_of(parsed, None, textless=True)
         if self.admission is not None:
             answer = await self.admission.ask(
-                core, _longest(hints, others), parsed.characters, parsed.max_tokens
+                core, hints.longest() or others, parsed.characters, parsed.max_tokens
             )
             if answer.action == "shed":
                 return answer
             if answer.action == "downgrade":
-                hints = [replace(one, downgraded=True) for one in hints]
+                hints.downgraded = True
                 others = replace(others, downgraded=True)
         return Call(
             hints,
@@ -106,9 +146,3 @@ async def _say_ended(core: Any, whole_id: str) -> None:
             await core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)
     except Exception as error:  # the engine then books the request when it runs out of room
         logger.debug("%s: %r", WHOLE_ENDED_METHOD, error)
-
-
-def _longest(hints: Sequence[Hints], others: Hints) -> Hints:
-    """Those of the sequence that is expected to take longest: the whole ends with it."""
-    predicted = [one for one in hints if one.quantiles is not None]
-    return max(predicted, key=lambda one: sum(one.quantiles or ()), default=others)

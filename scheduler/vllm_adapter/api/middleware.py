@@ -16,17 +16,21 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.earlier_responses import history_of
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.large_body import compile_passes, pieces
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from lengthwise.scheduler.vllm_adapter.api.request_body import (
+    MOST_INLINE_BYTES,
     ParsedRequest,
     parse_body,
     parse_headers,
@@ -59,7 +63,7 @@ CONFIGURE_PATH = "/lengthwise/configure"
 RELOAD_PATH = "/lengthwise/reload"
 
 _MOST_READ_BYTES = 32 * 1024 * 1024  # a larger body streams through, only its headers are read
-_MOST_INLINE_BYTES = 64 * 1024  # a larger one is read in a thread
+_READING_THREADS = 2  # for large bodies; more would only wait for one another
 
 
 class _BodyTooLargeError(Exception):
@@ -87,6 +91,8 @@ class LengthwiseMiddleware:
         self._metrics = api_metrics()
         self.service = service or load_service(self.settings, self._metrics)
         self.front = Front(self.settings, self.service, self._metrics)
+        self._readers = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="request-body")
+        compile_passes()
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
@@ -114,8 +120,7 @@ class LengthwiseMiddleware:
             with calling(Call(scope=scope)):
                 await self.app(scope, receive, send)
             return
-        # vLLM may run under a root path; routes are matched without it.
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _route_path(scope)
         route = (scope["method"], path)
         reader = READERS.get(path) if scope["method"] == "POST" else None
         # nothing is read, judged or said to whom a layer behind ours will turn away
@@ -157,10 +162,14 @@ class LengthwiseMiddleware:
             parsed = parse_headers(headers, self._table)
             await self._pass_on(scope, _replay(raw, receive, more=True), send, parsed)
             return
-        if len(raw) > _MOST_INLINE_BYTES:
-            parsed = await asyncio.to_thread(parse_body, raw, headers, self._table, reader)
+        history = history_of(scope.get("app"))
+        if len(raw) > MOST_INLINE_BYTES:
+            loop = asyncio.get_running_loop()
+            parsed = await loop.run_in_executor(
+                self._readers, parse_body, raw, headers, self._table, reader, history
+            )
         else:
-            parsed = parse_body(raw, headers, self._table, reader)
+            parsed = parse_body(raw, headers, self._table, reader, history)
         if parsed.raw is not raw:
             scope = _with_length(scope, len(parsed.raw))
         await self._pass_on(scope, _replay(parsed.raw, receive), send, parsed)
@@ -191,7 +200,7 @@ class LengthwiseMiddleware:
         after = math.ceil(max(1.0, answer.retry_after_s or 1.0))
         await _send_json(send, 503, {"error": error}, [(b"retry-after", str(after).encode())])
 
-    async def _read(self, receive: Receive) -> tuple[bytes, bool]:
+    async def _read(self, receive: Receive) -> tuple[bytearray, bool]:
         """The body, and whether that is all of it: beyond _MOST_READ_BYTES reading stops."""
         limit = self.settings.max_body_bytes
         body = bytearray()  # not a list of chunks: a client may send a byte at a time
@@ -203,9 +212,9 @@ class LengthwiseMiddleware:
             if limit is not None and len(body) > limit:
                 raise _BodyTooLargeError
             if not message.get("more_body", False):
-                return bytes(body), True
+                return body, True
             if limit is None and len(body) > _MOST_READ_BYTES:
-                return bytes(body), False
+                return body, False
 
     # -- status and configure -----------------------------------------------------------------
 
@@ -320,6 +329,12 @@ def _shown(outcomes: Outcomes) -> dict[str, Any]:
     return {name: asdict(part) for name, part in outcomes.items()}
 
 
+def _route_path(scope: Scope) -> str:
+    """The path that routes are matched by: without the root path that the server may run under."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 def _client_of(scope: Scope) -> Any:
     return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
 
@@ -338,17 +353,21 @@ def _headers(scope: Scope) -> dict[str, str]:
     }
 
 
-def _replay(raw: bytes, receive: Receive, more: bool = False) -> Receive:
+def _replay(raw: bytes | bytearray, receive: Receive, more: bool = False) -> Receive:
     """A ``receive`` that gives the body first, then whatever the client does (the rest of a body,
     disconnects)."""
-    given = False
+    parts = pieces(raw)
+    given = 0
 
     async def replayed() -> Message:
         nonlocal given
         if given:
+            await asyncio.sleep(0)  # whoever wants all of it takes all in one turn
+        part = next(parts, None)
+        if part is None:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": raw, "more_body": more}
+        given += len(part)
+        return {"type": "http.request", "body": part, "more_body": more or given < len(raw)}
 
     return replayed
 

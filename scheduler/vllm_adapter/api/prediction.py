@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_QUICK_S = 0.005  # a single prediction on the event loop may take this long
+_MANY = 256  # prompts of a request, between whose handling others have their turn
+_QUICK_S = 0.002  # for a single prediction that takes this long the event loop waits
 # Loaded beside a busy event loop, a prediction waits for the interpreter lock most of the time.
 _QUICK_WALL_S = 0.05
 
@@ -115,6 +116,8 @@ class PredictionService:
         shadow = self.shadow
         if shadow is None or fixed is not None:
             said = await self.predict(prompts, slo_class, osl, fixed)
+            if len(said) > _MANY:
+                await asyncio.sleep(0)
             return [(one, None) for one in said]
         said, beside = await asyncio.gather(
             self.predict(prompts, slo_class, osl), _of_texts(shadow, prompts, slo_class)

@@ -16,7 +16,8 @@ from typing import Any
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.scan import shortened
-from lengthwise.scheduler.vllm_adapter.api.routes import Reader, RequestParts
+from lengthwise.scheduler.vllm_adapter.api.large_body import WHOLE_BYTES, Span, read_large, spliced
+from lengthwise.scheduler.vllm_adapter.api.routes import History, Reader, RequestParts, no_history
 from lengthwise.scheduler.vllm_adapter.wire import (
     PUBLIC_KEYS,
     Hints,
@@ -29,6 +30,7 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 4096  # of one request; those beyond have no estimate of their own
+MOST_INLINE_BYTES = 32 * 1024  # a larger body is read in parts, and not on the event loop
 _STOPS = ("stop", "stop_token_ids", "stop_sequences", "repetition_detection")
 
 
@@ -38,10 +40,11 @@ class ParsedRequest:
 
     ``prompts`` are the texts of its sequences, None of one without text; ``osl`` is the client's
     hint at their length, ``fixed_tokens`` the length when it leaves no choice; ``raw`` is the body
-    to pass on: the client's own bytes, unless keys of ours had to go.
+    to pass on: the client's own bytes, unless keys of ours had to go. ``lacks_history``: the text
+    of an earlier response goes before, which is not known.
     """
 
-    raw: bytes
+    raw: bytes | bytearray
     slo: Slo
     tenant: str | None
     prompts: tuple[str | None, ...] = ()
@@ -50,6 +53,7 @@ class ParsedRequest:
     fixed_tokens: int | None = None
     is_open: bool = False
     in_background: bool = False
+    lacks_history: bool = False
 
     @property
     def characters(self) -> int:
@@ -64,22 +68,23 @@ def parse_headers(headers: Mapping[str, str], table: SloTable) -> ParsedRequest:
 
 
 def parse_body(
-    raw: bytes, headers: Mapping[str, str], table: SloTable, reader: Reader
+    raw: bytes | bytearray,
+    headers: Mapping[str, str],
+    table: SloTable,
+    reader: Reader,
+    history: History = no_history,
 ) -> ParsedRequest:
     """The request, as ``reader`` finds its parts; ``headers`` have lower-case names.
 
     Raises InputError for a malformed SLO, tenant or length hint. A body that is no JSON object, or
     nested beyond Python's depth, is passed on as it came: vLLM refuses it.
     """
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
+    body, place = _read(raw)
+    if body is None:
         return replace(parse_headers(headers, table), raw=raw, is_open=False)
     try:
-        parts = reader(body)
-        passed_on = _without_ours(raw, body)
+        parts = reader(body, history)
+        passed_on = _without_ours(raw, body, place)
     except RecursionError:
         raise InputError("the request body is nested too deeply") from None
     said = parts.xargs if isinstance(parts.xargs, Mapping) else {}
@@ -94,29 +99,49 @@ def parse_body(
         _fixed(parts),
         parts.is_open,
         body.get("background") is True,
+        parts.earlier_id is not None,
     )
 
 
 def hints_of(
-    parsed: ParsedRequest, prediction: Prediction | None, shadow: Prediction | None = None
+    parsed: ParsedRequest,
+    prediction: Prediction | None,
+    shadow: Prediction | None = None,
+    *,
+    textless: bool = False,
+    downgraded: bool = False,
 ) -> Hints:
     """What the engine is to know of one of the request's sequences."""
-    hints = Hints(parsed.slo, parsed.tenant)
-    if prediction is not None:
-        features = prediction.features
-        hints = replace(
-            hints,
-            quantiles=rounded(prediction.quantiles),
-            version=prediction.version,
-            features=None if features is None else tuple(features),
-            contract=None if features is None else prediction.contract,
-        )
-    if shadow is not None:
-        hints = replace(hints, shadow=rounded(shadow.quantiles), shadow_version=shadow.version)
-    return hints
+    features = None if prediction is None else prediction.features
+    return Hints(
+        parsed.slo,
+        parsed.tenant,
+        quantiles=None if prediction is None else rounded(prediction.quantiles),
+        version=None if prediction is None else prediction.version,
+        features=None if features is None else tuple(features.tolist()),
+        contract=None if prediction is None or features is None else prediction.contract,
+        shadow=None if shadow is None else rounded(shadow.quantiles),
+        shadow_version=None if shadow is None else shadow.version,
+        downgraded=downgraded,
+        textless=textless,
+    )
 
 
-def _without_ours(raw: bytes, body: dict[str, Any]) -> bytes:
+def _read(raw: bytes | bytearray) -> tuple[Mapping[str, Any] | None, Span | None]:
+    """The body if it is an object, and of a large one where its ``vllm_xargs`` stand."""
+    try:
+        if len(raw) > MOST_INLINE_BYTES:
+            large = read_large(raw)
+            return (None, None) if large is None else (large.body, large.places.get("vllm_xargs"))
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None, None
+    return (body if isinstance(body, dict) else None), None
+
+
+def _without_ours(
+    raw: bytes | bytearray, body: Mapping[str, Any], place: Span | None
+) -> bytes | bytearray:
     """The body without private keys and empty ones of ours; as it came where there are none.
 
     vLLM would refuse a null among its ``vllm_xargs``, which to us means absent.
@@ -127,7 +152,11 @@ def _without_ours(raw: bytes, body: dict[str, Any]) -> bytes:
     kept = {key: value for key, value in xargs.items() if not _is_to_go(key, value)}
     if len(kept) == len(xargs):
         return raw
-    return json.dumps(body | {"vllm_xargs": kept}).encode()
+    if place is None:
+        return json.dumps({**body, "vllm_xargs": kept}).encode()
+    if place[1] - place[0] > WHOLE_BYTES:
+        return raw  # not all of them were read
+    return spliced(raw, place, json.dumps(kept).encode())
 
 
 def _is_to_go(key: str, value: Any) -> bool:
@@ -141,10 +170,11 @@ def _shortened(text: str | None) -> str | None:
 
 
 def _limit(parts: RequestParts) -> int | None:
-    """The tightest of the limit's names; a malformed one is left for vLLM to refuse."""
-    given = [parts.sampling.get(name) for name in parts.limits]
-    limits = [n for n in given if isinstance(n, int) and not isinstance(n, bool) and n > 0]
-    return min(limits, default=None)
+    """The first of the limit's names that is given; a malformed one is left for vLLM to refuse."""
+    given = (parts.sampling.get(name) for name in parts.limits)
+    limit = next((value for value in given if value is not None), None)
+    is_limit = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    return limit if is_limit else None
 
 
 def _fixed(parts: RequestParts) -> int | None:

@@ -26,9 +26,11 @@ class RequestParts:
     """What a body holds, where its route keeps it.
 
     ``prompts``: text, or None, of each sequence group the server will start, in its order.
-    ``sampling``: the mapping with ``min_tokens``, ``ignore_eos`` and the limits ``limits``.
+    ``sampling``: the mapping with ``min_tokens``, ``ignore_eos`` and the limits ``limits``, of
+    which the first that is given counts.
     ``xargs``: the extra arguments as the client gave them. ``is_open``: the server starts further
     sequences as it goes (beams, tools of its own), so nobody knows how many parts there will be.
+    ``earlier_id``: an earlier response that is not known here, whose text goes before the prompt.
     """
 
     prompts: Sequence[str | None] = ()
@@ -36,12 +38,20 @@ class RequestParts:
     limits: tuple[str, ...] = ("max_tokens",)
     xargs: Any = None
     is_open: bool = False
+    earlier_id: str | None = None
 
 
-Reader = Callable[[Body], RequestParts]
+History = Callable[[str], Sequence[Body] | None]
+"""The messages up to an earlier response and with it, by its id; None of one not known."""
+Reader = Callable[[Body, History], RequestParts]
 
 
-def _chat(body: Body) -> RequestParts:
+def no_history(response_id: str) -> Sequence[Body] | None:
+    """No response is known."""
+    return None
+
+
+def _chat(body: Body, history: History = no_history) -> RequestParts:
     return RequestParts(
         (text_of_request(body) or None,),
         body,
@@ -51,7 +61,7 @@ def _chat(body: Body) -> RequestParts:
     )
 
 
-def _completions(body: Body) -> RequestParts:
+def _completions(body: Body, history: History = no_history) -> RequestParts:
     """Embeddings come before the prompts, as in the server's own order."""
     prompts: list[str | None] = []
     embeds = body.get("prompt_embeds")
@@ -66,18 +76,21 @@ def _completions(body: Body) -> RequestParts:
     return RequestParts(prompts, body, ("max_tokens",), body.get("vllm_xargs"), _beams(body))
 
 
-def _chat_batch(body: Body) -> RequestParts:
+def _chat_batch(body: Body, history: History = no_history) -> RequestParts:
     talks = body.get("messages")
     prompts = [text_of_request({"messages": talk}) or None for talk in _list(talks)]
     limits = ("max_completion_tokens", "max_tokens")
     return RequestParts(prompts, body, limits, body.get("vllm_xargs"))
 
 
-def _responses(body: Body) -> RequestParts:
+def _responses(body: Body, history: History = no_history) -> RequestParts:
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given)
-    system = _text(body.get("instructions"))
+    system, earlier_id = _text(body.get("instructions")), _text(body.get("previous_response_id"))
+    earlier = None if earlier_id is None else history(earlier_id)
     messages: list[Body] = [{"role": "system", "content": system}] if system else []
+    # as the server has it: instructions are of one response only
+    messages += [one for one in earlier or () if one.get("role") != "system"]
     messages += [dict(_message_of_item(item)) for item in items if isinstance(item, Mapping)]
     tools = [tool for tool in _list(body.get("tools")) if isinstance(tool, Mapping)]
     own_tools = any(tool.get("type") != "function" for tool in tools)
@@ -87,6 +100,7 @@ def _responses(body: Body) -> RequestParts:
         ("max_output_tokens",),
         body.get("vllm_xargs"),
         own_tools,
+        earlier_id if earlier is None else None,
     )
 
 
@@ -101,7 +115,7 @@ def _message_of_item(item: Body) -> Body:
     return item
 
 
-def _anthropic(body: Body) -> RequestParts:
+def _anthropic(body: Body, history: History = no_history) -> RequestParts:
     messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
     for message in _list(body.get("messages")):
         if isinstance(message, Mapping):
@@ -126,7 +140,7 @@ def _block_text(block: Any) -> str | None:
     return _text(block.get("text"))
 
 
-def _tokens(body: Body) -> RequestParts:
+def _tokens(body: Body, history: History = no_history) -> RequestParts:
     """Tokens in, tokens out: no text, and sampling parameters in an object of their own."""
     sampling = body.get("sampling_params")
     sampling = sampling if isinstance(sampling, Mapping) else {}
@@ -135,7 +149,7 @@ def _tokens(body: Body) -> RequestParts:
     return RequestParts((None,), sampling, ("max_tokens",), xargs)
 
 
-def _invocations(body: Body) -> RequestParts:
+def _invocations(body: Body, history: History = no_history) -> RequestParts:
     """The server takes what fits a chat as a chat, anything else as a completion."""
     return _chat(body) if "messages" in body else _completions(body)
 

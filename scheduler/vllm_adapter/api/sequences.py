@@ -78,17 +78,20 @@ class Call:
             hints = replace(hints, slo=_left(hints.slo, time.monotonic() - self.began_s))
         elif not further:
             hints = self._with_text(hints, index)
+        changed: dict[str, Any] = {}
         known = _fixed(params) if self.levels else None
         if known is not None:
-            quantiles = (float(known),) * self.levels
-            hints = replace(
-                hints, quantiles=quantiles, version=FIXED_LENGTH, features=None, contract=None
-            )
+            changed = {"quantiles": (float(known),) * self.levels, "version": FIXED_LENGTH,
+                       "features": None, "contract": None}  # fmt: skip
+        elif hints.version == FIXED_LENGTH:
+            changed = {"quantiles": None, "version": None}  # the server read it otherwise
         samples = getattr(params, "n", 1) or 1
         parts = 0 if self.is_open or further else len(self.hints) * samples
         if parts != 1:
             self.announced = True
-            hints = replace(hints, whole=Whole(self.whole_id, parts))
+            changed["whole"] = Whole(self.whole_id, parts)
+        if changed:
+            hints = replace(hints, **changed)
         return hints.to_xargs()
 
     def _with_text(self, hints: Hints, index: int) -> Hints:

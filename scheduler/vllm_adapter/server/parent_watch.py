@@ -15,12 +15,14 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 DONE = "done"
 KEPT_SUFFIX = ".kept"  # of the folder beside the run files, see run_files.py
 POLL_S = 0.5
 _MOST_KILLS = 200
 ENDED = ("", "Z", "X")
+TRACKERS_S = 2.0  # that Python's trackers of shared memory have to tidy up
 LAST_WORDS_S = 3.0  # what outlives the server's own process may still be writing its logs
 
 
@@ -57,21 +59,51 @@ def stop(server: int, grace_s: float) -> None:
 
 
 def end_session(leader: int, grace_s: float) -> None:
-    """End what is left of a server's session: ask, and kill after ``grace_s``."""
+    """End what is left of a server's session: ask, and kill after ``grace_s``.
+
+    Python's trackers of shared memory are killed last: they remove what the killed leave under
+    /dev/shm, which is theirs by their own word, and end by themselves.
+    """
     if not signal_all(leader, signal.SIGTERM):
         return
-    deadline_s = time.monotonic() + grace_s
-    while time.monotonic() < deadline_s:
-        time.sleep(0.05)
-        if not signal_all(leader, 0):
-            return
+    if _is_over(leader, grace_s):
+        return
+    deadline_s = time.monotonic() + TRACKERS_S
+    while signal_all(leader, signal.SIGKILL, spare=is_tracker) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    if _is_over(leader, max(0.0, deadline_s - time.monotonic())):
+        return
     for _ in range(_MOST_KILLS):  # who was being started meanwhile, too
         if not signal_all(leader, signal.SIGKILL):
             return
         time.sleep(0.05)
 
 
-def signal_all(leader: int, number: int) -> bool:
+def _is_over(leader: int, within_s: float) -> bool:
+    """Whether nothing of the session is left, now or soon."""
+    deadline_s = time.monotonic() + within_s
+    while signal_all(leader, 0):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def nobody(pid: int) -> bool:
+    """No process is spared."""
+    return False
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether the process is one of Python's that remove shared memory nobody uses any more."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+            return b"multiprocessing.resource_tracker" in file.read()
+    except OSError:
+        return False
+
+
+def signal_all(leader: int, number: int, spare: Callable[[int], bool] = nobody) -> bool:
     """Signal every process of the session that this one leads; whether there is any."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
@@ -84,7 +116,7 @@ def signal_all(leader: int, number: int) -> bool:
     found = False
     for pid in pids:
         state, session = _state_and_session(pid)
-        if session == leader and state not in ENDED:
+        if session == leader and state not in ENDED and not spare(pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
                 found = True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planning_cases import draw_problem
 from rollout_cases import cases, draw_case
 
-from lengthwise.scheduler.plan.held_out import all_known, mean_values, redrawn
+from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values, redrawn
 from lengthwise.scheduler.plan.search import value_of
 from lengthwise.scheduler.policies.make import make_policy
 

@@ -1,0 +1,322 @@
+"""Large bodies: read as small ones are, and without keeping the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
+
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.vllm_adapter.api import large_body, request_body
+from lengthwise.scheduler.vllm_adapter.api.large_body import pieces, read_large, spliced
+from lengthwise.scheduler.vllm_adapter.api.request_body import MOST_INLINE_BYTES, parse_body
+from lengthwise.scheduler.vllm_adapter.api.routes import READERS
+
+SLOS = SloTable.from_dict(TABLE)
+BATCH = "/v1/chat/completions/batch"
+
+characters = st.sampled_from(['"', "\\", "é", "漢", "😀", "\ud83d", "\ude00", "\n", "a", "]", "}"])
+texts = st.lists(characters, max_size=60).map("".join)
+tokens = st.integers(0, 200_000)
+contents = st.one_of(
+    texts,
+    st.none(),
+    st.lists(
+        st.one_of(
+            st.fixed_dictionaries({"type": st.just("text"), "text": texts}),
+            st.fixed_dictionaries({"type": st.just("x"), "image_url": st.none()}),
+            tokens,
+        ),
+        max_size=4,
+    ),
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "odd"]), "content": contents}
+    ),
+    max_size=6,
+)
+bodies = st.fixed_dictionaries(
+    {"model": st.just("m")},
+    optional={
+        "prompt": st.one_of(texts, st.lists(texts, max_size=6), st.lists(tokens, max_size=6)),
+        "messages": st.one_of(messages, st.lists(messages, max_size=3)),
+        "input": st.one_of(texts, messages),
+        "instructions": texts,
+        "tools": st.lists(st.fixed_dictionaries({"name": texts}), max_size=3),
+        "vllm_xargs": st.dictionaries(
+            st.sampled_from(["slo_e2e_ms", "pred_x", "lw_y", "osl", "mine"]),
+            st.sampled_from([None, 5, 70.5, "9"]),
+        ),
+        "max_tokens": st.integers(1, 50),
+        "min_tokens": st.integers(1, 50),
+    },
+)
+
+
+@pytest.fixture
+def tiny_parts(monkeypatch):
+    """Every body is large, every value of more than twelve bytes is read in parts."""
+    monkeypatch.setattr(request_body, "MOST_INLINE_BYTES", 0)
+    monkeypatch.setattr(large_body, "WHOLE_BYTES", 12)
+    monkeypatch.setattr(request_body, "WHOLE_BYTES", 10**6)
+
+
+@settings(max_examples=150, deadline=None, database=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(bodies, st.sampled_from(sorted(READERS)), st.sampled_from([None, 1]), st.booleans())
+def test_a_large_body_is_read_as_a_small_one(tiny_parts, body, path, indent, ascii_only):
+    raw = json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    found = parse_body(raw, {}, SLOS, READERS[path])
+    with pytest.MonkeyPatch.context() as whole:
+        whole.setattr(request_body, "MOST_INLINE_BYTES", 10**9)
+        wanted = parse_body(raw, {}, SLOS, READERS[path])
+    assert json.dumps(json.loads(found.raw)) == json.dumps(json.loads(wanted.raw))
+    assert (found.raw is raw) == (wanted.raw is raw)
+    for name in ("slo", "tenant", "prompts", "osl", "max_tokens", "fixed_tokens", "is_open"):
+        assert getattr(found, name) == getattr(wanted, name), name
+
+
+@pytest.mark.parametrize("unit", ["word ", "é", "漢字 ", "😀", "\\", '"', "\n", "\ud83d", "\x00"])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_both_ends_of_a_long_text_are_those_of_the_whole(unit, ascii_only):
+    text = "".join(f"{unit}{i}" for i in range(200_000 // len(unit)))
+    for body, path in (({"prompt": text}, COMPLETIONS), ({"prompt": [text, "b"]}, COMPLETIONS),
+                       ({"messages": [{"role": "user", "content": text}] * 2}, CHAT)):  # fmt: skip
+        raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        wanted = READERS[path](body).prompts
+        found = parse_body(raw, {}, SLOS, READERS[path]).prompts
+        assert found == tuple(request_body._shortened(one) for one in wanted)
+
+
+def test_of_many_messages_the_first_and_the_last_are_read():
+    talk = [{"role": "user", "content": f"Message {i} of a long talk."} for i in range(50_000)]
+    tools = [{"name": f"t{i}"} for i in range(9_000)]
+    raw = json.dumps({"messages": talk, "tools": tools}).encode()
+    (found,) = parse_body(raw, {}, SLOS, READERS[CHAT]).prompts
+    (wanted,) = READERS[CHAT](json.loads(raw)).prompts
+    assert found == request_body._shortened(wanted)
+
+
+def test_an_image_costs_no_room_and_its_text_is_read():
+    picture = {"type": "image_url", "image_url": {"url": "data:," + "A" * 400_000}}
+    parts = [picture] * 5 + [{"type": "text", "text": "What is on these?"}]
+    raw = json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()
+    assert parse_body(raw, {}, SLOS, READERS[CHAT]).prompts == ("What is on these?",)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b'{"prompt": %s', b'{"prompt": %s}}', b'[%s]', b'{"prompt" %s}', b'{prompt: %s}',
+     b'{"prompt": %s} x', b'{"prompt": %s,}', b'{"a": "\\', b"", b"{", b'{"prompt": %s, "b": tru}'],
+)  # fmt: skip
+def test_what_is_no_object_is_left_to_vllm(broken):
+    raw = broken.replace(b"%s", b'"' + b"x" * (2 * MOST_INLINE_BYTES) + b'"')
+    parsed = parse_body(raw, {"x-slo-e2e-ms": "70"}, SLOS, READERS[COMPLETIONS])
+    assert parsed.raw is raw
+    assert (parsed.prompts, parsed.slo.e2e_s) == ((), 0.07)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.binary(max_size=40) | st.text(alphabet='{}[]",:\\ u1dD8', max_size=40).map(str.encode))
+def test_any_bytes_can_be_looked_through(raw):
+    found = read_large(raw)
+    assert found is None or isinstance(found.body, dict)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_only_the_arguments_are_rewritten(mark):
+    text = "x" * (3 * MOST_INLINE_BYTES)
+    raw = mark + b'{"a": 1.50, "vllm_xargs": {"osl": null, "pred_x": 3, "mine": 1}, "prompt": "'
+    raw += text.encode() + b'"}'
+    parsed = parse_body(raw, {}, SLOS, READERS[COMPLETIONS])
+    assert parsed.raw == raw.replace(b'{"osl": null, "pred_x": 3, "mine": 1}', b'{"mine": 1}')
+
+
+@given(st.binary(max_size=50), st.data())
+def test_pieces_are_the_whole(raw, data):
+    start = data.draw(st.integers(0, len(raw)))
+    stop = data.draw(st.integers(start, len(raw)))
+    assert b"".join(pieces(raw, start, stop)) == raw[start:stop]
+    assert spliced(raw, (start, stop), b"new") == raw[:start] + b"new" + raw[stop:]
+
+
+# -- where the work is done ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """(thread, bytes) of every call of Python's JSON reader."""
+    seen = []
+    genuine = json.loads
+
+    def loads(text, **options):
+        seen.append((threading.get_ident(), len(text)))
+        return genuine(text, **options)
+
+    for module in (large_body, request_body):
+        monkeypatch.setattr(module, "json", SimpleNamespace(loads=loads, dumps=json.dumps))
+    return seen
+
+
+LARGE = {
+    "text": (COMPLETIONS, {"prompt": "word " * 400_000}),
+    "list of texts": (COMPLETIONS, {"prompt": ["word " * 1_000] * 300}),
+    "empty lists": (COMPLETIONS, {"prompt": [[]] * 330_000}),
+    "empty lists as messages": (CHAT, {"messages": [[]] * 330_000}),
+    "messages": (CHAT, {"messages": [{"role": "user", "content": "hello " * 100}] * 5_000}),
+    "conversations": (BATCH, {"messages": [[{"role": "user", "content": "a " * 100}]] * 500}),
+    "unknown": (CHAT, {"messages": [], "guided": {"a": [{}] * 100_000}}),
+    "nulls of ours": (CHAT, {"messages": [], "vllm_xargs": {"osl": None}, "x": "y" * 10**6}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_body_is_read_in_a_thread_a_little_at_a_time(readings, kind):
+    path, body = LARGE[kind]
+    reached = []
+
+    async def inner(scope, receive, send):
+        received, more = b"", True
+        while more:
+            message = await receive()
+            assert len(message["body"]) <= 2**20
+            received, more = received + message["body"], message["more_body"]
+        reached.append(received)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = Client(WordPredictor())
+    client.asgi.app = inner
+    readings.clear()
+    raw = json.dumps(body).encode()
+    assert client.call("POST", path, content=raw).status_code == 200
+    assert readings
+    assert threading.get_ident() not in {thread for thread, _ in readings}
+    assert max(size for _, size in readings) <= large_body._HEAD_BYTES + large_body._TAIL_BYTES + 2
+    if kind != "nulls of ours":
+        assert reached == [raw]
+
+
+def test_what_a_small_body_costs_the_loop_is_bounded_by_its_size(readings):
+    client = Client(WordPredictor())
+    readings.clear()
+    client.xargs({"prompt": "one two"})
+    assert readings
+    assert all(size <= MOST_INLINE_BYTES for _, size in readings)
+    assert {thread for thread, _ in readings} == {threading.get_ident()}
+
+
+class Noted(WordPredictor):
+    """Notes the thread of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads = []
+
+    def predict(self, prompts, slo_class=None, rows=None):
+        self.threads.append(threading.get_ident())
+        return super().predict(prompts, slo_class, rows)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_predictor_is_never_called_on_the_loop(inline):
+    predictor = Noted()
+    assert "pred_quantiles" in Client(predictor, inline).xargs({"prompt": "a b"})
+    assert predictor.threads
+    assert threading.get_ident() not in predictor.threads
+
+
+def test_the_first_slow_call_does_not_keep_the_loop():
+    """It stands still for a few milliseconds of the half second, and for none of the next call."""
+    predictor = WordPredictor()
+    predictor.stall_s = 0.5
+    client = Client(predictor, inline=True, predict_timeout_ms=5000)
+
+    async def scenario():
+        turns, waiting = 0, asyncio.create_task(
+            client._call("POST", COMPLETIONS, json={"prompt": "hi"})
+        )  # fmt: skip
+        while not waiting.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert "pred_quantiles" in waiting.result().json()["vllm_xargs"]
+        return turns
+
+    assert asyncio.run(scenario()) > 20
+    assert not client.service.champion.inline
+
+
+def test_after_enough_quick_calls_the_loop_waits_again():
+    predictor = WordPredictor()
+    client = Client(predictor, inline=True, predict_timeout_ms=5000)
+    predictor.stall_s = 0.1
+    client.xargs({"prompt": "hi"})
+    assert not client.service.champion.inline
+    predictor.stall_s = 0.0
+    for _ in range(100):
+        client.xargs({"prompt": "hi"})
+        if client.service.champion.inline:
+            return
+    raise AssertionError("it never does")
+
+
+def test_a_slow_predictor_is_never_waited_for():
+    client = Client(WordPredictor(), inline=False)
+    for _ in range(40):
+        client.xargs({"prompt": "hi"})
+    assert not client.service.champion.inline
+
+
+def test_many_prompts_leave_others_their_turn():
+    """Thousands of hints are made a few at a time."""
+    client = Client(WordPredictor(), inline=True)
+    asked = {"prompt": [f"Say {i}." for i in range(4096)]}
+    turns = 0
+
+    async def scenario():
+        nonlocal turns
+        waiting = asyncio.create_task(client._call("POST", COMPLETIONS, json=asked))
+        while not waiting.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return waiting.result().json()["told"]
+
+    told = asyncio.run(scenario())
+    assert len(told) == 4096
+    assert all("pred_quantiles" in one for one in told)
+    assert turns > 4096 / 8
+
+
+def test_a_server_that_is_ready_compiles_nothing_more():
+    """In a process of its own: one version of each pass, for bytes and bytearrays."""
+    code = """
+from lengthwise.scheduler.vllm_adapter.api import large_body
+large_body.compile_passes()
+passes = [large_body.extent, large_body.find_parts, large_body.ends_of_text]
+print(*(len(one.signatures) for one in passes))
+raw = b'{"messages": [{"role": "user", "content": "' + b"x" * 900_000 + b'"}], "tools": [{}]}'
+large_body.read_large(raw)
+large_body.read_large(bytearray(raw))
+print(*(len(one.signatures) for one in passes))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"] * 6
+
+
+def test_reading_takes_no_longer_than_so(monkeypatch):
+    """Ten seconds of nothing but brackets would be a denial of service: it is read once a level."""
+    raw = b'{"messages":' + b"[" * 10**6 + b"]" * 10**6 + b"}"
+    read_large(b"{}")
+    began_s = time.process_time()
+    parse_body(raw, {}, SLOS, READERS[CHAT])
+    assert time.process_time() - began_s < 2.0  # a twentieth of that on a quiet machine
