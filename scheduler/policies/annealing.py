@@ -167,9 +167,9 @@ class AnnealingPolicy:
         picture = self._picture(planned, shot, horizon_s)
         gap_s = _gap_s(planned, shot)
         starts = self._starts(planned, shot, queue, gap_s)
-        leaders = self._leaders(shot, starts, picture, began)
+        leaders = self._leaders(starts, picture, began)
         found, value, steps = self._annealed(planned, shot, picture, leaders.best, began)
-        best, start, value, start_value = self._chosen(shot, picture, leaders, found, value)
+        best, start, value, start_value = self._chosen(picture, leaders, found, value)
         best.limits[s.MAX_RUNNING] = let_in(
             best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
             problem.max_wait_s, gap_s,
@@ -316,11 +316,9 @@ class AnnealingPolicy:
             if not feasible:
                 yield f"{name}, late ones last", order, True
 
-    def _leaders(
-        self, shot: Snapshot, starts: Iterator[_Start], picture: s.Picture, began: float
-    ) -> _Leaders:
+    def _leaders(self, starts: Iterator[_Start], picture: s.Picture, began: float) -> _Leaders:
         """Step 4: the starts of most value. Out of time, those that are left are not valued."""
-        nobody = np.zeros(shot.running, dtype=np.int64)
+        nobody = np.zeros(picture.running, dtype=np.int64)
         best: _Valued | None = None
         fresh: _Valued | None = None
         rule: _Valued | None = None
@@ -372,7 +370,7 @@ class AnnealingPolicy:
         return best, float(values[1]), done
 
     def _chosen(
-        self, shot: Snapshot, picture: s.Picture, leaders: _Leaders, found: s.Parts, value: float
+        self, picture: s.Picture, leaders: _Leaders, found: s.Parts, value: float
     ) -> tuple[s.Parts, _Start, float, float]:
         """Step 6: the plan, the start its order is of, its value, and that of the best start."""
         best, fresh = leaders.best, leaders.fresh
@@ -420,7 +418,7 @@ class AnnealingPolicy:
         start: _Start,
         best: s.Parts,
     ) -> None:
-        """Step 6, and what the next plan starts from; the rule would serve without an order."""
+        """Step 7, and what the next plan starts from; the rule would serve without an order."""
         engine, now_s = shot.engine, problem.now_s
         self._limits = (float(best.limits[0]), float(best.limits[1]))
         self._last.remember(shot.rows.arrival_s[best.order])
