@@ -22,6 +22,7 @@ TAIL_CAP = 4.0
 # A request past everything its row allows: what is left is taken as this share of what it wrote.
 OUTLIVED_SHARE = 0.5
 STRATA = (0.1, 0.3, 0.5, 0.7, 0.9)
+_PLACES = np.array(STRATA)
 _OUTLIVED = 1e-6  # chance of an answer that long, below which the row is taken to be wrong
 
 
@@ -192,3 +193,28 @@ def remaining_rows(
         longest = caps[i] if caps[i] > 0.0 else TAIL_CAP * rows[i, len(levels) - 1]
         most[i] = max(1.0, longest - generated[i])
     return left, most
+
+
+@njit
+def to_come(
+    levels: FloatArray, row: FloatArray, generated: float, level: float, strata: FloatArray
+) -> float:
+    """Tokens to come after ``generated``, at ``level`` of their distribution or on the mean.
+
+    ``level`` is negative for the mean; ``strata (s,)`` is filled with equally likely values.
+    """
+    last = len(levels) - 1
+    if row[0] == row[last]:  # a length that is known
+        known = row[0] - generated
+        strata[:] = known if known > 0.0 else max(1.0, OUTLIVED_SHARE * generated)
+        return float(strata[0])
+    past = cdf_at(levels, row, generated) if generated > 0.0 else 0.0
+    if past >= 1.0 - 1e-6:  # it has outlived its prediction
+        strata[:] = max(1.0, OUTLIVED_SHARE * generated)
+        return float(strata[0])
+    for s in range(len(strata)):
+        at = past + (1.0 - past) * _PLACES[s]
+        strata[s] = max(1.0, quantile_at(levels, row, at) - generated)
+    if level < 0.0:
+        return float(remaining_mean(levels, row, generated))
+    return max(1.0, quantile_at(levels, row, past + (1.0 - past) * level) - generated)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.data.lengths import STRATA
+from lengthwise.data.lengths import STRATA, to_come
 from lengthwise.scheduler.fleet.known_requests import (
     ARRIVAL,
     CACHED,
@@ -26,13 +26,12 @@ from lengthwise.scheduler.fleet.known_requests import (
     TTFT_BY,
     WEIGHT,
     KnownColumns,
-    to_come,
 )
 from lengthwise.scheduler.plan.rollout import Engine, Rows, decode_s
+from lengthwise.scheduler.plan.rows import GOLDEN
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 
-GOLDEN = 0.6180339887498949
 START_QUANTILE = 0.7  # length level the latest start is computed at, as the planner's
 FIRST_ROOM = 128
 

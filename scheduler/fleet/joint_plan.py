@@ -42,8 +42,8 @@ from lengthwise.scheduler.fleet.known_requests import (
     KnownColumns,
 )
 from lengthwise.scheduler.plan import rollout as ro
+from lengthwise.scheduler.plan.search import COOLING, FIRST_TEMPERATURE
 
-FIRST_TEMPERATURE, COOLING = 0.3, 0.02  # as the planner's own search
 SWAP, MOVE, EXCHANGE, ENDS = range(4)
 UNIFORMS = 6
 VALUED = 24  # requests that the list schedule places by value

@@ -6,19 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.data.lengths import (
-    OUTLIVED_SHARE,
-    STRATA,
-    cdf_at,
-    quantile_at,
-    remaining_mean,
-)
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.lengths import STRATA, to_come
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 
 ARRIVAL, PROMPT, TTFT_BY, TPOT, E2E_BY, WEIGHT, PREFIX_TOKENS, MEAN, SENT, CACHED = range(10)
 FIGURES = 10
-PLACES = np.array(STRATA)
 FIRST_ROOM = 256
 
 
@@ -31,31 +24,6 @@ class KnownColumns(NamedTuple):
     quantiles: FloatArray
     strata: FloatArray
     levels: FloatArray
-
-
-@njit
-def to_come(
-    levels: FloatArray, row: FloatArray, generated: float, level: float, strata: FloatArray
-) -> float:
-    """Tokens to come after ``generated``, at ``level`` of their distribution or on the mean.
-
-    ``level`` is negative for the mean; ``strata (s,)`` is filled with equally likely values.
-    """
-    last = len(levels) - 1
-    if row[0] == row[last]:  # a length that is known
-        known = row[0] - generated
-        strata[:] = known if known > 0.0 else max(1.0, OUTLIVED_SHARE * generated)
-        return float(strata[0])
-    past = cdf_at(levels, row, generated) if generated > 0.0 else 0.0
-    if past >= 1.0 - 1e-6:  # it has outlived its prediction
-        strata[:] = max(1.0, OUTLIVED_SHARE * generated)
-        return float(strata[0])
-    for s in range(len(strata)):
-        at = past + (1.0 - past) * PLACES[s]
-        strata[s] = max(1.0, quantile_at(levels, row, at) - generated)
-    if level < 0.0:
-        return remaining_mean(levels, row, generated)
-    return max(1.0, quantile_at(levels, row, past + (1.0 - past) * level) - generated)
 
 
 class KnownRequests:

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, njit
-from lengthwise.data.lengths import (
-    OUTLIVED_SHARE,
-    STRATA,
-    cdf_at,
-    quantile_at,
-    remaining_mean,
-)
+from lengthwise.data.lengths import STRATA, to_come
 from lengthwise.scheduler.plan.rollout import Engine, Rows, decode_s
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
@@ -60,7 +54,6 @@ def _lengths(
     quantiles: FloatArray,
     generated: FloatArray,
     sampled: int,
-    places: FloatArray,
     need: FloatArray,
     strata: FloatArray,
 ) -> None:
@@ -70,28 +63,9 @@ def _lengths(
     spread over the rows: so slots come free one by one, as they do, while means would free them
     all at once. The others get their mean.
     """
-    last = len(levels) - 1
     for i in range(len(need)):
-        row, done = quantiles[i], generated[i]
-        past = 0.0
-        if row[0] == row[last]:  # a length that is known
-            need[i] = row[0] - done if row[0] > done else max(1.0, OUTLIVED_SHARE * done)
-            strata[i, :] = need[i]
-            continue
-        if done > 0.0:
-            past = cdf_at(levels, row, done)
-        if past >= 1.0 - 1e-6:  # it has outlived its prediction
-            need[i] = max(1.0, OUTLIVED_SHARE * done)
-            strata[i, :] = need[i]
-            continue
-        for s in range(len(places)):
-            at = past + (1.0 - past) * places[s]
-            strata[i, s] = max(1.0, quantile_at(levels, row, at) - done)
-        if i < sampled:
-            u = (0.5 + i * GOLDEN) % 1.0
-            need[i] = max(1.0, quantile_at(levels, row, past + (1.0 - past) * u) - done)
-        else:
-            need[i] = remaining_mean(levels, row, done)
+        level = (0.5 + i * GOLDEN) % 1.0 if i < sampled else -1.0
+        need[i] = to_come(levels, quantiles[i], generated[i], level, strata[i])
 
 
 def engine_of(problem: Problem, pace: float = 1.0) -> Engine:
@@ -132,7 +106,6 @@ def snapshot(
         np.maximum.accumulate(np.maximum(rows.quantiles, 1.0), axis=1),
         rows.generated_tokens,
         running,
-        np.array(STRATA),
         need,
         strata,
     )
