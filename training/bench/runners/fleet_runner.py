@@ -28,11 +28,10 @@ from lengthwise.training.bench.comparison.workload_source import (
     to_sim,
 )
 from lengthwise.training.bench.results.result import Provenance
-from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
 from lengthwise.training.bench.runners.simulator_runner import (
     KnownLengths,
-    plan_times,
     policy_seed,
+    run_of,
     simulated_policy,
 )
 
@@ -150,22 +149,9 @@ class FleetRunner:
         done = (
             play_fleet(task) if self._pool is None else self._pool.submit(play_fleet, task).result()
         )
-        predicted = median_tokens(rows, levels) if arm.lengths == "learned" else None
         for _ in requests:
             tick()
-        return Run(
-            repeat,
-            to_records(
-                requests,
-                done.first_token_s,
-                done.finish_s,
-                done.output_tokens,
-                repeat,
-                predicted,
-            ),
-            queue_samples(requests, done.admitted_s, done.finish_s, done.end_s),
-            plan_times(done.plan_s),
-        )
+        return run_of(arm, requests, repeat, done, rows, levels)
 
     def describe(self) -> dict[str, Any]:
         """Instances and search."""

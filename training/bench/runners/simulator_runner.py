@@ -18,6 +18,7 @@ from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.bound import attainment_bound
+from lengthwise.scheduler.simulator.fleet_terms import FleetResult
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
 from lengthwise.training.bench.comparison.arms import Arm
@@ -127,24 +128,9 @@ class SimulatorRunner:
             self._max_wait_s,
         )
         outcome = play(task) if self._pool is None else self._pool.submit(play, task).result()
-        predicted = None
-        if arm.lengths == "learned":
-            predicted = median_tokens(rows, levels)
         for _ in requests:
             tick()
-        return Run(
-            repeat,
-            to_records(
-                requests,
-                outcome.first_token_s,
-                outcome.finish_s,
-                outcome.output_tokens,
-                repeat,
-                predicted,
-            ),
-            queue_samples(requests, outcome.admitted_s, outcome.finish_s, outcome.end_s),
-            plan_times(outcome.plan_s),
-        )
+        return run_of(arm, requests, repeat, outcome, rows, levels)
 
     def bound(self, requests: Sequence[WorkloadRequest]) -> float:
         """The attainment that no scheduler can exceed on these requests."""
@@ -160,6 +146,31 @@ class SimulatorRunner:
             "plan_budget_ms": None if budget_s is None else budget_s * 1e3,
             "max_wait_s": self._max_wait_s,
         }
+
+
+def run_of(
+    arm: Arm,
+    requests: Sequence[WorkloadRequest],
+    repeat: int,
+    outcome: SimResult | FleetResult,
+    rows: np.ndarray,
+    levels: np.ndarray,
+) -> Run:
+    """What came of the requests; ``rows`` are the quantiles that the scheduler was told."""
+    predicted = median_tokens(rows, levels) if arm.lengths == "learned" else None
+    return Run(
+        repeat,
+        to_records(
+            requests,
+            outcome.first_token_s,
+            outcome.finish_s,
+            outcome.output_tokens,
+            repeat,
+            predicted,
+        ),
+        queue_samples(requests, outcome.admitted_s, outcome.finish_s, outcome.end_s),
+        plan_times(outcome.plan_s),
+    )
 
 
 @contextmanager
