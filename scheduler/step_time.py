@@ -179,6 +179,24 @@ def _fit(samples: FloatArray, anchor: Anchor | None = None) -> tuple[FloatArray,
     return coefficients, int((~kept).sum())
 
 
+def robust_coefficients(samples: FloatArray) -> FloatArray:
+    """The coefficients ``(5,)`` that fit ``samples (k, 4)`` best, outliers left out."""
+    return _fit(samples)[0]
+
+
+def relative_errors(coefficients: FloatArray, samples: FloatArray) -> FloatArray:
+    """(modelled - measured) / measured of ``samples (k, 4)``."""
+    return (_design(samples) @ coefficients - samples[:, 3]) / samples[:, 3]
+
+
+def capped_error(coefficients: FloatArray, samples: FloatArray) -> float:
+    """Mean relative error, each of 1 at most.
+
+    A median would not see what few steps do: those with prompts may be one in ten.
+    """
+    return float(np.minimum(np.abs(relative_errors(coefficients, samples)), 1.0).mean())
+
+
 def fit_step_time(
     samples: FloatArray,
     *,
@@ -203,8 +221,7 @@ def fit_step_time(
     shuffled = samples[np.random.default_rng(0).permutation(len(samples))]
     held = np.arange(len(samples)) % 5 == 0
     part, _ = _fit(shuffled[~held], anchor)
-    truth = shuffled[held, 3]
-    error = (_design(shuffled[held]) @ part - truth) / truth
+    error = relative_errors(part, shuffled[held])
     coefficients, outliers = _fit(samples, anchor)
     model = StepTimeModel(
         **dict(zip(COEFFICIENTS, (float(c) for c in coefficients), strict=True)),
@@ -216,6 +233,7 @@ def fit_step_time(
         "held_out": int(held.sum()),
         "median_error": float(np.median(np.abs(error))),
         "p90_error": float(np.quantile(np.abs(error), 0.9)),
+        "mean_error": capped_error(part, shuffled[held]),
         "bias": float(np.median(error)),
         "outliers": outliers,
     }

@@ -10,7 +10,14 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.step_time import COEFFICIENTS, Anchor, StepTimeModel, fit_step_time
+from lengthwise.scheduler.step_alignment import aligned
+from lengthwise.scheduler.step_time import (
+    COEFFICIENTS,
+    Anchor,
+    StepTimeModel,
+    capped_error,
+    fit_step_time,
+)
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
@@ -66,6 +73,7 @@ class StepTimeRefit:
     ) -> tuple[StepTimeModel, StepTimeModel] | None:
         """A better model, and what is believed from then on."""
         anchor = anchor_of(self._believed or present, self._capacity)
+        samples = aligned(samples)
         model = better_model(samples, present, anchor)
         return None if model is None else (model, believed_after(model, anchor, samples))
 
@@ -96,7 +104,7 @@ def better_model(
         logger.debug("no step-time refit: %s", error)
         return None
     # The report's error is on held-out steps, so a fit to noise does not win.
-    gain = median_error(present, samples) - report["median_error"]
+    gain = capped_error(np.array(present.coefficients), samples) - report["mean_error"]
     return model if gain > _LEAST_GAIN else None
 
 
@@ -109,9 +117,3 @@ def believed_after(model: StepTimeModel, anchor: Anchor, samples: FloatArray) ->
     known = anchor.spans(samples) >= _SAYS_MUCH
     values = np.where(known, model.coefficients, anchor.scaled(samples))
     return replace(model, **dict(zip(COEFFICIENTS, values.tolist(), strict=True)))
-
-
-def median_error(model: StepTimeModel, samples: FloatArray) -> float:
-    """Median of |modelled - measured| / measured over ``samples (k, 4)``."""
-    modelled = np.array([model.step_s(*row[:3]) for row in samples])
-    return float(np.median(np.abs(modelled - samples[:, 3]) / samples[:, 3]))

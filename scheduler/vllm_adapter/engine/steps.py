@@ -59,8 +59,11 @@ class StepTimer:
         return duration_s
 
     def samples(self) -> FloatArray:
-        """The kept steps, ``(k, 4)``; a copy."""
-        return self._rows[: min(self.steps, len(self._rows))].copy()
+        """The kept steps in the order they were taken, ``(k, 4)``; a copy."""
+        kept = len(self._rows)
+        if self.steps <= kept:
+            return self._rows[: self.steps].copy()
+        return np.roll(self._rows, -(self.steps % kept), axis=0)
 
     def set_log(self, path: str | None) -> None:
         """Log steps to ``path`` from now on; None stops it. OSError when it cannot be opened."""

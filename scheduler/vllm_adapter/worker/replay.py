@@ -157,11 +157,20 @@ class ForcedLength(LogitsProcessorV1, LogitsProcessorV2):
                 stop_rows.extend([row] * len(forced.stops))
                 stop_tokens.extend(forced.stops)
         if stop_rows:
-            logits[stop_rows, stop_tokens] = float("-inf")
+            stops = _on_device([stop_rows, stop_tokens], logits.device)
+            logits.index_put_(tuple(stops), logits.new_full((), float("-inf")))
         if end_rows:
-            logits[end_rows] = float("-inf")
-            logits[end_rows, end_tokens] = 0.0
+            ends = _on_device([end_rows, end_tokens], logits.device)
+            logits.index_fill_(0, ends[0], float("-inf"))
+            logits.index_put_(tuple(ends), logits.new_zeros(()))
         return logits
+
+
+def _on_device(indices: list[list[int]], device: torch.device) -> torch.Tensor:
+    """On a GPU the copy is queued: one that waits would end every step before the next is begun,
+    and with it what asynchronous scheduling hides."""
+    on_gpu = device.type == "cuda"
+    return torch.tensor(indices, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
 
 
 class _SlotTargets:

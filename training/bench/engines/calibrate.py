@@ -23,6 +23,7 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
+from lengthwise.scheduler.step_alignment import aligned
 from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
@@ -86,7 +87,7 @@ def calibrate_server(
     finally:
         asyncio.run(post_configure(url, {"log_steps": False}))
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
-    steps = read_step_log(step_log)[:, 1:5]
+    steps = aligned(read_step_log(step_log)[:, 1:5])
     if not len(steps):
         raise BenchError(f"the server logged no steps to {step_log}")
     machine = describe_machine()
