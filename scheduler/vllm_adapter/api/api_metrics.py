@@ -50,6 +50,43 @@ class ApiMetrics:
             "Requests admitted because the engine gave no verdict, by cause.",
             ["cause"],
         )
+        self.fleet_decisions = Counter(
+            "lengthwise_fleet_decisions",
+            "Requests given to an instance, by what the choice rested on.",
+            ["rung"],
+        )
+        self.fleet_unrouted = Counter(
+            "lengthwise_fleet_unrouted",
+            "Requests that the router had no instance for, by cause: the engine's own choice.",
+            ["cause"],
+        )
+        self.fleet_retries = Counter(
+            "lengthwise_fleet_retries",
+            "Requests sent again because their instance was lost before it answered.",
+        )
+        self.fleet_held = Gauge(
+            "lengthwise_fleet_held",
+            "Requests that the router holds back.",
+            multiprocess_mode="livesum",
+        )
+        self.fleet_outstanding = Gauge(
+            "lengthwise_fleet_outstanding",
+            "Requests sent to the instance that have not ended.",
+            ["instance"],
+            multiprocess_mode="livesum",
+        )
+        self.fleet_work = Gauge(
+            "lengthwise_predicted_work_seconds",
+            "Predicted work left on the instance.",
+            ["instance"],
+            multiprocess_mode="livemax",
+        )
+        self.fleet_state_age = Gauge(
+            "lengthwise_fleet_state_age_seconds",
+            "Age of what the router knows of the instance.",
+            ["instance"],
+            multiprocess_mode="livemax",
+        )
 
     def show_version(self, role: str, version: str | None, before: str | None) -> None:
         """Say which version has a role now; a series of another process's file cannot be removed,
