@@ -16,8 +16,8 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.engines import Engines, engines_of
-from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetDesk
+from lengthwise.scheduler.vllm_adapter.api.engines import VllmEngines
+from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetDesk, FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, NO_ROUTER, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire import LOAD_METHOD, Hints
@@ -35,7 +35,8 @@ _CHARS_PER_TOKEN = 4
 class DataParallelRouter:
     """Chooses a rank for every sequence and polls what the engines hold."""
 
-    def __init__(self, settings: ServerSettings, engines: Engines, metrics: ApiMetrics) -> None:
+    def __init__(self, settings: ServerSettings, engines: VllmEngines, metrics: ApiMetrics) -> None:
+        self.requests = FleetRequests(settings)
         self.desk = FleetDesk(settings, metrics)
         self._engines = engines
         self._polls: set[asyncio.Task[None]] = set()
@@ -49,7 +50,7 @@ class DataParallelRouter:
 
     def new_key(self) -> int:
         """A name for a sequence."""
-        return self.desk.new_key()
+        return self.requests.new_key()
 
     async def stream(
         self,
@@ -82,7 +83,7 @@ class DataParallelRouter:
     ) -> str | None:
         params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
         prompt = kwargs.get("prompt", args[0] if args else None)
-        request = self.desk.request_of(
+        request = self.requests.make(
             hints, _prompt_tokens(prompt), getattr(params, "max_tokens", None)
         )
         if call is None:
@@ -124,7 +125,7 @@ def data_parallel_router(
     core = getattr(engine_client, "engine_core", None)
     if core is None or settings.router == NO_ROUTER:
         return None
-    engines = engines_of(core)
+    engines = VllmEngines(core)
     if len(engines.names) < 2:
         return None
     if _RANK not in inspect.signature(engine_client.generate).parameters:

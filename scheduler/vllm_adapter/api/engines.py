@@ -9,26 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
 
 ANSWER_S = 30.0
-
-
-class Engines(Protocol):
-    """Who can be asked, by name."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the engines that are there."""
-        ...
-
-    async def ask(self, name: str, method: str, *args: Any) -> Any:
-        """Call a utility method of one engine; raises where that fails."""
-        ...
 
 
 class VllmEngines:
@@ -53,16 +40,16 @@ class VllmEngines:
         return await self._core._call_utility_async(method, *args, engine=engine)
 
 
-def engines_of(core: Any) -> Engines:
-    """The engines behind a client of the engine core, which may itself be such."""
-    return core if hasattr(core, "ask") and hasattr(core, "names") else VllmEngines(core)
-
-
 async def ask_all(
     core: Any, method: str, *args: Any, timeout_s: float = ANSWER_S
 ) -> dict[str, Any]:
-    """Every engine's answer by name; an exception in place of one that failed or was late."""
-    engines = engines_of(core)
+    """Every engine's answer by name; an exception in place of one that failed or was late.
+
+    A ``core`` that has an ``ask_all`` of its own knows a better way.
+    """
+    if hasattr(core, "ask_all"):
+        return dict(await core.ask_all(method, *args, timeout_s=timeout_s))
+    engines = VllmEngines(core)
     names = list(engines.names)
     answers = await asyncio.gather(
         *(_asked(engines, name, method, args, timeout_s) for name in names)
@@ -71,7 +58,7 @@ async def ask_all(
 
 
 async def _asked(
-    engines: Engines, name: str, method: str, args: tuple[Any, ...], timeout_s: float
+    engines: VllmEngines, name: str, method: str, args: tuple[Any, ...], timeout_s: float
 ) -> Any:
     try:
         # not wait_for, which in 3.11 may swallow the cancellation that ends the server

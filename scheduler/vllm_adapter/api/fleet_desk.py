@@ -24,35 +24,20 @@ from lengthwise.scheduler.vllm_adapter.wire import (
 )
 
 
-class FleetDesk:
-    """A router's dispatcher, requests made for it, and its figures in the metrics."""
+class FleetRequests:
+    """Makes what a router is told of requests, from what the front has found of them."""
 
-    def __init__(self, settings: ServerSettings, metrics: ApiMetrics) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.table = settings.slos
         self._priors = load_priors(settings.predictor_dir)
-        self._metrics = metrics
         self._front = new_front()
-        self._counted: dict[str, int] = {}
-        self._shown: set[str] = set()
-        router = make_router(
-            settings.router,
-            self._priors.levels,
-            policy=settings.policy,
-            rng=np.random.default_rng(settings.seed),
-            began_s=time.monotonic(),
-            max_wait_s=settings.max_wait_s,
-        )
-        profile = load_profile(settings.profile or DEFAULT_PROFILE)
-        self.dispatcher = Dispatcher(router, profile)
 
     def new_key(self) -> int:
         """A name for a request."""
         return new_fleet_key(self._front)
 
-    def request_of(
-        self, hints: Hints, prompt_tokens: float, max_tokens: int | None
-    ) -> FleetRequest:
-        """What the router is told of a request that comes now; its key is ``fleet_key``.
+    def make(self, hints: Hints, prompt_tokens: float, max_tokens: int | None) -> FleetRequest:
+        """A request that comes now; its key is ``hints.fleet_key``.
 
         One without a prediction is as long as its class's requests are.
         """
@@ -74,6 +59,24 @@ class FleetDesk:
             math.inf if slo.e2e_s is None else slo.e2e_s,
             self.table.weight(slo.slo_class),
         )
+
+
+class FleetDesk:
+    """A router's dispatcher, with its figures in the metrics."""
+
+    def __init__(self, settings: ServerSettings, metrics: ApiMetrics) -> None:
+        self._metrics = metrics
+        self._counted: dict[str, int] = {}
+        self._shown: set[str] = set()
+        router = make_router(
+            settings.router,
+            load_priors(settings.predictor_dir).levels,
+            policy=settings.policy,
+            rng=np.random.default_rng(settings.seed),
+            began_s=time.monotonic(),
+            max_wait_s=settings.max_wait_s,
+        )
+        self.dispatcher = Dispatcher(router, load_profile(settings.profile or DEFAULT_PROFILE))
 
     async def choose(self, request: FleetRequest) -> str | None:
         """The engine for a request, which may be held back; None where the router has none.

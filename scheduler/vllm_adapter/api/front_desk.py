@@ -126,6 +126,7 @@ class Front:
             whole_id=secrets.token_hex(8),
             is_open=parsed.is_open,
             levels=self.service.levels if self.service.takes_told_lengths else 0,
+            max_tokens=parsed.max_tokens,
         )
 
     def finished(self, call: Call, parsed: ParsedRequest, core: Any) -> None:

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -82,6 +82,8 @@ class LengthwiseMiddleware:
     Settings come from the environment (``settings.SETTINGS_VARIABLE``) unless given.
     """
 
+    has_layers = True  # whether there are layers of a server to stand behind
+
     def __init__(
         self,
         app: App,
@@ -102,7 +104,7 @@ class LengthwiseMiddleware:
             )
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)
-        if not self._innermost:
+        if self.has_layers and not self._innermost:
             logger.warning("the layers of the server are not known: ours stands outside of them")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,9 +240,14 @@ class LengthwiseMiddleware:
             "levels": service.levels,
             "live": None if self.reloader is None else _shown(self.reloader.last),
         }
-        if self.front.router is not None:
-            engine["router"] = self.front.router.desk.status()
+        router = await self.router_status()
+        if router is not None:
+            engine["router"] = router
         await _send_json(send, 200, engine | {"api": api, "predictor_version": service.version})
+
+    async def router_status(self) -> Mapping[str, Any] | None:
+        """Of the router over several engines, where there is one."""
+        return None if self.front.router is None else self.front.router.desk.status()
 
     async def _reload(self, scope: Scope, send: Send) -> None:
         """Look at the live file now. No body is read: what is loaded is the file's to say."""
@@ -299,7 +306,7 @@ class LengthwiseMiddleware:
     def _use_table(self, table: SloTable) -> None:
         self._table = table
         if self.front.router is not None:
-            self.front.router.desk.table = table
+            self.front.router.requests.table = table
 
     def _engine_of(self, scope: Scope) -> Callable[[dict[str, Any]], Any]:
         """Configures the engines behind this call's application, later too."""

@@ -48,7 +48,7 @@ class Call:
     ``instance`` is where a router put the first of them, ``placing`` held while it decides.
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
     given of the prompts that are started. ``levels`` is the width of a prediction, 0 where lengths
-    that the parameters fix are not to be told.
+    that the parameters fix are not to be told. ``max_tokens`` is the client's limit.
     """
 
     hints: Sequence[Hints] | None = None
@@ -60,6 +60,7 @@ class Call:
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
+    max_tokens: int | None = None
     began_s: float = field(default_factory=time.monotonic)
     started: int = 0
     announced: bool = False
@@ -101,6 +102,11 @@ class Call:
             changed["fleet_key"] = fleet_key
         return replace(hints, **changed) if changed else hints
 
+    def all_hints(self) -> list[Hints]:
+        """Those of all prompts at once, for a process that starts the sequences elsewhere."""
+        hints = self.hints if self.hints is not None else ()
+        return [self._with_text(hints[place], place) for place in range(len(hints))]
+
     def _with_text(self, hints: Hints, index: int) -> Hints:
         text = self.texts[index] if index < len(self.texts) else None
         if self.keep is None or text is None:
@@ -111,6 +117,11 @@ class Call:
 
 
 _current: ContextVar[Call | None] = ContextVar("lengthwise_call", default=None)
+
+
+def current_call() -> Call | None:
+    """The call that this task works for."""
+    return _current.get()
 
 
 @contextmanager
