@@ -14,9 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter
-from lengthwise.scheduler.fleet.state_message import LagGauge, Published
+from lengthwise.scheduler.fleet.state_message import LagGauge, Published, PublishedRow
 from lengthwise.scheduler.profile import EngineProfile
 
 log = logging.getLogger(__name__)
@@ -172,6 +174,31 @@ class Dispatcher:
         self._settle()
         if self._waiting:
             self._look_again()
+
+
+def warm_up(router: FleetRouter, profile: EngineProfile) -> None:
+    """Compile what the router runs, on a router that nobody uses afterwards.
+
+    That takes seconds once on a machine; a request must not be the one to wait for it.
+    """
+    k = router.knowledge
+    length = np.full(len(k.known.levels), 50.0)
+    for i in (router.add("a", profile, 0.0), router.add("b", profile, 0.0)):
+        keys = range(10 * i, 10 * i + 4)
+        for key in keys:
+            other = FleetRequest(key, 0.0, 20.0, length, e2e_s=5.0)
+            k.meet(other)
+            k.send(other, i, 0.0)
+        message = Published(
+            1, 1, 0.0, profile, [PublishedRow(key, 1.0, 0.0, 0.0, 0.1) for key in keys], 2
+        )
+        router.observe(i, Published.from_message(message.to_message()).state(0.1))
+    for key in range(100, 104):
+        router.offer(FleetRequest(key, 0.2, 20.0, length, e2e_s=5.0), 0.2)
+    router.release(0.4)
+    for key in (0, 100, 101):
+        router.completed(key, 0.5)
+    router.status(0.5)
 
 
 def figures(status: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, float]]]:

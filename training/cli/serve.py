@@ -287,7 +287,11 @@ def serve_instances(
             model, settings, vllm_args, instances=instances, cache_dir=workspace.cache
         )
         address = address_of(vllm_args)
-        host, port = ("0.0.0.0", DEFAULT_PORT) if address is None else (address.host or "0.0.0.0", address.port)
+        host, port = (
+            ("0.0.0.0", DEFAULT_PORT)
+            if address is None
+            else (address.host or "0.0.0.0", address.port)
+        )
         return run_fleet(options, host=host, port=port, keeper=keeper, live_file=live_file)
     finally:
         files.remove()

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from typing import Any
 
 import numpy as np
 
-from lengthwise.scheduler.fleet.dispatcher import Dispatcher, figures
+from lengthwise.scheduler.fleet.dispatcher import Dispatcher, figures, warm_up
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
+from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, ServerSettings
+from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire import (
     Hints,
     clip_to_max_tokens,
     new_fleet_key,
     new_front,
 )
+
+logger = logging.getLogger(LOGGER_NAME)
 
 
 class FleetRequests:
@@ -68,15 +72,12 @@ class FleetDesk:
         self._metrics = metrics
         self._counted: dict[str, int] = {}
         self._shown: set[str] = set()
-        router = make_router(
-            settings.router,
-            load_priors(settings.predictor_dir).levels,
-            policy=settings.policy,
-            rng=np.random.default_rng(settings.seed),
-            began_s=time.monotonic(),
-            max_wait_s=settings.max_wait_s,
-        )
-        self.dispatcher = Dispatcher(router, load_profile(settings.profile or DEFAULT_PROFILE))
+        profile = load_profile(settings.profile or DEFAULT_PROFILE)
+        try:
+            warm_up(_router(settings), profile)
+        except Exception as error:  # it would fail for requests too, and is counted there
+            logger.warning("the router does not warm up: %r", error)
+        self.dispatcher = Dispatcher(_router(settings), profile)
 
     async def choose(self, request: FleetRequest) -> str | None:
         """The engine for a request, which may be held back; None where the router has none.
@@ -111,3 +112,14 @@ class FleetDesk:
     def status(self) -> dict[str, Any]:
         """The router's part of ``GET /lengthwise/status``."""
         return self.dispatcher.status()
+
+
+def _router(settings: ServerSettings) -> FleetRouter:
+    return make_router(
+        settings.router,
+        load_priors(settings.predictor_dir).levels,
+        policy=settings.policy,
+        rng=np.random.default_rng(settings.seed),
+        began_s=time.monotonic(),
+        max_wait_s=settings.max_wait_s,
+    )
