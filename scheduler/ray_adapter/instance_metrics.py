@@ -18,7 +18,7 @@ def one_page(own: str, pages: Mapping[str, str]) -> str:
     """The front's page, and those of the instances: families together, each described once."""
     families: dict[str, list[str]] = {}
     described: dict[str, list[str]] = {}
-    name = ""
+    name = "#"  # of the family described last; no sample begins so
     lines = [line for line in own.splitlines() if line]
     for instance, page in pages.items():
         lines += with_instance(page, instance)
@@ -32,7 +32,9 @@ def one_page(own: str, pages: Mapping[str, str]) -> str:
                     kept.append(line)
                 families.setdefault(name, [])
             continue
-        families.setdefault(name, []).append(line)
+        own_name = line.split("{", 1)[0].split(" ", 1)[0]
+        family = name if own_name.startswith(name) else own_name
+        families.setdefault(family, []).append(line)
     out: list[str] = []
     for family, samples in families.items():
         out += described.get(family, []) + samples

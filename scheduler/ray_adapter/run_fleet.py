@@ -24,6 +24,8 @@ from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options
 from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE, ServerSettings
 
+# Ray's workers, which the engines are, would else give way to everything on the machine.
+_ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _STORE_BYTES = 200 * 1024**2  # nothing large goes through it
 _LOOK_S = 0.5
 _SICK_S = 5.0  # between looks at the application's state
@@ -122,9 +124,13 @@ def run_fleet(
         signal.SIGTERM: lambda number, frame: stop.set(),
         signal.SIGHUP: lambda number, frame: wake.set(),
     }
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = {number: signal.getsignal(number) for number in handlers}
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(**_ray_arguments(options))
+        for number, handler in handlers.items():  # after Ray has set its own
+            signal.signal(number, handler)
         serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
         serve.run(build(options.model_dump()), name="lengthwise", route_prefix="/", blocking=False)
         print(f"lengthwise: {options.instances} instances at http://{host}:{port}", flush=True)
