@@ -118,10 +118,16 @@ def run_fleet(
 
     from lengthwise.scheduler.ray_adapter.application import build
 
-    stop, wake = threading.Event(), threading.Event()
+    stop, wake, started = threading.Event(), threading.Event(), threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        stop.set()
+        if not started.is_set():  # Ray waits for its replicas and looks at nothing else
+            raise SystemExit(0)
+
     handlers: dict[int, Any] = {
-        signal.SIGINT: lambda number, frame: stop.set(),
-        signal.SIGTERM: lambda number, frame: stop.set(),
+        signal.SIGINT: end,
+        signal.SIGTERM: end,
         signal.SIGHUP: lambda number, frame: wake.set(),
     }
     previous = {number: signal.getsignal(number) for number in handlers}
@@ -133,6 +139,7 @@ def run_fleet(
             signal.signal(number, handler)
         serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
         serve.run(build(options.model_dump()), name="lengthwise", route_prefix="/", blocking=False)
+        started.set()
         print(f"lengthwise: {options.instances} instances at http://{host}:{port}", flush=True)
         return _until(stop, wake, keeper, live_file)
     finally:
