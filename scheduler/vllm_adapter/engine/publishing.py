@@ -65,7 +65,7 @@ class Publisher:
                     key, float(done), float(to_compute), float(arrays.cached_tokens[place]), since_s
                 )
             )
-        several = len({front_of(one.fleet_key) for one, _ in named}) > 1
+        several = len({front_of(one.fleet_key) for one, _ in named} - {None}) > 1
         others = _described(named, arrays, now_s, every=several)
         return Published(
             self._epoch,
