@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, ForwardedCall, Started
 from lengthwise.scheduler.ray_adapter.instance_metrics import one_page
-from lengthwise.scheduler.ray_adapter.request_router import routers
+from lengthwise.scheduler.ray_adapter.router_list import routers
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics, api_metrics
 from lengthwise.scheduler.vllm_adapter.api.data_parallel import without_rank
 from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetRequests

@@ -1,8 +1,8 @@
 """The request router that Ray Serve runs beside every handle to the instances.
 
-Serve calls it on an event loop of its own; the front, in the same process, finds it by `routers`.
-Its choice is sent as the only replica of the first rank: within a rank Serve would look for the
-shortest queue itself.
+Serve calls it on an event loop of its own; the front, in the same process, finds it by
+`router_list`. Its choice is sent as the only replica of the first rank: within a rank Serve would
+look for the shortest queue itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.make_router import LATE
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded
+from lengthwise.scheduler.ray_adapter.router_list import register
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetDesk
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
@@ -27,13 +27,6 @@ logger = logging.getLogger("ray.serve")
 
 STATS_KEY = "lengthwise"  # of what a replica publishes
 _SHOW_PERIOD_S = 1.0
-
-_routers: weakref.WeakSet[LengthwiseRouter] = weakref.WeakSet()
-
-
-def routers() -> list[LengthwiseRouter]:
-    """The routers of this process."""
-    return list(_routers)
 
 
 class LengthwiseRouter(RequestRouter):
@@ -48,7 +41,7 @@ class LengthwiseRouter(RequestRouter):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard: dict[str, tuple[Any, Any]] = {}
         self._shown_s = 0.0
-        _routers.add(self)
+        register(self)
 
     # -- what Serve tells ---------------------------------------------------------------------
 

@@ -82,9 +82,12 @@ def one_answer(method: str, answers: Mapping[str, Any]) -> dict[str, Any] | None
     return next((one for one in said if "error" in one), said[0])
 
 
-def status_of_all(method: str, answers: Mapping[str, Any]) -> dict[str, Any] | None:
+def status_of_all(
+    method: str, answers: Mapping[str, Any], *, always: bool = False
+) -> dict[str, Any] | None:
     """The first engine's status, and that of each in ``instances`` where there are several.
 
+    ``always``: also where there is one, since there may be more at another time.
     One that does not answer has its error there; None where none answers.
     """
     found = {
@@ -95,6 +98,6 @@ def status_of_all(method: str, answers: Mapping[str, Any]) -> dict[str, Any] | N
         if "error" in one:
             logger.warning("%s of engine %s: %s", method, name, one["error"])
     first = next((one for one in found.values() if "error" not in one), None)
-    if first is None or len(found) == 1:
+    if first is None or (len(found) == 1 and not always):
         return first
     return first | {"instances": [{"name": name} | one for name, one in found.items()]}

@@ -227,7 +227,8 @@ class LengthwiseMiddleware:
     async def _status(self, scope: Scope, send: Send) -> None:
         if not await self._authorize(scope, send):
             return
-        engine = status_of_all(STATUS_METHOD, await self._ask_engines(scope, STATUS_METHOD))
+        answers = await self._ask_engines(scope, STATUS_METHOD)
+        engine = status_of_all(STATUS_METHOD, answers, always=not self.has_layers)
         if engine is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
             return
