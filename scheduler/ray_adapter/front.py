@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, current_call
 from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER, ServerSettings, make_settings
+from lengthwise.scheduler.vllm_adapter.wire import CONFIGURE_METHOD
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,6 +39,7 @@ EVERY_INSTANCE = frozenset({
 _TRIES = 3  # of a request whose instance is lost before it has begun to answer
 _CHARS_PER_TOKEN = 4
 _ASK_S = 30.0
+_WATCH_S = 2.0  # between looks for instances that have joined
 
 
 class Instances:
@@ -45,10 +47,37 @@ class Instances:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._configured: dict[str, Any] = {}
+        self._told: set[str] = set()
 
     async def ask_all(self, method: str, *args: Any, timeout_s: float) -> dict[str, Any]:
         """Every instance's answer to a utility call, by its name."""
-        return await self._of_all("ask_engine", method, *args, timeout_s=timeout_s)
+        answers = await self._of_all("ask_engine", method, *args, timeout_s=timeout_s)
+        if method == CONFIGURE_METHOD:
+            self._note(args[0], answers)
+        return answers
+
+    async def tell_newcomers(self, names: Collection[str]) -> None:
+        """Configure instances that have joined since as the others were, which starts them anew
+        with the server's first settings."""
+        if self._configured and not self._told.issuperset(names):
+            said = dict(self._configured)
+            answers = await self.ask_all(CONFIGURE_METHOD, said, timeout_s=_ASK_S)
+            logger.info("%d instances configured with %s", len(answers), sorted(said))
+
+    def _note(self, body: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
+        """Remember what was put in place, and where."""
+        done = {
+            name for name, answer in answers.items()
+            if isinstance(answer, Mapping) and "error" not in answer
+        }  # fmt: skip
+        if done and len(done) == len(answers):
+            passing = ("reset_stats", "log_steps")
+            self._configured |= {
+                name: value for name, value in body.items()
+                if value is not None and name not in passing
+            }  # fmt: skip
+            self._told = done
 
     async def answers_of_all(self, request: Forwarded) -> dict[str, tuple[Started, bytes]]:
         """Every instance's whole answer to a request, by its name."""
@@ -95,6 +124,7 @@ class Front:
         self._requests = FleetRequests(settings)
         self._routed = settings.router != NO_ROUTER
         self._middleware = FleetMiddleware(self._pass_on, settings)
+        self._watch: asyncio.Task[None] | None = None
         client = _EngineClient(self._instances)
         state = SimpleNamespace(
             engine_client=client, args=SimpleNamespace(api_key=list(api_keys) or None)
@@ -106,10 +136,23 @@ class Front:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
+            if self._watch is None:
+                self._watch = asyncio.get_running_loop().create_task(self._watch_newcomers())
             scope = {**scope, "app": self._app, "headers": without_rank(list(scope["headers"]))}
             await self._middleware(scope, receive, send)
         else:  # a websocket
             await send({"type": "websocket.close", "code": 1003})
+
+    async def _watch_newcomers(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                status = await self._middleware.router_status()
+                if status is not None:
+                    names = {one["name"] for one in status["instances"]}
+                    await self._instances.tell_newcomers(names)
+            except Exception as error:  # it is tried again
+                logger.warning("instances that joined are not configured: %r", error)
 
     async def _pass_on(self, scope: Any, receive: Any, send: Any) -> None:
         body = await _whole_body(receive)
@@ -151,43 +194,64 @@ class Front:
         return replace(request, call=said, fleet=fleet if self._routed else None)
 
     async def _answer(self, request: Forwarded, receive: Any, send: Any) -> None:
-        """From one instance; from another where it was lost before it began to answer."""
-        for attempt in range(_TRIES):
-            parts = self._handle.remote(request)
-            gone = asyncio.ensure_future(_client_left(receive))
-            begun = False
-            try:
-                async for part in _until(parts, gone):
-                    if isinstance(part, Started):
-                        headers = list(part.headers)
-                        message = {"status": part.status, "headers": headers}
-                        await send({"type": "http.response.start", **message})
-                    else:
-                        await send({"type": "http.response.body", "body": part, "more_body": True})
-                    begun = True
-                if not gone.done():
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                return
-            except (RayActorError, RayServeException) as error:
-                if begun or attempt + 1 == _TRIES:
-                    raise
-                logger.warning("an instance was lost before it answered, trying again: %r", error)
-                self._metrics.fleet_retries.inc()
-                if request.fleet is not None:
+        """From one instance; from another where it was lost before it began to answer.
+
+        The status of a stream comes long before its first token, so it is kept back until there is
+        something to answer: what had only been accepted is not lost with its instance.
+        """
+        gone = asyncio.ensure_future(_client_left(receive))
+        try:
+            for attempt in range(_TRIES):
+                begun = False
+                try:
+                    async for message in self._messages(request, gone):
+                        begun = True
+                        await send(message)
+                    return
+                except (RayActorError, RayServeException) as error:
+                    if begun or attempt + 1 == _TRIES:
+                        raise
+                    logger.warning("an instance was lost before it answered: %r", error)
+                    self._metrics.fleet_retries.inc()
                     request = self._renamed(request)
-            finally:
-                gone.cancel()
-                parts.cancel()
+        finally:
+            gone.cancel()
+
+    async def _messages(
+        self, request: Forwarded, gone: asyncio.Future[None]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The ASGI messages of an instance's answer; none any more once the client has left."""
+        parts = self._handle.remote(request)
+        start: dict[str, Any] | None = None
+        try:
+            async for part in _until(parts, gone):
+                if isinstance(part, Started):
+                    headers = list(part.headers)
+                    start = {
+                        "type": "http.response.start", "status": part.status, "headers": headers,
+                    }  # fmt: skip
+                    continue
+                if start is not None:
+                    yield start
+                    start = None
+                yield {"type": "http.response.body", "body": part, "more_body": True}
+            if not gone.done():
+                if start is not None:
+                    yield start
+                yield {"type": "http.response.body", "body": b"", "more_body": False}
+        finally:
+            parts.cancel()
 
     def _renamed(self, request: Forwarded) -> Forwarded:
         """The same request under another name: the router may still know the first as sent."""
-        assert request.call is not None
-        assert request.fleet is not None
+        if request.call is None:
+            return request
         key, call = self._requests.new_key(), request.call
         named = [replace(one, fleet_key=key) if one.fleet_key is not None else one
                  for one in (*call.hints, call.others)]  # fmt: skip
         renamed = replace(call, hints=named[:-1], others=named[-1])
-        return replace(request, call=renamed, fleet=replace(request.fleet, key=key))
+        fleet = None if request.fleet is None else replace(request.fleet, key=key)
+        return replace(request, call=renamed, fleet=fleet)
 
     async def _send_of_all(self, request: Forwarded, send: Any) -> None:
         """The worst of all instances' answers."""

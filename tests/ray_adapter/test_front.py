@@ -156,6 +156,34 @@ def test_nothing_is_answered_twice_once_an_instance_had_begun():
     assert len(handle.sent) == 1
 
 
+def test_a_stream_that_was_only_accepted_is_sent_again():
+    """vLLM answers a stream's status at once, its first token much later."""
+    handle = Handle([OK[0], ActorDiedError()], OK)
+    got = http(front_of(handle), "/v1/chat/completions", {**CHAT, "stream": True})
+    assert (got["status"], got["body"], got["complete"]) == (200, b'{"ok": true}', True)
+    assert len(handle.sent) == 2
+
+
+def test_an_answer_without_a_body_is_whole():
+    got = http(front_of(Handle([Started(204, [])])), "/health", method="GET")
+    assert (got["status"], got["body"], got["complete"]) == (204, b"", True)
+
+
+def test_an_instance_that_joins_is_configured_as_the_others_were():
+    handle = Handle()
+    front = front_of(handle)
+    assert http(front, "/lengthwise/configure", {"policy": "edf", "reset_stats": True})
+    told = len(handle.asked)
+    asyncio.run(front._instances.tell_newcomers({"a", "b"}))
+    assert len(handle.asked) == told
+    handle.engines["c"] = {"policy": "sa"}
+    asyncio.run(front._instances.tell_newcomers({"a", "b", "c"}))
+    assert handle.asked[-1] == ("ask_engine", "lengthwise_configure", {"policy": "edf"})
+    told = len(handle.asked)
+    asyncio.run(front._instances.tell_newcomers({"a", "b", "c"}))
+    assert len(handle.asked) == told
+
+
 def test_it_gives_up_where_one_instance_after_another_is_lost():
     handle = Handle(*[[ActorDiedError()]] * 4)
     with pytest.raises(ActorDiedError):
