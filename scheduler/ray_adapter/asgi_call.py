@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
@@ -33,7 +33,7 @@ def scope_of(request: Forwarded) -> dict[str, Any]:
     }
 
 
-async def answered(app: App, request: Forwarded) -> AsyncIterator[Started | bytes]:
+async def answered(app: App, request: Forwarded) -> AsyncGenerator[Started | bytes, None]:
     """What the application answers: `Started`, then the body as it comes.
 
     Whoever stops reading is a client that has left: the application is told so and cancelled.

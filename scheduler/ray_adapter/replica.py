@@ -33,7 +33,7 @@ class LengthwiseServer(LLMServer):
     engine starts; on a CPU ``instances_per_node`` share its cores.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         llm_config: Any,
         *,

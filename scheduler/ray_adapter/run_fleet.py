@@ -18,6 +18,7 @@ from lengthwise.scheduler.vllm_adapter.server.command import (
     LOGITS_PROCESSOR,
     check_startable,
     computes_on_cpu,
+    data_parallel_size,
     model_and_args,
 )
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
@@ -76,6 +77,8 @@ def laptop_options(
     """
     from lengthwise.scheduler.vllm_adapter.server.engine_kwargs import engine_kwargs
 
+    if data_parallel_size(vllm_args) > 1:
+        raise InputError("--instances and --data-parallel-size both make several engines: take one")
     check_startable(settings)
     name, extra = model_and_args(model, vllm_args, cache_dir=cache_dir)
     environment = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}

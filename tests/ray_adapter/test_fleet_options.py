@@ -66,3 +66,10 @@ def test_a_command_line_becomes_the_engines_arguments(tmp_path):
         run_fleet.laptop_options(
             "tiny", ServerSettings(), ["--no-such-option", "1"], instances=2, cache_dir=tmp_path
         )
+
+
+def test_two_ways_of_several_engines_exclude_each_other():
+    with pytest.raises(InputError, match="take one"):
+        run_fleet.laptop_options(
+            "tiny", ServerSettings(), ["--data-parallel-size", "2"], instances=2
+        )
