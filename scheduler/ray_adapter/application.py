@@ -57,7 +57,7 @@ def build(args: Mapping[str, Any]) -> Any:
     from ray import serve
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
-    from lengthwise.scheduler.ray_adapter.front import FrontDeployment
+    from lengthwise.scheduler.ray_adapter.fleet_front import FrontDeployment
     from lengthwise.scheduler.ray_adapter.replica import LengthwiseServer
     from lengthwise.scheduler.ray_adapter.request_router import LengthwiseRouter
     from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER

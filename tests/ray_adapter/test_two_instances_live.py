@@ -89,7 +89,8 @@ def fleet(tmp_path_factory):
         deadline_s = time.monotonic() + READY_S
         while True:
             try:
-                if found.call("/health", timeout_s=5)[0] == 200:
+                ready = found.call("/health", timeout_s=5)[0] == 200
+                if ready and len(found.status()["instances"]) == 2:  # one may answer for both
                     break
             except OSError:
                 pass

@@ -291,6 +291,7 @@ async def _until(parts: Any, gone: asyncio.Future[None]) -> AsyncIterator[Any]:
     """The parts, until the client has left."""
     while True:
         following = asyncio.ensure_future(anext(parts, None))
+        following.add_done_callback(_seen)
         try:
             await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
@@ -303,6 +304,12 @@ async def _until(parts: Any, gone: asyncio.Future[None]) -> AsyncIterator[Any]:
         if part is None:
             return
         yield part
+
+
+def _seen(part: asyncio.Future[Any]) -> None:
+    """What becomes of a part that nobody waits for any more is not reported as unseen."""
+    if not part.cancelled():
+        part.exception()
 
 
 async def _client_left(receive: Any) -> None:
