@@ -11,8 +11,8 @@ pytest.importorskip("ray.serve", reason="needs lengthwise[fleet]", exc_type=Impo
 
 from ray.exceptions import ActorDiedError
 
-from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
 from lengthwise.scheduler.ray_adapter.fleet_front import Front
+from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
 OK = [Started(200, [(b"content-type", b"application/json")]), b'{"ok":', b" true}"]
