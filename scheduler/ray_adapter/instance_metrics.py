@@ -1,16 +1,21 @@
-"""The metrics of several instances as one page, each series with the name of its instance."""
+"""The metrics of several instances as one page, each series with the name of its instance.
+
+The name is the label ``engine``, which vLLM's own metrics have for data parallel; ``instance`` is
+Prometheus's name for what it scrapes.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-LABEL = "instance"
+LABEL = "engine"
+_ENGINE = re.compile(rf'(?:^|(?<=,)){LABEL}="[^"]*"')
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})?( .*)$")
 
 
 def with_instance(page: str, instance: str) -> list[str]:
-    """The page's lines, every sample with the label; one that has it keeps its own."""
+    """The page's lines, every sample with the label, in place of its own where it has one."""
     return [_labelled(line, instance) for line in page.splitlines() if line]
 
 
@@ -47,7 +52,8 @@ def _labelled(line: str, instance: str) -> str:
         return line
     name, labels, value = found.groups()
     said = "" if labels is None else labels[1:-1].rstrip(",")
-    if re.search(rf'(^|,){LABEL}="', said):
-        return line
     own = f'{LABEL}="{instance}"'
+    replaced, count = _ENGINE.subn(own, said, count=1)
+    if count:
+        return f"{name}{{{replaced}}}{value}"
     return f"{name}{{{said},{own}}}{value}" if said else f"{name}{{{own}}}{value}"

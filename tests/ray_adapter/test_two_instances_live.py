@@ -148,7 +148,7 @@ def test_both_instances_serve_and_both_kinds_of_objectives_arrive(fleet):
     assert [one["outstanding"] for one in router["instances"]] == [0, 0]
     _, page = fleet.call("/metrics")
     for one in found["instances"]:
-        assert f'instance="{one["name"]}"' in page
+        assert f'engine="{one["name"]}"' in page
     assert 'lengthwise_fleet_decisions_total{rung="' in page
 
 

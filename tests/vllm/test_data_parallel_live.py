@@ -112,7 +112,7 @@ def test_two_engines_one_router(pair):
     assert [one["policy"] for one in json.loads(text)["instances"]] == ["edf", "edf"]
 
     _, text = call(url, "/metrics")
-    assert 'lengthwise_fleet_outstanding{instance="1"}' in text
+    assert 'lengthwise_fleet_outstanding{engine="1"}' in text
     assert "lengthwise_fleet_decisions_total" in text
 
     # both engines write one log
