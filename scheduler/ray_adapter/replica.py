@@ -62,7 +62,7 @@ class LengthwiseServer(LLMServer):
         from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 
         said = request.call
-        call = Call()
+        call = Call(scope={"path": request.path})
         if said is not None:
             call = Call(
                 said.hints,
