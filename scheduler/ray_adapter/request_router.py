@@ -27,6 +27,7 @@ logger = logging.getLogger("ray.serve")
 
 STATS_KEY = "lengthwise"  # of what a replica publishes
 _SHOW_PERIOD_S = 1.0
+_MOST_SENT = 50_000
 
 
 class LengthwiseRouter(RequestRouter):
@@ -129,6 +130,11 @@ class LengthwiseRouter(RequestRouter):
         before = self._sent.pop(internal_id, None)
         if before is not None:  # it was turned down, or sent there in vain
             self._desk.dispatcher.ended(before[0])
+        if len(self._sent) >= _MOST_SENT:  # some were given up before they were sent
+            ledger = self._desk.dispatcher.router.knowledge.ledger
+            self._sent = {
+                i: sent for i, sent in self._sent.items() if ledger.where(sent[0]) is not None
+            }
         chosen = await self._desk.choose(request)
         if chosen is not None:
             self._sent[internal_id] = request.key, chosen
