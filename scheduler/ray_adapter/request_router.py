@@ -41,6 +41,7 @@ class LengthwiseRouter(RequestRouter):
         self._sent: dict[str, tuple[int, str]] = {}  # by Serve's id: our key, the instance
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard: dict[str, tuple[Any, Any]] = {}
+        self._dead: set[str] = set()
         self._shown_s = 0.0
         register(self)
 
@@ -50,7 +51,9 @@ class LengthwiseRouter(RequestRouter):
         """Replicas have come, gone, or published."""
         super().update_replicas(replicas)
         dispatcher = self._desk.dispatcher
-        dispatcher.keep(replica.replica_id.unique_id for replica in replicas)
+        names = {replica.replica_id.unique_id for replica in replicas}
+        self._dead &= names  # Serve lists a dead one until it has looked at its health
+        dispatcher.keep(names - self._dead)
         for replica in replicas:
             message = (replica.routing_stats or {}).get(STATS_KEY)
             if not isinstance(message, Mapping):
@@ -68,6 +71,7 @@ class LengthwiseRouter(RequestRouter):
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """Nothing more is sent there."""
         super().on_replica_actor_died(replica_id)
+        self._dead.add(replica_id.unique_id)
         self._desk.dispatcher.leave(replica_id.unique_id)
 
     def on_request_routed(
@@ -103,9 +107,13 @@ class LengthwiseRouter(RequestRouter):
             # without it Serve asks again at once when the first answer is turned down
             pending_request.routing_context.should_backoff = True
             chosen = await self._choose(pending_request)
-        ranked = sorted(candidate_replicas, key=self._outstanding())
-        ranked.sort(key=lambda replica: replica.replica_id.unique_id != chosen)
-        return [[replica] for replica in ranked]
+        counts = self._outstanding()
+
+        def rank(replica: RunningReplica) -> tuple[bool, bool, int]:
+            name = replica.replica_id.unique_id
+            return name != chosen, name in self._dead, counts.get(name, 0)
+
+        return [[replica] for replica in sorted(candidate_replicas, key=rank)]
 
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
@@ -140,9 +148,8 @@ class LengthwiseRouter(RequestRouter):
             self._sent[internal_id] = request.key, chosen
         return chosen
 
-    def _outstanding(self) -> Any:
-        counts = {one["name"]: one["outstanding"] for one in self._desk.status()["instances"]}
-        return lambda replica: counts.get(replica.replica_id.unique_id, 0)
+    def _outstanding(self) -> dict[str, int]:
+        return {one["name"]: one["outstanding"] for one in self._desk.status()["instances"]}
 
     # -- what the front asks ------------------------------------------------------------------
 

@@ -131,6 +131,10 @@ def test_a_dead_replica_gets_nothing_more(monkeypatch):
         monkeypatch.setattr(RequestRouter, "on_replica_actor_died", lambda self, replica_id: None)
         router.on_replica_actor_died(there[0].replica_id)
         assert {(await choose(router, there, Request(k)))[0] for k in range(3)} == {"b"}
+        router.update_replicas(there)  # Serve still lists it
+        assert {(await choose(router, there, Request(k)))[0] for k in range(3, 6)} == {"b"}
+        router.update_replicas(there[1:])
+        assert not router._dead
 
     asyncio.run(play())
 
