@@ -38,7 +38,42 @@ _OTHERS = (
 _HEAD_BYTES = 64
 _BUFFER_BYTES = 1 << 18
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a wrong byte
-_DAMAGE = (OSError, EOFError, zlib.error)
+DAMAGE = (OSError, EOFError, zlib.error)
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+class CutShortError(InputError):
+    """A gzip that ends early or breaks, of which what stood before was read.
+
+    `loss` says so without the file's name, for a reader that counts what it leaves out.
+    """
+
+    def __init__(self, path: str | Path, error: Exception, where: str) -> None:
+        super().__init__(f"{path}: {damage(error, where)}")
+        kind = "gzip ends early" if isinstance(error, EOFError) else "corrupt gzip"
+        self.loss = InputError(f"{kind}: nothing can be read {where}")
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip's content as far as it can be read: all before a break comes before the error."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._content = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        piece = self._content.read1(len(buffer))  # read would drop what it has when it breaks
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._content.close()
+            self._packed.close()
 
 
 class _Watched(io.FileIO):
@@ -72,17 +107,12 @@ def open_bytes(path: str | Path, watch: Watch | None = None) -> tuple[BinaryIO, 
         )
         head = content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
         if head.startswith(GZIP):
-            unpacked = gzip.GzipFile(fileobj=content)
-            unpacked.myfileobj = content  # closed with it
-            content = io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER_BYTES)
-            return content, content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-    except _DAMAGE as error:
+            content = io.BufferedReader(_Unpacked(content), _BUFFER_BYTES)
+            head = content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+    except DAMAGE as error:
         if content is not None:
             content.close()
         raise InputError(f"{file}: {damage(error, 'before line 1')}") from error
-    if file.suffix.lower() == ".gz" and head:
-        content.close()
-        raise InputError(f"{file}: corrupt gzip: its content does not begin as one")
     return content, head
 
 
@@ -113,6 +143,13 @@ def _no_utf8(head: bytes) -> str | None:
     return f"{what}, not UTF-8 text"
 
 
+def broken_off(path: str | Path, error: Exception, where: str) -> InputError:
+    """The error of a read that failed so far into a file, with its name."""
+    if isinstance(error, _BROKEN_GZIP):
+        return CutShortError(path, error, where)
+    return InputError(f"{path}: {damage(error, where)}")
+
+
 def damage(error: Exception, where: str) -> str:
     """What a failed read means, on one line; `where` says how far it came."""
     if isinstance(error, EOFError):
@@ -130,7 +167,8 @@ def is_utf8(text: str) -> bool:
 def read_lines(path: str | Path, watch: Watch | None = None) -> Iterator[tuple[int, str]]:
     """(line number, line) of every line that is not blank; see `is_utf8` for wrong bytes.
 
-    Raises InputError for a missing file, and for a truncated or corrupt gzip.
+    Raises InputError for a missing file, and CutShortError after the last whole line of a
+    truncated or corrupt gzip.
     """
     number = 0
     with open_text(path, watch) as file:
@@ -138,8 +176,8 @@ def read_lines(path: str | Path, watch: Watch | None = None) -> Iterator[tuple[i
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
-        except _DAMAGE as error:
-            raise InputError(f"{path}: {damage(error, f'after line {number}')}") from error
+        except DAMAGE as error:
+            raise broken_off(path, error, f"after line {number}") from error
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -20,6 +20,10 @@ DEFAULT_CLASS = "default"
 OBJECTIVES = ("ttft", "tpot", "e2e")
 
 _HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
+_OBJECTIVE_HEADERS = {
+    name: tuple(f"{prefix}{name}-ms" for prefix in _HEADER_PREFIXES) for name in OBJECTIVES
+}
+_CLASS_HEADERS = tuple(f"{prefix}class" for prefix in _HEADER_PREFIXES)
 _GATEWAY_CLASS_HEADERS = ("x-gateway-inference-objective", "x-llm-d-inference-objective")
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -35,10 +39,10 @@ class Slo:
     slo_class: str = DEFAULT_CLASS
 
     def __post_init__(self) -> None:
-        for name in OBJECTIVES:
-            seconds = getattr(self, f"{name}_s")
+        given = (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s), ("e2e_s", self.e2e_s))
+        for name, seconds in given:
             if seconds is not None:
-                object.__setattr__(self, f"{name}_s", _checked_s(seconds, f"{name}_s"))
+                object.__setattr__(self, name, _checked_s(seconds, name))
         check_class_name(self.slo_class)
 
     @property
@@ -169,14 +173,21 @@ def parse_slo(
     if xargs is not None and not isinstance(xargs, Mapping):
         raise InputError(f"vllm_xargs must be an object, got {shown(xargs)}")
     lowered = {str(key).lower(): value for key, value in (headers or {}).items()}
+    said = xargs or {}
 
-    def find(key: str) -> Any:
-        given = [(xargs or {}).get(f"slo_{key}")]
-        given += [lowered.get(prefix + key.replace("_", "-")) for prefix in _HEADER_PREFIXES]
-        return next((value for value in given if not _is_absent(value)), None)
+    def find(key: str, headers: tuple[str, ...]) -> Any:
+        if not _is_absent(value := said.get(key)):
+            return value
+        for header in headers:
+            if not _is_absent(value := lowered.get(header)):
+                return value
+        return None
 
-    given = {f"{name}_ms": _clamped_ms(find(f"{name}_ms"), name) for name in OBJECTIVES}
-    slo_class = find("class")
+    given = {
+        f"{name}_ms": _clamped_ms(find(f"slo_{name}_ms", _OBJECTIVE_HEADERS[name]), name)
+        for name in OBJECTIVES
+    }
+    slo_class = find("slo_class", _CLASS_HEADERS)
     if slo_class is None:
         slo_class = table.known_class(*(lowered.get(name) for name in _GATEWAY_CLASS_HEADERS))
     return table.resolve(slo_class, given)
@@ -237,7 +248,7 @@ def _ms(value: Any, name: str) -> float:
 
 
 def _checked_s(seconds: Any, name: str) -> float:
-    low, high = (limit / 1000.0 for limit in SLO_LIMIT_MS)
+    low, high = SLO_LIMIT_MS[0] / 1000.0, SLO_LIMIT_MS[1] / 1000.0
     valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     # 1e-9 of slack: 1 ms need not survive the division by 1,000 exactly
     if not (valid and low * (1 - 1e-9) <= seconds <= high * (1 + 1e-9)):

@@ -40,6 +40,7 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     ServerSettings,
 )
 from lengthwise.training.bench.engines.client import wait_idle
+from lengthwise.training.bench.engines.cores import bound_cores, off_cores
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 
 FAULTS_DIR = Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"
@@ -376,12 +377,13 @@ class Bench:
 
 @contextlib.contextmanager
 def running(*servers: ServerHandle) -> Iterator[None]:
-    """Servers until they are ready, and to their end."""
+    """Servers until they are ready, and to their end; the client keeps off their engines' cores."""
     with contextlib.ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
         for server in servers:
             server.wait_ready(START_TIMEOUT_S)
+        stack.enter_context(off_cores(bound_cores(server.process.pid for server in servers)))
         yield
 
 

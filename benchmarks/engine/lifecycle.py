@@ -107,14 +107,17 @@ class Site:
     def wait_for(self, holds: Any) -> float:
         """Seconds until it holds; TimeoutError after PATIENCE_S."""
         began = time.perf_counter()
+        last: Exception | None = None
         while time.perf_counter() - began < PATIENCE_S:
             try:
                 if holds():
                     return time.perf_counter() - began
-            except http.RequestException:
-                pass  # not up yet
+            except http.RequestException as error:  # it is not up yet, or not any more
+                last = error
             time.sleep(0.25)
-        raise TimeoutError(f"nothing after {PATIENCE_S:g} s; see {self.root / 'server.log'}")
+        raise TimeoutError(
+            f"nothing after {PATIENCE_S:g} s, last {last!r}; see {self.root / 'server.log'}"
+        ) from last
 
     def wait_for_version(self, label: str) -> float:
         """Seconds until the server predicts with this version."""

@@ -82,6 +82,7 @@ def kinds() -> dict[str, tuple[str, bytes, int]]:
         "1 MB of text": (CHAT, chat(text(1_000_000)), 1),
         "1.8 MB of text, escaped": (CHAT, chat("é\n" * 200_000), 1),
         "8 MB of text": (CHAT, chat(text(8_000_000)), 1),
+        "8 MB of text in UTF-16": (CHAT, chat(text(4_000_000)).decode().encode("utf-16"), 1),
         "330,000 empty lists": (COMPLETIONS, b'{"prompt":' + lists(330_000) + b"}", 1),
         "330,000 empty lists as messages": (CHAT, b'{"messages":' + lists(330_000) + b"}", 1),
         "2,000 messages, 1.8 MB": (CHAT, json.dumps({"messages": talk}).encode(), 1),

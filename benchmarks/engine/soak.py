@@ -39,6 +39,7 @@ from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, wri
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.engines.client import collected, complete, new_session
+from lengthwise.training.bench.engines.cores import bound_cores, off_cores
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "vllm" / "faults"))
@@ -470,7 +471,8 @@ def main() -> int:
             rate = capacity(server.url, traffic)
             note(f"capacity {rate:.1f} requests/s")
             run = Soak(server, traffic, known, live_file, rate, faults)
-            asyncio.run(run.run(options.minutes, options.requests, options.seed))
+            with off_cores(bound_cores([server.process.pid])):
+                asyncio.run(run.run(options.minutes, options.requests, options.seed))
             time.sleep(3.0)  # the log's last batch
             rows = Counter({k: n for k, n in logged(root / "log").items() if k.startswith("soak-")})
             tenants = Counter(read_request_log(root / "log")["tenant"].dropna())

@@ -9,7 +9,7 @@ from typing import Any
 
 from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError
-from lengthwise.data.lines import Watch, parse_line, read_lines
+from lengthwise.data.lines import CutShortError, Watch, parse_line, read_lines
 from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row
 from lengthwise.data.skipped import Skipped
 
@@ -47,8 +47,13 @@ def log_files(folder: str | Path) -> LogFiles:
 def checked_rows(
     file: Path, skipped: Skipped, watch: Watch | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one file, oldest first."""
-    return checked(read_lines(file, watch), skipped, lambda number: f"{file}:{number}")
+    """The rows of one file, oldest first; of a gzip that breaks off those before, and its break
+    is counted."""
+    try:
+        yield from checked(read_lines(file, watch), skipped, lambda number: f"{file}:{number}")
+    except CutShortError as error:
+        skipped.read += 1
+        skipped.add(str(file), error.loss)
 
 
 def checked(
@@ -73,7 +78,10 @@ def checked(
 
 
 def join_texts(
-    rows: Collection[dict[str, Any]], files: list[Path], watch: Watch | None = None
+    rows: Collection[dict[str, Any]],
+    files: list[Path],
+    skipped: Skipped,
+    watch: Watch | None = None,
 ) -> None:
     """Put the prompts, which the server keeps in files of their own, into the rows that name them.
 
@@ -92,14 +100,24 @@ def join_texts(
             return
         if file.stat().st_mtime < oldest_s:
             continue
+        for text in _texts(file, skipped, watch):
+            if isinstance(prompt := text.get("prompt"), str):
+                for row in wanted.pop(str(text.get("text_id")), ()):
+                    row["prompt"] = valid_text(prompt)
+
+
+def _texts(file: Path, skipped: Skipped, watch: Watch | None) -> Iterator[dict[str, Any]]:
+    """The texts of one file; what is torn or none is passed over: its row stays without."""
+    try:
         for _, line in read_lines(file, watch):
             try:
                 text = parse_line(line)
             except InputError:
-                continue  # torn, or not a text: its row stays without
-            if isinstance(prompt := text.get("prompt"), str):
-                for row in wanted.pop(str(text.get("text_id")), ()):
-                    row["prompt"] = valid_text(prompt)
+                continue
+            yield text
+    except CutShortError as error:
+        skipped.read += 1
+        skipped.add(str(file), error.loss)
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

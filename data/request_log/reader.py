@@ -46,7 +46,7 @@ def read_request_log(folder: str | Path, *, compact: bool = False) -> pd.DataFra
     for file in files.rows:
         for row in checked_rows(file, skipped):
             rows.append(_compact(row) if compact else row)
-    join_texts(rows, files.texts)
+    join_texts(rows, files.texts, skipped)
     return _noted(_frame(rows, folder, skipped), files, skipped)
 
 
@@ -79,7 +79,7 @@ def newest_requests(
         rows.append(row)
     size = sum(file.stat().st_size for file in files.rows)
     unread = max(0, size - read)
-    join_texts(rows, files.texts, watch)
+    join_texts(rows, files.texts, skipped, watch)
     rows = _within(rows, characters)
     rows.sort(key=lambda row: row.get("arrival_unix_s") or 0.0)
     if not rows and skipped.read and not skipped.broken:

@@ -12,14 +12,18 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.lines import (
+    DAMAGE,
     PARQUET,
+    CutShortError,
     Watch,
-    damage,
+    broken_off,
     is_utf8,
     open_bytes,
     open_text,
@@ -32,7 +36,7 @@ Row = dict[str, Any]
 Placed = tuple[str, Row | InputError]
 
 _BATCH_ROWS = 256
-_CHUNK = 1 << 20
+_CHUNK, _PIECE = 1 << 20, 1 << 14
 _MOST_CELL = 2**31 - 1
 _LONGEST_ODD_LINE = 1 << 16
 _DELIMITERS = ",;\t|"
@@ -44,9 +48,21 @@ _LISTS_OF_SPLITS = ("train", "test", "validation", "eval")
 def rows_of(path: Path, watch: Watch | None = None) -> Iterator[Placed]:
     """(place, row) of a file, or (place, error) for a row that cannot be read.
 
-    `watch` is called with the bytes read from the disk. InputError for a file that is missing,
-    damaged, or nothing that holds rows.
+    A gzip that breaks off gives the rows before, and then its break as one more that cannot be
+    read. `watch` is called with the bytes read from the disk. InputError for a file that is
+    missing, damaged, or nothing that holds rows.
     """
+    place = None
+    try:
+        for place, row in _rows_of(path, watch):
+            yield place, row
+    except CutShortError as error:
+        if place is None:
+            raise
+        yield place, error.loss
+
+
+def _rows_of(path: Path, watch: Watch | None) -> Iterator[Placed]:
     content, head = open_bytes(path)
     content.close()
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -68,13 +84,20 @@ def rows_of(path: Path, watch: Watch | None = None) -> Iterator[Placed]:
 def _lines_or_array(path: Path, watch: Watch | None) -> Iterator[Placed]:
     """The array's items, unless a short array on a line of its own stands before objects."""
     with open_text(path) as file:
-        first = file.readline(_LONGEST_ODD_LINE)
-        second = file.readline(_LONGEST_ODD_LINE)
+        first, second = _line(file, _LONGEST_ODD_LINE), _line(file, _LONGEST_ODD_LINE)
     try:
         json.loads(first)
     except (ValueError, RecursionError):
         return _documents(path, watch)
     return (_lines if second.lstrip().startswith("{") else _documents)(path, watch)
+
+
+def _line(file: IO[str], most: int = -1) -> str:
+    """The next line, empty at the end and where a gzip breaks off."""
+    try:
+        return file.readline(most)
+    except DAMAGE:
+        return ""
 
 
 def is_table(path: Path) -> bool:
@@ -100,9 +123,9 @@ def _lines(path: Path, watch: Watch | None) -> Iterator[Placed]:
 
 def _lines_or_document(path: Path, watch: Watch | None) -> Iterator[Placed]:
     """JSON lines, unless the first line is but the beginning of an object."""
-    lines = read_lines(path)
-    first, second = next(lines)[1], next(lines, (0, "{"))[1]
-    lines.close()  # type: ignore[attr-defined]
+    with open_text(path) as file:
+        lines = (line for line in iter(lambda: _line(file), "") if line.strip())
+        first, second = next(lines, ""), next(lines, "{")
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
@@ -119,8 +142,24 @@ def _documents(path: Path, watch: Watch | None) -> Iterator[Placed]:
     decoder = json.JSONDecoder()
     item = 0
     with open_text(path, watch) as file:
+        pieces = iter(partial(file.read, _PIECE), "")
+        broken: list[Exception] = []
+
+        def read(size: int) -> str:
+            """About so much more; what comes before a break is kept, the next call raises it."""
+            if broken:
+                raise broken[0]
+            parts: list[str] = []
+            try:
+                parts.extend(islice(pieces, size // _PIECE))
+            except DAMAGE as error:
+                if not parts:
+                    raise
+                broken.append(error)
+            return "".join(parts)
+
         try:
-            text, chunk = file.read(_CHUNK).lstrip(), _CHUNK
+            text, chunk = read(_CHUNK).lstrip(), _CHUNK
             in_array = text.startswith("[")
             text = text[1:] if in_array else text
             while True:
@@ -131,7 +170,7 @@ def _documents(path: Path, watch: Watch | None) -> Iterator[Placed]:
                 try:
                     row, end = decoder.raw_decode(text)
                 except (json.JSONDecodeError, RecursionError) as error:
-                    more = file.read(chunk)
+                    more = read(chunk)
                     if more:
                         # doubling keeps the retries on one huge item linear
                         text, chunk = text + more, 2 * chunk
@@ -145,8 +184,8 @@ def _documents(path: Path, watch: Watch | None) -> Iterator[Placed]:
                 for value in [row] if in_array else _members(row) or [row]:
                     yield f"{path}: item {item}", _checked(value, whole)
                     item += 1
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path}: item {item}: {damage(error, 'here')}") from error
+        except DAMAGE as error:
+            raise broken_off(path, error, f"after {item} items") from error
 
 
 def _checked(value: Any, whole: bool) -> Row | InputError:
@@ -193,9 +232,8 @@ def _csv(path: Path, watch: Watch | None) -> Iterator[Placed]:
                     yield place, _cells(names, row)
         except csv.Error as error:
             raise InputError(f"{path}:{cells.line_num}: not readable as CSV: {error}") from error
-        except (OSError, EOFError) as error:
-            where = f"after line {cells.line_num}"
-            raise InputError(f"{path}: {damage(error, where)}") from error
+        except DAMAGE as error:
+            raise broken_off(path, error, f"after line {cells.line_num}") from error
 
 
 def _cells(names: list[str], row: list[str]) -> Row | InputError:

@@ -230,15 +230,14 @@ def _private(xargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seal(private: Mapping[str, Any]) -> str | None:
     """A keyed hash of the keys and values, tuples as lists; None for what cannot be written."""
-    said = hashlib.blake2b(key=_secret(), digest_size=16)
+    said: list[bytes] = []
     try:
         for key, value in sorted(private.items()):
-            for part in (key.encode("utf-8", "surrogatepass"), _written(value)):
-                said.update(len(part).to_bytes(8))
-                said.update(part)
+            name, written = key.encode("utf-8", "surrogatepass"), _written(value)
+            said += (len(name).to_bytes(8), name, len(written).to_bytes(8), written)
     except (ValueError, RecursionError):  # what a client nested or numbered beyond Python's limits
         return None
-    return said.hexdigest()
+    return hashlib.blake2b(b"".join(said), key=_secret(), digest_size=16).hexdigest()
 
 
 def _written(value: Any) -> bytes:

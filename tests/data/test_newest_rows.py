@@ -60,6 +60,30 @@ def test_packed_files_are_read_and_what_is_none_of_the_logs_is_named(tmp_path):
     assert len(load_table(str(tmp_path))) == 400
 
 
+def test_packed_files_that_break_off_give_the_rows_before(tmp_path):
+    rows = written(
+        tmp_path, "requests-1.jsonl.gz", [row(i, text_id=f"t{i}", prompt=None) for i in range(200)]
+    )
+    rows.write_bytes(rows.read_bytes()[:-5])
+    texts = written(
+        tmp_path, "texts-1.jsonl.gz", [{"text_id": f"t{i}", "prompt": "x"} for i in range(200)]
+    )
+    texts.write_bytes(texts.read_bytes()[:-9])
+    for frame in (read_request_log(tmp_path), newest_requests(tmp_path, 500)):
+        assert ids(frame) == list(range(200))
+        assert frame["prompt"].notna().sum() >= 150
+        (cut,) = frame.attrs["skipped"]
+        assert (cut["reason"], cut["rows"]) == ("gzip ends early", 2)
+        assert "requests-1.jsonl.gz" in cut["first"]
+
+
+def test_plain_files_called_gz_are_read(tmp_path):
+    written(tmp_path, "requests-1.jsonl", [row(i) for i in range(20)])
+    (tmp_path / "requests-1.jsonl").rename(tmp_path / "requests-1.jsonl.gz")
+    for frame in (read_request_log(tmp_path), newest_requests(tmp_path, 500)):
+        assert ids(frame) == list(range(20))
+
+
 def test_only_the_new_end_is_read(tmp_path):
     for i in range(10):
         path = written(tmp_path, f"requests-{i}.jsonl", [row(100 * i + k) for k in range(100)])

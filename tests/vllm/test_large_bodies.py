@@ -63,6 +63,9 @@ bodies = st.fixed_dictionaries(
 )
 
 
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be")
+
+
 @pytest.fixture
 def tiny_parts(monkeypatch):
     """Every body is large, every value of more than twelve bytes is read in parts."""
@@ -73,9 +76,10 @@ def tiny_parts(monkeypatch):
 
 @settings(max_examples=150, deadline=None, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
-@given(bodies, st.sampled_from(sorted(READERS)), st.sampled_from([None, 1]), st.booleans())
-def test_a_large_body_is_read_as_a_small_one(tiny_parts, body, path, indent, ascii_only):
-    raw = json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+@given(bodies, st.sampled_from(sorted(READERS)), st.sampled_from([None, 1]), st.booleans(),
+       st.sampled_from(ENCODINGS))  # fmt: skip
+def test_a_large_body_is_read_as_a_small_one(tiny_parts, body, path, indent, ascii_only, encoding):
+    raw = json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode(encoding, "surrogatepass")
     found = parse_body(raw, {}, SLOS, READERS[path])
     with pytest.MonkeyPatch.context() as whole:
         whole.setattr(request_body, "MOST_INLINE_BYTES", 10**9)
@@ -142,6 +146,28 @@ def test_only_the_arguments_are_rewritten(mark):
     assert parsed.raw == raw.replace(b'{"osl": null, "pred_x": 3, "mine": 1}', b'{"mine": 1}')
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_large_body_in_any_encoding_of_json_is_read_and_goes_on_as_it_came(encoding):
+    text = "漢字 😀 " * MOST_INLINE_BYTES  # pieces end within characters
+    body = {"prompt": text, "max_tokens": 5, "vllm_xargs": {"slo_e2e_ms": 70, "mine": 1}}
+    raw = json.dumps(body, ensure_ascii=False).encode(encoding)
+    parsed = parse_body(raw, {}, SLOS, READERS[COMPLETIONS])
+    assert parsed.raw is raw
+    assert (parsed.slo.e2e_s, parsed.max_tokens) == (0.07, 5)
+    assert parsed.prompts == (request_body._shortened(text),)
+    forged = json.dumps({**body, "vllm_xargs": {"pred_x": 3, "mine": 1}}, ensure_ascii=False)
+    parsed = parse_body(forged.encode(encoding), {}, SLOS, READERS[COMPLETIONS])
+    assert json.loads(parsed.raw) == {**body, "vllm_xargs": {"mine": 1}}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[2:])
+def test_a_large_body_cut_within_a_character_is_left_to_vllm(encoding):
+    raw = json.dumps({"prompt": "x" * MOST_INLINE_BYTES}).encode(encoding)[:-1]
+    parsed = parse_body(raw, {"x-slo-e2e-ms": "70"}, SLOS, READERS[COMPLETIONS])
+    assert parsed.raw is raw
+    assert (parsed.prompts, parsed.slo.e2e_s) == ((), 0.07)
+
+
 @given(st.binary(max_size=50), st.data())
 def test_pieces_are_the_whole(raw, data):
     start = data.draw(st.integers(0, len(raw)))
@@ -164,12 +190,14 @@ def readings(monkeypatch):
         return genuine(text, **options)
 
     for module in (large_body, request_body):
-        monkeypatch.setattr(module, "json", SimpleNamespace(loads=loads, dumps=json.dumps))
+        own = SimpleNamespace(loads=loads, dumps=json.dumps, detect_encoding=json.detect_encoding)
+        monkeypatch.setattr(module, "json", own)
     return seen
 
 
 LARGE = {
     "text": (COMPLETIONS, {"prompt": "word " * 400_000}),
+    "wide text": (COMPLETIONS, {"prompt": "word " * 400_000}),
     "list of texts": (COMPLETIONS, {"prompt": ["word " * 1_000] * 300}),
     "empty lists": (COMPLETIONS, {"prompt": [[]] * 330_000}),
     "empty lists as messages": (CHAT, {"messages": [[]] * 330_000}),
@@ -198,7 +226,7 @@ def test_a_large_body_is_read_in_a_thread_a_little_at_a_time(readings, kind):
     client = Client(WordPredictor())
     client.asgi.app = inner
     readings.clear()
-    raw = json.dumps(body).encode()
+    raw = json.dumps(body).encode("utf-16" if kind == "wide text" else "utf-8")
     assert client.call("POST", path, content=raw).status_code == 200
     assert readings
     assert threading.get_ident() not in {thread for thread, _ in readings}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import operator
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -231,11 +232,11 @@ class BatchedPredictor:
         rows = predictor.features(prompts, classes) if self._with_features else None
         quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
         shape = (len(batch), len(predictor.levels))
-        if quantiles.shape != shape or not bool((quantiles[:, 1:] >= quantiles[:, :-1]).all()):
-            raise ValueError(f"{version} predicted no {shape} of non-decreasing lengths")
-        if not np.isfinite(quantiles).all():
-            raise ValueError(f"{version} predicted a length that is not finite")
         found = quantiles.tolist()
+        if quantiles.shape != shape or not all(map(_is_non_decreasing, found)):
+            raise ValueError(f"{version} predicted no {shape} of non-decreasing lengths")
+        if not all(math.isfinite(row[0]) and math.isfinite(row[-1]) for row in found):
+            raise ValueError(f"{version} predicted a length that is not finite")
         if rows is None:
             return [Prediction(row, version) for row in found]
         contract = predictor.feature_contract
@@ -245,6 +246,11 @@ class BatchedPredictor:
             Prediction(row, version, logged, contract)
             for row, logged in zip(found, features, strict=True)
         ]
+
+
+def _is_non_decreasing(row: list[float]) -> bool:
+    """Whether no number is below the one before, nor NaN; of a few, faster than numpy's."""
+    return all(map(operator.le, row, row[1:]))
 
 
 def _answered(asked: _Asked) -> Prediction | None:

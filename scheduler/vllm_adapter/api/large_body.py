@@ -9,6 +9,7 @@ last items of a list. What is left out is None, or absent.
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,24 @@ def read_large(raw: bytes | bytearray) -> LargeBody | None:
     except ValueError:
         return None
     return LargeBody(body, places)
+
+
+def in_utf8(raw: bytes | bytearray) -> bytes | bytearray:
+    """The body itself, or what it says in UTF-8 where it came in UTF-16 or UTF-32, a piece at a
+    time.
+
+    Raises ValueError for what is none of them.
+    """
+    encoding = json.detect_encoding(raw[:4])
+    if encoding.startswith("utf-8"):
+        return raw
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    made = bytearray()
+    for piece in pieces(raw):
+        made += decoder.decode(piece).encode("utf-8", "surrogatepass")
+        time.sleep(0)
+    made += decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+    return made
 
 
 def compile_passes() -> None:

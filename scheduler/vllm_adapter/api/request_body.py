@@ -16,7 +16,13 @@ from typing import Any
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.slo import Slo, SloTable, parse_slo
 from lengthwise.predictor.features.scan import shortened
-from lengthwise.scheduler.vllm_adapter.api.large_body import WHOLE_BYTES, Span, read_large, spliced
+from lengthwise.scheduler.vllm_adapter.api.large_body import (
+    WHOLE_BYTES,
+    Span,
+    in_utf8,
+    read_large,
+    spliced,
+)
 from lengthwise.scheduler.vllm_adapter.api.routes import History, Reader, RequestParts, no_history
 from lengthwise.scheduler.vllm_adapter.wire import (
     PUBLIC_KEYS,
@@ -79,18 +85,18 @@ def parse_body(
     Raises InputError for a malformed SLO, tenant or length hint. A body that is no JSON object, or
     nested beyond Python's depth, is passed on as it came: vLLM refuses it.
     """
-    body, place = _read(raw)
+    body, place, read = _read(raw)
     if body is None:
         return replace(parse_headers(headers, table), raw=raw, is_open=False)
     try:
         parts = reader(body, history)
-        passed_on = _without_ours(raw, body, place)
+        passed_on = _without_ours(read, body, place)
     except RecursionError:
         raise InputError("the request body is nested too deeply") from None
     said = parts.xargs if isinstance(parts.xargs, Mapping) else {}
     own = {key: value for key, value in said.items() if key in PUBLIC_KEYS}
     return ParsedRequest(
-        passed_on,
+        raw if passed_on is read else passed_on,
         parse_slo(own, headers, table),
         parse_tenant(own, headers),
         tuple(map(_shortened, parts.prompts[:MOST_PROMPTS])),
@@ -127,16 +133,22 @@ def hints_of(
     )
 
 
-def _read(raw: bytes | bytearray) -> tuple[Mapping[str, Any] | None, Span | None]:
-    """The body if it is an object, and of a large one where its ``vllm_xargs`` stand."""
+def _read(
+    raw: bytes | bytearray,
+) -> tuple[Mapping[str, Any] | None, Span | None, bytes | bytearray]:
+    """The body if it is an object, where in a large one its ``vllm_xargs`` stand, and in what: the
+    body itself, or that in UTF-8."""
     try:
         if len(raw) > MOST_INLINE_BYTES:
-            large = read_large(raw)
-            return (None, None) if large is None else (large.body, large.places.get("vllm_xargs"))
+            read = in_utf8(raw)
+            large = read_large(read)
+            if large is None:
+                return None, None, raw
+            return large.body, large.places.get("vllm_xargs"), read
         body = json.loads(raw)
     except (ValueError, RecursionError):
-        return None, None
-    return (body if isinstance(body, dict) else None), None
+        return None, None, raw
+    return (body if isinstance(body, dict) else None), None, raw
 
 
 def _without_ours(

@@ -13,6 +13,7 @@ import base64
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from typing import Any
 TINY_NAME = "tiny"
 VOCAB_RANKS = 8_000
 MAX_MODEL_LEN = 32_768
+TINY_SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "torch_dtype": "float32",
+}
 # A change of anything written below needs a new number, so that caches are rebuilt.
 FORMAT_VERSION = 2
 
@@ -49,9 +59,7 @@ def build_tiny_model(directory: Path | str) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tiny-") as scratch:
         staged = Path(scratch) / TINY_NAME
         staged.mkdir()
-        vocab_size = _write_tokenizer(staged)
-        _write_json(staged / "config.json", _model_config(vocab_size))
-        _write_json(staged / "generation_config.json", _generation_config())
+        vocab_size = write_dummy_llama(staged, TINY_SHAPE, VOCAB_RANKS)
         _write_json(
             staged / "manifest.json", {"format_version": FORMAT_VERSION, "vocab_size": vocab_size}
         )
@@ -59,6 +67,17 @@ def build_tiny_model(directory: Path | str) -> Path:
             shutil.rmtree(target)
         staged.rename(target)
     return target
+
+
+def write_dummy_llama(directory: Path, shape: Mapping[str, Any], ranks: int) -> int:
+    """Write a Llama without weights and a tokenizer cut to ``ranks``; return its vocabulary.
+
+    ``shape``: fields of the model's configuration, sizes and ``torch_dtype`` among them.
+    """
+    vocab_size = _write_tokenizer(directory, ranks)
+    _write_json(directory / "config.json", _model_config(vocab_size) | dict(shape))
+    _write_json(directory / "generation_config.json", _generation_config())
+    return vocab_size
 
 
 def _is_complete(directory: Path) -> bool:
@@ -76,19 +95,12 @@ def _model_config(vocab_size: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 256,
-        "intermediate_size": 688,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "max_position_embeddings": MAX_MODEL_LEN,
         "vocab_size": vocab_size,
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
         "bos_token_id": _token_id("<s>"),
         "eos_token_id": _token_id("</s>"),
     }
@@ -98,13 +110,13 @@ def _generation_config() -> dict[str, Any]:
     return {"bos_token_id": _token_id("<s>"), "eos_token_id": _token_id("</s>")}
 
 
-def _write_tokenizer(directory: Path) -> int:
+def _write_tokenizer(directory: Path, ranks: int) -> int:
     """Write ``tokenizer.json`` and its configuration; return the vocabulary's size."""
     from tokenizers import Regex as TokenizersRegex
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     tekken = json.loads((files("mistral_common") / "data" / _TEKKEN_FILE).read_text())
-    pieces = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][:VOCAB_RANKS]]
+    pieces = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][:ranks]]
     vocab, merges = _byte_level_bpe(pieces)
 
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))

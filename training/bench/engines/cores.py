@@ -1,0 +1,46 @@
+"""Keeps the client off the cores that an engine is bound to.
+
+vLLM binds the worker of a CPU engine to its cores and leaves one to everybody else. Between two
+messages the worker spins, giving way by `sched_yield`; Linux (seen on 6.18, a session of its own
+each) then lets another program that woke up on such a core wait for seconds, ready to run. An
+open-loop client would send that late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def bound_cores(leaders: Iterable[int]) -> set[int]:
+    """Cores to which processes of these sessions are bound; those that may run anywhere are none.
+
+    Empty where the system does not say (no Linux).
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    sessions, everywhere = set(leaders), os.sched_getaffinity(0)
+    bound: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            pid = int(entry.name)
+            if os.getsid(pid) in sessions:
+                cores = os.sched_getaffinity(pid)
+                bound |= cores if cores < everywhere else set()
+    return bound
+
+
+@contextlib.contextmanager
+def off_cores(cores: set[int]) -> Iterator[None]:
+    """Keep this thread, and those it starts, off these cores, unless no other is left."""
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if not cores & own or not own - cores:
+        yield
+        return
+    os.sched_setaffinity(0, own - cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
