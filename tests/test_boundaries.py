@@ -28,8 +28,8 @@ WALLS = {
     ),
     "scheduler": (
         ENGINE | LEARNING - {"scipy"}
-        | {"mlflow", "matplotlib", "pandas", "pyarrow"} | ours_but("data", "scheduler"),
-        ("lengthwise.scheduler.vllm_adapter",),
+        | {"mlflow", "matplotlib", "pandas", "pyarrow", "ray"} | ours_but("data", "scheduler"),
+        ("lengthwise.scheduler.vllm_adapter", "lengthwise.scheduler.ray_adapter"),
     ),
     "training": (ENGINE | {"mlflow"}, ("lengthwise.training.registry.pyfunc_model",)),
 }  # fmt: skip
@@ -105,6 +105,7 @@ def test_only_the_registry_talks_to_mlflow():
 def test_only_the_adapter_names_vllm_and_little_of_it():
     assert who_imports("vllm") == {
         "scheduler/vllm_adapter/engine/scheduler.py",
+        "scheduler/vllm_adapter/server/engine_kwargs.py",
         "scheduler/vllm_adapter/worker/replay.py",
         "scheduler/vllm_adapter/emulated/fleet.py",
         "scheduler/vllm_adapter/emulated/refusals.py",
@@ -112,21 +113,34 @@ def test_only_the_adapter_names_vllm_and_little_of_it():
     }
 
 
+def test_only_its_adapter_names_ray():
+    assert {Path(path).parent.as_posix() for path in who_imports("ray")} == {RAY_ADAPTER}
+
+
 def test_the_scheduler_core_needs_numpy_numba_scipy_and_data_only():
     standard = sys.stdlib_module_names | {"lengthwise", "numpy", "numba", "scipy"}
     for path in (ROOT / "scheduler").rglob("*.py"):
-        if "vllm_adapter" not in path.parts:
+        if not {"vllm_adapter", "ray_adapter"} & set(path.parts):
             beyond = {name.split(".")[0] for name in imports_of(path)} - standard
             assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}"
 
 
 # room: rooms whose files it may not name, not even inside a function
 ADAPTER = "scheduler/vllm_adapter"
+RAY_ADAPTER = "scheduler/ray_adapter"
 ROOM_WALLS = {
     "scheduler/plan": ("scheduler/policies", "scheduler/guards", "scheduler/simulator"),
     "scheduler/policies": ("scheduler/guards", "scheduler/simulator"),
     "scheduler/guards": ("scheduler/policies", "scheduler/simulator"),
-    "scheduler/fleet": ("scheduler/policies", "scheduler/guards", "scheduler/simulator", ADAPTER),
+    "scheduler/fleet": (
+        "scheduler/policies",
+        "scheduler/guards",
+        "scheduler/simulator",
+        ADAPTER,
+        RAY_ADAPTER,
+    ),
+    RAY_ADAPTER: (f"{ADAPTER}/engine", f"{ADAPTER}/worker", "scheduler/simulator"),
+    ADAPTER: (RAY_ADAPTER,),
     f"{ADAPTER}/api": (f"{ADAPTER}/engine", f"{ADAPTER}/worker"),
     f"{ADAPTER}/engine": (f"{ADAPTER}/api", f"{ADAPTER}/worker"),
     f"{ADAPTER}/worker": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),

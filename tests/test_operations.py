@@ -155,7 +155,9 @@ def test_panels_do_not_overlap_and_have_their_rows():
         cells |= covered
     assert len({panel["id"] for panel in document["panels"]}) == len(document["panels"])
     rows = [panel["title"] for panel in document["panels"] if panel["type"] == "row"]
-    assert rows == ["SLO attainment", "Queue and plan", "Lengths and drift", "Health"]
+    assert rows == [
+        "SLO attainment", "Queue and plan", "Lengths and drift", "Health", "Several engines",
+    ]  # fmt: skip
     assert all(
         target["datasource"]["uid"] == "${datasource}"
         for panel in panels()

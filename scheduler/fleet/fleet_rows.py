@@ -108,6 +108,14 @@ def grown_rows(rows: FleetRows, instances: int, room: int) -> FleetRows:
 
 def set_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
     """Instance ``i`` is of this kind and holds nothing."""
+    rows.counts[i] = 0
+    rows.figures[i] = 0.0
+    rows.figures[i, BEGIN_S] = -np.inf
+    change_engine(rows, i, profile)
+
+
+def change_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
+    """Instance ``i`` is of this kind; what it holds stays."""
     capacity, drafts = profile.capacity, profile.speculation
     rows.engines[i] = (
         *profile.scaled_step_time.coefficients,
@@ -117,9 +125,6 @@ def set_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
         1.0 if drafts is None else drafts.accepted_tokens,
         1.0 if drafts is None else 1.0 + drafts.draft_tokens,
     )
-    rows.counts[i] = 0
-    rows.figures[i] = 0.0
-    rows.figures[i, BEGIN_S] = -np.inf
     rows.figures[i, BLOCK] = (
         0 if profile.prefix_cache is None else profile.prefix_cache.block_tokens
     )

@@ -74,6 +74,13 @@ class Knowledge:
         fr.full_batch(self.rows, i, max(self.mean_prompt, 1.0), max(self.mean_need, 1.0))
         return i
 
+    def change(self, i: int, profile: EngineProfile) -> None:
+        """The instance is of another kind than was thought; its next state is reckoned with it."""
+        member = self.members[i]
+        if member.alive and profile != member.profile:
+            member.profile = profile
+            fr.change_engine(self.rows, i, profile)
+
     def remove(self, i: int) -> list[int]:
         """The instance is gone; the keys of what was booked there, which nobody knows any more."""
         self.members[i].alive = self.usable[i] = False

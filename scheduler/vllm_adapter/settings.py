@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import read_object, write_whole
 from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.fleet.make_router import ROUTERS
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
 # CONFIG_KEY can name them too (offline ``vllm.LLM``, workers on other hosts), but vLLM hashes it
@@ -26,6 +27,9 @@ MIDDLEWARE_CLASS = "lengthwise.Middleware"
 
 # Below vLLM's own logger, so that our lines appear in the server's log in its format.
 LOGGER_NAME = "vllm.lengthwise"
+
+DEFAULT_PROFILE = "tiny-cpu"
+NO_ROUTER = "none"  # the engine's own balancing chooses among several instances
 
 Lengths = Literal["learned", "class", "oracle", "none"]
 
@@ -56,6 +60,7 @@ class ServerSettings(BaseModel):
     start. Bodies beyond ``max_body_bytes`` are refused (None: as the server itself would).
     ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
     an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
+    ``router`` chooses among several instances, where there are such.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +95,7 @@ class ServerSettings(BaseModel):
     fair_tenants: bool = True
     tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
     admission: AdmissionSettings = Field(default_factory=AdmissionSettings)
+    router: str = "gain"
 
     @property
     def slos(self) -> SloTable:
@@ -111,6 +117,9 @@ def make_settings(values: Mapping[str, Any]) -> ServerSettings:
     except ValidationError as error:
         raise InputError(f"server setting {first_fault(error)}") from error
     SloTable.from_dict(settings.slo_table)
+    if settings.router not in (*ROUTERS, NO_ROUTER):
+        known = ", ".join((*ROUTERS, NO_ROUTER))
+        raise InputError(f"server setting router: must be one of {known}, got {settings.router!r}")
     if settings.log_steps and settings.step_log is None:
         raise InputError("server setting log_steps: needs step_log, the file to write to")
     return settings

@@ -17,6 +17,7 @@ import hmac
 import multiprocessing
 import os
 import re
+import secrets
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 STATUS_METHOD = "lengthwise_status"
 CONFIGURE_METHOD = "lengthwise_configure"
 ADMIT_METHOD = "lengthwise_admit"
+LOAD_METHOD = "lengthwise_load"
 WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
 
 SECRET_VARIABLE = "LENGTHWISE_SECRET"
@@ -42,6 +44,7 @@ PRIVATE_PREFIXES = ("pred_", "lw_")
 PUBLIC_KEYS = frozenset(("slo_class", "slo_ttft_ms", "slo_tpot_ms", "slo_e2e_ms", "tenant", "osl"))
 """What of ours a client may say."""
 _SEAL = "lw_seal"
+_FRONT_BITS, _NUMBER_BITS = 20, 42  # of a router's key for a request: 62 bits in all
 
 DEFAULT_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MAX_TOKENS_LIMIT = 10_000_000
@@ -104,7 +107,8 @@ class Hints:
     ``features`` (with their ``contract``) and ``text_id``, under which the API process keeps the
     prompt's text, are for the request log only. ``whole`` is absent where the client's request is
     this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
-    effort. ``textless``: there was nothing to predict on.
+    effort. ``textless``: there was nothing to predict on. ``fleet_key`` is the name by which a
+    router over several engines knows it.
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -119,6 +123,7 @@ class Hints:
     whole: Whole | None = None
     downgraded: bool = False
     textless: bool = False
+    fleet_key: int | None = None
 
     @property
     def promised(self) -> Slo:
@@ -154,6 +159,8 @@ class Hints:
             xargs["lw_parts"] = self.whole.parts
         if self.textless:
             xargs["lw_textless"] = True
+        if self.fleet_key is not None:
+            xargs["lw_fleet_key"] = self.fleet_key
         return sealed(xargs)
 
     @classmethod
@@ -187,6 +194,7 @@ class Hints:
             whole=_whole(said),
             downgraded=said.get("lw_admission") == DOWNGRADED,
             textless=said.get("lw_textless") is True,
+            fleet_key=_fleet_key(said.get("lw_fleet_key")),
         )
 
 
@@ -247,6 +255,26 @@ def _secret() -> bytes:
     if given:
         return hashlib.sha256(given.encode()).digest()
     return bytes(multiprocessing.current_process().authkey)
+
+
+def new_fleet_key(front: int) -> int:
+    """A name for a request that no other has, also not one of another router (``front``)."""
+    return (front << _NUMBER_BITS) | secrets.randbits(_NUMBER_BITS)
+
+
+def new_front() -> int:
+    """A number for a router, which its keys carry."""
+    return secrets.randbits(_FRONT_BITS)
+
+
+def front_of(key: int | None) -> int | None:
+    """The router that a key is of; None of none."""
+    return None if key is None else key >> _NUMBER_BITS
+
+
+def _fleet_key(value: Any) -> int | None:
+    most = 1 << (_FRONT_BITS + _NUMBER_BITS)
+    return value if type(value) is int and 0 <= value < most else None
 
 
 def _whole(said: Mapping[str, Any]) -> Whole | None:

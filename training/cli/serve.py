@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
+    from lengthwise.scheduler.vllm_adapter.server.launch import LiveKeeper
+    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
 NO_PREDICTOR = "none"
 DEFAULT_PORT = 8000
@@ -156,6 +159,21 @@ def serve(
     step_log: Annotated[
         Path | None, typer.Option(help="With --emulate: a file for a line a step.")
     ] = None,
+    instances: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Engines under Ray Serve, behind one address. With vLLM's own "
+            "--data-parallel-size instead, engines of one server.",
+        ),
+    ] = 1,
+    router: Annotated[
+        str,
+        typer.Option(
+            help="Who chooses among several engines: gain, gain-late, least-work, "
+            "least-outstanding, power-of-two, round-robin ... or none, the engine's own way."
+        ),
+    ] = "gain",
 ) -> None:
     """Serve MODEL with vLLM, ordered by length and SLO.
 
@@ -166,6 +184,10 @@ def serve(
     SIGHUP reads the registry, --slo-table and --policy-file anew.
     """
     check_start(model, ctx.args)
+    if instances > 1:
+        from lengthwise.scheduler.ray_adapter.run_fleet import check_ray
+
+        check_ray()
     from lengthwise.scheduler.vllm_adapter.server.launch import serve_forever
     from lengthwise.scheduler.vllm_adapter.settings import make_settings
     from lengthwise.training.registry.follow import (
@@ -202,6 +224,7 @@ def serve(
             if tenant_weights
             else {},
             "seed": seed,
+            "router": router,
         }
         # a fit to emulated steps would only find the profile again
         | ({} if device is None else {"refit_steps": 0})
@@ -225,6 +248,10 @@ def serve(
     keeper = FileKeeper(
         Follower(workspace, say, alias) if alias else None, say, tuple(readers), poll_s
     )
+    if instances > 1:
+        if device is not None:
+            raise InputError("--emulate serves one instance, got --instances with it")
+        raise typer.Exit(serve_instances(model, settings, ctx.args, instances, workspace, keeper))
     raise typer.Exit(
         serve_forever(
             model,
@@ -235,6 +262,39 @@ def serve(
             emulate=device,
         )
     )
+
+
+def serve_instances(
+    model: str,
+    settings: ServerSettings,
+    vllm_args: Sequence[str],
+    instances: int,
+    workspace: Workspace,
+    keeper: LiveKeeper,
+) -> int:
+    """Serve by several instances under Ray Serve, in the foreground; the exit code."""
+    from lengthwise.scheduler.ray_adapter.run_fleet import laptop_options, run_fleet
+    from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
+    from lengthwise.scheduler.vllm_adapter.server.preflight import address_of
+    from lengthwise.scheduler.vllm_adapter.server.run_files import make_run_files
+
+    files = make_run_files(workspace.cache / "run", Path(tempfile.gettempdir()))
+    live_file = files.path("live.json")
+    write_live(live_file, live_state(settings))
+    try:
+        settings = settings.model_copy(update={"live_file": str(live_file)})
+        options = laptop_options(
+            model, settings, vllm_args, instances=instances, cache_dir=workspace.cache
+        )
+        address = address_of(vllm_args)
+        host, port = (
+            ("0.0.0.0", DEFAULT_PORT)
+            if address is None
+            else (address.host or "0.0.0.0", address.port)
+        )
+        return run_fleet(options, host=host, port=port, keeper=keeper, live_file=live_file)
+    finally:
+        files.remove()
 
 
 def check_start(model: str, vllm_args: Sequence[str]) -> None:

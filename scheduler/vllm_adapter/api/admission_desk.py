@@ -3,24 +3,25 @@
 A request must be refused before vLLM takes it in, and that happens in the API process; but queue,
 running requests and plan live in the engine. So the middleware sends the engine a short question
 by utility call and waits for the verdict, at most ``timeout_ms``. Where the engine is late or
-fails, the request is admitted and ``lengthwise_admission_unanswered`` counts why. With several
-engines (data parallel) the first is asked.
+fails, the request is admitted and ``lengthwise_admission_unanswered`` counts why. Of several
+engines each is asked, and what one of them would admit is admitted: the router finds it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, Answer, Hints, Question
 
 logger = logging.getLogger(LOGGER_NAME)
 
 _GRACE = 1.25  # a verdict made in time may still be on its way
+_LENIENCE = {"admit": 0, "downgrade": 1, "shed": 2}
 _CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
 
 
@@ -47,11 +48,17 @@ class AdmissionDesk:
             max_tokens=max_tokens,
             deadline_unix_s=time.time() + self._timeout_s,
         )
+        asked = await ask_all(
+            core, ADMIT_METHOD, question.to_wire(), timeout_s=_GRACE * self._timeout_s
+        )
+        answers = [self._verdict(answer) for answer in asked.values()]
+        return min(answers, key=lambda answer: _LENIENCE[answer.action], default=Answer())
+
+    def _verdict(self, answer: Any) -> Answer:
         try:
-            # not wait_for, which in 3.11 may swallow the cancellation that ends the server
-            async with asyncio.timeout(_GRACE * self._timeout_s):
-                said = await core.call_utility_async(ADMIT_METHOD, question.to_wire())
-            return Answer.from_wire(said)
+            if isinstance(answer, Exception):
+                raise answer
+            return Answer.from_wire(answer)
         except TimeoutError:
             cause = "timeout"
         except Exception as error:  # whatever is wrong with the engine is not the client's fault

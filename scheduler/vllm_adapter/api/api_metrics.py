@@ -50,6 +50,43 @@ class ApiMetrics:
             "Requests admitted because the engine gave no verdict, by cause.",
             ["cause"],
         )
+        self.fleet_decisions = Counter(
+            "lengthwise_fleet_decisions",
+            "Requests given to an engine, by what the choice rested on.",
+            ["rung"],
+        )
+        self.fleet_unrouted = Counter(
+            "lengthwise_fleet_unrouted",
+            "Requests that the router chose no engine for, by cause: vLLM's or Ray's own choice.",
+            ["cause"],
+        )
+        self.fleet_retries = Counter(
+            "lengthwise_fleet_retries",
+            "Requests sent again because their engine was lost before it answered.",
+        )
+        self.fleet_held = Gauge(
+            "lengthwise_fleet_held",
+            "Requests that the router holds back.",
+            multiprocess_mode="livesum",
+        )
+        self.fleet_outstanding = Gauge(
+            "lengthwise_fleet_outstanding",
+            "Requests sent to the engine that have not ended.",
+            ["engine"],
+            multiprocess_mode="livesum",
+        )
+        self.fleet_work = Gauge(
+            "lengthwise_predicted_work_seconds",
+            "Predicted work left on the engine.",
+            ["engine"],
+            multiprocess_mode="livemax",
+        )
+        self.fleet_state_age = Gauge(
+            "lengthwise_fleet_state_age_seconds",
+            "Age of what the router knows of the engine.",
+            ["engine"],
+            multiprocess_mode="livemax",
+        )
 
     def show_version(self, role: str, version: str | None, before: str | None) -> None:
         """Say which version has a role now; a series of another process's file cannot be removed,

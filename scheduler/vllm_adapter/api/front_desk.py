@@ -15,6 +15,11 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.vllm_adapter.api.data_parallel import (
+    DataParallelRouter,
+    data_parallel_router,
+)
+from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hints_of
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
@@ -79,6 +84,8 @@ class Front:
         self.admission: AdmissionDesk | None = None
         if settings.admission.mode != "off":
             self.admission = AdmissionDesk(settings.admission, metrics)
+        self.router: DataParallelRouter | None = None
+        self._settings = settings
         self._metrics = metrics
         self._unread_routes: set[str] = set()
         self._attached: Any = None
@@ -89,7 +96,8 @@ class Front:
         if engine_client is None or engine_client is self._attached:
             return
         self._attached = engine_client
-        if not attach(engine_client, self._count_unread):
+        self.router = data_parallel_router(self._settings, engine_client, self._metrics)
+        if not attach(engine_client, self._count_unread, self.router):
             logger.warning("the engine client has no generate: requests go on without hints")
 
     async def prepare(self, parsed: ParsedRequest, core: Any) -> Call | Answer:
@@ -118,6 +126,7 @@ class Front:
             whole_id=secrets.token_hex(8),
             is_open=parsed.is_open,
             levels=self.service.levels if self.service.takes_told_lengths else 0,
+            max_tokens=parsed.max_tokens,
         )
 
     def finished(self, call: Call, parsed: ParsedRequest, core: Any) -> None:
@@ -141,8 +150,6 @@ def engine_core_of(engine_client: Any) -> Any:
 
 
 async def _say_ended(core: Any, whole_id: str) -> None:
-    try:
-        async with asyncio.timeout(30.0):
-            await core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)
-    except Exception as error:  # the engine then books the request when it runs out of room
-        logger.debug("%s: %r", WHOLE_ENDED_METHOD, error)
+    for name, answer in (await ask_all(core, WHOLE_ENDED_METHOD, whole_id)).items():
+        if isinstance(answer, Exception):  # that engine books it when it runs out of room
+            logger.debug("%s of engine %s: %r", WHOLE_ENDED_METHOD, name, answer)

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,9 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.vllm_adapter.api.data_parallel import without_rank
 from lengthwise.scheduler.vllm_adapter.api.earlier_responses import history_of
+from lengthwise.scheduler.vllm_adapter.api.engines import ask_all, one_answer, status_of_all
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
 from lengthwise.scheduler.vllm_adapter.api.large_body import compile_passes, pieces
 from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
@@ -80,6 +82,8 @@ class LengthwiseMiddleware:
     Settings come from the environment (``settings.SETTINGS_VARIABLE``) unless given.
     """
 
+    has_layers = True  # whether there are layers of a server to stand behind
+
     def __init__(
         self,
         app: App,
@@ -100,7 +104,7 @@ class LengthwiseMiddleware:
             )
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)
-        if not self._innermost:
+        if self.has_layers and not self._innermost:
             logger.warning("the layers of the server are not known: ours stands outside of them")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,6 +118,8 @@ class LengthwiseMiddleware:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "app" in scope:
             self.front.attach(_client_of(scope))
+            if self.front.router is not None:
+                scope = {**scope, "headers": without_rank(scope["headers"])}
             if self.reloader is not None and scope["type"] == "http":
                 self.reloader.start(self._engine_of(scope))
         if scope["type"] != "http":
@@ -221,7 +227,8 @@ class LengthwiseMiddleware:
     async def _status(self, scope: Scope, send: Send) -> None:
         if not await self._authorize(scope, send):
             return
-        engine = await self._ask_engine(scope, STATUS_METHOD)
+        answers = await self._ask_engines(scope, STATUS_METHOD)
+        engine = status_of_all(STATUS_METHOD, answers, always=not self.has_layers)
         if engine is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
             return
@@ -234,7 +241,14 @@ class LengthwiseMiddleware:
             "levels": service.levels,
             "live": None if self.reloader is None else _shown(self.reloader.last),
         }
+        router = await self.router_status()
+        if router is not None:
+            engine["router"] = router
         await _send_json(send, 200, engine | {"api": api, "predictor_version": service.version})
+
+    async def router_status(self) -> Mapping[str, Any] | None:
+        """Of the router over several engines, where there is one."""
+        return None if self.front.router is None else self.front.router.desk.status()
 
     async def _reload(self, scope: Scope, send: Send) -> None:
         """Look at the live file now. No body is read: what is loaded is the file's to say."""
@@ -272,7 +286,8 @@ class LengthwiseMiddleware:
         except (ValueError, RecursionError) as error:
             raise InputError(f"the body must be JSON: {error}") from error
         request = parse_request(ConfigureRequest, body)
-        answer = await self._ask_engine(scope, CONFIGURE_METHOD, request.model_dump())
+        answers = await self._ask_engines(scope, CONFIGURE_METHOD, request.model_dump())
+        answer = one_answer(CONFIGURE_METHOD, answers)
         if answer is None:
             await self._refuse(send, 503, "the engine does not answer", "service_unavailable")
             return
@@ -291,26 +306,26 @@ class LengthwiseMiddleware:
 
     def _use_table(self, table: SloTable) -> None:
         self._table = table
+        if self.front.router is not None:
+            self.front.router.requests.table = table
 
     def _engine_of(self, scope: Scope) -> Callable[[dict[str, Any]], Any]:
-        """Configures the engine behind this call's application, later too."""
+        """Configures the engines behind this call's application, later too."""
         behind = {"app": scope["app"]}
 
         async def ask(request: dict[str, Any]) -> dict[str, Any] | None:
-            return await self._ask_engine(behind, CONFIGURE_METHOD, request)
+            answers = await self._ask_engines(behind, CONFIGURE_METHOD, request)
+            return one_answer(CONFIGURE_METHOD, answers)
 
         return ask
 
-    async def _ask_engine(self, scope: Scope, method: str, *args: Any) -> dict[str, Any] | None:
-        """Call a utility method of the engine process; None when it is missing or fails."""
-        try:
-            core = scope["app"].state.engine_client.engine_core
-            # not wait_for, which in 3.11 may swallow the cancellation that ends the server
-            async with asyncio.timeout(30.0):
-                return dict(await core.call_utility_async(method, *args))
-        except Exception as error:  # an engine fault must not become a traceback at the client
-            logger.warning("%s: %r", method, error)
-            return None
+    async def _ask_engines(self, scope: Scope, method: str, *args: Any) -> dict[str, Any]:
+        """Call a utility method of every engine; an exception where one is missing or fails."""
+        core = engine_core_of(_client_of(scope))
+        if core is None:
+            logger.warning("%s: there is no engine", method)
+            return {}
+        return await ask_all(core, method, *args)
 
     async def _refuse(
         self,

@@ -9,15 +9,16 @@ dropped, on routes we know and on those we do not.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
@@ -44,9 +45,10 @@ class Call:
 
     ``hints`` are those of its prompts, in order; None on a route that is passed on unread, whose
     ASGI scope is ``scope``.
+    ``instance`` is where a router put the first of them, ``placing`` held while it decides.
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
     given of the prompts that are started. ``levels`` is the width of a prediction, 0 where lengths
-    that the parameters fix are not to be told.
+    that the parameters fix are not to be told. ``max_tokens`` is the client's limit.
     """
 
     hints: Sequence[Hints] | None = None
@@ -58,9 +60,12 @@ class Call:
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
+    max_tokens: int | None = None
     began_s: float = field(default_factory=time.monotonic)
     started: int = 0
     announced: bool = False
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    instance: str | None = None
 
     @property
     def route(self) -> str:
@@ -68,8 +73,11 @@ class Call:
         scope = self.scope or {}
         return str(getattr(scope.get("route"), "path", None) or scope.get("path") or "none")
 
-    def next(self, params: Any) -> dict[str, Any]:
-        """The arguments of the next sequence group, which these parameters sample."""
+    def next(self, params: Any, fleet_key: int | None = None) -> Hints:
+        """The hints of the next sequence group, which these parameters sample.
+
+        ``fleet_key`` is a router's name for it, where none was given before.
+        """
         assert self.hints is not None
         index, self.started = self.started, self.started + 1
         further = index >= len(self.hints)
@@ -90,9 +98,14 @@ class Call:
         if parts != 1:
             self.announced = True
             changed["whole"] = Whole(self.whole_id, parts)
-        if changed:
-            hints = replace(hints, **changed)
-        return hints.to_xargs()
+        if fleet_key is not None:
+            changed["fleet_key"] = fleet_key
+        return replace(hints, **changed) if changed else hints
+
+    def all_hints(self) -> list[Hints]:
+        """Those of all prompts at once, for a process that starts the sequences elsewhere."""
+        hints = self.hints if self.hints is not None else ()
+        return [self._with_text(hints[place], place) for place in range(len(hints))]
 
     def _with_text(self, hints: Hints, index: int) -> Hints:
         text = self.texts[index] if index < len(self.texts) else None
@@ -106,6 +119,11 @@ class Call:
 _current: ContextVar[Call | None] = ContextVar("lengthwise_call", default=None)
 
 
+def current_call() -> Call | None:
+    """The call that this task works for."""
+    return _current.get()
+
+
 @contextmanager
 def calling(call: Call) -> Iterator[Call]:
     """While inside, and in every task started there, sequences belong to this call."""
@@ -116,7 +134,26 @@ def calling(call: Call) -> Iterator[Call]:
         _current.reset(token)
 
 
-def attach(engine_client: Any, on_unread: OnUnread) -> bool:
+class Steering(Protocol):
+    """Who chooses the engine of each sequence, where there are several."""
+
+    def new_key(self) -> int:
+        """A name for a sequence."""
+        ...
+
+    def stream(
+        self,
+        generate: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        hints: Hints,
+        call: Call | None,
+    ) -> AsyncIterator[Any]:
+        """What ``generate(*args, **kwargs)`` yields, on the engine chosen for these hints."""
+        ...
+
+
+def attach(engine_client: Any, on_unread: OnUnread, steering: Steering | None = None) -> bool:
     """Put ourselves before this client's ``generate``, once; whether we stand there.
 
     Without ``generate``, or where it cannot be replaced, nothing is changed.
@@ -129,11 +166,15 @@ def attach(engine_client: Any, on_unread: OnUnread) -> bool:
 
     @functools.wraps(generate)
     def prepared(*args: Any, **kwargs: Any) -> Any:
+        hints = None
         try:
-            args, kwargs = _with_hints(args, kwargs, on_unread)
+            key = None if steering is None else steering.new_key()
+            args, kwargs, hints = _with_hints(args, kwargs, on_unread, key)
         except Exception as error:  # what we add must never cost a request
             logger.warning("a sequence goes on without its hints: %r", error)
-        return generate(*args, **kwargs)
+        if steering is None or hints is None:
+            return generate(*args, **kwargs)
+        return steering.stream(generate, args, kwargs, hints, _current.get())
 
     setattr(prepared, _WRAPPED, True)
     try:
@@ -144,20 +185,23 @@ def attach(engine_client: Any, on_unread: OnUnread) -> bool:
 
 
 def _with_hints(
-    args: tuple[Any, ...], kwargs: dict[str, Any], on_unread: OnUnread
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args: tuple[Any, ...], kwargs: dict[str, Any], on_unread: OnUnread, key: int | None
+) -> tuple[tuple[Any, ...], dict[str, Any], Hints | None]:
     """The arguments of ``generate(prompt, sampling_params, ...)`` with our own put in."""
     named = "sampling_params" in kwargs
     if not named and len(args) < 2:
-        return args, kwargs
-    params = prepared_params(kwargs["sampling_params"] if named else args[1], on_unread)
+        return args, kwargs, None
+    given = kwargs["sampling_params"] if named else args[1]
+    params, hints = prepared_params(given, on_unread, key)
     if named:
-        return args, kwargs | {"sampling_params": params}
-    return (args[0], params, *args[2:]), kwargs
+        return args, kwargs | {"sampling_params": params}, hints
+    return (args[0], params, *args[2:]), kwargs, hints
 
 
-def prepared_params(params: Any, on_unread: OnUnread) -> Any:
-    """The sampling parameters with this call's hints and without what only we may set.
+def prepared_params(
+    params: Any, on_unread: OnUnread, fleet_key: int | None = None
+) -> tuple[Any, Hints]:
+    """The sampling parameters with this call's hints and without what only we may set; the hints.
 
     A copy where anything changes: the server shares one object, or its ``extra_args``, among the
     sequences of a request.
@@ -167,19 +211,23 @@ def prepared_params(params: Any, on_unread: OnUnread) -> Any:
     call = _current.get()
     if call is None or call.hints is None:
         on_unread("none" if call is None else call.route)
+        hints = Hints(fleet_key=fleet_key)
         kept = {key: value for key, value in given.items() if not is_private(key)}
-        if len(kept) == len(given):
-            return params
+        if fleet_key is not None:
+            kept |= hints.to_xargs() | kept
+        elif len(kept) == len(given):
+            return params, hints
     else:
         kept = {
             key: value
             for key, value in given.items()
             if not is_private(key) and key not in PUBLIC_KEYS
         }
-        kept |= call.next(params)
+        hints = call.next(params, fleet_key)
+        kept |= hints.to_xargs()
     changed = copy.copy(params)
     changed.extra_args = kept or None
-    return changed
+    return changed, hints
 
 
 def _fixed(params: Any) -> int | None:

@@ -36,12 +36,11 @@ from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, Snapshot
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.supported import versions
 
 logger = logging.getLogger(LOGGER_NAME)
 
-_DEFAULT_PROFILE = "tiny-cpu"
 _GAUGE_PERIOD_S = 1.0
 
 
@@ -89,7 +88,7 @@ class Core:
         self.may_yield = may_yield
         self.slots = capacity.max_num_seqs
         priors = load_priors(settings.predictor_dir)
-        profile = load_profile(settings.profile or _DEFAULT_PROFILE)
+        profile = load_profile(settings.profile or DEFAULT_PROFILE)
         self.planner = Planner(settings, capacity, profile.step_time, metrics)
         self.intake = Intake(settings.slos, priors, settings.lengths, self.planner.fall_back)
         self.intake.predictor_dir = settings.predictor_dir
@@ -109,7 +108,7 @@ class Core:
         self.drift = DriftWatch(priors.levels, metrics)
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
-        self._generated_tokens = generated_tokens
+        self.generated_tokens = generated_tokens
         self.snapshots = SnapshotSource(
             self.table,
             queue,
@@ -453,7 +452,7 @@ class Core:
 
     def _note_first_tokens(self, now_s: float) -> None:
         for request_id in list(self._without_token):
-            generated = self._generated_tokens(request_id)
+            generated = self.generated_tokens(request_id)
             tracked = self.table.get(request_id)
             if generated is None or tracked is None:
                 self._without_token.discard(request_id)

@@ -120,6 +120,7 @@ class Intake:
             features=None if hints.features is None else list(hints.features),
             text_id=hints.text_id,
             whole=hints.whole,
+            fleet_key=hints.fleet_key,
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )

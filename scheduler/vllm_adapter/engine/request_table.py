@@ -77,6 +77,7 @@ class Tracked:
     features: list[float] | None = None
     text_id: str | None = None
     whole: Whole | None = None
+    fleet_key: int | None = None
     queued_s: float | None = None  # when it gave up its slot, if it did
     shadow: str | None = None
     shadow_quantiles: FloatArray | None = None

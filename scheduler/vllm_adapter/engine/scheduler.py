@@ -39,6 +39,7 @@ from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metri
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
+from lengthwise.scheduler.vllm_adapter.engine.publishing import Publisher
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
@@ -47,8 +48,10 @@ from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
+    LOAD_METHOD,
     STATUS_METHOD,
     WHOLE_ENDED_METHOD,
+    plain,
 )
 
 # vLLM's finish reasons, as it tells them to clients.
@@ -118,6 +121,12 @@ class LengthwiseScheduler(AsyncScheduler):
             cached_tokens=self._cached_tokens if self._prefix_cache.usable else None,
         )
         self.control = Control(self.core)
+        self._publisher = Publisher(
+            self.core,
+            caches_prefixes=self._prefix_cache.usable,
+            block_tokens=int(self.block_size),
+            draft_tokens=int(self.num_spec_tokens),
+        )
 
     # -- vLLM's hooks -------------------------------------------------------------------------
 
@@ -201,6 +210,10 @@ class LengthwiseScheduler(AsyncScheduler):
     def lengthwise_admit(self, question: dict[str, Any]) -> dict[str, Any]:
         """The verdict on a request that the API process holds back."""
         return self.control.admit(question, self._running_now())
+
+    def lengthwise_load(self) -> dict[str, Any]:
+        """Who runs and who waits, for a router over several engines."""
+        return dict(plain(self._publisher.message(self._running_now(), time.monotonic())))
 
     def lengthwise_whole_ended(self, whole_id: str) -> None:
         """A client's request starts no further sequences."""
@@ -347,11 +360,15 @@ def _attach() -> None:
     def admit(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
         return engine.scheduler.lengthwise_admit(question)
 
+    def load(engine: Any) -> dict[str, Any]:
+        return engine.scheduler.lengthwise_load()
+
     def whole_ended(engine: Any, whole_id: str) -> None:
         engine.scheduler.lengthwise_whole_ended(whole_id)
 
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
-                       (ADMIT_METHOD, admit), (WHOLE_ENDED_METHOD, whole_ended)):  # fmt: skip
+                       (ADMIT_METHOD, admit), (LOAD_METHOD, load),
+                       (WHOLE_ENDED_METHOD, whole_ended)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,7 @@ from lengthwise.scheduler.vllm_adapter.supported import check_supported
 
 LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
 
+_DATA_PARALLEL = {"--data-parallel-size", "-dp"}
 _TINY_KVCACHE_GIB = "1"
 _TINY_ARGS: tuple[tuple[str, str | None], ...] = (
     ("--load-format", "dummy"),
@@ -75,6 +76,30 @@ def server_command(
     emulate: EmulateOptions | None = None,
 ) -> list[str]:
     """The command line, for either distribution; ``settings`` None is stock vLLM."""
+    name, extra = model_and_args(model, vllm_args, cache_dir=cache_dir, emulate=emulate)
+    command = _entry_point(name)
+    if _DATA_PARALLEL & given_options(extra).keys() and "serve" in command:
+        # by default vLLM starts one of these for each engine, and each would have its own router
+        extra = [*without_given((("--api-server-count", "1"),), extra), *extra]
+    if settings is not None:
+        check_startable(settings)
+        command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
+    if replayed and emulate is None:  # an emulated device reads the table itself
+        command += ["--logits-processors", LOGITS_PROCESSOR]
+    return command + extra
+
+
+def model_and_args(
+    model: str,
+    vllm_args: Sequence[str],
+    *,
+    cache_dir: Path | str | None = None,
+    emulate: EmulateOptions | None = None,
+) -> tuple[str, list[str]]:
+    """Where vLLM finds the model, built if it is ``tiny``, and its arguments with our defaults.
+
+    InputError for a model that is none.
+    """
     name, extra = model, list(vllm_args)
     if emulate is not None:
         extra = [*without_given(server_args(emulate), extra), *extra]
@@ -85,13 +110,7 @@ def server_command(
         check_model(model)
         if model.startswith("~"):
             name = str(Path(model).expanduser())
-    command = _entry_point(name)
-    if settings is not None:
-        check_startable(settings)
-        command += ["--scheduler-cls", SCHEDULER_CLASS, "--middleware", MIDDLEWARE_CLASS]
-    if replayed and emulate is None:  # an emulated device reads the table itself
-        command += ["--logits-processors", LOGITS_PROCESSOR]
-    return command + extra
+    return name, extra
 
 
 def check_startable(settings: ServerSettings) -> None:
@@ -136,6 +155,9 @@ def server_environment(
     defaults = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}
     if model == TINY_NAME:
         defaults["VLLM_CPU_KVCACHE_SPACE"] = _TINY_KVCACHE_GIB
+    engines = data_parallel_size(vllm_args)
+    if engines > 1 and computes_on_cpu():
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_each(engines, os.sched_getaffinity(0))
     local = model == TINY_NAME or Path(model).expanduser().exists()
     if local and given_options(vllm_args).keys() <= _NAMES_NOTHING:
         defaults["HF_HUB_OFFLINE"] = "1"
@@ -145,6 +167,36 @@ def server_environment(
 def default_cache() -> Path:
     """The workspace's folder for what can be made again."""
     return Path(os.environ.get("LENGTHWISE_HOME") or Path.cwd()).absolute() / ".lengthwise"
+
+
+def data_parallel_size(vllm_args: Sequence[str]) -> int:
+    """How many engines a command line asks for; 1 where it does not say, or not a number."""
+    given = given_options(vllm_args)
+    said = [given[name] for name in _DATA_PARALLEL if name in given]
+    return int(said[0]) if said and said[0] is not None and said[0].isdecimal() else 1
+
+
+def cores_of_each(engines: int, cores: Collection[int]) -> str:
+    """vLLM's list of the cores that each engine on this machine's CPU has to itself.
+
+    Left to itself it gives the N-th engine the N-th memory node, which few machines have. With
+    fewer cores than engines none is bound to any.
+    """
+    if len(cores) < engines:
+        return "nobind"
+    share = len(cores) // engines
+    each = sorted(cores)
+    parts = [each[i * share : (i + 1) * share] for i in range(engines)]
+    return "|".join(",".join(map(str, part)) for part in parts)
+
+
+def computes_on_cpu() -> bool:
+    """Whether the installed vLLM is the one for CPUs."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _entry_point(model: str) -> list[str]:

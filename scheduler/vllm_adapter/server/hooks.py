@@ -153,6 +153,17 @@ def _utility_calls() -> tuple[bool, str]:
     return _report(missing + ([] if core else ["EngineCore"]))
 
 
+def _several_engines() -> tuple[bool, str]:
+    """Whether each engine of data parallel can be asked, and a sequence sent to one of them."""
+    client = import_module("vllm.v1.engine.core_client").AsyncMPClient
+    generate = import_module("vllm.v1.engine.async_llm").AsyncLLM.generate
+    missing = [] if hasattr(client, "_call_utility_async") else ["_call_utility_async"]
+    source = inspect.getsource(import_module("vllm.v1.engine.core_client"))
+    missing += [] if "self.core_engines" in source else ["core_engines"]
+    taken = inspect.signature(generate).parameters
+    return _report(missing + ([] if "data_parallel_rank" in taken else ["data_parallel_rank"]))
+
+
 def _logits_processor() -> tuple[bool, str]:
     forced = import_module("lengthwise.scheduler.vllm_adapter.worker.replay").ForcedLength
     v1 = import_module("vllm.v1.sample.logits_processor.interface").LogitsProcessor
@@ -198,6 +209,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "prefix cache": _prefix_cache,
     "speculation": _speculation,
     "engine calls": _utility_calls,
+    "several engines": _several_engines,
     "length replay": _logits_processor,
     "server flags": _server_flags,
 }
