@@ -39,7 +39,7 @@ format: $(READY)
 
 setup: $(READY)
 
-$(READY): requirements/setup.sh requirements/torch.txt requirements/pinned.txt requirements/dev.txt pyproject.toml
+$(READY): requirements/setup.sh requirements/torch.txt requirements/pinned.txt requirements/dev.txt requirements/fleet.txt pyproject.toml
 	PYTHON="$(PYTHON)" sh requirements/setup.sh $(VENV)
 	touch $@
 

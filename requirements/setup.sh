@@ -68,5 +68,5 @@ else
 fi
 
 # The rest is one list that ran together, so nothing is resolved.
-install --no-deps -r requirements/pinned.txt -r requirements/dev.txt
+install --no-deps -r requirements/pinned.txt -r requirements/dev.txt -r requirements/fleet.txt
 install --no-deps --no-build-isolation -e .

@@ -21,7 +21,7 @@ pytest.importorskip("ray.serve", reason="needs lengthwise[fleet]", exc_type=Impo
 
 from lengthwise.training.bench.engines.servers import free_port
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 READY_S = 600
 
@@ -109,6 +109,7 @@ def fleet(tmp_path_factory):
             process.wait()
 
 
+@pytest.mark.vllm
 def test_every_kind_of_route_answers_as_a_single_server_does(fleet):
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
     for path, body in (
@@ -131,6 +132,7 @@ def test_every_kind_of_route_answers_as_a_single_server_does(fleet):
     assert len(json.loads(text)["choices"]) == 3
 
 
+@pytest.mark.vllm
 def test_both_instances_serve_and_both_kinds_of_objectives_arrive(fleet):
     with ThreadPoolExecutor(8) as pool:
         by_header = {"x-slo-e2e-ms": "60000"}
@@ -153,11 +155,13 @@ def test_both_instances_serve_and_both_kinds_of_objectives_arrive(fleet):
     assert 'lengthwise_fleet_decisions_total{rung="' in page
 
 
+@pytest.mark.vllm
 def test_configure_reaches_every_instance(fleet):
     assert fleet.call("/lengthwise/configure", {"policy": "edf"})[0] == 200
     assert [one["policy"] for one in fleet.status()["instances"]] == ["edf", "edf"]
 
 
+@pytest.mark.chaos
 def test_a_killed_instance_costs_only_what_it_had_begun_to_stream(fleet):
     """What had not begun to answer is sent again; what had ends as stock's would."""
     before = fleet.replicas()
