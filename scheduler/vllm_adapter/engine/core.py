@@ -33,6 +33,7 @@ from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
+from lengthwise.scheduler.vllm_adapter.engine.start_order import InStartOrder
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
@@ -106,6 +107,7 @@ class Core:
         self.tokens_per_step = TokensPerStep(draft_tokens)
         self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
+        self._start_order = InStartOrder(generated_tokens, self.intake.long_answer)
         self._block_tokens = block_tokens
         self._groups = PrefixGroups(self.table)
         self.generated_tokens = generated_tokens
@@ -195,18 +197,23 @@ class Core:
             tracked.first_token_s = now_s
         outcome = Outcome.of(tracked, status, output_tokens, now_s)
         self.record(tracked, outcome)
-        tells_length = status in TELLS_LENGTH
-        if tells_length:
-            self.intake.note_length(tracked, output_tokens, cut=status == "length")
+        tells_length = status in TELLS_LENGTH and output_tokens > 0
+        self._start_order.ended(
+            tracked, output_tokens if tells_length else None, cut=status == "length"
+        )
+        self._learn_lengths(unix_s)
         met = outcome.met(tracked)
         if met is not None:
             self.planner.note_outcome(tracked.arrival_s, met)
         self.planner.changed()
         self._in_force.note_change(now_s)
         self._lift_if_nobody_waits()
-        if tells_length and output_tokens > 0:
+
+    def _learn_lengths(self, unix_s: float) -> None:
+        for told in self._start_order.ready():
+            self.intake.note_length(told.tracked, told.output_tokens, told.cut)
             with self.advice("drift"):
-                self.drift.note(tracked, output_tokens, status == "length", unix_s)
+                self.drift.note(told.tracked, told.output_tokens, told.cut, unix_s)
 
     def record(self, tracked: Tracked, outcome: Outcome) -> None:
         """Count an outcome and write its row."""
@@ -290,6 +297,7 @@ class Core:
                 self.metrics.wait.observe(wait_s)
                 self._longest_wait_s = max(self._longest_wait_s, wait_s)
                 self._without_token.add(request_id)
+                self._start_order.started(tracked)
                 self._deadlines.add(tracked)
         self.queue.settle()
         self._lift_if_nobody_waits()

@@ -85,6 +85,10 @@ class Intake:
             quantiles = np.interp((0.1, 0.5, 0.9), self.priors.levels, tracked.predicted)
             self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
 
+    def long_answer(self, tracked: Tracked) -> float:
+        """The length that one answer in ten was expected to exceed, tokens."""
+        return float(np.interp(0.9, self.priors.levels, tracked.quantiles))
+
     def hints(self, xargs: Any) -> Hints:
         """What came with a request; faults are counted and count as not said."""
         tables = (self.table, self._table_before)
