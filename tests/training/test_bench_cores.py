@@ -14,6 +14,7 @@ from bench_stub import Stub, running
 from lengthwise.training.bench.engines import servers as bench_servers
 from lengthwise.training.bench.engines.cores import bound_cores, off_cores
 from lengthwise.training.bench.engines.servers import start_servers
+from lengthwise.training.bench.results.provenance import describe_machine, usable_cores
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
@@ -65,6 +66,14 @@ def test_the_thread_keeps_off_them_until_the_end(fails):
         if fails:
             raise KeyError
     assert os.sched_getaffinity(0) == own
+
+
+def test_a_machine_is_described_with_the_cores_that_were_left_to_its_engine():
+    usable_cores.cache_clear()
+    own = os.sched_getaffinity(0)
+    with off_cores({min(own)}):
+        assert len(os.sched_getaffinity(0)) == len(own) - 1
+        assert describe_machine()["cores"] == len(own)
 
 
 def test_where_no_core_is_left_or_none_is_bound_nothing_changes():

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lengthwise.training.bench.results.provenance import usable_cores
+
 
 def bound_cores(leaders: Iterable[int]) -> set[int]:
     """Cores to which processes of these sessions are bound; those that may run anywhere are none.
@@ -39,6 +41,7 @@ def off_cores(cores: set[int]) -> Iterator[None]:
     if not cores & own or not own - cores:
         yield
         return
+    usable_cores()  # counted before any are left
     os.sched_setaffinity(0, own - cores)
     try:
         yield

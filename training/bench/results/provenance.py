@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,12 +38,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
+def usable_cores() -> int:
+    """Cores this process may run on, as it was first asked: a client leaves some to the engine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def describe_machine() -> dict[str, str | int]:
     """Processor, usable cores, system, Python, vLLM."""
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "processor": processor(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "engine": engine_version(),
