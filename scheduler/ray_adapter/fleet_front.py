@@ -20,8 +20,10 @@ from ray.serve.exceptions import RayServeException
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, ForwardedCall, Started
 from lengthwise.scheduler.ray_adapter.instance_metrics import one_page
 from lengthwise.scheduler.ray_adapter.router_list import routers
+from lengthwise.scheduler.vllm_adapter.api.admission_desk import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics, api_metrics
 from lengthwise.scheduler.vllm_adapter.api.data_parallel import without_rank
+from lengthwise.scheduler.vllm_adapter.api.engines import ANSWER_S
 from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, current_call
@@ -37,8 +39,6 @@ EVERY_INSTANCE = frozenset({
 })  # fmt: skip
 """POSTs that switch something, and so go to every instance."""
 _TRIES = 3  # of a request whose instance is lost before it has begun to answer
-_CHARS_PER_TOKEN = 4
-_ASK_S = 30.0
 _WATCH_S = 2.0  # between looks for instances that have joined
 
 
@@ -62,7 +62,7 @@ class Instances:
         with the server's first settings."""
         if self._configured and not self._told.issuperset(names):
             said = dict(self._configured)
-            answers = await self.ask_all(CONFIGURE_METHOD, said, timeout_s=_ASK_S)
+            answers = await self.ask_all(CONFIGURE_METHOD, said, timeout_s=ANSWER_S)
             logger.info("%d instances configured with %s", len(answers), sorted(said))
 
     def _note(self, body: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Instances:
 
     async def answers_of_all(self, request: Forwarded) -> dict[str, tuple[Started, bytes]]:
         """Every instance's whole answer to a request, by its name."""
-        found = await self._of_all("answer", request, timeout_s=_ASK_S)
+        found = await self._of_all("answer", request, timeout_s=ANSWER_S)
         return {name: said for name, said in found.items() if not isinstance(said, Exception)}
 
     async def _of_all(self, method: str, *args: Any, timeout_s: float) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Front:
         longest = max(hints, key=lambda one: sum(one.quantiles or ()), default=call.others)
         fleet = self._requests.make(
             replace(longest, fleet_key=key),
-            1.0 + sum(len(text) for text in call.texts if text) / _CHARS_PER_TOKEN,
+            1.0 + sum(len(text) for text in call.texts if text) / CHARS_PER_TOKEN,
             call.max_tokens,
         )
         named = [replace(one, fleet_key=key) if place == 0 else one

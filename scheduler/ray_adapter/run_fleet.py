@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,14 +52,6 @@ def check_ray() -> None:
             f"--instances needs Ray Serve ({', '.join(missing)} not installed): "
             "pip install 'lengthwise[fleet]', never ray[llm], which brings a vLLM of its own"
         )
-
-
-def ray_version() -> str | None:
-    """Of the installed Ray."""
-    try:
-        return metadata.version("ray")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def laptop_options(
@@ -156,16 +148,14 @@ def run_fleet(
 
 def _ray_arguments(options: FleetOptions) -> Mapping[str, Any]:
     """Of ``ray.init``: the cluster's address, or what a Ray of our own is given."""
-    # workers import this package as we do
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    shared: dict[str, Any] = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
-        "ignore_reinit_error": True,
-    }
     if os.environ.get("RAY_ADDRESS"):
         return {"address": "auto"}
+    # workers import this package as we do
+    path = os.pathsep.join(entry for entry in sys.path if entry)
     cores = os.cpu_count() or 1
-    return shared | {
+    return {
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "ignore_reinit_error": True,
         # Ray counts places, not cores: there must be one for every process it starts
         "num_cpus": max(cores, 2 * options.instances + _FRONT_CPUS),
         "include_dashboard": False,

@@ -22,7 +22,7 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _GRACE = 1.25  # a verdict made in time may still be on its way
 _LENIENCE = {"admit": 0, "downgrade": 1, "shed": 2}
-_CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
+CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
 
 
 class AdmissionDesk:
@@ -44,7 +44,7 @@ class AdmissionDesk:
             return Answer()
         question = Question(
             hints.for_planning(),
-            prompt_tokens=1 + prompt_characters // _CHARS_PER_TOKEN,
+            prompt_tokens=1 + prompt_characters // CHARS_PER_TOKEN,
             max_tokens=max_tokens,
             deadline_unix_s=time.time() + self._timeout_s,
         )

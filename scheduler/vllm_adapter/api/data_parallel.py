@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+from lengthwise.scheduler.vllm_adapter.api.admission_desk import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.engines import VllmEngines
 from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetDesk, FleetRequests
@@ -29,7 +30,6 @@ _RANK = "data_parallel_rank"
 _POLL_S = 0.15
 _IDLE_POLL_S = 2.0  # while nothing is out that the router sent
 _ANSWER_S = 10.0
-_CHARS_PER_TOKEN = 4
 
 
 class DataParallelRouter:
@@ -147,5 +147,5 @@ def _prompt_tokens(prompt: Any) -> float:
             return float(len(tokens))
         prompt = prompt.get("prompt")
     if isinstance(prompt, str):
-        return 1.0 + len(prompt) // _CHARS_PER_TOKEN
+        return 1.0 + len(prompt) // CHARS_PER_TOKEN
     return float(len(getattr(prompt, "prompt_token_ids", None) or (0,)))
