@@ -157,7 +157,19 @@ def build_workload(
     (gaps with coefficient of variation 3, no file needed). `split`: the side of the table that
     prompts come from, None for all. Raises InputError when the table lacks a class.
     """
-    workload = arena_workload(name)
+    return draw_requests(arena_workload(name), table, n, rate_rps, seed, arrivals, split)
+
+
+def draw_requests(
+    workload: ArenaWorkload,
+    table: PromptTable,
+    n: int,
+    rate_rps: float,
+    seed: int,
+    arrivals: str = "poisson",
+    split: str | None = "test",
+) -> list[WorkloadRequest]:
+    """As `build_workload`, of a workload that need not be one of the arena's."""
     rows = _rows_by_class(workload, table, split)
     rng = np.random.default_rng(seed)
     times = _arrival_times(arrivals, n, rate_rps, rng)
