@@ -16,6 +16,7 @@ drag them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
@@ -120,7 +121,7 @@ class OnlineCorrection:
 
     def correct(self, quantiles: Floats, levels: Floats, slo_class: str | None) -> Floats:
         """Corrected quantiles of one request, (q,), at least one token."""
-        middle = np.log(np.interp(0.5, levels, quantiles))
+        middle = np.log(_median(quantiles, levels))
         logs = middle + self.stretch(slo_class) * (np.log(quantiles) - middle)
         return np.exp(np.maximum(logs + self.shift(slo_class), 0.0))
 
@@ -148,3 +149,18 @@ class OnlineCorrection:
     def _weight(self, recent: _Recent) -> float:
         rows = len(recent.misses)
         return rows / (rows + self.prior_rows)
+
+
+def _median(quantiles: Floats, levels: Floats) -> float:
+    """What `numpy.interp` gives at .5, without giving the interpreter's lock away.
+
+    The engine's loop asks; once it lets go of the lock, a thread that computes keeps it for
+    milliseconds.
+    """
+    after = bisect_left(levels, 0.5)
+    if after == len(levels) or (after == 0 and levels[0] > 0.5):
+        return float(quantiles[min(after, len(levels) - 1)])
+    if levels[after] == 0.5:
+        return float(quantiles[after])
+    slope = (quantiles[after] - quantiles[after - 1]) / (levels[after] - levels[after - 1])
+    return float(slope * (0.5 - levels[after - 1]) + quantiles[after - 1])

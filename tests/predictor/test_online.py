@@ -97,3 +97,17 @@ def test_names_without_end_do_not_grow_the_state() -> None:
         correction.update((8.0, 10.0, 14.0), 20.0, f"class {i}")
     assert len(correction.learned()) == MOST_CLASSES
     assert correction.shift("a new one") == pytest.approx(np.log(2) * 200 / 220)
+
+
+@pytest.mark.parametrize(
+    "levels", [(0.1, 0.5, 0.9), (0.1, 0.3, 0.8, 0.95), (0.6, 0.9), (0.1, 0.2), (0.5,)]
+)
+def test_quantiles_are_stretched_about_the_interpolated_median(levels) -> None:
+    correction = OnlineCorrection()
+    stream(correction, 300, 1.6, "chat", np.random.default_rng(3), sigma=1.5)
+    for seed in range(20):
+        rows = np.sort(np.random.default_rng(seed).uniform(1.0, 900.0, len(levels)))
+        middle = np.log(np.interp(0.5, levels, rows))
+        logs = middle + correction.stretch("chat") * (np.log(rows) - middle)
+        wanted = np.exp(np.maximum(logs + correction.shift("chat"), 0.0))
+        assert correction.correct(rows, np.array(levels), "chat").tolist() == wanted.tolist()

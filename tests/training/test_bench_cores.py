@@ -12,7 +12,7 @@ import pytest
 from bench_stub import Stub, running
 
 from lengthwise.training.bench.engines import servers as bench_servers
-from lengthwise.training.bench.engines.cores import bound_cores, off_cores
+from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores
 from lengthwise.training.bench.engines.servers import start_servers
 from lengthwise.training.bench.results.provenance import describe_machine, usable_cores
 
@@ -60,6 +60,19 @@ def test_the_cores_of_workers_are_found_and_those_of_others_are_not(server):
         assert bound_cores([unbound.pid]) == set()
         assert bound_cores([]) == set()
         unbound.communicate(b"\n")
+
+
+def test_what_is_not_bound_is_kept_off_them(server):
+    process, core = server
+    own = os.sched_getaffinity(0)
+    keep_off([process.pid], {core})
+    assert os.sched_getaffinity(process.pid) == own - {core}
+    assert bound_cores([process.pid]) >= {core}  # the worker stays where it is
+    with subprocess.Popen(["sleep", "9"], start_new_session=True) as free:
+        for cores in (own, set(), {10_000}):
+            keep_off([free.pid], cores)
+            assert os.sched_getaffinity(free.pid) == own
+        free.kill()
 
 
 @pytest.mark.parametrize("fails", [False, True])

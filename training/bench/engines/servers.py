@@ -30,7 +30,7 @@ from lengthwise.training.bench.engines.client import (
     drive_closed,
     served_model,
 )
-from lengthwise.training.bench.engines.cores import bound_cores, off_cores
+from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores
 from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
 
@@ -152,8 +152,8 @@ def start_servers(
 ) -> Iterator[BenchServers]:
     """Start both servers at once, wait until they answer, stop them at the end.
 
-    Meanwhile this thread, which is the client's, keeps off the cores that their engines are bound
-    to (`cores`).
+    Meanwhile this thread, which is the client's, and all of the servers that is not bound, keep
+    off the cores that their engines are bound to (`cores`).
 
     Args:
         model: `tiny` or anything vLLM serves.
@@ -224,7 +224,9 @@ def start_servers(
             if server is not None:
                 server.wait_ready(START_TIMEOUT_S)
         leaders = [server.process.pid for server in (ours, stock) if server is not None]
-        stack.enter_context(off_cores(bound_cores(leaders)))
+        bound = bound_cores(leaders)
+        keep_off(leaders, bound)
+        stack.enter_context(off_cores(bound))
         name, context_tokens = asyncio.run(served_model(ours.url))
         yield BenchServers(
             ours=ours,
