@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
@@ -21,13 +22,32 @@ from lengthwise.predictor.features.structure import (
     STRUCTURE_NAMES,
     read_structure,
 )
-from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.features.text import HashedText, project_tokens
 
 BLOCKS = ("structure", "text", "embedding", "request")
 DEFAULT_BLOCKS = ("structure", "text", "request")
 LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
 REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
+
+
+@njit
+def _read_prompt(
+    text: np.ndarray,
+    keys: np.ndarray,
+    masks: np.ndarray,
+    numbers: np.ndarray,
+    char_max: int,
+    row_of: np.ndarray,
+    weights: np.ndarray,
+    structure: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """Structure, (s,), and text sums, (k,) or none, of one prompt: a single compiled call."""
+    kinds, hashes, values, starts, stops = scan(text)
+    read_structure(text, kinds, hashes, values, starts, stops, keys, masks, numbers, structure)
+    if sums.size > 0:
+        project_tokens(text, kinds, hashes, starts, stops, char_max, row_of, weights, sums)
 
 
 class PromptFeatures(TextTransformer):
@@ -110,16 +130,14 @@ class PromptFeatures(TextTransformer):
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
         """`transform` on bare columns: the serving path, with no frame in between."""
-        n = len(prompts)
-        structure = np.zeros((n, len(STRUCTURE_NAMES)))
-        sums = np.zeros((n, self.text_.n_sums))
-        scratch = self.text_.scratch()
+        n, read = len(prompts), self.text_
+        structure = np.empty((n, len(STRUCTURE_NAMES)))
+        sums = np.empty((n, read.n_sums))
         for i, prompt in enumerate(prompts):
-            text = encode(prompt)
-            found = scan(text)
-            read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
-            if "text" in self.blocks:
-                self.text_.project_tokens(text, found, scratch, sums[i])
+            _read_prompt(
+                encode(prompt), KEYS, MASKS, NUMBERS,
+                read.char_max, read.row_of_, read.weights_, structure[i], sums[i],
+            )  # fmt: skip
         columns = self.text_.columns(sums, classes)
         if self.embedding_ is not None:
             columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
@@ -167,23 +185,35 @@ class PromptFeatures(TextTransformer):
         classes: Sequence[str | None],
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
-        parts = []
-        if "structure" in self.blocks:
-            parts.append(structure)
-        parts.append(columns)  # none, if neither text nor embedding was asked for
-        if "request" in self.blocks:
-            code = {name: float(i) for i, name in enumerate(self.classes_)}
-            request = np.empty((len(classes), 2))
-            for i, (name, count) in enumerate(zip(classes, tokens, strict=True)):
-                request[i, 0] = -1.0 if name is None else code.get(name, -1.0)
-                if count is None:
-                    size, words = structure[i, _TOKEN_COLUMNS]
-                    fit = self.token_fit_
-                    request[i, 1] = fit[0] + fit[1] * size + fit[2] * words
-                else:
-                    request[i, 1] = np.log1p(count)
-            parts.append(request)
-        return np.concatenate(parts, axis=1, dtype=np.float32)
+        first = structure.shape[1] if "structure" in self.blocks else 0
+        last = first + columns.shape[1]  # no columns, if neither text nor embedding was asked for
+        with_request = "request" in self.blocks
+        out = np.empty((len(classes), last + 2 * with_request), np.float32)
+        if first:
+            out[:, :first] = structure
+        out[:, first:last] = columns
+        if with_request:
+            self._add_request(structure, classes, tokens, out[:, last:])
+        return out
+
+    def _add_request(
+        self,
+        structure: Floats,
+        classes: Sequence[str | None],
+        tokens: Sequence[int | None],
+        out: NDArray[np.float32],
+    ) -> None:
+        """Class and prompt length into `out`, (n, 2)."""
+        code = {name: float(i) for i, name in enumerate(self.classes_)}
+        start, per_byte, per_word = self.token_fit_
+        bytes_at, words_at = _TOKEN_COLUMNS
+        for i, (name, count) in enumerate(zip(classes, tokens, strict=True)):
+            out[i, 0] = -1.0 if name is None else code.get(name, -1.0)
+            if count is None:
+                row = structure[i]
+                out[i, 1] = start + per_byte * row[bytes_at] + per_word * row[words_at]
+            else:
+                out[i, 1] = np.log1p(count)
 
 
 def _columns_of(

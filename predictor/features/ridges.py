@@ -142,14 +142,13 @@ def own_columns(
 
     A class without a ridge borrows the common one.
     """
-    common = sums[:, 0]
-    own = common.copy()
-    at = {name: i for i, name in enumerate(ridge_classes)}
+    out = np.empty((len(sums), 2))
+    out[:, 0] = out[:, 1] = sums[:, 0]
     for i, name in enumerate(classes):
-        k = at.get(name, -1) if name is not None else -1
-        if k >= 0:
-            own[i] = offsets[k] + sums[i, 1 + k]
-    return np.column_stack((common, own))
+        if name in ridge_classes:
+            k = ridge_classes.index(name)
+            out[i, 1] = offsets[k] + sums[i, 1 + k]
+    return out
 
 
 def _ridge(
