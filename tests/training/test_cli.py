@@ -270,7 +270,7 @@ def served(monkeypatch):
         calls.keeper, calls.emulate = keeper, emulate
         return 0
 
-    name = "lengthwise.scheduler.vllm_adapter.server.launch.serve_forever"
+    name = "lengthwise.scheduler.vllm_adapter.server.foreground.serve_forever"
     monkeypatch.setattr(name, serve_forever)
     monkeypatch.setattr("lengthwise.training.cli.serve.check_start", lambda model, args: None)
     return calls
