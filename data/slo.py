@@ -18,6 +18,7 @@ from lengthwise.data.errors import InputError, shown
 SLO_LIMIT_MS = (1.0, 86_400_000.0)
 DEFAULT_CLASS = "default"
 OBJECTIVES = ("ttft", "tpot", "e2e")
+_FIELDS = tuple(f"{name}_s" for name in OBJECTIVES)
 
 _HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
 _OBJECTIVE_HEADERS = {
@@ -137,14 +138,13 @@ class SloTable(Mapping[str, Slo]):
         if self._slos and name not in self._slos and name != DEFAULT_CLASS:
             known = ", ".join(sorted(self._slos))
             raise InputError(f"unknown slo_class {shown(name)}; known: {known}")
-        default = self._slos.get(name, Slo(slo_class=name))
-        chosen = _slo(name, given or {})
+        chosen, default = _slo(name, given or {}), self._slos.get(name)
+        if default is None:
+            return chosen
         absent = {
-            f"{o}_s": getattr(default, f"{o}_s")
-            for o in OBJECTIVES
-            if getattr(chosen, f"{o}_s") is None
+            field: getattr(default, field) for field in _FIELDS if getattr(chosen, field) is None
         }
-        return replace(chosen, **absent)
+        return replace(chosen, **absent) if absent else chosen
 
     def __getitem__(self, slo_class: str) -> Slo:
         return self._slos[slo_class]
