@@ -176,6 +176,11 @@ class HashedText(RidgedText):
         return self.weights_.shape[1] - 1
 
     @property
+    def n_columns(self) -> int:
+        """How many feature columns they become."""
+        return self.n_svd_ + 2 * self.has_ridge
+
+    @property
     def has_ridge(self) -> bool:
         """Whether lengths were given at fit."""
         return self.n_sums > self.n_svd_
@@ -185,7 +190,7 @@ class HashedText(RidgedText):
         if not self.has_ridge:
             return sums
         split = self.n_svd_
-        columns = np.empty((len(sums), split + 2))
+        columns = np.empty((len(sums), self.n_columns))
         columns[:, :split] = sums[:, :split]
         columns[:, split:] = own_columns(
             sums[:, split:], self.classes_, self.class_offsets_, classes
