@@ -22,7 +22,7 @@ from lengthwise.training.cli.bench_options import (
 )
 from lengthwise.training.cli.results_shown import report, show
 from lengthwise.training.cli.simulate import simulate
-from lengthwise.training.registry.models import DEFAULT_PREDICTOR
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 

@@ -24,7 +24,7 @@ from lengthwise.training.cli.serve_inputs import (
     read_slo_table,
 )
 from lengthwise.training.cli.serve_line import DEFAULT_PORT, ServeCommand
-from lengthwise.training.registry.models import DEFAULT_PREDICTOR
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
-from lengthwise.training.registry.models import ResolvedPredictor, resolve_predictor
-from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
+    from lengthwise.training.registry.models import ResolvedPredictor
 
 NO_PREDICTOR = "none"
 
@@ -55,6 +54,8 @@ def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
     if name == NO_PREDICTOR:
         return None
     from lengthwise.predictor.model import LengthPredictor
+    from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.registry.store import RegistryError
 
     try:
         resolved = resolve_predictor(name, workspace=workspace)
