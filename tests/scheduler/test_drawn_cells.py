@@ -1,4 +1,4 @@
-"""Cells drawn from a number: the same again, within what an engine can hold, and how they compare."""
+"""Cells drawn from a number: the same again, within their engine, and how they compare."""
 
 from __future__ import annotations
 
