@@ -126,8 +126,8 @@ def _nan_goes_left(kinds: NDArray[np.int64], thresholds: NDArray[np.float64]) ->
 @njit(nogil=True)
 def _next(split: np.void, value: float) -> int:
     """The child that a value goes to."""
-    goes_left = split.nan_left == 1 if np.isnan(value) else value <= split.threshold
-    return np.int64(split.left) if goes_left else np.int64(split.right)
+    goes_left = split["nan_left"] == 1 if np.isnan(value) else value <= split["threshold"]
+    return np.int64(split["left"]) if goes_left else np.int64(split["right"])
 
 
 @njit(nogil=True)
@@ -140,7 +140,7 @@ def _walk(X: np.ndarray, nodes: Nodes, out: np.ndarray) -> None:
             node = 0 if root >= 0 else -1
             while node >= 0:
                 split = splits[root + node]
-                node = _next(split, X[row, split.feature])
+                node = _next(split, X[row, split["feature"]])
             out[row, tree % outputs] += leaves[leaf_starts[tree] - 1 - node]
 
 
@@ -163,21 +163,21 @@ def _walk_range(X: np.ndarray, nodes: Nodes, out: np.ndarray) -> None:
                 node, first, stop = waiting[size, 0], waiting[size, 1], waiting[size, 2]
                 while node >= 0:
                     split = splits[root + node]
-                    if split.feature == last:
-                        cut = min(max(np.int64(np.floor(split.threshold)) + 1, first), stop)
+                    if split["feature"] == last:
+                        cut = min(max(np.int64(np.floor(split["threshold"])) + 1, first), stop)
                         if cut == stop:
-                            node = np.int64(split.left)
+                            node = np.int64(split["left"])
                         elif cut == first:
-                            node = np.int64(split.right)
+                            node = np.int64(split["right"])
                         else:
-                            waiting[size, 0] = split.right
+                            waiting[size, 0] = split["right"]
                             waiting[size, 1] = cut
                             waiting[size, 2] = stop
                             size += 1
                             stop = cut
-                            node = np.int64(split.left)
+                            node = np.int64(split["left"])
                     else:
-                        node = _next(split, X[row, split.feature])
+                        node = _next(split, X[row, split["feature"]])
                 leaf = leaves[leaf_starts[tree] - 1 - node]
                 for value_at in range(first, stop):
                     out[row, value_at] += leaf
