@@ -30,7 +30,8 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, sealed
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 _SPREAD = np.linspace(-1.6, 2.3, len(DEFAULT_LEVELS))
 

@@ -14,7 +14,9 @@ from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.wire import Answer, EngineRequest, parse_request, plain
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
+from lengthwise.scheduler.vllm_adapter.wire.configure_request import EngineRequest, parse_request
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import plain
 
 
 class Control:

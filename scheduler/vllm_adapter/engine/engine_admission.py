@@ -24,7 +24,7 @@ from lengthwise.scheduler.vllm_adapter.engine.planning import Tenants, fair_plan
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
-from lengthwise.scheduler.vllm_adapter.wire import Answer, Question
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 
 
 def admission_rule(settings: AdmissionSettings) -> AdmissionRule:

@@ -45,7 +45,7 @@ from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
-from lengthwise.scheduler.vllm_adapter.wire import (
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
     LOAD_METHOD,
@@ -197,7 +197,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self.core.close()
         super().shutdown()
 
-    # -- the utility calls, by the names of wire.py -------------------------------------------
+    # -- the utility calls, by the names of wire/utility_calls.py -----------------------------
 
     def lengthwise_status(self) -> dict[str, Any]:
         """Plain values for ``GET /lengthwise/status``."""
