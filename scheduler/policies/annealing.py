@@ -31,7 +31,7 @@ from lengthwise.scheduler.plan.last_order import LastOrder
 from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
 from lengthwise.scheduler.plan.prices import work_price
-from lengthwise.scheduler.plan.rollout import END_S, END_STEPS, work_for
+from lengthwise.scheduler.plan.rollout_state import END_S, END_STEPS, work_for
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.starts import balanced_order, density_order, selection_order
 from lengthwise.scheduler.plan.trust import Trust
