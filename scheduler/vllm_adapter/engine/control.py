@@ -12,6 +12,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
+from lengthwise.scheduler.vllm_adapter.engine.prepared_policy import prepare_policy
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
@@ -57,7 +58,7 @@ class Control:
             if request.slo_table is not None:
                 slos = SloTable.from_dict(request.slo_table)
             if request.policy is not None:
-                policy = planner.make(request.policy, request.policy_params)
+                policy = prepare_policy(settings, request.policy, request.policy_params)
             if request.log_steps is not None:
                 if request.log_steps and settings.step_log is None:
                     raise InputError("log_steps: this server was started without a step_log")

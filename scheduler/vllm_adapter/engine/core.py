@@ -26,8 +26,9 @@ from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetric
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.engine.plan_making import Planned
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
