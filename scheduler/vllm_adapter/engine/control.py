@@ -11,6 +11,7 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
+from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
 from lengthwise.scheduler.vllm_adapter.engine.prepared_policy import prepare_policy
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
@@ -31,7 +32,7 @@ class Control:
     def status(self) -> dict[str, Any]:
         """What the engine process knows, as plain values."""
         admission = {"mode": "off"} if self.admission is None else self.admission.status()
-        return dict(plain(self.core.status(time.monotonic()) | {"admission": admission}))
+        return dict(plain(core_status(self.core, time.monotonic()) | {"admission": admission}))
 
     def admit(self, question: dict[str, Any], running: Running) -> dict[str, Any]:
         """The verdict on a request that the API process holds back."""

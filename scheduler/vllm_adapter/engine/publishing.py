@@ -76,7 +76,7 @@ class Publisher:
             counts[0],
             counts[1],
             others,
-            draining=core.paused,
+            draining=core.decisions.paused,
             about=self._about(len(waiting) + len(recovering)),
         ).to_message()
 

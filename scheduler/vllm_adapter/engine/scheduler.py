@@ -34,13 +34,14 @@ from vllm.v1.request import Request, RequestStatus
 
 from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS, Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
-from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision
+from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.publishing import Publisher
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
