@@ -46,7 +46,7 @@ def _queue_status(core: Core) -> dict[str, Any]:
         "recovering": core.queue.recovery_count,
         "paused": core.decisions.paused,
         "max_running": min(core.slots, core.decisions.in_force.max_running or core.slots),
-        "running": core.running,
+        "running": core.running_count,
         "by_class": by_class,
         "longest_wait_s": core.progress.longest_wait_s,
         "yields": core.yields,
