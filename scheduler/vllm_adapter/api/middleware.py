@@ -53,7 +53,7 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     ServerSettings,
     settings_from_environment,
 )
-from lengthwise.scheduler.vllm_adapter.wire import Answer
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
 
 logger = logging.getLogger(LOGGER_NAME)
 

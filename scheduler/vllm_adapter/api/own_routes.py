@@ -40,12 +40,8 @@ from lengthwise.scheduler.vllm_adapter.api.refuse import (
 )
 from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import (
-    CONFIGURE_METHOD,
-    STATUS_METHOD,
-    ConfigureRequest,
-    parse_request,
-)
+from lengthwise.scheduler.vllm_adapter.wire.configure_request import ConfigureRequest, parse_request
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import CONFIGURE_METHOD, STATUS_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

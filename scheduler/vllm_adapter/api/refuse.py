@@ -8,7 +8,7 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.asgi import Headers, Send, send_json
-from lengthwise.scheduler.vllm_adapter.wire import Answer
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
 
 INVALID, UNAVAILABLE, CONFLICT = "invalid_request_error", "service_unavailable", "conflict"
 FORBIDDEN, UNAUTHORIZED = "forbidden", "authentication_error"
