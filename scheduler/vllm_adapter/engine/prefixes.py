@@ -100,14 +100,19 @@ class PrefixLooks:
     def add(self, request_id: str) -> None:
         """The request joined the queue."""
         self._line.appendleft(request_id)
+        if len(self._line) > 2 * len(self._queue) + _LOOKS_A_STEP:  # most of them have left
+            self._line = deque(dict.fromkeys(filter(self._waits, self._line)))
 
     def look(self) -> None:
         """The looks of one step."""
         for _ in range(min(_LOOKS_A_STEP, len(self._line))):
             request_id = self._line.popleft()
-            if request_id not in self._queue or request_id not in self._table:
+            if not self._waits(request_id):
                 continue
             tokens = self._cached_tokens(request_id)
             if tokens is not None:
                 self._table.note_cached(request_id, tokens)
                 self._line.append(request_id)
+
+    def _waits(self, request_id: str) -> bool:
+        return request_id in self._queue and request_id in self._table

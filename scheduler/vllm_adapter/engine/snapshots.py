@@ -74,7 +74,7 @@ class SnapshotSource:
         None when nobody waits whom a plan could order. Who ends before it is built is not in it.
         """
         table, planner, speed = self._table, self._planner, self._tokens_per_step
-        ids = self._queue.plannable_ids()
+        ids = self._queue.plannable_members()
         if not ids and candidate is None:
             return None
         recovering = self._recovering()

@@ -74,6 +74,10 @@ class TieredQueue(PlannedQueue):
         """Ids that a plan may order, in their present order."""
         return [name for tier in self._in_turn() for name in tier.plannable_ids()]
 
+    def plannable_members(self) -> list[str]:
+        """The same ids in any order, which costs less."""
+        return [name for tier in self._in_turn() for name in tier.plannable_members()]
+
     def recovery_ids(self) -> list[str]:
         """Ids of those who go before any plan, next first."""
         return [name for tier in self._in_turn() for name in tier.recovery_ids()]
