@@ -78,7 +78,7 @@ def test_who_gave_up_its_slot_waits_behind_the_plan():
     queue.prepend_request(preempted("victim"))
     queue.demote("victim")
     assert queue.recovery_count == 0
-    assert queue.plannable_ids() == ["victim", "a", "b"]  # until the next plan
+    assert list(queue.plannable_ids()) == ["victim", "a", "b"]  # until the next plan
     queue.set_order(["b", "a", "victim"])
     skipped = [queue.pop_request() for _ in range(3)]
     queue.prepend_requests(reversed(skipped))  # skipped in a step, it is no more urgent than before
@@ -287,7 +287,7 @@ def test_the_order_is_that_of_plain_lists(steps):
         assert [request.request_id for request in queue] == expected
         assert len(queue) == len(expected)
         assert bool(queue) == bool(expected)
-        assert queue.plannable_ids() == model.planned + model.unplanned
+        assert list(queue.plannable_ids()) == model.planned + model.unplanned
         assert sorted(queue.plannable_members()) == sorted(model.planned + model.unplanned)
         assert all((name in queue) == (name in expected) for name in map("r{}".format, range(13)))
     assert drained(queue) == model.order()
@@ -352,7 +352,7 @@ def test_the_smaller_number_goes_first_and_a_plan_orders_within_it():
     queue = tiered(a=5, b=0, c=5, d=-1, e=0)
     assert drained(tiered(a=5, b=0, c=5, d=-1, e=0)) == ["d", "b", "e", "a", "c"]
     queue.set_order(["c", "a", "e", "gone", "b", "d"])
-    assert queue.plannable_ids() == ["d", "e", "b", "c", "a"]
+    assert list(queue.plannable_ids()) == ["d", "e", "b", "c", "a"]
     queue.promote("a")
     late = fresh("late")
     late.priority = -1

@@ -114,12 +114,13 @@ class PlannedQueue:
         """How many requests go before any plan."""
         return len(self._recovery)
 
-    def plannable_ids(self) -> list[str]:
-        """Ids that a plan may order, in their present order."""
-        return [*self._planned.ids(), *self._unplanned]
+    def plannable_ids(self) -> Iterator[str]:
+        """Ids that a plan may order, in their present order, found as they are asked for."""
+        yield from self._planned.ids()
+        yield from self._unplanned
 
     def plannable_members(self) -> list[str]:
-        """The same ids in any order, which costs less."""
+        """All of them in any order, which costs less."""
         return [*self._planned.members(), *self._unplanned]
 
     def recovery_ids(self) -> list[str]:

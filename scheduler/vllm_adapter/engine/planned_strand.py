@@ -8,7 +8,7 @@ by, and whom the list does not name is looked for only once it has been read to 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 Request = Any
@@ -81,11 +81,17 @@ class PlannedStrand:
         ids = self._unnamed(self._order)
         return [(request_id, self._pool.pop(request_id)) for request_id in ids]
 
-    def ids(self) -> list[str]:
-        """All in their order; linear."""
-        named = dict.fromkeys(filter(self._pool.__contains__, reversed(self._order)))
-        rest = self._unnamed(named) if len(named) < len(self._pool) else []
-        return [*self._front, *named, *self._behind, *rest]
+    def ids(self) -> Iterator[str]:
+        """All in their order, found as they are asked for."""
+        yield from self._front
+        named: set[str] = set()
+        for request_id in reversed(self._order):
+            if request_id in self._pool and request_id not in named:
+                named.add(request_id)
+                yield request_id
+        yield from self._behind
+        if len(named) < len(self._pool):
+            yield from self._unnamed(named)
 
     def members(self) -> list[str]:
         """All in any order, sooner than in theirs."""

@@ -133,7 +133,7 @@ def _by_arrival(table: RequestTable, ids: Sequence[str]) -> tuple[list[str], Int
     rows = table.rows(ids)
     known = np.flatnonzero(rows >= 0)
     order = known[np.argsort(table.arrival_s(rows[known]), kind="stable")]
-    return [ids[place] for place in order.tolist()], rows[order]
+    return list(map(ids.__getitem__, order.tolist())), rows[order]
 
 
 def _recompute(table: RequestTable, recovering: _Recovering) -> RequestArrays:
