@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
@@ -137,15 +137,14 @@ class SloTable(Mapping[str, Slo]):
         if self._slos and name not in self._slos and name != DEFAULT_CLASS:
             known = ", ".join(sorted(self._slos))
             raise InputError(f"unknown slo_class {shown(name)}; known: {known}")
-        default, said = self._slos.get(name), given or {}
-        seconds: dict[str, float | None] = {}
-        for objective in OBJECTIVES:
-            ms = said.get(f"{objective}_ms")
-            if ms is not None:
-                seconds[f"{objective}_s"] = _ms(ms, objective) / 1e3
-            elif default is not None:
-                seconds[f"{objective}_s"] = getattr(default, f"{objective}_s")
-        return Slo(**seconds, slo_class=name)
+        default = self._slos.get(name, Slo(slo_class=name))
+        chosen = _slo(name, given or {})
+        absent = {
+            f"{o}_s": getattr(default, f"{o}_s")
+            for o in OBJECTIVES
+            if getattr(chosen, f"{o}_s") is None
+        }
+        return replace(chosen, **absent)
 
     def __getitem__(self, slo_class: str) -> Slo:
         return self._slos[slo_class]

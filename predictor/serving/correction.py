@@ -119,11 +119,11 @@ class OnlineCorrection:
 
     def shift(self, slo_class: str | None = None) -> float:
         """What to add to log-length for a class, log-tokens."""
-        return float(np.clip(self._figure(0, slo_class), -self.limit, self.limit))
+        return min(max(self._figure(0, slo_class), -self.limit), self.limit)
 
     def stretch(self, slo_class: str | None = None) -> float:
         """The factor on a class's distances from the median, in log-tokens."""
-        return float(np.exp(np.clip(self._figure(1, slo_class), -_MOST_STRETCH, _MOST_STRETCH)))
+        return float(np.exp(min(max(self._figure(1, slo_class), -_MOST_STRETCH), _MOST_STRETCH)))
 
     def learned(self) -> dict[str, float]:
         """The factor on predicted lengths by class seen so far."""
@@ -167,10 +167,12 @@ def at_level(level: float, levels: Floats, quantiles: Floats) -> float:
     The engine's loop asks; once it lets go of the lock, a thread that computes keeps it for
     milliseconds.
     """
-    after = bisect_left(levels, level)
-    if after == len(levels) or (after == 0 and levels[0] > level):
-        return float(quantiles[min(after, len(levels) - 1)])
-    if levels[after] == level:
+    grid = levels.tolist()
+    after = bisect_left(grid, level)
+    if after == len(grid) or (after == 0 and grid[0] > level):
+        return float(quantiles[min(after, len(grid) - 1)])
+    if grid[after] == level:
         return float(quantiles[after])
-    slope = (quantiles[after] - quantiles[after - 1]) / (levels[after] - levels[after - 1])
-    return float(slope * (level - levels[after - 1]) + quantiles[after - 1])
+    low, high = float(quantiles[after - 1]), float(quantiles[after])
+    slope = (high - low) / (grid[after] - grid[after - 1])
+    return slope * (level - grid[after - 1]) + low

@@ -133,8 +133,12 @@ class PlannedQueue:
         return sorted(here, key=self._sequence.__getitem__)
 
     def set_order(self, request_ids: Iterable[str]) -> None:
-        """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow."""
-        self._planned.reorder(request_ids, self._unplanned)
+        """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow.
+
+        A list is kept as it is: do not change it afterwards.
+        """
+        order = request_ids if isinstance(request_ids, list) else list(request_ids)
+        self._planned.reorder(order, self._unplanned)
         self._unplanned.clear()
         self._by_arrival = True
 

@@ -8,7 +8,7 @@ by, and whom the list does not name is looked for only once it has been read to 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Request = Any
@@ -24,7 +24,8 @@ class PlannedStrand:
         self._rank = rank
         self._front: OrderedDict[str, Request] = OrderedDict()
         self._pool: dict[str, Request] = {}  # those that the plan may name
-        self._order: list[str] = []  # what is left of it, next last
+        self._order: Sequence[str] = ()
+        self._next = 0  # in that order; all before have left
         self._behind: OrderedDict[str, Request] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,11 +52,11 @@ class PlannedStrand:
         """The next request; None when nobody is left but those whom the plan does not name."""
         for request in self._front.values():
             return request
-        while self._order:
-            request = self._pool.get(self._order[-1])
+        while self._next < len(self._order):
+            request = self._pool.get(self._order[self._next])
             if request is not None:
                 return request
-            self._order.pop()
+            self._next += 1
         return next(iter(self._behind.values()), None)
 
     def put_first(self, request_id: str, request: Request) -> None:
@@ -67,25 +68,28 @@ class PlannedStrand:
         """A request that is not here goes behind the plan."""
         self._behind[request_id] = request
 
-    def reorder(self, order: Iterable[str], newcomers: Mapping[str, Request]) -> None:
-        """Stand in this order, the newcomers too; ids that are not here name nobody."""
+    def reorder(self, order: Sequence[str], newcomers: Mapping[str, Request]) -> None:
+        """Stand in this order, the newcomers too; ids that are not here name nobody.
+
+        The order is kept as it is given, not copied.
+        """
         for part in (self._front, self._behind, newcomers):
             self._pool.update(part)
         self._front.clear()
         self._behind.clear()
-        self._order = list(order)
-        self._order.reverse()
+        self._order, self._next = order, 0
 
     def take_unnamed(self) -> list[tuple[str, Request]]:
         """Those whom the plan does not name, by rank; they are no longer here."""
-        ids = self._unnamed(self._order)
+        ids = self._unnamed(self._order[self._next :])
         return [(request_id, self._pool.pop(request_id)) for request_id in ids]
 
     def ids(self) -> Iterator[str]:
         """All in their order, found as they are asked for."""
         yield from self._front
         named: set[str] = set()
-        for request_id in reversed(self._order):
+        for place in range(self._next, len(self._order)):
+            request_id = self._order[place]
             if request_id in self._pool and request_id not in named:
                 named.add(request_id)
                 yield request_id
