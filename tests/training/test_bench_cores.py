@@ -12,7 +12,7 @@ import pytest
 from bench_stub import Stub, running
 
 from lengthwise.training.bench.engines import servers as bench_servers
-from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores
+from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores, punctual
 from lengthwise.training.bench.engines.servers import start_servers
 from lengthwise.training.bench.results.provenance import describe_machine, usable_cores
 
@@ -84,6 +84,17 @@ def test_the_thread_keeps_off_them_until_the_end(fails):
         if fails:
             raise KeyError
     assert os.sched_getaffinity(0) == own
+
+
+def test_a_thread_is_punctual_until_the_end_where_it_may_be_and_its_children_are_not():
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    ask = [sys.executable, "-S", "-c", "import os; print(os.sched_getscheduler(0))"]
+    with punctual():
+        within = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        child = int(subprocess.run(ask, capture_output=True, check=True).stdout)
+    assert within in (os.SCHED_RR, before[0])
+    assert child == os.SCHED_OTHER
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
 
 
 def test_a_machine_is_described_with_the_cores_that_were_left_to_its_engine():

@@ -72,3 +72,23 @@ def off_cores(cores: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, own)
+
+
+@contextlib.contextmanager
+def punctual() -> Iterator[None]:
+    """Let this thread run as soon as it wakes, where the system allows it.
+
+    The client shares a core with an engine that spins on it too, and does little: to send at the
+    right time it must not queue for the core. Processes that it starts do not inherit this.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(OSError):  # not permitted
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, policy, parameters)

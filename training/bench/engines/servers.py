@@ -30,7 +30,7 @@ from lengthwise.training.bench.engines.client import (
     drive_closed,
     served_model,
 )
-from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores
+from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores, punctual
 from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
 
@@ -153,7 +153,7 @@ def start_servers(
     """Start both servers at once, wait until they answer, stop them at the end.
 
     Meanwhile this thread, which is the client's, and all of the servers that is not bound, keep
-    off the cores that their engines are bound to (`cores`).
+    off the cores that their engines are bound to, and the thread runs as it wakes (`cores`).
 
     Args:
         model: `tiny` or anything vLLM serves.
@@ -227,6 +227,7 @@ def start_servers(
         bound = bound_cores(leaders)
         keep_off(leaders, bound)
         stack.enter_context(off_cores(bound))
+        stack.enter_context(punctual())
         name, context_tokens = asyncio.run(served_model(ours.url))
         yield BenchServers(
             ours=ours,
