@@ -9,7 +9,8 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue, Request
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.planned_strand import Request
 
 
 class TieredQueue(PlannedQueue):
