@@ -103,6 +103,9 @@ class Intake:
         quantiles = predicted
         if self._corrigible(source, hints.version):
             quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
+        quantiles = clip_to_max_tokens(quantiles, arrival.max_tokens)
+        if arrival.min_tokens > 1:
+            quantiles = np.maximum(quantiles, float(arrival.min_tokens))
         transit_s = unix_s - arrival.unix_s
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
@@ -114,9 +117,7 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=arrival.prompt_tokens,
             max_tokens=arrival.max_tokens,
-            quantiles=np.maximum(
-                clip_to_max_tokens(quantiles, arrival.max_tokens), float(arrival.min_tokens)
-            ),
+            quantiles=quantiles,
             predicted=predicted,
             length_source=source,
             predictor=hints.version,

@@ -53,10 +53,9 @@ class OutcomeRecorder:
         """Count the outcome and write its row; once for all parts of a request."""
         self._count_lengths(tracked, outcome)
         if self._log is not None:
-            row = self._row(tracked, outcome, policy, lengths)
-            self._rows[tracked.request_id] = (
-                row | {"policy_version": policy_version} | self._shadow(tracked)
-            )
+            row = self._rows[tracked.request_id] = self._row(tracked, outcome, policy, lengths)
+            row["policy_version"] = policy_version
+            row.update(self._shadow(tracked))
         self._book(self.wholes.ended(tracked, outcome))
 
     def began(self, tracked: Tracked) -> None:
@@ -85,7 +84,8 @@ class OutcomeRecorder:
         for part, _ in parts:
             row = self._rows.pop(part.request_id, None)
             if self._log is not None and row is not None:
-                self._log.write(row | {"met": met if part is tracked else None})
+                row["met"] = met if part is tracked else None
+                self._log.write(row)
 
     def by_class(self) -> dict[str, dict[str, int]]:
         """Tallies as ``{class: {"finished": 3, "met": 2, ...}}``."""
