@@ -10,10 +10,10 @@ import pytest
 from request_accounts import Account, ask
 
 from benchmarks.engine.faults import __main__ as faults
-from benchmarks.engine.faults import pair
-from benchmarks.engine.faults.pair import Pair
-from benchmarks.engine.faults.rows import Book, Row
-from benchmarks.engine.faults.servers import Bench
+from benchmarks.engine.faults import fault_pair
+from benchmarks.engine.faults.fault_pair import Pair
+from benchmarks.engine.faults.fault_rows import Book, Row
+from benchmarks.engine.faults.fault_servers import Bench
 
 
 class Loads:
@@ -25,7 +25,7 @@ class Loads:
         monkeypatch.setattr(Pair, "load", lambda _, server, asked, most: self.load(server, asked))
         monkeypatch.setattr(Pair, "_count", lambda *_: 0.0)
         monkeypatch.setattr(
-            pair, "wait_for_rows", lambda folder, ids, *_: Counter(dict.fromkeys(ids, 1))
+            fault_pair, "wait_for_rows", lambda folder, ids, *_: Counter(dict.fromkeys(ids, 1))
         )
         self.active = False
 

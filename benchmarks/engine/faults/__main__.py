@@ -23,15 +23,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.common import finish, note, print_table
-from benchmarks.engine.faults import bare, inside, small
-from benchmarks.engine.faults.rows import Book
-from benchmarks.engine.faults.servers import Bench
+from benchmarks.engine.faults import bare_scheduler, faults_inside, small_cache
+from benchmarks.engine.faults.fault_rows import Book
+from benchmarks.engine.faults.fault_servers import Bench
 from lengthwise.training.bench.engines.servers import leaving_on_sigterm
 
 PARTS: dict[str, tuple[Callable[[Bench], None], tuple[str, ...]]] = {
-    "injected": (inside.injected_faults, inside.FAULTS),
-    "bare": (bare.without_middleware, bare.FAULTS),
-    "small": (small.small_memory, small.FAULTS),
+    "injected": (faults_inside.injected_faults, faults_inside.FAULTS),
+    "bare": (bare_scheduler.without_middleware, bare_scheduler.FAULTS),
+    "small": (small_cache.small_memory, small_cache.FAULTS),
 }
 """What needs servers of its own, and the rows that it makes."""
 

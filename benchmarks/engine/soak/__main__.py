@@ -22,10 +22,10 @@ from pathlib import Path
 
 from benchmarks.common import note
 from benchmarks.engine.accounts import Faults, drive, logged
-from benchmarks.engine.soak.report import MAX_WAIT_S, report
-from benchmarks.engine.soak.run import POLICIES, Soak, live_state
-from benchmarks.engine.soak.samples import plot
-from benchmarks.engine.soak.traffic import Traffic
+from benchmarks.engine.soak.soak_report import MAX_WAIT_S, report
+from benchmarks.engine.soak.soak_run import POLICIES, Soak, live_state
+from benchmarks.engine.soak.soak_samples import plot
+from benchmarks.engine.soak.soak_traffic import Traffic
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.live import write_live
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server

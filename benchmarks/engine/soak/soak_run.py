@@ -14,9 +14,9 @@ import aiohttp
 
 from benchmarks.common import note
 from benchmarks.engine.accounts import Asked, Faults, leave, metric_in
-from benchmarks.engine.soak.routes import ROUTES
-from benchmarks.engine.soak.samples import Sample, processes_of
-from benchmarks.engine.soak.traffic import Traffic, arrivals
+from benchmarks.engine.soak.soak_routes import ROUTES
+from benchmarks.engine.soak.soak_samples import Sample, processes_of
+from benchmarks.engine.soak.soak_traffic import Traffic, arrivals
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, write_live
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle
 from lengthwise.training.bench.engines.client import collected, complete, new_session

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.common import note
 from benchmarks.engine.accounts import Asked, ask, drive
-from benchmarks.engine.faults.pair import SLOTS, Pair
-from benchmarks.engine.faults.rows import Book
+from benchmarks.engine.faults.fault_pair import SLOTS, Pair
+from benchmarks.engine.faults.fault_rows import Book
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.engine.accounts import Asked, Faults, ask, full, small_disk
-from benchmarks.engine.faults.pair import Pair
-from benchmarks.engine.faults.rows import Metric, Row
-from benchmarks.engine.faults.servers import Bench, running
+from benchmarks.engine.faults.fault_pair import Pair
+from benchmarks.engine.faults.fault_rows import Metric, Row
+from benchmarks.engine.faults.fault_servers import Bench, running
 
 QUEUED_POSTS, PROMPTS_A_POST = 1000, 20
 QUEUED = f"{QUEUED_POSTS * PROMPTS_A_POST:,} queued"

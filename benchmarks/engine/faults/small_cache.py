@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.engine.accounts import drive, wait_for_rows
-from benchmarks.engine.faults.endings import ended, kill_engine
-from benchmarks.engine.faults.pair import SLOTS
-from benchmarks.engine.faults.rows import Metric, Row
-from benchmarks.engine.faults.servers import Bench, running
+from benchmarks.engine.faults.fault_pair import SLOTS
+from benchmarks.engine.faults.fault_rows import Metric, Row
+from benchmarks.engine.faults.fault_servers import Bench, running
+from benchmarks.engine.faults.server_endings import ended, kill_engine
 
 SMALL_CACHE = ("--block-size", "32", "--num-gpu-blocks-override", "96", "--max-model-len", "2048")
 FAULTS = ("constant preemption", "engine killed", "restart after it")

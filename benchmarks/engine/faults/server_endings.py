@@ -11,9 +11,9 @@ import psutil
 
 from benchmarks.common import note
 from benchmarks.engine.accounts import Account, Asked, drive, wait_for, wait_for_rows
-from benchmarks.engine.faults.pair import SLOTS, Pair
-from benchmarks.engine.faults.rows import Row
-from benchmarks.engine.faults.servers import Bench
+from benchmarks.engine.faults.fault_pair import SLOTS, Pair
+from benchmarks.engine.faults.fault_rows import Row
+from benchmarks.engine.faults.fault_servers import Bench
 from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import finish, print_table
-from benchmarks.engine.soak.routes import ROUTES
-from benchmarks.engine.soak.run import Soak
-from benchmarks.engine.soak.samples import PROCESSES, WARM_UP_SHARE, growth
-from benchmarks.engine.soak.traffic import BURST, mean_load
+from benchmarks.engine.soak.soak_routes import ROUTES
+from benchmarks.engine.soak.soak_run import Soak
+from benchmarks.engine.soak.soak_samples import PROCESSES, WARM_UP_SHARE, growth
+from benchmarks.engine.soak.soak_traffic import BURST, mean_load
 
 MAX_WAIT_S = 60.0
 WAIT_SLACK_S = 5.0  # a step and the rest of the running answers stand between due and admitted

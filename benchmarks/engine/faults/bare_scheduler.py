@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.engine.faults.endings import ended, terminate
-from benchmarks.engine.faults.rows import Metric
-from benchmarks.engine.faults.servers import Bench, running
+from benchmarks.engine.faults.fault_rows import Metric
+from benchmarks.engine.faults.fault_servers import Bench, running
+from benchmarks.engine.faults.server_endings import ended, terminate
 from lengthwise.scheduler.vllm_adapter.settings import (
     SCHEDULER_CLASS,
     SETTINGS_VARIABLE,
