@@ -7,8 +7,10 @@ slots are taken by answers that end one by one, so many requests stand in line b
 schedulers are asked the same in turn. Timed are ``add_request``, the abort of one that waits,
 ``schedule`` and ``update_from_output`` of a step, and the end of an answer; of ours also the core's
 calls in them, a snapshot and a new order. All in processor time of the loop's own thread, in
-microseconds: medians, but means where the last table says so. Requests come as the API process
-sends them, with quantiles and features under a seal, and are logged.
+microseconds: medians, but means where a table says so. Requests come as the API process sends them,
+with quantiles and features under a seal, and are logged. Beside it how long the thread did not run
+in each call: with ``--beside``, where another thread computes in Python all the time, that is what
+a call pays that gives the interpreter's lock away.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import itertools
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +52,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.runs = False
-        self._taken_s: defaultdict[str, list[float]] = defaultdict(list)
+        self._taken_s: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def on(self, owner: Any, method: str, name: str) -> None:
         """Time this method of an object from now on."""
@@ -66,23 +69,25 @@ class Watch:
     @contextmanager
     def timing(self, name: str) -> Iterator[None]:
         """Time the block."""
-        began_s = time.thread_time()
+        began_s, ran_s = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            self._taken_s[name].append(time.thread_time() - began_s)
+            ran_s = time.thread_time() - ran_s
+            self._taken_s[name].append((ran_s, time.perf_counter() - began_s - ran_s))
 
     def figures(self) -> Figures:
-        """Of each name median, mean, largest (microseconds) and count; then all starts afresh."""
-        found = {
-            name: {
-                "p50_us": 1e6 * float(np.median(taken)),
-                "mean_us": 1e6 * float(np.mean(taken)),
-                "max_us": 1e6 * float(np.max(taken)),
+        """Of each name, in microseconds, and the count; then all starts afresh."""
+        found = {}
+        for name, taken in self._taken_s.items():
+            ran_us, waited_us = 1e6 * np.array(taken).T
+            found[name] = {
+                "p50_us": float(np.median(ran_us)),
+                "mean_us": float(ran_us.mean()),
+                "max_us": float(ran_us.max()),
+                "waited_mean_us": float(waited_us.mean()),
                 "count": len(taken),
             }
-            for name, taken in self._taken_s.items()
-        }
         self._taken_s.clear()
         return found
 
@@ -228,6 +233,38 @@ def tables(depths: Sequence[int], found: Sequence[dict[str, Figures]]) -> None:
             for queued, one in zip(depths, found, strict=True)
         ],
     )
+    print_table(
+        ["queued", *(f"waited in {name}, mean, ours (stock)" for name in OF_BOTH)],
+        [
+            [
+                f"{queued:,}",
+                *(
+                    f"{said(one['ours'], name, 'waited_mean_us')} "
+                    f"({said(one['stock'], name, 'waited_mean_us')})"
+                    for name in OF_BOTH
+                ),
+            ]
+            for queued, one in zip(depths, found, strict=True)
+        ],
+    )
+
+
+@contextmanager
+def computing(wanted: bool) -> Iterator[None]:
+    """Another thread that never lets go of the interpreter by itself, if it is wanted."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(number * number for number in range(1000))
+
+    thread = threading.Thread(target=compute, daemon=True)
+    if wanted:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def main() -> None:
@@ -237,6 +274,7 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=32, help="slots")
     parser.add_argument("--rounds", type=int, default=12, help="of each depth")
     parser.add_argument("--policy", default="sa")
+    parser.add_argument("--beside", action="store_true", help="a thread computes in Python")
     parser.add_argument("--seed", type=int, default=0)
     options: argparse.Namespace = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="queue-cost-") as scratch:
@@ -247,9 +285,10 @@ def main() -> None:
         gc.freeze()  # as vLLM's engine does
         found = []
         depths = sorted(options.queued)
-        for queued in depths:
-            found.append(measure(both, queued, options.rounds))
-            note(f"{queued} queued: done")
+        with computing(options.beside):
+            for queued in depths:
+                found.append(measure(both, queued, options.rounds))
+                note(f"{queued} queued: done")
         both["ours"].close()
     tables(depths, found)
     grown = {
