@@ -145,6 +145,7 @@ ROOM_WALLS = {
     f"{ADAPTER}/engine": (f"{ADAPTER}/api", f"{ADAPTER}/worker"),
     f"{ADAPTER}/worker": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),
     f"{ADAPTER}/server": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),
+    f"{ADAPTER}/wire": tuple(f"{ADAPTER}/{room}" for room in ("api", "engine", "server", "worker")),
     "scheduler": ("training", "predictor/fitting", "predictor/estimators"),
     "training": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),
 }

@@ -24,13 +24,16 @@ import numpy as np
 from benchmarks.common import print_table
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision
+from lengthwise.scheduler.vllm_adapter.engine.core import Core
+from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, sealed
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 _SPREAD = np.linspace(-1.6, 2.3, len(DEFAULT_LEVELS))
 
@@ -171,7 +174,7 @@ def measure(arguments: argparse.Namespace, policy: str, in_thread: bool) -> dict
     loop.run(60, arguments.device_ms / 1e3)  # caches, compiled code
     loop.core.reset_stats()
     wall, own, slept = loop.run(arguments.steps, arguments.device_ms / 1e3)
-    plan = loop.core.status(time.monotonic())["plan"]
+    plan = core_status(loop.core, time.monotonic())["plan"]
     loop.core.close()
     return {
         "policy": policy,

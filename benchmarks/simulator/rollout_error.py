@@ -19,8 +19,9 @@ import numpy as np
 from benchmarks.common import finish, print_table
 from benchmarks.simulator.shapes import KEPT_ASIDE, Run, build
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.plan import rollout as ro
 from lengthwise.scheduler.plan.jobs import prepare
+from lengthwise.scheduler.plan.rollout import rollout
+from lengthwise.scheduler.plan.rollout_state import DONE, Work, work_for
 from lengthwise.scheduler.plan.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.value import CERTAIN, worth
 from lengthwise.scheduler.policies.make import make_policy
@@ -115,7 +116,7 @@ class OnePlan:
         order: IntArray = np.lexsort((rows.queued_s, rank, gone)).astype(np.int64)
         return order
 
-    def foretold(self) -> tuple[Snapshot, ro.Work, FloatArray]:
+    def foretold(self) -> tuple[Snapshot, Work, FloatArray]:
         """The rollout of the plan: rows, what becomes of them, and their chances."""
         assert self.problem is not None
         problem = self.problem
@@ -124,12 +125,12 @@ class OnePlan:
         waiting = len(everybody) - len(self.queue)
         expected = waiting + len(problem.waiting)
         shot = snapshot(problem, everybody, waiting, expected, 0.5)
-        w, chance = ro.work_for(len(shot)), np.zeros(len(shot))
+        w, chance = work_for(len(shot)), np.zeros(len(shot))
         given_up = np.zeros(shot.running, dtype=np.int64)
         given_up[self.preempt] = 1
         order, until_s = self.order + waiting, problem.now_s + self.horizon_s
         between = shot.waiting - shot.running
-        ro.rollout(
+        rollout(
             shot.engine, shot.rows, shot.running, between, expected, order, given_up,
             float(self.limited.get("max_running", shot.engine.slots)),
             float(self.limited.get("max_prefill_tokens", shot.engine.batched_tokens)),
@@ -173,7 +174,7 @@ def errors_at(workload: SimWorkload, profile: EngineProfile, policy: OnePlan) ->
     index = np.array([row_of[float(a)] for a in shot.rows.arrival_s])
     now_s, until_s = shot.now_s, shot.now_s + policy.horizon_s
     first_s, finish_s = result.first_token_s[index], result.finish_s[index]
-    both: BoolArray = (w.phase == ro.DONE) & (finish_s < until_s)
+    both: BoolArray = (w.phase == DONE) & (finish_s < until_s)
     more = np.maximum(workload.output_tokens[index] - 1, 1)
     tpot_s = (finish_s - first_s) / more
     weighed = shot.rows.weight > 0
@@ -183,7 +184,7 @@ def errors_at(workload: SimWorkload, profile: EngineProfile, policy: OnePlan) ->
         e2e_s=(w.finish_s - finish_s)[both],
         ahead_s=(finish_s - now_s)[both],
         real_tpot_s=tpot_s[both],
-        ended=(int((w.phase == ro.DONE).sum()), int((finish_s < until_s).sum())),
+        ended=(int((w.phase == DONE).sum()), int((finish_s < until_s).sum())),
         decided=(chance - result.met(workload)[index])[both & weighed],
         foretold=float(chance[weighed].mean()),
         met=float(result.met(workload)[index][weighed].mean()),

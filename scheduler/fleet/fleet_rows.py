@@ -27,7 +27,8 @@ from lengthwise.scheduler.fleet.known_requests import (
     WEIGHT,
     KnownColumns,
 )
-from lengthwise.scheduler.plan.rollout import Engine, Rows, decode_s
+from lengthwise.scheduler.plan.decode_time import decode_s
+from lengthwise.scheduler.plan.rollout_state import Engine, Rows
 from lengthwise.scheduler.plan.rows import GOLDEN
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
@@ -42,13 +43,13 @@ BEGIN_S, TOKEN_S, ANSWER_TOKEN_S, SEEN_WORK_S, BOOKED_WORK_S, PACE, KV_USED, BLO
 
 
 class FleetRows(NamedTuple):
-    """``(m, p)`` columns of `plan.rollout.Rows`, of which ``counts (m, 4)`` are valid.
+    """``(m, p)`` columns of `plan.rollout_state.Rows`, of which ``counts (m, 4)`` are valid.
 
     ``owner`` is the request's slot in the known requests, ``shared_id`` its prefix as all know it.
     ``figures (m, 8)``: when the state was taken, seconds a token in a full batch, seconds of the
     engine an output token, seconds of the engine's work in the state and booked since, the share
     of a full batch's pace it works at, KV tokens needed by all there, and tokens a block of its
-    prefix cache (0 for none). ``engines (m, 10)`` are `plan.rollout.Engine`.
+    prefix cache (0 for none). ``engines (m, 10)`` are `plan.rollout_state.Engine`.
     """
 
     arrival_s: FloatArray

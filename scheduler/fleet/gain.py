@@ -18,7 +18,8 @@ from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_rows import FleetRows, engine_at, rows_at, work_of, write_row
 from lengthwise.scheduler.fleet.known_requests import PROMPT, KnownColumns
-from lengthwise.scheduler.plan.rollout import Work, rollout, work_for
+from lengthwise.scheduler.plan.rollout import rollout
+from lengthwise.scheduler.plan.rollout_state import Work, work_for
 from lengthwise.scheduler.plan.selection import select
 from lengthwise.scheduler.plan.value import Objective, worth
 

@@ -41,7 +41,7 @@ from lengthwise.scheduler.fleet.known_requests import (
     TTFT_BY,
     KnownColumns,
 )
-from lengthwise.scheduler.plan import rollout as ro
+from lengthwise.scheduler.plan import rollout_state as rs
 from lengthwise.scheduler.plan.search import COOLING, FIRST_TEMPERATURE
 
 SWAP, MOVE, EXCHANGE, ENDS = range(4)
@@ -292,7 +292,7 @@ def find_soon(
         k = r.counts[i, fr.ALL]
         for p in range(lines.size[c]):
             phase = s.work.phase[k + p]
-            if phase == ro.PREFILLING or phase == ro.DECODING or phase == ro.DONE:
+            if phase == rs.PREFILLING or phase == rs.DECODING or phase == rs.DONE:
                 soon[c, lines.of[c, p]] = True
 
 

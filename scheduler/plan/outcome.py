@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.plan.rollout import work_for
+from lengthwise.scheduler.plan.rollout_state import work_for
 from lengthwise.scheduler.plan.rows import snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, value_of
 from lengthwise.scheduler.plan.value import CERTAIN

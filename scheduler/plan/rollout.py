@@ -15,155 +15,33 @@ are admitted after; its memory counts once. The plain twin is ``tests/scheduler/
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray, njit
+from lengthwise.data.arrays import IntArray, njit
+from lengthwise.scheduler.plan.decode_time import decode_s, steps_within
 from lengthwise.scheduler.plan.heap import pop, push
+from lengthwise.scheduler.plan.prefix_memory import join, leave, publish
+from lengthwise.scheduler.plan.rollout_state import (
+    DECODING,
+    DONE,
+    END_PREEMPTIONS,
+    END_RECOMPUTED,
+    END_RUNNING,
+    END_S,
+    END_STEPS,
+    FRONT,
+    PREFILLING,
+    TAIL,
+    WAITING,
+    Engine,
+    Rows,
+    Work,
+)
 from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS
 
-WAITING, PREFILLING, DECODING, DONE, FRONT, TAIL = range(6)
 ROW_BITS = 22
 ROW_MASK = (1 << ROW_BITS) - 1
 MOST_EVENTS = 50_000
-
-
-class Engine(NamedTuple):
-    """Step-time coefficients in seconds, limits in tokens and sequences, and what a decode is."""
-
-    base_s: float
-    prefill_step_s: float
-    prefill_token_s: float
-    decode_seq_s: float
-    context_token_s: float
-    slots: float
-    kv_tokens: float
-    batched_tokens: float
-    tokens_per_step: float
-    decode_budget: float
-
-
-class Rows(NamedTuple):
-    """Requests, ``(k,)`` each: running, recovering, waiting, then the expected by arrival.
-
-    ``left`` is the tokens to compute before the next output token, ``target`` the context by
-    then, ``shared`` those of it that a prefix cache holds for others too; ``need`` the output
-    tokens to come and ``strata (k, s)`` equally likely values of it; ``latest_s`` the last
-    admission that may still meet the objectives. ``prefix`` names a shared beginning (-1 none),
-    of which ``saved`` tokens need not be computed once another row has done so.
-    """
-
-    arrival_s: FloatArray
-    left: FloatArray
-    target: FloatArray
-    shared: FloatArray
-    need: FloatArray
-    generated: FloatArray
-    first_s: FloatArray
-    ttft_by_s: FloatArray
-    tpot_s: FloatArray
-    e2e_by_s: FloatArray
-    weight: FloatArray
-    latest_s: FloatArray
-    strata: FloatArray
-    prefix: IntArray
-    saved: FloatArray
-
-
-class Work(NamedTuple):
-    """Scratch of a rollout and what it found.
-
-    ``first_s`` and ``finish_s`` are inf or NaN where not reached; ``phase``, ``need`` and
-    ``left`` tell where each row stands at the end; ``end`` holds the END_ figures.
-    """
-
-    first_s: FloatArray
-    finish_s: FloatArray
-    left: FloatArray
-    target: FloatArray
-    shared: FloatArray
-    need: FloatArray
-    held: FloatArray
-    common: FloatArray
-    began: IntArray
-    ends: IntArray
-    phase: IntArray
-    place: IntArray
-    where: IntArray
-    computed: IntArray
-    sharers: IntArray
-    heap: IntArray
-    stack: IntArray
-    filling: IntArray
-    front: IntArray
-    missed: IntArray
-    tail: IntArray
-    end: FloatArray
-
-
-END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
-
-
-def work_for(k: int) -> Work:
-    """Scratch for rollouts of ``k`` rows."""
-    floats = [np.zeros(k) for _ in range(8)]
-    whole = [np.zeros(k, dtype=np.int64) for _ in range(7)]
-    lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
-    return Work._make((*floats, *whole, *lists, np.zeros(5)))
-
-
-@njit(inline="always")
-def decode_s(engine: Engine, steps: float, active: float, context: float) -> float:
-    """Seconds of ``steps`` steps of ``active`` decodes that start with ``context`` tokens."""
-    one = engine.base_s + engine.decode_seq_s * active + engine.context_token_s * context
-    growth = engine.context_token_s * active * engine.tokens_per_step
-    return steps * one + growth * steps * (steps - 1.0) / 2.0
-
-
-@njit(inline="always")
-def steps_within(engine: Engine, seconds: float, active: float, context: float) -> int:
-    """The fewest decode steps, at least 1, that take ``seconds`` or more."""
-    one = decode_s(engine, 1.0, active, context)
-    half = engine.context_token_s * active * engine.tokens_per_step / 2.0
-    linear = one - half
-    if half < 1e-9 * one:
-        return max(1, int(np.ceil(min(seconds / one, 1e9))))
-    return max(1, int(np.ceil((np.sqrt(linear**2 + 4.0 * half * seconds) - linear) / (2.0 * half))))
-
-
-# Arrays one by one: a tuple of twenty costs more to hand over than the call does.
-@njit
-def join(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
-    """One more runs on a prefix's memory, ``shared`` tokens of it; the KV tokens that takes."""
-    sharers[prefix] += 1
-    grown = max(0.0, shared - common[prefix])
-    common[prefix] += grown
-    return grown
-
-
-@njit
-def leave(sharers: IntArray, common: FloatArray, prefix: int, shared: float) -> float:
-    """One runs on it no more; the KV tokens that nobody shares now."""
-    if prefix < 0 or shared <= 0.0:
-        return 0.0
-    sharers[prefix] -= 1
-    if sharers[prefix] > 0:
-        return 0.0
-    freed = common[prefix]
-    common[prefix] = 0.0
-    return float(freed)
-
-
-@njit
-def publish(
-    sharers: IntArray, common: FloatArray, prefix: int, shared: float, whole: float
-) -> float:
-    """A row that held ``shared`` of its prefix has computed the ``whole``, which is the others'
-    too from now on; the KV tokens that takes more, or less."""
-    if shared > 0.0:
-        sharers[prefix] -= 1
-    return join(sharers, common, prefix, whole) - (whole - shared)
 
 
 @njit(nogil=True)

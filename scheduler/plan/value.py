@@ -22,8 +22,17 @@ from typing import NamedTuple
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler.plan import rollout as ro
-from lengthwise.scheduler.plan.rollout import Engine, Rows, Work
+from lengthwise.scheduler.plan.rollout_state import (
+    DECODING,
+    DONE,
+    END_RUNNING,
+    END_S,
+    END_STEPS,
+    PREFILLING,
+    Engine,
+    Rows,
+    Work,
+)
 
 SQRT3 = math.sqrt(3.0)
 
@@ -109,10 +118,10 @@ def worth(
     chance: FloatArray,
 ) -> float:
     """Value of the rollout that ``w`` holds; ``chance (k,)`` is filled on the way."""
-    ended_s = max(w.end[ro.END_S], until_s)
-    pace_s = (w.end[ro.END_S] - begin_s) / max(w.end[ro.END_STEPS], 1.0)
+    ended_s = max(w.end[END_S], until_s)
+    pace_s = (w.end[END_S] - begin_s) / max(w.end[END_STEPS], 1.0)
     pace_s = max(pace_s, engine.base_s) / engine.tokens_per_step
-    slots = max(w.end[ro.END_RUNNING], 1.0)
+    slots = max(w.end[END_RUNNING], 1.0)
     prompt_token_s = engine.prefill_token_s
     attained, total_s, ahead_s, done_s, again_s = 0.0, 0.0, 0.0, 0.0, 0.0
     first_rows = running + recovering
@@ -121,15 +130,15 @@ def worth(
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
         work_s = prompt_token_s * rows.left[i] + o.answer_token_s * rows.need[i]
         more_s = 0.0
-        if phase != ro.DONE:
+        if phase != DONE:
             more_s = prompt_token_s * w.left[i] + o.answer_token_s * w.need[i]
-        if phase == ro.DECODING:
+        if phase == DECODING:
             finish = ended_s + w.need[i] * pace_s
-        elif phase == ro.PREFILLING:
+        elif phase == PREFILLING:
             if np.isnan(first):
                 first = ended_s + pace_s
             finish = max(ended_s, first) + w.need[i] * pace_s
-        elif phase != ro.DONE:
+        elif phase != DONE:
             prefill_s = engine.prefill_token_s * w.left[i]
             start = max(ended_s + ahead_s / slots, rows.arrival_s[i]) + prefill_s
             ahead_s += w.need[i] * pace_s + slots * prefill_s

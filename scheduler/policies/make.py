@@ -28,9 +28,9 @@ def make_policy(
 ) -> Policy:
     """The policy called ``name``, one of POLICIES; ``params`` go to it.
 
-    ``sa`` takes the fields of ``annealing.Settings`` and ``iterations``, the most search steps of
-    a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``, seconds a
-    plan may take, plans depend on the problems and the seed alone.
+    ``sa`` takes the fields of ``annealing_settings.Settings`` and ``iterations``, the most search
+    steps of a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``,
+    seconds a plan may take, plans depend on the problems and the seed alone.
 
     Raises ValueError for an unknown name or parameter.
     """

@@ -28,7 +28,7 @@ from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, current_call
 from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER, ServerSettings, make_settings
-from lengthwise.scheduler.vllm_adapter.wire import CONFIGURE_METHOD
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import CONFIGURE_METHOD
 
 logger = logging.getLogger("ray.serve")
 

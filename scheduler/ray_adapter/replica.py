@@ -106,7 +106,7 @@ class LengthwiseServer(LLMServer):
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What Serve carries to the routers: the engine's state, the last one if it is late."""
-        from lengthwise.scheduler.vllm_adapter.wire import LOAD_METHOD
+        from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LOAD_METHOD
 
         stats = await super().record_routing_stats()
         try:
@@ -118,7 +118,7 @@ class LengthwiseServer(LLMServer):
         return {**stats, STATS_KEY: self._published} if self._published else dict(stats)
 
     async def _say_ended(self, whole_id: str) -> None:
-        from lengthwise.scheduler.vllm_adapter.wire import WHOLE_ENDED_METHOD
+        from lengthwise.scheduler.vllm_adapter.wire.utility_calls import WHOLE_ENDED_METHOD
 
         try:
             await self._client().engine_core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)

@@ -17,7 +17,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS, check_quantiles
 
 # Without a predictor at all: a log-normal of median 200 tokens, sigma 1, at DEFAULT_LEVELS' scale.
 _ANYONE_MEDIAN_TOKENS = 200.0

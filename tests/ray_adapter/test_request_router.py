@@ -21,7 +21,7 @@ from lengthwise.scheduler.ray_adapter.forwarded import Forwarded
 from lengthwise.scheduler.ray_adapter.request_router import LengthwiseRouter
 from lengthwise.scheduler.ray_adapter.router_list import routers
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 
 APPLICATION = DeploymentID("instances", "lengthwise")
 PROFILE = load_profile("tiny-cpu")

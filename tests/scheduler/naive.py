@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from lengthwise.scheduler.plan.rollout import Engine, Rows
+from lengthwise.scheduler.plan.rollout_state import Engine, Rows
 from lengthwise.scheduler.plan.value import Objective
 
 LEAST_PREFILL = 16.0

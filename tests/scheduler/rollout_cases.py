@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.plan.rollout import Engine, Rows, rollout, work_for
+from lengthwise.scheduler.plan.rollout import rollout
+from lengthwise.scheduler.plan.rollout_state import Engine, Rows, work_for
 from lengthwise.scheduler.plan.search import Parts, Picture
 from lengthwise.scheduler.plan.value import Objective
 

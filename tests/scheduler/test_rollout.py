@@ -10,16 +10,16 @@ import pytest
 from hypothesis import example, given, settings
 from rollout_cases import BEGIN_S, OBJECTIVE, cases, draw_case
 
-from lengthwise.scheduler.plan import rollout as ro
+from lengthwise.scheduler.plan import rollout_state as rs
 from lengthwise.scheduler.plan.value import worth
 
 STATES = {
-    ro.WAITING: "waiting",
-    ro.PREFILLING: "prefilling",
-    ro.DECODING: "decoding",
-    ro.DONE: "done",
-    ro.FRONT: "front",
-    ro.TAIL: "waiting",  # the twin knows no other name for the line's end
+    rs.WAITING: "waiting",
+    rs.PREFILLING: "prefilling",
+    rs.DECODING: "decoding",
+    rs.DONE: "done",
+    rs.FRONT: "front",
+    rs.TAIL: "waiting",  # the twin knows no other name for the line's end
 }
 
 
@@ -56,10 +56,10 @@ def test_the_compiled_rollout_equals_its_plain_twin(case):
         assert STATES[w.phase[i]] == request.state, i
     same(w.first_s, [request.first_s for request in play.requests])
     same(w.finish_s, [request.finish_s for request in play.requests])
-    assert w.end[ro.END_PREEMPTIONS] == play.preemptions
-    assert w.end[ro.END_RUNNING] == len(play.running)
-    assert w.end[ro.END_STEPS] == play.steps
-    same(w.end[[ro.END_S, ro.END_RECOMPUTED]], [play.now_s, play.recomputed])
+    assert w.end[rs.END_PREEMPTIONS] == play.preemptions
+    assert w.end[rs.END_RUNNING] == len(play.running)
+    assert w.end[rs.END_STEPS] == play.steps
+    same(w.end[[rs.END_S, rs.END_RECOMPUTED]], [play.now_s, play.recomputed])
 
 
 @settings(max_examples=300)
@@ -80,11 +80,11 @@ def test_its_value_equals_the_plain_twins(case):
 def test_everyone_is_served_once_and_in_time_order(case):
     case = replace(case, until_s=BEGIN_S + 1e4)
     w, rows = case.played(), case.rows
-    assert (w.phase == ro.DONE).all()
+    assert (w.phase == rs.DONE).all()
     assert (w.finish_s >= w.first_s).all()
     fresh = np.isnan(rows.first_s)
     assert (w.first_s[fresh] > np.maximum(rows.arrival_s[fresh], 0.0)).all()
-    assert w.end[ro.END_RUNNING] == 0
+    assert w.end[rs.END_RUNNING] == 0
 
 
 def test_one_slot_serves_in_the_plans_order():
@@ -98,10 +98,10 @@ def test_less_memory_never_ends_sooner_and_preempts():
     wide = draw_case(5, **PLAIN | {"waiting": 14, "coming": 0})
     narrow = replace(wide, engine=wide.engine._replace(kv_tokens=260.0))
     ends = [case.played().end for case in (wide, narrow)]
-    assert ends[0][ro.END_PREEMPTIONS] == 0
-    assert ends[1][ro.END_PREEMPTIONS] > 0
-    assert ends[1][ro.END_RECOMPUTED] > 0
-    assert ends[1][ro.END_S] > ends[0][ro.END_S]
+    assert ends[0][rs.END_PREEMPTIONS] == 0
+    assert ends[1][rs.END_PREEMPTIONS] > 0
+    assert ends[1][rs.END_RECOMPUTED] > 0
+    assert ends[1][rs.END_S] > ends[0][rs.END_S]
 
 
 def test_a_shared_beginning_is_computed_once():
@@ -109,7 +109,7 @@ def test_a_shared_beginning_is_computed_once():
     nothing = np.zeros(len(alone.rows.need))
     apart = replace(alone, rows=alone.rows._replace(saved=nothing))
     assert alone.rows.saved.sum() > 0
-    assert alone.played().end[ro.END_S] < apart.played().end[ro.END_S]
+    assert alone.played().end[rs.END_S] < apart.played().end[rs.END_S]
 
 
 def test_those_skipped_as_late_come_last():

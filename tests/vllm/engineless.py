@@ -20,7 +20,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
-from lengthwise.scheduler.vllm_adapter.wire import sealed
+from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 EOS = 2
 BLOCK = 16

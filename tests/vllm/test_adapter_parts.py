@@ -20,7 +20,7 @@ from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors, load_priors
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
-from lengthwise.scheduler.vllm_adapter.wire import check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
 
 
 def test_a_busy_engine_times_steps_end_to_end_and_an_idle_one_from_planning():

@@ -20,7 +20,9 @@ from lengthwise.scheduler.vllm_adapter.api.engines import ask_all, one_answer, s
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach, calling
 from lengthwise.scheduler.vllm_adapter.server.command import cores_of_each, data_parallel_size
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS, Hints, front_of, new_fleet_key
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire.fleet_key import front_of, new_fleet_key
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 
 SHORT = tuple(20.0 for _ in DEFAULT_LEVELS)
 

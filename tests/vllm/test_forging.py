@@ -9,7 +9,7 @@ import pytest
 from test_middleware import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.wire import is_private, sealed
+from lengthwise.scheduler.vllm_adapter.wire.seal import is_private, sealed
 
 ONES = [1.0] * len(LEVELS)
 FORGED = {

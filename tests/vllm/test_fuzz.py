@@ -34,7 +34,7 @@ from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import is_private, sealed
+from lengthwise.scheduler.vllm_adapter.wire.seal import is_private, sealed
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "operations" / "openapi.yaml"
 SLOS = SloTable.from_dict(TABLE)

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 
 QUANTILES = [2.0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 20]
 

@@ -13,6 +13,7 @@ from toy_engine import ToyEngine
 from toy_engine import make_request as toy_request
 
 from lengthwise.scheduler.problem import NO_PREFIX
+from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PLACES
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 
@@ -95,7 +96,7 @@ def test_waiting_prompts_that_begin_alike_share_an_id(engine):
     assert len(set(waiting.prefix_id[:3].tolist())) == 1
     assert waiting.prefix_id[3] == NO_PREFIX
     fake.run()
-    assert fake.scheduler.core.status(time.monotonic())["tracked"] == 0
+    assert core_status(fake.scheduler.core, time.monotonic())["tracked"] == 0
 
 
 def test_without_a_prefix_cache_nobody_asks(tiny_dir):

@@ -20,7 +20,7 @@ from lengthwise.scheduler.vllm_adapter.engine.tenants import (
     TenantIds,
     TenantTallies,
 )
-from lengthwise.scheduler.vllm_adapter.wire import parse_tenant
+from lengthwise.scheduler.vllm_adapter.wire.tenant_name import parse_tenant
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 

@@ -15,7 +15,7 @@ from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire import sealed
+from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 
 @dataclass

@@ -16,7 +16,9 @@ from typing import Any
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
-from lengthwise.scheduler.vllm_adapter.wire import ADMIT_METHOD, Answer, Hints, Question
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import ADMIT_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -27,7 +27,7 @@ from prometheus_client import Counter, Histogram
 
 from lengthwise.scheduler.vllm_adapter.api.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import Prediction
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor

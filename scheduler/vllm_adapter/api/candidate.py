@@ -12,7 +12,7 @@ from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.prediction import load_predictor
 from lengthwise.scheduler.vllm_adapter.live import LivePredictor
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.wire import MAX_TOKENS_LIMIT, check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import MAX_TOKENS_LIMIT, check_quantiles
 
 PROBES = (
     "Hi!",

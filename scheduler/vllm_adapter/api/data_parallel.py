@@ -21,7 +21,8 @@ from lengthwise.scheduler.vllm_adapter.api.engines import VllmEngines
 from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetDesk, FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, NO_ROUTER, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import LOAD_METHOD, Hints
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LOAD_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -18,12 +18,9 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import (
-    Hints,
-    clip_to_max_tokens,
-    new_fleet_key,
-    new_front,
-)
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import clip_to_max_tokens
+from lengthwise.scheduler.vllm_adapter.wire.fleet_key import new_fleet_key, new_front
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 
 logger = logging.getLogger(LOGGER_NAME)
 

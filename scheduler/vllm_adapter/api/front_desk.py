@@ -25,12 +25,10 @@ from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hi
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
 from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import (
-    WHOLE_ENDED_METHOD,
-    Answer,
-    Hints,
-    Prediction,
-)
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import WHOLE_ENDED_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

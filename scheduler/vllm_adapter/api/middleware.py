@@ -44,13 +44,9 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     ServerSettings,
     settings_from_environment,
 )
-from lengthwise.scheduler.vllm_adapter.wire import (
-    CONFIGURE_METHOD,
-    STATUS_METHOD,
-    Answer,
-    ConfigureRequest,
-    parse_request,
-)
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
+from lengthwise.scheduler.vllm_adapter.wire.configure_request import ConfigureRequest, parse_request
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import CONFIGURE_METHOD, STATUS_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -16,7 +16,7 @@ from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import (
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import (
     CLIENT_LENGTH,
     DEFAULT_LEVELS,
     Prediction,

@@ -24,15 +24,10 @@ from lengthwise.scheduler.vllm_adapter.api.large_body import (
     spliced,
 )
 from lengthwise.scheduler.vllm_adapter.api.routes import History, Reader, RequestParts, no_history
-from lengthwise.scheduler.vllm_adapter.wire import (
-    PUBLIC_KEYS,
-    Hints,
-    Prediction,
-    fixed_tokens,
-    is_private,
-    parse_tenant,
-    rounded,
-)
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction, fixed_tokens, rounded
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.vllm_adapter.wire.seal import PUBLIC_KEYS, is_private
+from lengthwise.scheduler.vllm_adapter.wire.tenant_name import parse_tenant
 
 OSL_LIMIT = 10_000_000
 MOST_PROMPTS = 4096  # of one request; those beyond have no estimate of their own

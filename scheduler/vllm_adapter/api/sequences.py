@@ -23,13 +23,9 @@ from typing import Any, Protocol
 from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import (
-    PUBLIC_KEYS,
-    Hints,
-    Whole,
-    fixed_tokens,
-    is_private,
-)
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import fixed_tokens
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints, Whole
+from lengthwise.scheduler.vllm_adapter.wire.seal import PUBLIC_KEYS, is_private
 
 logger = logging.getLogger(LOGGER_NAME)
 

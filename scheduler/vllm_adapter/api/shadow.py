@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.batching import BatchedPredictor, ServedPredictor
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import Prediction
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction
 
 logger = logging.getLogger(LOGGER_NAME)
 

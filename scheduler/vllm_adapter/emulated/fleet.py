@@ -32,7 +32,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
 )
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire import sealed
+from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
 _EOS_TOKEN = 2  # of the tiny model

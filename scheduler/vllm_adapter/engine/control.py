@@ -11,10 +11,14 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
+from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
+from lengthwise.scheduler.vllm_adapter.engine.prepared_policy import prepare_policy
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.wire import Answer, EngineRequest, parse_request, plain
+from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
+from lengthwise.scheduler.vllm_adapter.wire.configure_request import EngineRequest, parse_request
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import plain
 
 
 class Control:
@@ -28,7 +32,7 @@ class Control:
     def status(self) -> dict[str, Any]:
         """What the engine process knows, as plain values."""
         admission = {"mode": "off"} if self.admission is None else self.admission.status()
-        return dict(plain(self.core.status(time.monotonic()) | {"admission": admission}))
+        return dict(plain(core_status(self.core, time.monotonic()) | {"admission": admission}))
 
     def admit(self, question: dict[str, Any], running: Running) -> dict[str, Any]:
         """The verdict on a request that the API process holds back."""
@@ -55,7 +59,7 @@ class Control:
             if request.slo_table is not None:
                 slos = SloTable.from_dict(request.slo_table)
             if request.policy is not None:
-                policy = planner.make(request.policy, request.policy_params)
+                policy = prepare_policy(settings, request.policy, request.policy_params)
             if request.log_steps is not None:
                 if request.log_steps and settings.step_log is None:
                     raise InputError("log_steps: this server was started without a step_log")

@@ -1,11 +1,12 @@
-"""What the engine process knows of its requests, and what it decides; names no engine.
+"""What the engine process knows of its requests and of its steps; names no engine.
 
 ``engine/scheduler.py`` translates vLLM's calls into these, one a hook:
 
     arrived -> before_step -> gave_up_slot ... -> stepped -> step_ended -> ended
 
 Times are seconds on the monotonic clock, ``unix_s`` on the wall clock; both are arguments. What is
-kept here is advice: whatever fails in ``advice`` is counted and logged, and serving goes on.
+kept here is advice: whatever fails in ``advice`` is counted and logged, and serving goes on. What
+the engine is to do before a step is ``step_decisions``'.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from lengthwise.data.request_log import limited_writer
@@ -23,17 +23,18 @@ from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDead
 from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import Planned, Planner
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
+from lengthwise.scheduler.vllm_adapter.engine.progress import Progress
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import TELLS_LENGTH, Outcome
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
 from lengthwise.scheduler.vllm_adapter.engine.start_order import InStartOrder
+from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision, StepDecisions
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
@@ -43,20 +44,6 @@ from lengthwise.scheduler.vllm_adapter.supported import versions
 logger = logging.getLogger(LOGGER_NAME)
 
 _GAUGE_PERIOD_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What the engine is to do before its next step, beside taking the queue as it stands.
-
-    ``preempt`` names running requests that give up their slots; ``max_running`` is how many may
-    run and ``max_prefill_tokens`` how many prompt tokens the step may take beside its decodes,
-    None for as many as the engine would.
-    """
-
-    preempt: list[str] = field(default_factory=list)
-    max_running: int | None = None
-    max_prefill_tokens: int | None = None
 
 
 class Core:
@@ -125,15 +112,13 @@ class Core:
             self._looks = PrefixLooks(self.table, queue, cached_tokens)
         self._ages = QueueAges(self.table, queue)
         self._deadlines = RunningDeadlines(self.table, queue)
-        self._without_token: set[str] = set()
-        self._in_force = PlanInForce()
-        self._nobody_waited = False  # since the snapshot that the thread plans for
-        self.paused = False
-        self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
-        self._yields = 0
-        self._longest_wait_s = 0.0
+        self.progress = Progress(self.table, metrics, generated_tokens)
+        self.decisions = StepDecisions(
+            settings, self.table, queue, self._ages, self.planner, self.snapshots, metrics
+        )
+        self.yields = 0
+        self.running_count = 0
         self._gauges_at_s = 0.0
-        self._running = 0
         metrics.show_server(
             settings.plan_budget_ms / 1e3, settings.max_wait_s, *versions().values()
         )
@@ -168,7 +153,7 @@ class Core:
             self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
-        self._in_force.note_change(now_s)
+        self.decisions.in_force.note_change(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
         """A plan's preemption was carried out: the request, queued again, waits behind it."""
@@ -180,14 +165,14 @@ class Core:
         self._ages.add(request_id, now_s)
         if self._looks is not None:
             self._looks.add(request_id)
-        self._yields += 1
+        self.yields += 1
         self.metrics.yields.inc()
 
     def ended(
         self, request_id: str, status: str, output_tokens: int, now_s: float, unix_s: float
     ) -> None:
         """A request ended, with an ``Outcome``'s status; once is counted."""
-        self._without_token.discard(request_id)
+        self.progress.ended(request_id)
         self.queue.forget(request_id)
         self._groups.remove(request_id)
         tracked = self.table.remove(request_id)
@@ -206,8 +191,8 @@ class Core:
         if met is not None:
             self.planner.note_outcome(tracked.arrival_s, met)
         self.planner.changed()
-        self._in_force.note_change(now_s)
-        self._lift_if_nobody_waits()
+        self.decisions.in_force.note_change(now_s)
+        self.decisions.lift_if_nobody_waits()
 
     def _learn_lengths(self, unix_s: float) -> None:
         for told in self._start_order.ready():
@@ -237,41 +222,14 @@ class Core:
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
-        A plan from the thread is adopted if there is one and its picture is still this one, and
-        never waited for. While the engine is ``paused`` no plan holds: whoever runs, runs on.
+        While the engine is ``paused`` no plan holds.
         """
         if self._deadlines.passed(now_s) and self.may_yield:
             self.planner.changed()
-        planned = self.planner.finished(now_s) if self.settings.plan_in_thread else None
-        if not self.planner.busy:
-            self.table.release()
-        self._lift_if_nobody_waits()
-        if planned is not None and (paused or self._nobody_waited):
-            self.planner.figures.drop("paused" if paused else "idle")
-            planned = None
-        self.paused = paused
-        if paused:
-            self._lift()
-        if paused or not self.queue:
-            return Decision()
         free_slots = self.slots - running_count
-        if not self.settings.plan_in_thread and self.planner.due(now_s):
-            with self.advice("plan"):
-                self._nobody_waited = False
-                pending = self.snapshots.take(running(), now_s)
-                planned = None if pending is None else self.planner.plan_now(pending)
-        preempt: list[str] = []
-        if planned is not None:
-            preempt = self._adopt(planned, free_slots, now_s)
-        if self._in_force.stale(now_s):
-            self.planner.fall_back("stale-plan", f"{self._in_force.age_s(now_s):.1f} s old")
-            self._lift()
-            self.queue.clear_order()
-        if not self._keeps_bound:
-            overdue_s = now_s - self.settings.max_wait_s
-            self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
-        limits = self._in_force
-        return Decision(preempt, limits.max_running, limits.max_prefill_tokens)
+        return self.decisions.before_step(
+            free_slots, running, now_s, paused=paused, may_yield=self.may_yield
+        )
 
     def stepped(
         self,
@@ -292,28 +250,16 @@ class Core:
                 if place < len(cached_tokens):
                     cached, slo_class = cached_tokens[place], tracked.slo.slo_class
                     self.cached_share.note(slo_class, tracked.prompt_tokens, cached)
-                tracked.admitted_s = now_s
-                wait_s = now_s - tracked.arrival_s
-                self.metrics.wait.observe(wait_s)
-                self._longest_wait_s = max(self._longest_wait_s, wait_s)
-                self._without_token.add(request_id)
+                self.progress.admitted(tracked, now_s)
                 self._start_order.started(tracked)
                 self._deadlines.add(tracked)
         self.queue.settle()
-        self._lift_if_nobody_waits()
+        self.decisions.lift_if_nobody_waits()
         if features is not None:
             self.timer.begin(features, now_s)
         if self._looks is not None and self.queue:
             self._looks.look()
-        planning = self.settings.plan_in_thread and not self.paused and self.planner.due(now_s)
-        if (
-            planning
-            and self.queue
-            and (pending := self.snapshots.take(running(), now_s)) is not None
-        ):
-            self.table.hold()
-            self._nobody_waited = False
-            self.planner.start(pending)
+        self.decisions.plan_ahead(running, now_s)
 
     def step_ended(
         self,
@@ -323,45 +269,19 @@ class Core:
         unix_s: float,
     ) -> None:
         """A step's tokens were booked."""
-        self._running = running_count
+        self.running_count = running_count
         if worked:
             self.timer.end(now_s, unix_s, running_count, len(self.queue))
             model = self.refit.poll(self.timer, self.planner.step_time)
             if model is not None:
                 self.planner.step_time = model
-        if self._without_token:
-            self._note_first_tokens(now_s)
+        self.progress.note_first_tokens(now_s)
         # An engine that comes to rest takes no further step that would correct its gauges.
         resting = not running_count and not self.queue
         if resting or now_s - self._gauges_at_s > _GAUGE_PERIOD_S:
             self.update_gauges(now_s)
 
-    # -- what control and admission ask -------------------------------------------------------
-
-    def status(self, now_s: float) -> dict[str, Any]:
-        """Plain values for the status endpoint; each part says its own."""
-        return {
-            "policy": self.planner.policy.name,
-            "policy_version": self.planner.policy_version,
-            "lengths": self.intake.lengths,
-            "predictor_dir": self.intake.predictor_dir,
-            "versions": versions(),
-            "queue": self._queue_status(),
-            "capacity": self.planner.capacity_status(),
-            "plan": self.planner.status(now_s) | self._plan_status(now_s),
-            "step_time": self.planner.step_time.to_dict()
-            | {"steps": self.timer.steps, "refits": self.refit.adopted}
-            | {"tokens_per_step": self.tokens_per_step.mean}
-            | {"cached_share": self.cached_share.mean},
-            "outcomes": self.outcomes.by_class(),
-            "tenants": self.outcomes.tenants.status(now_s)
-            | {"active": len(self.table.tenants), "fair": self.settings.fair_tenants},
-            "without_text": self.intake.without_text,
-            "length_correction": self.intake.correction.learned(),
-            "drift": self.drift.status(),
-            "request_log_dropped": self.outcomes.dropped_rows,
-            "tracked": len(self.table),
-        }
+    # -- tallies ------------------------------------------------------------------------------
 
     def reset_stats(self) -> None:
         """Start every tally afresh, and what was learned of this model's lengths."""
@@ -369,19 +289,19 @@ class Core:
         self.outcomes.reset()
         self.intake.forget_correction()
         self.drift.reset()
-        self._longest_wait_s = 0.0
+        self.progress.longest_wait_s = 0.0
 
     def update_gauges(self, now_s: float) -> None:
         """Bring the gauges of ``/metrics`` up to date."""
         self._gauges_at_s = now_s
         self.metrics.queued.set(len(self.queue))
-        self.metrics.plan_age.set(self._in_force.age_s(now_s))
+        self.metrics.plan_age.set(self.decisions.in_force.age_s(now_s))
         self.metrics.plan_share.set(self.planner.figures.share(now_s))
         self.planner.figures.show_trust(self.planner.policy_status.get("trust", {}))
         oldest = self._ages.oldest()
         oldest_s = now_s - oldest[0] if oldest else 0.0
         self.metrics.oldest_wait.set(oldest_s)
-        self.metrics.longest_wait.set(max(oldest_s, self._longest_wait_s))
+        self.metrics.longest_wait.set(max(oldest_s, self.progress.longest_wait_s))
         self.outcomes.count_dropped()
         self.outcomes.tenants.update_gauge(now_s)
         self.drift.update_gauges()
@@ -394,76 +314,3 @@ class Core:
         self.outcomes.close()
         self.timer.close()
         self.refit.close()
-
-    # -- internals ----------------------------------------------------------------------------
-
-    def _adopt(self, planned: Planned, free_slots: int, now_s: float) -> list[str]:
-        """Put a plan in force, as far as it still fits; who is to give up its slot.
-
-        Whoever left the queue since is skipped, newcomers stand behind by arrival.
-        """
-        plan = planned.plan
-        if plan is None:
-            self._lift()
-            self.queue.clear_order()
-            return []
-        planner = self.planner
-        self._in_force.adopt(plan, planned.taken_s, planner.interval_s, planner.pace_s)
-        if planner.has_changed:
-            self._in_force.note_change(now_s)
-        self.queue.set_order(planned.order)
-        self._keeps_bound = planned.by_tenant
-        self.metrics.plans_adopted.inc()
-        if not self.may_yield:
-            return []
-        # A slot that has become free since need not be taken from anybody.
-        needed = max(0, len(self.queue) - max(0, free_slots))
-        running = (n for n in planned.preempt if n in self.table and self.queue.may_displace(n))
-        return [name for name in running if name not in self.queue][:needed]
-
-    def _lift(self) -> None:
-        self._in_force.lift()
-        self.queue.reinstate()
-        self._keeps_bound = False
-
-    def _lift_if_nobody_waits(self) -> None:
-        """A plan is over with those it was for, also one that the thread still makes."""
-        if not self.queue:
-            self._nobody_waited = True
-            self._lift()
-
-    def _plan_status(self, now_s: float) -> dict[str, Any]:
-        return {
-            "adopted": self._in_force.adopted,
-            "age_s": self._in_force.age_s(now_s),
-            "max_running": self._in_force.max_running,
-            "max_prefill_tokens": self._in_force.max_prefill_tokens,
-        }
-
-    def _queue_status(self) -> dict[str, Any]:
-        by_class: dict[str, int] = {}
-        for request in self.queue:
-            tracked = self.table.get(request.request_id)
-            name = tracked.slo.slo_class if tracked else "unknown"
-            by_class[name] = by_class.get(name, 0) + 1
-        return {
-            "waiting": len(self.queue),
-            "recovering": self.queue.recovery_count,
-            "paused": self.paused,
-            "max_running": min(self.slots, self._in_force.max_running or self.slots),
-            "running": self._running,
-            "by_class": by_class,
-            "longest_wait_s": self._longest_wait_s,
-            "yields": self._yields,
-            "max_wait_s": self.settings.max_wait_s,
-        }
-
-    def _note_first_tokens(self, now_s: float) -> None:
-        for request_id in list(self._without_token):
-            generated = self.generated_tokens(request_id)
-            tracked = self.table.get(request_id)
-            if generated is None or tracked is None:
-                self._without_token.discard(request_id)
-            elif generated > 0:
-                self.table.note_first_token(tracked, now_s)
-                self._without_token.discard(request_id)

@@ -16,7 +16,7 @@ from lengthwise.predictor.serving.drift import DriftEvent, DriftMonitor
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire import TOLD_LENGTHS
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -18,13 +18,8 @@ from lengthwise.data.slo import SloTable
 from lengthwise.predictor.serving.correction import OnlineCorrection, at_level
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
-from lengthwise.scheduler.vllm_adapter.wire import (
-    DOWNGRADED,
-    TOLD_LENGTHS,
-    Hints,
-    OnFault,
-    clip_to_max_tokens,
-)
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS, clip_to_max_tokens
+from lengthwise.scheduler.vllm_adapter.wire.hints import DOWNGRADED, Hints, OnFault
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0

@@ -1,4 +1,4 @@
-"""The planner as the engine uses it: snapshot in, plan out, and never an exception.
+"""The planner as the engine uses it: when to ask for a plan, what came of it, and the pace.
 
 A plan is made beside the engine's loop, in a thread, on a snapshot that nobody else writes to; or
 in the loop, with ``plan_in_thread`` off. It is advice: where none comes (the policy raises, the
@@ -7,28 +7,27 @@ thread dies or is slow) the cause is counted, and the queue stands in order of a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
-from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.policies.policy import Learns, Policy
-from lengthwise.scheduler.problem import Capacity, Plan, Problem, RequestArrays
+from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.plan_figures import PlanFigures
+from lengthwise.scheduler.vllm_adapter.engine.plan_making import (
+    PendingSnapshot,
+    Planned,
+    make_plan,
+)
 from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
+from lengthwise.scheduler.vllm_adapter.engine.prepared_policy import PreparedPolicy, prepare_policy
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -36,86 +35,6 @@ logger = logging.getLogger(LOGGER_NAME)
 _LOG_EVERY = 1000
 _LONGEST_PLAN_S = 5.0  # a thread that takes longer is given up
 _KEPT_OUTCOMES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Tenants:
-    """Tenant ids of the waiting ``(n,)`` and running rows ``(r,)``; weights by id, or None."""
-
-    waiting: IntArray
-    running: IntArray
-    weight: FloatArray | None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The picture that a plan is made of: copies, so that it stays as it was."""
-
-    waiting_ids: Sequence[str]
-    running_ids: Sequence[str]
-    problem: Problem
-    tenants: Tenants | None
-
-
-@dataclass(frozen=True, slots=True)
-class PendingSnapshot:
-    """A snapshot taken at ``taken_s`` and yet to be built, in whatever thread."""
-
-    taken_s: float
-    build: Callable[[], Snapshot]
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The answer to a snapshot: a plan, or the fault that stood in its way.
-
-    ``order`` and ``preempt`` are the plan's, by name; ``by_tenant`` tells that it shares the bound
-    on waiting between tenants.
-    """
-
-    taken_s: float
-    policy: Policy
-    plan: Plan | None
-    order: list[str]
-    preempt: list[str]
-    by_tenant: bool
-    fault: Exception | None
-    wall_s: float
-    processor_s: float
-    told: dict[str, Any]  # what the policy said of itself, as plain values
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPolicy:
-    """A policy that is compiled and checked, and the version that the request log will show.
-
-    ``build`` makes another like it.
-    """
-
-    policy: Policy
-    version: str
-    build: Callable[[], Policy]
-
-
-def policy_version(params: Mapping[str, Any]) -> str:
-    """The package's version, and a hash of the parameters where some are given."""
-    try:
-        version = metadata.version("lengthwise")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
-    if not params:
-        return version
-    text = json.dumps(dict(params), sort_keys=True, default=repr)
-    return f"{version}+{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def fair_plan(
-    policy: Policy, fairness: TenantFairness, problem: Problem, tenants: Tenants | None
-) -> Plan:
-    """The policy's plan, made fair to the tenants unless arrival order was asked for."""
-    if tenants is None or policy.name == "fcfs":
-        return policy(problem)
-    return fairness.plan(policy, problem, tenants.waiting, tenants.running, tenants.weight)
 
 
 class Planner:
@@ -151,21 +70,7 @@ class Planner:
         self._thread: PlanThread[PendingSnapshot, Planned] = PlanThread(self._plan)
         self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
         self._changed_since = False  # the snapshot that is being planned
-        self.use(self.make(settings.policy))
-
-    def make(self, name: str, params: Mapping[str, Any] | None = None) -> PreparedPolicy:
-        """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
-        settings = self._settings
-        given = settings.policy_params if name == settings.policy else {}
-        chosen = dict(given if params is None else params)
-
-        def build() -> Policy:
-            budget_s = settings.plan_budget_ms / 1e3
-            return make_policy(name, budget_s=budget_s, seed=settings.seed, **chosen)
-
-        policy = build()
-        policy.warm_up()
-        return PreparedPolicy(policy, policy_version(chosen), build)
+        self.use(prepare_policy(settings, settings.policy))
 
     def use(self, prepared: PreparedPolicy) -> None:
         """Plan by this policy from now on."""
@@ -295,43 +200,9 @@ class Planner:
         self._thread.close()
 
     def _plan(self, pending: PendingSnapshot) -> Planned:
-        """Ask the policy, in whatever thread this is; it is told of outcomes first."""
-        policy, fairness = self.policy, self.fairness
-        began_s, spent_s = self._clock(), self._processor_clock()
-        plan = fault = None
-        order: list[str] = []
-        preempt: list[str] = []
-        by_tenant = False
-        told: dict[str, Any] = {}
-        try:
-            snapshot = pending.build()
-            while self._ended:
-                arrival_s, met = self._ended.popleft()
-                if isinstance(policy, Learns):
-                    policy.finished(arrival_s, met)
-            made = Plan(np.empty(0, dtype=np.int64))
-            if snapshot.waiting_ids:
-                made = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
-            order = [snapshot.waiting_ids[row] for row in made.order.tolist()]
-            preempt = [snapshot.running_ids[row] for row in made.preempt.tolist()]
-            by_tenant = snapshot.tenants is not None
-            told = policy.status() if isinstance(policy, Learns) else {}
-            plan = made
-        except Exception as error:  # any planner's fault must end here
-            fault = error
-        wall_s = max(0.0, self._clock() - began_s)
-        processor_s = max(0.0, self._processor_clock() - spent_s)
-        return Planned(
-            pending.taken_s,
-            policy,
-            plan,
-            order,
-            preempt,
-            by_tenant,
-            fault,
-            wall_s,
-            processor_s,
-            told,
+        """Ask the policy, in whatever thread this is."""
+        return make_plan(
+            pending, self.policy, self.fairness, self._ended, self._clock, self._processor_clock
         )
 
     def _booked(self, planned: Planned, now_s: float) -> Planned:

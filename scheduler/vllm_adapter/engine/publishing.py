@@ -17,7 +17,7 @@ from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.wire import front_of
+from lengthwise.scheduler.vllm_adapter.wire.fleet_key import front_of
 
 _MOST_ROWS = 2048  # of a queue beyond, those that are served last are left out
 
@@ -76,7 +76,7 @@ class Publisher:
             counts[0],
             counts[1],
             others,
-            draining=core.paused,
+            draining=core.decisions.paused,
             about=self._about(len(core.queue)),
         ).to_message()
 

@@ -19,7 +19,7 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import NO_PREFIX, RequestArrays
 from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
-from lengthwise.scheduler.vllm_adapter.wire import Whole
+from lengthwise.scheduler.vllm_adapter.wire.hints import Whole
 
 _FLOAT_COLUMNS = (
     "arrival_s",

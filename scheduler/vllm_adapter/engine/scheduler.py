@@ -34,18 +34,19 @@ from vllm.v1.request import Request, RequestStatus
 
 from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS, Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
-from lengthwise.scheduler.vllm_adapter.engine.core import Core, Decision
+from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
 from lengthwise.scheduler.vllm_adapter.engine.publishing import Publisher
 from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
-from lengthwise.scheduler.vllm_adapter.wire import (
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
     LOAD_METHOD,
@@ -197,7 +198,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self.core.close()
         super().shutdown()
 
-    # -- the utility calls, by the names of wire.py -------------------------------------------
+    # -- the utility calls, by the names of wire/utility_calls.py -----------------------------
 
     def lengthwise_status(self) -> dict[str, Any]:
         """Plain values for ``GET /lengthwise/status``."""

@@ -14,13 +14,9 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.problem import RequestArrays
+from lengthwise.scheduler.vllm_adapter.engine.plan_making import PendingSnapshot, Snapshot, Tenants
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import (
-    PendingSnapshot,
-    Planner,
-    Snapshot,
-    Tenants,
-)
+from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable
 from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
 

@@ -1,0 +1,63 @@
+"""What ``sa`` says of the plan it hands out, so that what comes can be held against it.
+
+Everybody's chances under the plan and without each of its parts (``plan.trust``), and how long its
+next steps take (``plan.pace``). Each is asked of one more rollout.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
+from lengthwise.scheduler.plan.rollout_state import END_S, END_STEPS
+from lengthwise.scheduler.plan.rows import Snapshot
+from lengthwise.scheduler.plan.search import Parts, Picture, value_of
+from lengthwise.scheduler.plan.trust import Trust
+from lengthwise.scheduler.policies.candidate_starts import Start
+from lengthwise.scheduler.problem import Problem
+
+
+def lose_unmet(trust: Trust, problem: Problem) -> None:
+    """Promises to those who are past their deadlines are broken, whenever they may end."""
+    for rows in (problem.waiting, problem.running):
+        waited_s = problem.now_s - rows.arrival_s
+        unmet = (np.isnan(rows.first_token_s) & (waited_s > rows.ttft_s)) | (waited_s > rows.e2e_s)
+        trust.lose(rows.arrival_s[unmet])
+
+
+def promise_chances(
+    trust: Trust, shot: Snapshot, picture: Picture, best: Parts, start: Start, rule: Start
+) -> None:
+    """Chances of all who are there under the plan, which is of ``start``, and without its parts.
+
+    Without its order the best ``rule`` would serve.
+    """
+    engine = shot.engine
+    real = np.r_[: shot.running, shot.waiting : shot.expected]
+    real = real[shot.rows.weight[real] > 0]
+    none = np.array([engine.slots, engine.batched_tokens])
+    variants = {"order": (best._replace(order=rule.order), rule.skip_late)}
+    if (best.limits < none).any():
+        variants["limits"] = best._replace(limits=none), start.skip_late
+    if best.given_up.any():
+        nobody = np.zeros_like(best.given_up)
+        variants["slots"] = best._replace(given_up=nobody), start.skip_late
+    without = {}
+    for part, (parts, skip_late) in variants.items():
+        value_of(picture, parts, skip_late)
+        without[part] = picture.chance[real]
+    value_of(picture, best, start.skip_late)
+    trust.promise(picture.begin_s, shot.rows.arrival_s[real], picture.chance[real], without)
+
+
+def expect_steps(
+    pace: StepPace, problem: Problem, picture: Picture, best: Parts, start: Start
+) -> None:
+    """How long the next steps take under the plan."""
+    now_s = problem.now_s
+    soon = picture._replace(until_s=now_s + AHEAD_S)
+    value_of(soon, best, start.skip_late)
+    end = picture.work.end
+    if end[END_STEPS] > 0:
+        step_s = (end[END_S] - now_s) / end[END_STEPS]
+        pace.expect(problem, step_s / picture.engine.tokens_per_step)

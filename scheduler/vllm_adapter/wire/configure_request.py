@@ -1,0 +1,48 @@
+"""The bodies that switch a running engine: what an operator may say, and what the API process."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
+
+
+class ConfigureRequest(BaseModel):
+    """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
+
+    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str | None = None
+    lengths: Lengths | None = None
+    log_steps: bool | None = None
+    reset_stats: bool = False
+
+
+class EngineRequest(ConfigureRequest):
+    """What the API process may tell the engine: no client can name these paths and tables.
+
+    ``predictor_dir`` (with its label ``predictor_version``) is another predictor, of
+    the same levels.
+    """
+
+    predictor_dir: str | None = None
+    predictor_version: str | None = None
+    policy_params: dict[str, Any] | None = None
+    slo_table: dict[str, dict[str, float]] | None = None
+
+
+_Request = TypeVar("_Request", bound=ConfigureRequest)
+
+
+def parse_request(kind: type[_Request], body: Any) -> _Request:
+    """A checked request of this kind; InputError names the key and the rule."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise InputError(first_fault(error)) from error
