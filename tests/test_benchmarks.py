@@ -13,11 +13,12 @@ from benchmarks.common import finish, interval, print_table
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"python -m (benchmarks\.\w+\.\w+)", INDEX)
-RUNNABLE = sorted(
-    f"benchmarks.{path.parent.name}.{path.stem}"
-    for path in FOLDER.glob("*/*.py")
+MODULES = {
+    ".".join(path.relative_to(FOLDER.parent).with_suffix("").parts): path
+    for path in FOLDER.glob("*/**/*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-)
+}
+RUNNABLE = sorted(name.removesuffix(".__main__") for name in MODULES)
 
 
 def test_the_index_names_each_benchmark_once():
@@ -26,7 +27,7 @@ def test_the_index_names_each_benchmark_once():
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_benchmark_says_how_it_is_run_and_imports_what_there_is(name):
-    module = importlib.import_module(name)
+    module = importlib.import_module(name if name in MODULES else f"{name}.__main__")
     assert callable(module.main)
     assert f"python -m {name}" in module.__doc__
 

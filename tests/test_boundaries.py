@@ -250,7 +250,8 @@ def test_no_two_files_have_one_name():
     """A traceback, a log line and an editor's tab name a file by its last part only."""
     paths = [path for folder in (*OURS, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     names = Counter(path.name for path in paths)
-    assert {name for name, times in names.items() if times > 1} == {"__init__.py"}
+    of_their_folder = {"__init__.py", "__main__.py"}
+    assert {name for name, times in names.items() if times > 1} <= of_their_folder
 
 
 def test_nobody_imports_a_conftest():

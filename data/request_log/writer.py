@@ -1,8 +1,9 @@
 """Writing the request log beside a serving engine.
 
-The writer never slows or stops serving: rows go through a bounded queue to one background thread,
-and what cannot be written is counted, not raised. Every writer opens files of its own and only
-appends, so a log can be read while it grows; a torn line can only be the last of its file.
+The writer never slows or stops serving: rows wait in a bounded line for one background thread,
+which comes by itself or is woken by a full batch, never by a row; what cannot be written is
+counted, not raised. Every writer opens files of its own and only appends, so a log can be read
+while it grows; a torn line can only be the last of its file.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import json
 import logging
 import math
 import os
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from lengthwise.data.errors import InputError
 
 log = logging.getLogger("lengthwise.request_log")
 
-_CLOSE = object()
 _MOST_FILE_BYTES = 64 * 1024**2
 _FILES_PER_AGE = 10
 _FILES_PER_LOG = 8
@@ -64,7 +64,10 @@ class RequestLogWriter:
         self._flush_s = flush_s
         self._flush_rows = flush_rows
         self._clock = clock
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=queue_rows)
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._most_waiting = queue_rows
+        self._wake_rows = min(flush_rows, max(1, queue_rows // 2))
+        self._wake = threading.Event()
         self._lock = threading.Lock()
         self._dropped = 0
         self._written = 0
@@ -94,10 +97,12 @@ class RequestLogWriter:
         if self._closed:
             self._drop(1, "the writer is closed")
             return
-        try:
-            self._queue.put_nowait(row)
-        except queue.Full:
+        if len(self._waiting) >= self._most_waiting:
             self._drop(1, "the queue is full")
+            return
+        self._waiting.append(row)
+        if len(self._waiting) >= self._wake_rows and not self._wake.is_set():
+            self._wake.set()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is queued and stop; safe to call twice."""
@@ -105,32 +110,21 @@ class RequestLogWriter:
             return
         self._closed = True
         atexit.unregister(self.close)
-        try:
-            self._queue.put(_CLOSE, timeout=timeout_s)
-        except queue.Full:
-            log.warning("request log: the disk did not keep up, closing without a last flush")
-            return
+        self._wake.set()
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            log.warning("request log: the disk did not keep up, closing without a last flush")
 
     def _run(self) -> None:
-        rows: list[dict[str, Any]] = []
-        flush_at = math.inf
-        while True:
-            wait = None if math.isinf(flush_at) else max(0.0, flush_at - time.monotonic())
-            try:
-                row = self._queue.get(timeout=wait)
-            except queue.Empty:
-                row = None
-            if isinstance(row, dict):
-                flush_at = min(flush_at, time.monotonic() + self._flush_s)
-                rows.append(row)
-            due = len(rows) >= self._flush_rows or time.monotonic() >= flush_at
-            if rows and (due or row is _CLOSE):
-                self._flush(rows)
-                rows, flush_at = [], math.inf
-            if row is _CLOSE:
-                self._close_file()
-                return
+        closing = False
+        while not closing:
+            self._wake.wait(self._flush_s)
+            self._wake.clear()
+            closing = self._closed  # what came before it is still written
+            while self._waiting:
+                count = min(len(self._waiting), self._flush_rows)
+                self._flush([self._waiting.popleft() for _ in range(count)])
+        self._close_file()
 
     def _flush(self, rows: list[dict[str, Any]]) -> None:
         left = [line for row in rows if (line := self._line(row)) is not None]

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lengthwise.predictor.distribution import Floats, LengthDistribution
+from lengthwise.predictor.serving.ranked import Ranked
 
 MOST_CLASSES = 64  # names come from clients; later ones follow the figures over all classes
 _LEAST_FOR_SPREAD = 20
@@ -33,23 +34,32 @@ class _Recent:
     """The last `window` misses, and their median and spread, computed when asked for."""
 
     def __init__(self, window: int) -> None:
-        self.misses: deque[tuple[float, float | None]] = deque(maxlen=window)
+        self.misses: deque[tuple[float, float | None]] = deque()
+        self._window = window
+        self._ratios, self._places = Ranked(), Ranked()
         self._figures: tuple[float, float] | None = None
 
     def add(self, ratio: float, place: float | None) -> None:
         self.misses.append((ratio, place))
+        self._ratios.add(ratio)
+        if place is not None:
+            self._places.add(place)
+        if len(self.misses) > self._window:
+            ratio, place = self.misses.popleft()
+            self._ratios.remove(ratio)
+            if place is not None:
+                self._places.remove(place)
         self._figures = None
 
     @property
     def figures(self) -> tuple[float, float]:
         """Median of the log-ratios, and log of the spread of the places."""
         if self._figures is None:
-            places = [place for _, place in self.misses if place is not None]
             stretch = 0.0
-            if len(places) >= _LEAST_FOR_SPREAD:
-                low, high = np.quantile(places, (0.1, 0.9))
-                stretch = float(np.log(max(high - low, 1e-3)))
-            self._figures = float(np.median([ratio for ratio, _ in self.misses])), stretch
+            if len(self._places) >= _LEAST_FOR_SPREAD:
+                spread = self._places.quantile(0.9) - self._places.quantile(0.1)
+                stretch = float(np.log(max(spread, 1e-3)))
+            self._figures = self._ratios.median(), stretch
         return self._figures
 
 
@@ -109,11 +119,11 @@ class OnlineCorrection:
 
     def shift(self, slo_class: str | None = None) -> float:
         """What to add to log-length for a class, log-tokens."""
-        return float(np.clip(self._figure(0, slo_class), -self.limit, self.limit))
+        return min(max(self._figure(0, slo_class), -self.limit), self.limit)
 
     def stretch(self, slo_class: str | None = None) -> float:
         """The factor on a class's distances from the median, in log-tokens."""
-        return float(np.exp(np.clip(self._figure(1, slo_class), -_MOST_STRETCH, _MOST_STRETCH)))
+        return float(np.exp(min(max(self._figure(1, slo_class), -_MOST_STRETCH), _MOST_STRETCH)))
 
     def learned(self) -> dict[str, float]:
         """The factor on predicted lengths by class seen so far."""
@@ -121,7 +131,7 @@ class OnlineCorrection:
 
     def correct(self, quantiles: Floats, levels: Floats, slo_class: str | None) -> Floats:
         """Corrected quantiles of one request, (q,), at least one token."""
-        middle = np.log(_median(quantiles, levels))
+        middle = np.log(at_level(0.5, levels, quantiles))
         logs = middle + self.stretch(slo_class) * (np.log(quantiles) - middle)
         return np.exp(np.maximum(logs + self.shift(slo_class), 0.0))
 
@@ -151,16 +161,18 @@ class OnlineCorrection:
         return rows / (rows + self.prior_rows)
 
 
-def _median(quantiles: Floats, levels: Floats) -> float:
-    """What `numpy.interp` gives at .5, without giving the interpreter's lock away.
+def at_level(level: float, levels: Floats, quantiles: Floats) -> float:
+    """What `numpy.interp` gives, without giving the interpreter's lock away.
 
     The engine's loop asks; once it lets go of the lock, a thread that computes keeps it for
     milliseconds.
     """
-    after = bisect_left(levels, 0.5)
-    if after == len(levels) or (after == 0 and levels[0] > 0.5):
-        return float(quantiles[min(after, len(levels) - 1)])
-    if levels[after] == 0.5:
+    grid = levels.tolist()
+    after = bisect_left(grid, level)
+    if after == len(grid) or (after == 0 and grid[0] > level):
+        return float(quantiles[min(after, len(grid) - 1)])
+    if grid[after] == level:
         return float(quantiles[after])
-    slope = (quantiles[after] - quantiles[after - 1]) / (levels[after] - levels[after - 1])
-    return float(slope * (0.5 - levels[after - 1]) + quantiles[after - 1])
+    low, high = float(quantiles[after - 1]), float(quantiles[after])
+    slope = (high - low) / (grid[after] - grid[after - 1])
+    return slope * (level - grid[after - 1]) + low

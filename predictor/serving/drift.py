@@ -18,7 +18,6 @@ lie beyond every threshold.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import numpy as np
 from scipy.special import bdtr, bdtrc
 
 from lengthwise.predictor.serving.correction import MOST_CLASSES
+from lengthwise.predictor.serving.ranked import Ranked
 
 Cause = Literal["level", "coverage"]
 CAUSES: tuple[Cause, ...] = ("level", "coverage")
@@ -180,34 +180,32 @@ class DriftMonitor:
             yield own
 
 
-class _Ranked:
-    """The last `size` values, and the same in order."""
+class _Window:
+    """The last `size` values."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._values: deque[float] = deque()
-        self._ranked: list[float] = []
+        self._ranked = Ranked()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def add(self, value: float) -> None:
         self._values.append(value)
-        insort(self._ranked, value)
+        self._ranked.add(value)
         if len(self._values) > self._size:
-            del self._ranked[bisect_left(self._ranked, self._values.popleft())]
+            self._ranked.remove(self._values.popleft())
 
     def median(self) -> float:
-        middle = len(self._ranked) // 2
-        return (self._ranked[middle] + self._ranked[-middle - 1]) / 2
+        return self._ranked.median()
 
     def is_off(self, level: float, alpha: float) -> bool:
         """Whether the median is beyond the level and the signs say that it is no accident."""
         if abs(self.median()) <= level:
             return False
-        rows = len(self._ranked)
-        least, most = binomial_limits(rows, 0.5, 0.0, alpha)
-        return not least <= rows - bisect_right(self._ranked, 0.0) <= most
+        least, most = binomial_limits(len(self), 0.5, 0.0, alpha)
+        return not least <= self._ranked.above(0.0) <= most
 
 
 class _Stream:
@@ -217,8 +215,8 @@ class _Stream:
         self.name = name
         self.settings = settings
         self.alarms: dict[Cause, DriftAlarm] = {}
-        self._ratios = _Ranked(settings.window)
-        self._newest = _Ranked(settings.newest)
+        self._ratios = _Window(settings.window)
+        self._newest = _Window(settings.newest)
         self._held: deque[bool] = deque()
         self._held_count = 0
         self._rows = self._judged = 0

@@ -87,6 +87,36 @@ def test_a_full_batch_is_flushed_before_its_time(tmp_path):
     writer.close()
 
 
+def test_the_thread_is_woken_by_a_batch_not_by_a_row(tmp_path):
+    writer = RequestLogWriter(tmp_path, flush_s=3600, flush_rows=100, queue_rows=20)
+    for i in range(9):
+        writer.write(row(i))
+        assert not writer._wake.is_set()
+    time.sleep(0.05)
+    assert writer.written == 0
+    writer.write(row(9))  # before the line is full, however large a batch may be
+    wait_for(lambda: writer.written == 10)
+    writer.close()
+    assert writer.dropped == 0
+
+
+def test_rows_of_several_threads_all_arrive(tmp_path):
+    writer = RequestLogWriter(tmp_path, flush_s=0.01, flush_rows=7)
+
+    def write(first):
+        for i in range(first, first + 200):
+            writer.write(row(i))
+
+    threads = [threading.Thread(target=write, args=(200 * k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert set(read_request_log(tmp_path)["request_id"]) == {f"r{i}" for i in range(800)}
+    assert (writer.written, writer.dropped) == (800, 0)
+
+
 def test_rotation_by_size_keeps_every_row(tmp_path):
     writer = RequestLogWriter(tmp_path, max_bytes=2000)
     for i in range(60):

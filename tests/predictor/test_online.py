@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, LengthDistribution
-from lengthwise.predictor.serving.correction import MOST_CLASSES, OnlineCorrection
+from lengthwise.predictor.serving.correction import MOST_CLASSES, OnlineCorrection, at_level
 
 SAID = (100.0 * np.exp(-0.641), 100.0, 100.0 * np.exp(0.641))  # log-normal, sigma .5
 
@@ -111,3 +111,12 @@ def test_quantiles_are_stretched_about_the_interpolated_median(levels) -> None:
         logs = middle + correction.stretch("chat") * (np.log(rows) - middle)
         wanted = np.exp(np.maximum(logs + correction.shift("chat"), 0.0))
         assert correction.correct(rows, np.array(levels), "chat").tolist() == wanted.tolist()
+
+
+def test_a_quantile_between_levels_is_numpys_to_the_bit() -> None:
+    rng = np.random.default_rng(4)
+    levels = np.array(DEFAULT_LEVELS)
+    for _ in range(50):
+        rows = np.sort(rng.uniform(1.0, 900.0, len(levels)))
+        for level in (0.0, 0.07, 0.1, 0.5, 0.55, 0.9, 0.999, *rng.uniform(0.0, 1.0, 5).tolist()):
+            assert at_level(level, levels, rows) == np.interp(level, levels, rows)

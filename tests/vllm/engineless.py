@@ -76,6 +76,7 @@ class FakeEngine:
         ahead: int = 1,
         prefix_caching: bool = False,
         scheduling_policy: str = "fcfs",
+        scheduler_class: type[Any] = LengthwiseScheduler,
     ) -> None:
         cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching)
         config = VllmConfig(
@@ -99,7 +100,7 @@ class FakeEngine:
             kv_cache_tensors=[],
             kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
         )
-        self.scheduler = LengthwiseScheduler(
+        self.scheduler = scheduler_class(
             vllm_config=config,
             kv_cache_config=kv,
             block_size=BLOCK,

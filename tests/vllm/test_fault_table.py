@@ -9,8 +9,11 @@ from collections import Counter
 import pytest
 from request_accounts import Account, ask
 
-from benchmarks.engine import faults
-from benchmarks.engine.faults import PARTS, Bench, Book, Pair, Row
+from benchmarks.engine.faults import __main__ as faults
+from benchmarks.engine.faults import fault_pair
+from benchmarks.engine.faults.fault_pair import Pair
+from benchmarks.engine.faults.fault_rows import Book, Row
+from benchmarks.engine.faults.fault_servers import Bench
 
 
 class Loads:
@@ -19,10 +22,10 @@ class Loads:
     def __init__(self, monkeypatch, book, pairs=3, lost=0):
         self.order, self.inside, self.pace, self.lost = [], [], iter((80.0, 90.0, 100.0) * 9), lost
         self.pair = Pair("stock", "ours", self.requests, "log", book, pairs)
-        monkeypatch.setattr(Pair, "_load", lambda _, server, asked, most: self.load(server, asked))
+        monkeypatch.setattr(Pair, "load", lambda _, server, asked, most: self.load(server, asked))
         monkeypatch.setattr(Pair, "_count", lambda *_: 0.0)
         monkeypatch.setattr(
-            faults, "wait_for_rows", lambda folder, ids, *_: Counter(dict.fromkeys(ids, 1))
+            fault_pair, "wait_for_rows", lambda folder, ids, *_: Counter(dict.fromkeys(ids, 1))
         )
         self.active = False
 
@@ -74,17 +77,19 @@ def test_rows_that_are_done_are_not_made_again(monkeypatch, tmp_path):
     assert Book(path).lacks("one", "two", "three") == ["three"]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", faults.PARTS)
 def test_a_part_whose_rows_are_done_starts_no_server(monkeypatch, tmp_path, capsys, part):
     path = tmp_path / "rows.jsonl"
     book = Book(path)
-    for name, (_, rows) in PARTS.items():
+    for name, (_, rows) in faults.PARTS.items():
         for row in rows if name != part else ():
             book.add(Row(row, "-", 1, 0, 0, 0, "-", [1.0, 0.98]))
     started = []
     monkeypatch.setattr(Bench, "__init__", lambda self, *_: None)
     monkeypatch.setattr(
-        faults, "PARTS", {n: (lambda _, n=n: started.append(n), r) for n, (_, r) in PARTS.items()}
+        faults,
+        "PARTS",
+        {n: (lambda _, n=n: started.append(n), r) for n, (_, r) in faults.PARTS.items()},
     )
     monkeypatch.setattr("sys.argv", ["faults", "--out", str(path)])
     assert faults.main() == 0

@@ -165,3 +165,16 @@ def test_groups_are_of_equal_beginnings_and_forget_those_who_ended(steps):
         core.ended(name, "aborted", 0, 0.0, 0.0)
     assert core._groups._groups == {}
     assert core._groups._hashes == {}
+
+
+def test_those_to_be_looked_at_are_no_more_than_twice_those_who_wait():
+    """However many come and go before anybody looks."""
+    engine = ToyEngine({"policy": "fcfs"}, slots=1, cached_tokens=lambda name: 0)
+    looks = engine.core._looks
+    for i in range(500):
+        engine.add(toy_request(f"r{i}"))
+        if i % 50:
+            engine.queue.remove_request(engine.requests[f"r{i}"])
+    assert len(engine.queue) == 10
+    assert len(looks._line) <= 2 * 11 + 8
+    assert {f"r{i}" for i in range(0, 500, 50)} <= set(looks._line)

@@ -78,7 +78,7 @@ def test_who_gave_up_its_slot_waits_behind_the_plan():
     queue.prepend_request(preempted("victim"))
     queue.demote("victim")
     assert queue.recovery_count == 0
-    assert queue.plannable_ids() == ["victim", "a", "b"]  # until the next plan
+    assert list(queue.plannable_ids()) == ["victim", "a", "b"]  # until the next plan
     queue.set_order(["b", "a", "victim"])
     skipped = [queue.pop_request() for _ in range(3)]
     queue.prepend_requests(reversed(skipped))  # skipped in a step, it is no more urgent than before
@@ -189,6 +189,133 @@ def test_every_request_pushed_is_popped_exactly_once(actions):
     assert set(drained(queue)) == inside
 
 
+class Model:
+    """The queue as lists: recovering, planned, unplanned; arrival numbers."""
+
+    def __init__(self):
+        self.recovery, self.planned, self.unplanned, self.numbers = [], [], [], {}
+        self.yielded = set()
+
+    def strands(self):
+        return self.recovery, self.planned, self.unplanned
+
+    def order(self):
+        return [name for strand in self.strands() for name in strand]
+
+    def enter(self, name):
+        self.numbers.setdefault(name, len(self.numbers))
+        self.remove(name)
+
+    def remove(self, name):
+        for strand in self.strands():
+            if name in strand:
+                strand.remove(name)
+
+    def plan(self, names):
+        everyone = sorted(self.planned + self.unplanned, key=self.numbers.__getitem__)
+        self.planned = [name for name in dict.fromkeys(names) if name in everyone]
+        self.unplanned = [name for name in everyone if name not in self.planned]
+
+
+NAMES = st.integers(0, 12).map("r{}".format)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(("add", "remove", "promote", "preempt", "demote", "skip")),
+            NAMES,
+        ),
+        st.tuples(st.just("plan"), st.lists(NAMES, max_size=16)),
+        st.tuples(st.sampled_from(("clear", "pop", "reinstate", "settle")), st.none()),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(STEPS)
+def test_the_order_is_that_of_plain_lists(steps):
+    """Whatever happens between plans, also plans that name a request twice or name strangers."""
+    queue, model = VllmQueue(), Model()
+    for action, value in steps:
+        inside = value in model.order() if isinstance(value, str) else False
+        if action == "add":  # perhaps who stands in the queue already, or once did
+            queue.add_request(fresh(value))
+            model.enter(value)
+            model.unplanned.append(value)
+        elif action == "remove":
+            queue.remove_request(fresh(value))
+            model.remove(value)
+        elif action == "promote":
+            queue.promote(value)
+            if value in model.planned + model.unplanned:
+                model.remove(value)
+                model.planned.insert(0, value)
+        elif action == "preempt" and not inside:
+            queue.prepend_request(preempted(value))
+            model.enter(value)
+            (model.planned if value in model.yielded else model.recovery).insert(0, value)
+        elif action == "demote":
+            queue.demote(value)
+            if value in model.recovery:
+                model.recovery.remove(value)
+                model.planned.append(value)
+                model.yielded.add(value)
+        elif action == "skip":
+            queue.prepend_requests([fresh(value)])
+            model.enter(value)
+            model.planned.insert(0, value)
+        elif action == "plan":
+            queue.set_order(iter(value))
+            model.plan(value)
+        elif action == "clear":
+            queue.clear_order()
+            model.plan(())
+        elif action == "pop" and model.order():
+            assert queue.peek_request() is queue.pop_request()
+            model.remove(model.order()[0])
+        elif action == "reinstate":
+            queue.reinstate()
+            back = [name for name in model.yielded if name in model.planned + model.unplanned]
+            for name in sorted(back, key=model.numbers.__getitem__):
+                model.remove(name)
+                model.recovery.append(name)
+            model.yielded.clear()
+        elif action == "settle":
+            queue.settle()
+            model.yielded &= set(model.order())
+        expected = model.order()
+        assert [request.request_id for request in queue] == expected
+        assert len(queue) == len(expected)
+        assert bool(queue) == bool(expected)
+        assert list(queue.plannable_ids()) == model.planned + model.unplanned
+        assert sorted(queue.plannable_members()) == sorted(model.planned + model.unplanned)
+        assert all((name in queue) == (name in expected) for name in map("r{}".format, range(13)))
+    assert drained(queue) == model.order()
+
+
+def test_a_new_order_costs_what_came_since_the_last():
+    """Counted, not timed: ids that a change of order compares are those of newcomers."""
+
+    class Name(str):
+        looks = 0
+        __slots__ = ()
+
+        def __hash__(self):
+            Name.looks += 1
+            return super().__hash__()
+
+        __eq__ = str.__eq__
+
+    names = [Name(f"r{i}") for i in range(2_000)]
+    queue = filled(*names)
+    queue.set_order(names[::-1])
+    queue.add_request(fresh(Name("late")))
+    Name.looks = 0
+    queue.set_order([*names, "late"])
+    queue.clear_order()
+    assert Name.looks < 50
+
+
 def test_operations_stay_quick_with_twenty_thousand_queued():
     import time
 
@@ -225,7 +352,7 @@ def test_the_smaller_number_goes_first_and_a_plan_orders_within_it():
     queue = tiered(a=5, b=0, c=5, d=-1, e=0)
     assert drained(tiered(a=5, b=0, c=5, d=-1, e=0)) == ["d", "b", "e", "a", "c"]
     queue.set_order(["c", "a", "e", "gone", "b", "d"])
-    assert queue.plannable_ids() == ["d", "e", "b", "c", "a"]
+    assert list(queue.plannable_ids()) == ["d", "e", "b", "c", "a"]
     queue.promote("a")
     late = fresh("late")
     late.priority = -1

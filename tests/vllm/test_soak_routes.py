@@ -7,7 +7,7 @@ from replayed_lengths import REPLAYED
 from test_engine import post
 from test_routes_live import rows_of
 
-from benchmarks.engine.soak_routes import ROUTES
+from benchmarks.engine.soak.soak_routes import ROUTES
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 
 pytestmark = pytest.mark.vllm

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
+from lengthwise.predictor.serving.correction import at_level
 from lengthwise.predictor.serving.drift import DriftEvent, DriftMonitor
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
@@ -78,7 +79,7 @@ class DriftWatch:
     def _three(self, predicted: FloatArray) -> Sequence[float]:
         if self._places is not None:
             return [float(predicted[place]) for place in self._places]
-        return [float(value) for value in np.interp(_LEVELS, self._levels, predicted)]
+        return [at_level(level, self._levels, predicted) for level in _LEVELS]
 
     def _tell(self, events: list[DriftEvent]) -> None:
         for event in events:

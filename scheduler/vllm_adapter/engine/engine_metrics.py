@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -242,6 +243,12 @@ class EngineMetrics:
             return _OTHER_CLASS
         self._reasons.add(label)
         return label
+
+
+@lru_cache(maxsize=4096)
+def series(metric: Any, *labels: str) -> Any:
+    """The series of a metric with these labels, which ``labels`` looks up anew each time."""
+    return metric.labels(*labels)
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.slo import SloTable
-from lengthwise.predictor.serving.correction import OnlineCorrection
+from lengthwise.predictor.serving.correction import OnlineCorrection, at_level
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS, clip_to_max_tokens
@@ -23,6 +23,7 @@ from lengthwise.scheduler.vllm_adapter.wire.hints import DOWNGRADED, Hints, OnFa
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0
+_TOLD_LEVELS = (0.1, 0.5, 0.9)  # what a correction learns from
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,13 @@ class Intake:
     def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
         """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
         if self._corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
-            quantiles = np.interp((0.1, 0.5, 0.9), self.priors.levels, tracked.predicted)
+            levels = self.priors.levels
+            quantiles = [at_level(level, levels, tracked.predicted) for level in _TOLD_LEVELS]
             self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
 
     def long_answer(self, tracked: Tracked) -> float:
         """The length that one answer in ten was expected to exceed, tokens."""
-        return float(np.interp(0.9, self.priors.levels, tracked.quantiles))
+        return at_level(0.9, self.priors.levels, tracked.quantiles)
 
     def hints(self, xargs: Any) -> Hints:
         """What came with a request; faults are counted and count as not said."""
@@ -96,6 +98,9 @@ class Intake:
         quantiles = predicted
         if self._corrigible(source, hints.version):
             quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
+        quantiles = clip_to_max_tokens(quantiles, arrival.max_tokens)
+        if arrival.min_tokens > 1:
+            quantiles = np.maximum(quantiles, float(arrival.min_tokens))
         transit_s = unix_s - arrival.unix_s
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
@@ -107,16 +112,14 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=arrival.prompt_tokens,
             max_tokens=arrival.max_tokens,
-            quantiles=np.maximum(
-                clip_to_max_tokens(quantiles, arrival.max_tokens), float(arrival.min_tokens)
-            ),
+            quantiles=quantiles,
             predicted=predicted,
             length_source=source,
             predictor=hints.version,
             tenant=hints.tenant,
             admission=DOWNGRADED if hints.downgraded else None,
             feature_contract=hints.contract,
-            features=None if hints.features is None else list(hints.features),
+            features=hints.features,
             text_id=hints.text_id,
             whole=hints.whole,
             fleet_key=hints.fleet_key,

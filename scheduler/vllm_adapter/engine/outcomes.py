@@ -9,7 +9,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics, series
 from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import (
     ANSWERED,
@@ -53,10 +53,9 @@ class OutcomeRecorder:
         """Count the outcome and write its row; once for all parts of a request."""
         self._count_lengths(tracked, outcome)
         if self._log is not None:
-            row = self._row(tracked, outcome, policy, lengths)
-            self._rows[tracked.request_id] = (
-                row | {"policy_version": policy_version} | self._shadow(tracked)
-            )
+            row = self._rows[tracked.request_id] = self._row(tracked, outcome, policy, lengths)
+            row["policy_version"] = policy_version
+            row.update(self._shadow(tracked))
         self._book(self.wholes.ended(tracked, outcome))
 
     def began(self, tracked: Tracked) -> None:
@@ -78,14 +77,15 @@ class OutcomeRecorder:
         if met is not None:
             self.tallies[slo_class, "met" if met else "missed"] += 1
             whole = self._metrics.requests_attained if met else self._metrics.requests_missed
-            whole.labels(slo_class).inc()
+            series(whole, slo_class).inc()
         self._count(tracked, outcome, slo_class)
         served_s = sum(one.e2e_s - one.queue_s for _, one in parts if one.queue_s is not None)
         self.tenants.note(tracked.tenant, met, served_s, tracked.arrival_s + outcome.e2e_s)
         for part, _ in parts:
             row = self._rows.pop(part.request_id, None)
             if self._log is not None and row is not None:
-                self._log.write(row | {"met": met if part is tracked else None})
+                row["met"] = met if part is tracked else None
+                self._log.write(row)
 
     def by_class(self) -> dict[str, dict[str, int]]:
         """Tallies as ``{class: {"finished": 3, "met": 2, ...}}``."""
@@ -112,12 +112,12 @@ class OutcomeRecorder:
 
     def _count(self, tracked: Tracked, outcome: Outcome, slo_class: str) -> None:
         metrics = self._metrics
-        metrics.requests.labels(slo_class, outcome.status).inc()
+        series(metrics.requests, slo_class, outcome.status).inc()
         if outcome.status not in ANSWERED:
             return
-        metrics.e2e.labels(slo_class).observe(outcome.e2e_s)
+        series(metrics.e2e, slo_class).observe(outcome.e2e_s)
         if outcome.ttft_s is not None:
-            metrics.ttft.labels(slo_class).observe(outcome.ttft_s)
+            series(metrics.ttft, slo_class).observe(outcome.ttft_s)
         slo = tracked.slo
         for objective, limit, measured in (
             ("ttft", slo.ttft_s, outcome.ttft_s),
@@ -127,7 +127,7 @@ class OutcomeRecorder:
             if limit is not None:
                 held = measured is not None and measured <= limit
                 counter = metrics.attained if held else metrics.missed
-                counter.labels(slo_class, objective).inc()
+                series(counter, slo_class, objective).inc()
 
     def _count_lengths(self, tracked: Tracked, outcome: Outcome) -> None:
         """Of each sequence: what was expected of it, and what came."""
@@ -137,14 +137,14 @@ class OutcomeRecorder:
         slo_class = metrics.class_label(tracked.slo.slo_class)
         expected = min(float(tracked.predicted[self._median]), tracked.max_tokens)
         error = abs(expected - outcome.output_tokens)
-        metrics.length_error.labels(tracked.length_source).observe(error)
-        metrics.predicted_tokens.labels(slo_class).observe(expected)
-        metrics.output_tokens.labels(slo_class).observe(outcome.output_tokens)
+        series(metrics.length_error, tracked.length_source).observe(error)
+        series(metrics.predicted_tokens, slo_class).observe(expected)
+        series(metrics.output_tokens, slo_class).observe(outcome.output_tokens)
         ratio = expected / outcome.output_tokens
-        metrics.length_ratio.labels(tracked.length_source).observe(ratio)
+        series(metrics.length_ratio, tracked.length_source).observe(ratio)
         if tracked.shadow_quantiles is not None:
             shadow_ratio = tracked.shadow_quantiles[self._median] / outcome.output_tokens
-            metrics.length_ratio.labels("shadow").observe(shadow_ratio)
+            series(metrics.length_ratio, "shadow").observe(shadow_ratio)
 
     def _shadow(self, tracked: Tracked) -> dict[str, Any]:
         """What the shadow said, as keys of the row."""

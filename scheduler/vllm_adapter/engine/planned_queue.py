@@ -1,15 +1,15 @@
 """A waiting queue served in a planned order; ``engine/scheduler.py`` makes it one of vLLM's.
 
-Three strands, each an ordered mapping ``request_id -> request``, drained one after the other:
+Three strands, drained one after the other:
 
 1. *recovery*: requests that have already computed something (those vLLM preempted); they hold
    a client's half-finished answer, so no plan comes before them;
 2. *planned*: the order of the last plan, with those that gave up their slot to it;
 3. *unplanned*: arrivals since, in order of arrival.
 
-Every operation is O(1) except ``set_order`` and ``clear_order``, which are linear. A request
-keeps the sequence number of its first arrival until ``forget``, so that arrival order survives
-preemption and re-queueing.
+Operations on a request are O(1), a new order costs what came since the last one, and what lists
+everybody is linear. A request keeps the sequence number of its first arrival until ``forget``, so
+that arrival order survives preemption and re-queueing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-# An engine's request: opaque here but for its ``request_id``.
-Request = Any
-_Strand = OrderedDict[str, Request]
+from lengthwise.scheduler.vllm_adapter.engine.planned_strand import PlannedStrand, Request
 
 
 class PlannedQueue:
@@ -36,10 +33,11 @@ class PlannedQueue:
     """
 
     def __init__(self) -> None:
-        self._recovery: _Strand = OrderedDict()
-        self._planned: _Strand = OrderedDict()
-        self._unplanned: _Strand = OrderedDict()
         self._sequence: dict[str, int] = {}
+        self._recovery: OrderedDict[str, Request] = OrderedDict()
+        self._planned = PlannedStrand(self._sequence.__getitem__)
+        self._unplanned: OrderedDict[str, Request] = OrderedDict()
+        self._by_arrival = True  # the unplanned
         self._counter = itertools.count()
         self._yielded: set[str] = set()
         self._pinned: str | None = None
@@ -53,8 +51,7 @@ class PlannedQueue:
     def add_request(self, request: Request) -> None:
         """Add at the end (or with the recovering ones, if it has already run)."""
         request_id = request.request_id
-        self._discard(request_id)
-        self._sequence.setdefault(request_id, next(self._counter))
+        self._by_arrival &= self._enter(request_id)
         strand = self._recovery if self._recovers(request) else self._unplanned
         strand[request_id] = request
 
@@ -66,26 +63,21 @@ class PlannedQueue:
 
     def peek_request(self) -> Request:
         """The front request, pinned until popped; IndexError when empty."""
-        if self._pinned is not None:
-            strand = self._strand_of(self._pinned)
-            if strand is not None:
-                return strand[self._pinned]
-        for strand in self._strands():
-            if strand:
-                request_id, request = next(iter(strand.items()))
-                self._pinned = request_id
-                return request
-        raise IndexError("peek from an empty queue")
+        if self._pinned is not None and (request := self._get(self._pinned)) is not None:
+            return request
+        request = self._first()
+        self._pinned = request.request_id
+        return request
 
     def prepend_request(self, request: Request) -> None:
         """Put back at the front of its strand: preempted, or skipped during a step."""
         request_id = request.request_id
-        self._discard(request_id)
+        self._enter(request_id)
         self._pinned = None
-        self._sequence.setdefault(request_id, next(self._counter))
-        strand = self._recovery if self._recovers(request) else self._planned
-        strand[request_id] = request
-        strand.move_to_end(request_id, last=False)
+        if self._recovers(request):
+            _put_first(self._recovery, request_id, request)
+        else:
+            self._planned.put_first(request_id, request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """Prepend one by one, so the last of ``requests`` ends up first (as vLLM's own does)."""
@@ -102,28 +94,34 @@ class PlannedQueue:
             self._discard(request.request_id)
 
     def __bool__(self) -> bool:
-        return any(self._strands())
+        return bool(self._recovery or self._unplanned or len(self._planned))
 
     def __len__(self) -> int:
-        return sum(map(len, self._strands()))
+        return len(self._recovery) + len(self._planned) + len(self._unplanned)
 
     def __iter__(self) -> Iterator[Request]:
-        for strand in self._strands():
-            yield from list(strand.values())
+        everyone = [*self._recovery, *self.plannable_ids()]
+        yield from [self._get(request_id) for request_id in everyone]
 
     # -- the plan -----------------------------------------------------------------------------
 
     def __contains__(self, request_id: object) -> bool:
-        return self._strand_of(str(request_id)) is not None
+        name = str(request_id)
+        return name in self._planned or name in self._unplanned or name in self._recovery
 
     @property
     def recovery_count(self) -> int:
         """How many requests go before any plan."""
         return len(self._recovery)
 
-    def plannable_ids(self) -> list[str]:
-        """Ids that a plan may order, in their present order."""
-        return [*self._planned, *self._unplanned]
+    def plannable_ids(self) -> Iterator[str]:
+        """Ids that a plan may order, in their present order, found as they are asked for."""
+        yield from self._planned.ids()
+        yield from self._unplanned
+
+    def plannable_members(self) -> list[str]:
+        """All of them in any order, which costs less."""
+        return [*self._planned.members(), *self._unplanned]
 
     def recovery_ids(self) -> list[str]:
         """Ids of those who go before any plan, next first."""
@@ -135,42 +133,41 @@ class PlannedQueue:
         return sorted(here, key=self._sequence.__getitem__)
 
     def set_order(self, request_ids: Iterable[str]) -> None:
-        """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow."""
-        everyone = self._planned
-        everyone.update(self._unplanned)
-        planned: _Strand = OrderedDict()
-        for request_id in request_ids:
-            request = everyone.pop(request_id, None)
-            if request is not None:
-                planned[request_id] = request
-        self._planned, self._unplanned = planned, self._by_arrival(everyone)
+        """Serve in this order; ids not (or no longer) here are ignored, the unnamed follow.
+
+        A list is kept as it is: do not change it afterwards.
+        """
+        order = request_ids if isinstance(request_ids, list) else list(request_ids)
+        self._planned.reorder(order, self._unplanned)
+        self._unplanned.clear()
+        self._by_arrival = True
 
     def clear_order(self) -> None:
         """Forget the plan: back to order of arrival."""
-        self.set_order(())
+        if len(self._planned) or not self._by_arrival:
+            self.set_order(())
 
     def promote(self, request_id: str) -> None:
         """Move a plannable request to the front of the plan."""
-        request = self._unplanned.pop(request_id, None)
+        request = self._pop_plannable(request_id)
         if request is not None:
-            self._planned[request_id] = request
-        if request_id in self._planned:
-            self._planned.move_to_end(request_id, last=False)
+            self._planned.put_first(request_id, request)
 
     def demote(self, request_id: str) -> None:
         """A plan took the slot of this request, now queued: it waits at the end of the plan."""
         request = self._recovery.pop(request_id, None)
         if request is not None:
             self._yielded.add(request_id)
-            self._planned[request_id] = request
+            self._planned.put_last(request_id, request)
             self._pinned = None
 
     def reinstate(self) -> None:
         """The plan holds no more: those whose slots it took stand before any plan, as they ran."""
+        if not self._yielded:
+            return
         for request_id in self.yielded_ids():
-            for strand in (self._planned, self._unplanned):
-                if (request := strand.pop(request_id, None)) is not None:
-                    self._recovery[request_id] = request
+            if (request := self._pop_plannable(request_id)) is not None:
+                self._recovery[request_id] = request
         self._yielded.clear()
 
     def may_displace(self, running_id: str) -> bool:
@@ -190,24 +187,47 @@ class PlannedQueue:
 
     # -- internals ----------------------------------------------------------------------------
 
-    def _strands(self) -> tuple[_Strand, _Strand, _Strand]:
-        return self._recovery, self._planned, self._unplanned
-
     def _recovers(self, request: Request) -> bool:
         return request.request_id not in self._yielded and self.has_run(request)
 
-    def _strand_of(self, request_id: str) -> _Strand | None:
-        for strand in self._strands():
-            if request_id in strand:
-                return strand
+    def _first(self) -> Request:
+        for request in self._recovery.values():
+            return request
+        request = self._planned.first()
+        if request is not None:
+            return request
+        if len(self._planned):
+            for request_id, unnamed in reversed(self._planned.take_unnamed()):
+                _put_first(self._unplanned, request_id, unnamed)
+        for request in self._unplanned.values():
+            return request
+        raise IndexError("peek from an empty queue")
+
+    def _get(self, request_id: str) -> Request | None:
+        for strand in (self._recovery, self._planned, self._unplanned):
+            if (request := strand.get(request_id)) is not None:
+                return request
         return None
 
+    def _enter(self, request_id: str) -> bool:
+        """Give a request that is to be put somewhere its number; whether it is a new one."""
+        if request_id in self._sequence:
+            self._discard(request_id)
+            return False
+        self._sequence[request_id] = next(self._counter)
+        return True
+
+    def _pop_plannable(self, request_id: str) -> Request | None:
+        request = self._planned.pop(request_id)
+        return self._unplanned.pop(request_id, None) if request is None else request
+
     def _discard(self, request_id: str) -> None:
-        for strand in self._strands():
-            strand.pop(request_id, None)
+        if self._pop_plannable(request_id) is None:
+            self._recovery.pop(request_id, None)
         if self._pinned == request_id:
             self._pinned = None
 
-    def _by_arrival(self, strand: _Strand) -> _Strand:
-        ranked = sorted(strand, key=lambda request_id: self._sequence[request_id])
-        return OrderedDict((request_id, strand[request_id]) for request_id in ranked)
+
+def _put_first(strand: OrderedDict[str, Request], request_id: str, request: Request) -> None:
+    strand[request_id] = request
+    strand.move_to_end(request_id, last=False)

@@ -8,7 +8,7 @@ long prompt costs little; ``PrefixLooks`` asks the cache in turn, a few prompts 
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -95,19 +95,28 @@ class PrefixLooks:
         self._table = table
         self._queue = queue
         self._cached_tokens = cached_tokens
-        self._line: deque[str] = deque()
+        self._line: OrderedDict[str, int | None] = OrderedDict()  # with what the table knows
 
     def add(self, request_id: str) -> None:
         """The request joined the queue."""
-        self._line.appendleft(request_id)
+        self._line[request_id] = None
+        self._line.move_to_end(request_id, last=False)
+        if len(self._line) > 2 * len(self._queue) + _LOOKS_A_STEP:  # most of them have left
+            here = filter(self._waits, self._line)
+            self._line = OrderedDict((name, self._line[name]) for name in here)
 
     def look(self) -> None:
         """The looks of one step."""
         for _ in range(min(_LOOKS_A_STEP, len(self._line))):
-            request_id = self._line.popleft()
-            if request_id not in self._queue or request_id not in self._table:
+            request_id, known = self._line.popitem(last=False)
+            if not self._waits(request_id):
                 continue
             tokens = self._cached_tokens(request_id)
-            if tokens is not None:
+            if tokens is None:
+                continue
+            if tokens != known:
                 self._table.note_cached(request_id, tokens)
-                self._line.append(request_id)
+            self._line[request_id] = tokens
+
+    def _waits(self, request_id: str) -> bool:
+        return request_id in self._queue and request_id in self._table

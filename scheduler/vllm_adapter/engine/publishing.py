@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -41,14 +42,13 @@ class Publisher:
         """
         core = self._core
         self._sequence += 1
-        recovering, waiting = core.queue.recovery_ids(), core.queue.plannable_ids()
         generated = dict(zip(running.ids, running.generated_tokens, strict=True))
         left = dict(zip(running.ids, running.prefill_left_tokens, strict=True))
         found: list[Tracked] = []
         counts: list[int] = []
-        for ids in (running.ids, recovering, waiting):
-            tracked = [one for name in ids if (one := core.table.get(name)) is not None]
-            found += tracked[: max(0, _MOST_ROWS - len(found))]
+        for ids in (running.ids, core.queue.recovery_ids(), core.queue.plannable_ids()):
+            tracked = (one for name in ids if (one := core.table.get(name)) is not None)
+            found += itertools.islice(tracked, max(0, _MOST_ROWS - len(found)))
             counts.append(len(found) - sum(counts))
         named = _with_keys(found)
         arrays = core.table.arrays(core.table.rows([one.request_id for one, _ in named]))
@@ -77,7 +77,7 @@ class Publisher:
             counts[1],
             others,
             draining=core.decisions.paused,
-            about=self._about(len(waiting) + len(recovering)),
+            about=self._about(len(core.queue)),
         ).to_message()
 
     def _profile(self) -> EngineProfile:

@@ -7,6 +7,7 @@ requests costs a few array gathers instead of n object walks.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -74,7 +75,7 @@ class Tracked:
     tenant: str | None = None
     admission: str | None = None
     feature_contract: str | None = None
-    features: list[float] | None = None
+    features: Sequence[float] | None = None
     text_id: str | None = None
     whole: Whole | None = None
     fleet_key: int | None = None
@@ -121,22 +122,21 @@ class RequestTable:
         if not self._free:
             self._grow()
         row = tracked.row = self._free.pop()
-        slo = tracked.slo
-        values = {
-            "arrival_s": tracked.arrival_s,
-            "queued_s": tracked.arrival_s,
-            "prompt_tokens": max(1, tracked.prompt_tokens),
-            "prefill_left_tokens": max(1, tracked.prompt_tokens),
-            "generated_tokens": 0.0,
-            "first_token_s": np.nan,
-            "ttft_s": np.inf if slo.ttft_s is None else slo.ttft_s,
-            "tpot_s": np.inf if slo.tpot_s is None else slo.tpot_s,
-            "e2e_s": np.inf if slo.e2e_s is None else slo.e2e_s,
-            "weight": tracked.weight,
-            "cached_tokens": 0.0,
-            "prefix_tokens": 0.0,
-        }
-        self._floats[:, row] = [values[name] for name in _FLOAT_COLUMNS]
+        slo, prompt_tokens = tracked.slo, max(1, tracked.prompt_tokens)
+        self._floats[:, row] = (  # in the order of _FLOAT_COLUMNS
+            tracked.arrival_s,
+            tracked.arrival_s,
+            prompt_tokens,
+            prompt_tokens,
+            0.0,
+            math.nan,
+            math.inf if slo.ttft_s is None else slo.ttft_s,
+            math.inf if slo.tpot_s is None else slo.tpot_s,
+            math.inf if slo.e2e_s is None else slo.e2e_s,
+            tracked.weight,
+            0.0,
+            0.0,
+        )
         self._class_id[row] = self._class_ids.setdefault(slo.slo_class, len(self._class_ids))
         self._tenant_id[row] = self.tenants.acquire(tracked.tenant)
         self._prefix_id[row] = NO_PREFIX

@@ -70,7 +70,7 @@ class SnapshotSource:
         None when nobody waits whom a plan could order. Who ends before it is built is not in it.
         """
         table, planner, speed = self._table, self._planner, self._tokens_per_step
-        ids = self._queue.plannable_ids()
+        ids = self._queue.plannable_members()
         if not ids and candidate is None:
             return None
         recovering = self._recovering()
@@ -129,7 +129,7 @@ def _by_arrival(table: RequestTable, ids: Sequence[str]) -> tuple[list[str], Int
     rows = table.rows(ids)
     known = np.flatnonzero(rows >= 0)
     order = known[np.argsort(table.arrival_s(rows[known]), kind="stable")]
-    return [ids[place] for place in order.tolist()], rows[order]
+    return list(map(ids.__getitem__, order.tolist())), rows[order]
 
 
 def _recompute(table: RequestTable, recovering: _Recovering) -> RequestArrays:

@@ -7,6 +7,7 @@ client that may name itself can also name itself anew for every request: fairnes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.guards.fairness import jain_index
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics, series
 
 UNNAMED = "default"
 MOST_TENANTS = 32
@@ -76,7 +77,7 @@ class _Tally:
     at_s: float = 0.0
 
     def fade(self, now_s: float) -> None:
-        kept = float(np.exp(-max(now_s - self.at_s, 0.0) / _RECENT_S))
+        kept = math.exp(-max(now_s - self.at_s, 0.0) / _RECENT_S)
         self.recent_attained *= kept
         self.recent_missed *= kept
         self.recent_served_s *= kept
@@ -110,7 +111,7 @@ class TenantTallies:
         tally.recent_attained += met
         tally.recent_missed += not met
         counter = self._metrics.tenant_attained if met else self._metrics.tenant_missed
-        counter.labels(name).inc()
+        series(counter, name).inc()
 
     def jain(self, now_s: float) -> dict[str, float]:
         """Jain's index over tenants of recent attainment, and of recent slot-seconds."""

@@ -9,7 +9,8 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue, Request
+from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.planned_strand import Request
 
 
 class TieredQueue(PlannedQueue):
@@ -70,9 +71,14 @@ class TieredQueue(PlannedQueue):
         """How many requests go before any plan of their tier."""
         return sum(tier.recovery_count for tier in self._in_turn())
 
-    def plannable_ids(self) -> list[str]:
+    def plannable_ids(self) -> Iterator[str]:
         """Ids that a plan may order, in their present order."""
-        return [name for tier in self._in_turn() for name in tier.plannable_ids()]
+        for tier in self._in_turn():
+            yield from tier.plannable_ids()
+
+    def plannable_members(self) -> list[str]:
+        """All of them in any order, which costs less."""
+        return [name for tier in self._in_turn() for name in tier.plannable_members()]
 
     def recovery_ids(self) -> list[str]:
         """Ids of those who go before any plan, next first."""

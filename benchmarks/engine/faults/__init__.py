@@ -1,0 +1,1 @@
+"""The fault table: each fault on the real engine, stock vLLM beside ours."""
