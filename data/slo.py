@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
@@ -18,6 +18,8 @@ from lengthwise.data.errors import InputError, shown
 SLO_LIMIT_MS = (1.0, 86_400_000.0)
 DEFAULT_CLASS = "default"
 OBJECTIVES = ("ttft", "tpot", "e2e")
+_FIELDS = tuple(f"{name}_s" for name in OBJECTIVES)
+_XARGS = {name: f"slo_{name}_ms" for name in OBJECTIVES}
 
 _HEADER_PREFIXES = ("x-slo-", "x-llm-d-slo-")
 _OBJECTIVE_HEADERS = {
@@ -100,7 +102,7 @@ class SloTable(Mapping[str, Slo]):
                     f"SLO class {slo_class!r} has unknown key {shown(unknown[0])}; "
                     f"known: {', '.join(sorted(allowed))}"
                 )
-            slos[slo_class] = _slo(slo_class, {key: row[key] for key in row if key != "weight"})
+            slos[slo_class] = Slo(**_seconds(row), slo_class=slo_class)
             weights[slo_class] = _weight(slo_class, row.get("weight", 1.0))
         return cls(slos, weights)
 
@@ -133,18 +135,24 @@ class SloTable(Mapping[str, Slo]):
 
         Raises InputError for a class the table does not know, or a value outside SLO_LIMIT_MS.
         """
+        name = self._checked(slo_class)
+        return self._completed(name, _seconds(given or {}))
+
+    def _checked(self, slo_class: str | None) -> str:
         name = DEFAULT_CLASS if slo_class is None else check_class_name(slo_class)
         if self._slos and name not in self._slos and name != DEFAULT_CLASS:
             known = ", ".join(sorted(self._slos))
             raise InputError(f"unknown slo_class {shown(name)}; known: {known}")
-        default = self._slos.get(name, Slo(slo_class=name))
-        chosen = _slo(name, given or {})
-        absent = {
-            f"{o}_s": getattr(default, f"{o}_s")
-            for o in OBJECTIVES
-            if getattr(chosen, f"{o}_s") is None
-        }
-        return replace(chosen, **absent)
+        return name
+
+    def _completed(self, name: str, given_s: dict[str, float]) -> Slo:
+        """What is given, in seconds by field, and the rest from the class's defaults."""
+        default = self._slos.get(name)
+        if default is not None:
+            for field in _FIELDS:
+                if field not in given_s and (value := getattr(default, field)) is not None:
+                    given_s[field] = value
+        return Slo(**given_s, slo_class=name)
 
     def __getitem__(self, slo_class: str) -> Slo:
         return self._slos[slo_class]
@@ -183,14 +191,15 @@ def parse_slo(
                 return value
         return None
 
-    given = {
-        f"{name}_ms": _clamped_ms(find(f"slo_{name}_ms", _OBJECTIVE_HEADERS[name]), name)
-        for name in OBJECTIVES
-    }
+    given_s = {}
+    for name, field in zip(OBJECTIVES, _FIELDS, strict=True):
+        value = find(_XARGS[name], _OBJECTIVE_HEADERS[name])
+        if value is not None:
+            given_s[field] = _clamped_ms(value, name) / 1e3
     slo_class = find("slo_class", _CLASS_HEADERS)
     if slo_class is None:
         slo_class = table.known_class(*(lowered.get(name) for name in _GATEWAY_CLASS_HEADERS))
-    return table.resolve(slo_class, given)
+    return table._completed(table._checked(slo_class), given_s)
 
 
 def check_class_name(slo_class: Any) -> str:
@@ -203,22 +212,18 @@ def check_class_name(slo_class: Any) -> str:
     return slo_class
 
 
-def _slo(slo_class: str, given_ms: Mapping[str, Any]) -> Slo:
+def _seconds(given_ms: Mapping[str, Any]) -> dict[str, float]:
+    """Of the objectives given (`ttft_ms` ...), by field."""
     given = {name: given_ms.get(f"{name}_ms") for name in OBJECTIVES}
-    return Slo(
-        **{f"{name}_s": _ms(ms, name) / 1e3 for name, ms in given.items() if ms is not None},
-        slo_class=slo_class,
-    )
+    return {f"{name}_s": _ms(ms, name) / 1e3 for name, ms in given.items() if ms is not None}
 
 
 def _is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _clamped_ms(value: Any, name: str) -> float | None:
-    """A request's objective within the limits; None where there is none."""
-    if value is None:
-        return None
+def _clamped_ms(value: Any, name: str) -> float:
+    """A request's objective within the limits."""
     number = _number(value)
     if math.isnan(number):
         raise InputError(f"slo_{name}_ms must be a number of milliseconds, got {shown(value)}")

@@ -154,6 +154,8 @@ class LengthPredictor:
         return cls(*artifact.read(Path(directory)))
 
     def _log_quantiles(self, rows: NDArray[np.floating], classes: Sequence[str | None]) -> Floats:
+        if len(set(classes)) == 1:
+            return self.estimator.predict_log_quantiles(rows, self.conformal.of(classes[0]))
         out = np.empty((len(rows), self._levels.size))
         for levels, members in _by_levels(self.conformal, classes):
             out[members] = self.estimator.predict_log_quantiles(rows[members], levels)

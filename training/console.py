@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -188,6 +188,19 @@ class _RichSteps:
         task = next(t for t in self._bars.tasks if t.id == self._task)
         total = task.total or max(1, task.completed)
         self._bars.update(self._task, total=total, completed=total)
+
+
+def stage_printer() -> Callable[[str], None]:
+    """Prints one line per stage on stderr with the seconds since this call."""
+    started_s = time.perf_counter()
+    printer = stderr()
+
+    def say(text: str) -> None:
+        printer.print(
+            f"[{time.perf_counter() - started_s:6.1f} s] {text}", markup=False, soft_wrap=True
+        )
+
+    return say
 
 
 def print_json(document: Any) -> None:

@@ -13,6 +13,7 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.boosting import BoosterRegressor, check_rows
 
@@ -59,9 +60,34 @@ class LGBMHazardRegressor(BoosterRegressor):
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Inverse of the piecewise log-linear distribution."""
-        count = self.edges_.size - 1
-        hazard = 1.0 / (1.0 + np.exp(-self.trees_.predict_over_last(X, count)))
-        hazard[:, -1] = 1.0
-        passed = 1.0 - np.cumprod(1.0 - hazard, axis=1)
-        grid = np.concatenate((np.zeros((len(X), 1)), passed), axis=1)
-        return np.stack([np.interp(levels, row, self.edges_) for row in grid])
+        odds = np.exp(-self.trees_.predict_over_last(X, self.edges_.size - 1))
+        out = np.empty((len(X), len(levels)))
+        _read_quantiles(odds, self.edges_, levels, out)
+        return out
+
+
+@njit(nogil=True)
+def _read_quantiles(
+    odds: np.ndarray, edges: np.ndarray, levels: np.ndarray, out: np.ndarray
+) -> None:
+    """Log-tokens at the levels, (n, q), from the odds to live through each bin, (n, bins).
+
+    `np.interp` over the chance to have ended by each edge, which is 1 at the last.
+    """
+    last = edges.size - 1
+    ended = np.zeros(edges.size)
+    for row in range(odds.shape[0]):
+        alive = 1.0
+        for at in range(last):
+            alive *= 1.0 - (1.0 / (1.0 + odds[row, at]) if at + 1 < last else 1.0)
+            ended[at + 1] = 1.0 - alive
+        for q in range(levels.size):
+            level = levels[q]
+            at = 0
+            while at < last and ended[at + 1] <= level:
+                at += 1
+            if at == last or ended[at] == level:
+                out[row, q] = edges[at]
+            else:
+                slope = (edges[at + 1] - edges[at]) / (ended[at + 1] - ended[at])
+                out[row, q] = slope * (level - ended[at]) + edges[at]

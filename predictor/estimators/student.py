@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.boosting import BoosterRegressor, check_rows
 
@@ -91,14 +92,27 @@ class LGBMLengthRegressor(BoosterRegressor):
 
     def predict_location_scale(self, X: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Location and scale of log-length, (n,) each."""
-        mu, log_scale = (self.trees_.predict(X) + self.start_).T
-        return mu, np.exp(np.clip(log_scale, *_LOG_SCALE_LIMITS))
+        raw = self.trees_.predict(X) + self.start_
+        mu, log_scale = raw[:, 0], raw[:, 1]
+        low, high = _LOG_SCALE_LIMITS  # not np.clip, which takes as long as the trees do
+        return mu, np.exp(np.minimum(np.maximum(log_scale, low), high))
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """mu + exp(s) t_nu(l)."""
         mu, scale = self.predict_location_scale(X)
-        logs = mu[:, None] + scale[:, None] * student_quantiles(self.dof, levels)
-        return np.minimum(logs, self.ceiling_)
+        out = np.empty((len(mu), len(levels)))
+        _spread(mu, scale, student_quantiles(self.dof, levels), float(self.ceiling_), out)
+        return out
+
+
+@njit(nogil=True)
+def _spread(
+    mu: np.ndarray, scale: np.ndarray, standard: np.ndarray, ceiling: float, out: np.ndarray
+) -> None:
+    """mu + scale times the standard quantiles, (n, q), at most the ceiling."""
+    for row in range(out.shape[0]):
+        for q in range(out.shape[1]):
+            out[row, q] = min(mu[row] + scale[row] * standard[q], ceiling)
 
 
 _QUANTILES: dict[tuple[float, bytes], Floats] = {}

@@ -10,9 +10,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.ridges import fill_own, ridge_of
 from lengthwise.predictor.features.scan import encode, scan
 from lengthwise.predictor.features.structure import (
     KEYS,
@@ -21,13 +23,74 @@ from lengthwise.predictor.features.structure import (
     STRUCTURE_NAMES,
     read_structure,
 )
-from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.features.text import HashedText, project_tokens
 
 BLOCKS = ("structure", "text", "embedding", "request")
 DEFAULT_BLOCKS = ("structure", "text", "request")
 LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
 REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
+_BYTES_AT, _WORDS_AT = _TOKEN_COLUMNS
+
+
+@njit
+def _read_prompt(
+    text: np.ndarray,
+    keys: np.ndarray,
+    masks: np.ndarray,
+    numbers: np.ndarray,
+    char_max: int,
+    row_of: np.ndarray,
+    weights: np.ndarray,
+    split: int,
+    ridge: int,
+    offset: float,
+    structure: np.ndarray,
+    sums: np.ndarray,
+    columns: np.ndarray,
+) -> None:
+    """One prompt's structure, (s,), and text columns, (k,): all that is read of it, in one call.
+
+    `sums` is room for what text columns are made of: `split` of the SVD, then one a ridge, of which
+    `ridge` with its `offset` is the row's own.
+    """
+    kinds, hashes, values, starts, stops = scan(text)
+    read_structure(text, kinds, hashes, values, starts, stops, keys, masks, numbers, structure)
+    if sums.size == 0:
+        return
+    project_tokens(text, kinds, hashes, starts, stops, char_max, row_of, weights, sums)
+    columns[:split] = sums[:split]
+    if sums.size > split:
+        fill_own(sums[split:], ridge, offset, columns[split:])
+
+
+@njit
+def _join_rows(
+    structure: np.ndarray,
+    columns: np.ndarray,
+    request: np.ndarray,
+    token_fit: np.ndarray,
+    first: int,
+    out: np.ndarray,
+) -> None:
+    """Blocks side by side in `out`, (n, f): `first` columns of structure, (n, s), text, (n, k).
+
+    `request`, (n, 2) or none, is the class's number and the logarithm of the prompt's tokens, NaN
+    where they are to be estimated.
+    """
+    last = first + columns.shape[1]
+    for i in range(out.shape[0]):
+        for column in range(first):
+            out[i, column] = structure[i, column]
+        for column in range(columns.shape[1]):
+            out[i, first + column] = columns[i, column]
+        if out.shape[1] > last:
+            out[i, last] = request[i, 0]
+            size = request[i, 1]
+            if np.isnan(size):
+                size = token_fit[0] + token_fit[1] * structure[i, _BYTES_AT]
+                size += token_fit[2] * structure[i, _WORDS_AT]
+            out[i, last + 1] = size
 
 
 class PromptFeatures(TextTransformer):
@@ -110,17 +173,17 @@ class PromptFeatures(TextTransformer):
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
         """`transform` on bare columns: the serving path, with no frame in between."""
-        n = len(prompts)
-        structure = np.zeros((n, len(STRUCTURE_NAMES)))
-        sums = np.zeros((n, self.text_.n_sums))
-        scratch = self.text_.scratch()
-        for i, prompt in enumerate(prompts):
-            text = encode(prompt)
-            found = scan(text)
-            read_structure(text, *found, KEYS, MASKS, NUMBERS, structure[i])
-            if "text" in self.blocks:
-                self.text_.project_tokens(text, found, scratch, sums[i])
-        columns = self.text_.columns(sums, classes)
+        n, read = len(prompts), self.text_
+        structure = np.empty((n, len(STRUCTURE_NAMES)))
+        columns = np.empty((n, read.n_columns))
+        sums = np.empty(read.n_sums)
+        for i, (prompt, name) in enumerate(zip(prompts, classes, strict=True)):
+            ridge, offset = ridge_of(name, read.classes_, read.class_offsets_)
+            _read_prompt(
+                encode(prompt), KEYS, MASKS, NUMBERS,
+                read.char_max, read.row_of_, read.weights_, read.n_svd_, ridge, offset,
+                structure[i], sums, columns[i],
+            )  # fmt: skip
         if self.embedding_ is not None:
             columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
         return self._join(structure, columns, classes, tokens)
@@ -167,23 +230,24 @@ class PromptFeatures(TextTransformer):
         classes: Sequence[str | None],
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
-        parts = []
-        if "structure" in self.blocks:
-            parts.append(structure)
-        parts.append(columns)  # none, if neither text nor embedding was asked for
+        first = structure.shape[1] if "structure" in self.blocks else 0
+        # no columns, if neither text nor embedding was asked for
+        last = first + columns.shape[1]
+        request = np.zeros((0, 2))
         if "request" in self.blocks:
-            code = {name: float(i) for i, name in enumerate(self.classes_)}
-            request = np.empty((len(classes), 2))
-            for i, (name, count) in enumerate(zip(classes, tokens, strict=True)):
-                request[i, 0] = -1.0 if name is None else code.get(name, -1.0)
-                if count is None:
-                    size, words = structure[i, _TOKEN_COLUMNS]
-                    fit = self.token_fit_
-                    request[i, 1] = fit[0] + fit[1] * size + fit[2] * words
-                else:
-                    request[i, 1] = np.log1p(count)
-            parts.append(request)
-        return np.concatenate(parts, axis=1, dtype=np.float32)
+            known = self.classes_
+            request = np.array(
+                [
+                    (
+                        known.index(name) if name in known else -1.0,
+                        np.nan if count is None else np.log1p(count),
+                    )
+                    for name, count in zip(classes, tokens, strict=True)
+                ]
+            ).reshape(-1, 2)
+        out = np.empty((len(structure), last + 2 * ("request" in self.blocks)), np.float32)
+        _join_rows(structure, columns, request, self.token_fit_, first, out)
+        return out
 
 
 def _columns_of(

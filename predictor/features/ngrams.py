@@ -19,13 +19,26 @@ _SHIFT = np.uint64(31)
 
 
 @njit
-def _add(h: np.uint64, counts: np.ndarray, touched: np.ndarray, used: int) -> int:
-    bucket = np.int64((h ^ (h >> _SHIFT)) & np.uint64(counts.size - 1))
-    if counts[bucket] == 0.0:
-        touched[used] = bucket
-        used += 1
-    counts[bucket] += 1.0
-    return used
+def _add(
+    h: np.uint64,
+    total: int,
+    slots: np.ndarray,
+    buckets: np.ndarray,
+    counts: np.ndarray,
+    used: int,
+) -> int:
+    bucket = np.int64((h ^ (h >> _SHIFT)) & np.uint64(total - 1))
+    at = bucket & (slots.size - 1)
+    while slots[at] != 0:
+        place = slots[at] - 1
+        if buckets[place] == bucket:
+            counts[place] += 1.0
+            return used
+        at = (at + 1) & (slots.size - 1)
+    slots[at] = used + 1
+    buckets[used] = bucket
+    counts[used] = 1.0
+    return used + 1
 
 
 @njit
@@ -36,14 +49,25 @@ def count_ngrams(
     starts: np.ndarray,
     stops: np.ndarray,
     char_max: int,
-    counts: np.ndarray,
-    touched: np.ndarray,
-) -> int:
-    """Add one prompt's n-grams to `counts`, (buckets,) float32 zeros, buckets a power of two.
+    total: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One prompt's n-grams over `total` buckets, a power of two.
 
-    Returns how many buckets were touched; their numbers stand in `touched`, (buckets,) int32.
-    `char_max` 0 leaves character runs out, else runs of 3 to `char_max` letters count too.
+    The buckets touched, (u,) int32, in the order of their first n-gram, and how many each has,
+    (u,) float32. `char_max` 0 leaves character runs out, else runs of 3 to `char_max` letters
+    count too.
     """
+    most = 2 * kinds.size + HEAD_TOKENS
+    if char_max >= 3:
+        most += (char_max - 2) * text.size
+    room = min(most, total)
+    # a table as large as the prompt needs: one of all buckets would be half a megabyte to clear
+    size = 16
+    while size < 2 * room and size < total:
+        size *= 2
+    slots = np.zeros(size, np.int32)  # 1 + where a bucket stands in `buckets`, 0 of an empty slot
+    buckets = np.empty(room, np.int32)
+    counts = np.empty(room, np.float32)
     used = 0
     previous = np.uint64(0)
     seen = 0
@@ -51,11 +75,11 @@ def count_ngrams(
         if kinds[t] == NEWLINE:
             continue
         h = hashes[t]
-        used = _add(h, counts, touched, used)
+        used = _add(h, total, slots, buckets, counts, used)
         if seen > 0:
-            used = _add(combine(previous, h), counts, touched, used)
+            used = _add(combine(previous, h), total, slots, buckets, counts, used)
         if seen < HEAD_TOKENS:
-            used = _add(combine(_HEAD_MARK, h), counts, touched, used)
+            used = _add(combine(_HEAD_MARK, h), total, slots, buckets, counts, used)
         previous = h
         seen += 1
         if char_max >= 3 and kinds[t] == WORD:
@@ -72,5 +96,6 @@ def count_ngrams(
                         byte = text[at] + 32 if 65 <= text[at] <= 90 else text[at]
                     rolling = (rolling ^ np.uint64(byte)) * _FNV_PRIME
                     if offset >= 2:
-                        used = _add(combine(rolling, _HEAD_MARK), counts, touched, used)
-    return used
+                        run = combine(rolling, _HEAD_MARK)
+                        used = _add(run, total, slots, buckets, counts, used)
+    return buckets[:used], counts[:used]

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import Ridge
 
+from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 
@@ -135,21 +136,34 @@ class RidgedText(TextTransformer):
         return ridges.coefficients, held_out
 
 
+def ridge_of(
+    slo_class: str | None, ridge_classes: Sequence[str], offsets: Floats
+) -> tuple[int, float]:
+    """Which ridge is a class's own, and what its mean adds; -1 and 0 where it has none."""
+    if slo_class not in ridge_classes:
+        return -1, 0.0
+    k = ridge_classes.index(slo_class)
+    return k, float(offsets[k])
+
+
+@njit
+def fill_own(sums: np.ndarray, ridge: int, offset: float, out: np.ndarray) -> None:
+    """What the ridges say of a row, (1 + classes,), as its two columns: the common one, its own.
+
+    Without a ridge of its own (-1) a row borrows the common one.
+    """
+    out[0] = sums[0]
+    out[1] = offset + sums[1 + ridge] if ridge >= 0 else sums[0]
+
+
 def own_columns(
     sums: Floats, ridge_classes: Sequence[str], offsets: Floats, classes: Sequence[str | None]
 ) -> Floats:
-    """What the ridges say, (n, 1 + classes), as columns (n, 2): the common one and the row's own.
-
-    A class without a ridge borrows the common one.
-    """
-    common = sums[:, 0]
-    own = common.copy()
-    at = {name: i for i, name in enumerate(ridge_classes)}
+    """The two columns of each row, (n, 1 + classes) to (n, 2)."""
+    out = np.empty((len(sums), 2))
     for i, name in enumerate(classes):
-        k = at.get(name, -1) if name is not None else -1
-        if k >= 0:
-            own[i] = offsets[k] + sums[i, 1 + k]
-    return np.column_stack((common, own))
+        fill_own(sums[i], *ridge_of(name, ridge_classes, offsets), out[i])
+    return out
 
 
 def _ridge(

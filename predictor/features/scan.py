@@ -64,7 +64,7 @@ def scan(
     size = text.size
     kinds = np.empty(size, np.uint8)
     hashes = np.empty(size, np.uint64)
-    values = np.zeros(size, np.float64)
+    values = np.empty(size, np.float64)
     starts = np.empty(size, np.int32)
     stops = np.empty(size, np.int32)
     count = 0
@@ -72,6 +72,7 @@ def scan(
     while i < size:
         byte = text[i]
         start = i
+        value = 0.0
         h = _FNV_OFFSET
         if byte == 10:
             kind = NEWLINE
@@ -82,7 +83,6 @@ def scan(
             continue
         elif 48 <= byte <= 57:
             kind = NUMBER
-            value = 0.0
             while i < size and (
                 48 <= text[i] <= 57
                 or (
@@ -97,7 +97,6 @@ def scan(
                 if text[i] != 44 and value < 1e15:
                     value = value * 10.0 + (text[i] - 48)
                 i += 1
-            values[count] = value
             code = value if value <= 20.0 else 100.0 + np.floor(np.log10(value))
             h = combine(h, np.uint64(code))
         elif _is_word_byte(byte):
@@ -122,6 +121,7 @@ def scan(
             i += 1
         kinds[count] = kind
         hashes[count] = h
+        values[count] = value
         starts[count] = start
         stops[count] = i
         count += 1

@@ -45,7 +45,7 @@ STRUCTURE_NAMES: tuple[str, ...] = (
     *(f"edge_{name}" for name in LEXICON),
 )
 
-_TABLE_SIZE = 1 << 13
+_TABLE_SIZE = 1 << 11  # a few times the words, and small: every token of a prompt is looked up
 _REQUIRED = word_hash("required")
 _HTTP = word_hash("http")
 _HTTPS = word_hash("https")

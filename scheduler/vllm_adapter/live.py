@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -100,3 +100,13 @@ def write_live(path: Path | str, state: LiveState) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, state.model_dump_json(indent=1))
+
+
+class LiveKeeper(Protocol):
+    """Who keeps a server's live file: called every ``poll_s`` seconds, and on SIGHUP."""
+
+    poll_s: float
+
+    def keep(self, live_file: Path, reread: bool) -> None:
+        """Rewrite the file if need be; ``reread``: somebody asks for everything anew."""
+        ...

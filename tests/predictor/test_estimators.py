@@ -12,10 +12,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import estimator_class
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
-from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor, _read_quantiles
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
+from lengthwise.predictor.estimators.trees import FlatTrees
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.text import HashedText
 
@@ -101,6 +102,28 @@ def test_the_flat_walk_is_the_booster() -> None:
     X[::5, 0] = np.nan
     raw = lgb.Booster(model_str=fitted.text_).predict(X).reshape(len(X), 2)
     np.testing.assert_array_equal(fitted.trees_.predict(X), raw)
+
+
+def test_quantiles_are_read_off_as_interp_does_to_the_bit() -> None:
+    rng = np.random.default_rng(5)
+    for bins in (1, 2, 7, 28):
+        odds = np.exp(rng.normal(1.0, 4.0, (40, bins)))
+        edges = np.cumsum(rng.uniform(0.0, 1.0, bins + 1))
+        levels = np.sort(np.append(rng.uniform(0.0005, 0.9995, 11), 1.0))
+        out = np.empty((40, 12))
+        _read_quantiles(odds, edges, levels, out)
+        hazard = 1.0 / (1.0 + odds)
+        hazard[:, -1] = 1.0
+        ended = np.insert(1.0 - np.cumprod(1.0 - hazard, axis=1), 0, 0.0, axis=1)
+        wanted = [np.interp(levels, row, edges) for row in ended]
+        np.testing.assert_array_equal(out, wanted)
+
+
+def test_a_tree_that_has_no_room_is_refused() -> None:
+    fitted = LGBMLengthRegressor(n_estimators=2).fit(*noisy_lengths())
+    many = fitted.text_.replace("split_feature=", "split_feature=70000 ", 1)
+    with pytest.raises(InputError, match="and feature 70000"):
+        FlatTrees.from_model_text(many, 2)
 
 
 def test_a_range_of_bins_is_the_same_as_every_bin_alone() -> None:

@@ -1,4 +1,6 @@
 import re
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.predictor.features.columns import PromptFeatures
-from lengthwise.predictor.features.scan import encode, scan, word_hash
+from lengthwise.predictor.features.ngrams import HEAD_TOKENS, count_ngrams
+from lengthwise.predictor.features.scan import NEWLINE, combine, encode, scan, word_hash
 from lengthwise.predictor.features.structure import (
     KEYS,
     MASKS,
@@ -196,3 +199,22 @@ def test_a_class_has_a_ridge_of_its_own() -> None:
     served = text.transform(["apple", "apple", "apple"], ["a", "b", "never-seen"])
     assert served[0, -1] > served[2, -1] > served[1, -1]
     assert served[2, -1] == served[2, -2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "7", ",", "\n", "word", "Ärger", "long"]), max_size=200),
+    st.sampled_from([4, 64, 1 << 16]),
+)
+def test_ngrams_are_counted_whatever_the_size_of_the_table(words, total):
+    """A table of the prompt's size, of all buckets where they are few: the same counts."""
+    text = encode(" ".join(words) or " ")
+    kinds, hashes, _, starts, stops = scan(text)
+    found = [h for h, kind in zip(hashes, kinds, strict=True) if kind != NEWLINE]
+    mark = np.uint64(0x9E3779B97F4A7C15)
+    grams = [*found, *(combine(a, b) for a, b in pairwise(found)),
+             *(combine(mark, h) for h in found[:HEAD_TOKENS])]  # fmt: skip
+    wanted = Counter((int(h) ^ int(h) >> 31) & (total - 1) for h in grams)
+    buckets, counts = count_ngrams(text, kinds, hashes, starts, stops, 0, total)
+    assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == wanted
+    assert len(set(buckets.tolist())) == len(buckets)

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from lengthwise.training.registry import models as registry
-from lengthwise.training.registry.models import DEFAULT_PREDICTOR, register, resolve_predictor
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
+from lengthwise.training.registry.models import register, resolve_predictor
 from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
 

@@ -14,6 +14,7 @@ from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.vllm_adapter.api.batching import _round_for_log
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
@@ -228,3 +229,12 @@ def test_the_request_table_grows_and_reuses_rows():
     assert arrays.arrival_s.tolist() == [float(600 - i) for i in range(599, 0, -2)]
     assert np.isinf(arrays.tpot_s).all()
     assert (arrays.ttft_s == 1.0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e5, 1e30])
+def test_logged_features_are_rounded_as_numpy_does(scale):
+    rows = (np.random.default_rng(3).standard_normal((3, 200)) * scale).astype(np.float32)
+    rows[0, :3] = np.nan, np.inf, -np.inf
+    out = np.empty_like(rows)
+    _round_for_log(rows, out)
+    np.testing.assert_array_equal(out, np.where(np.isfinite(rows), rows, 0.0).round(6))

@@ -26,8 +26,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
-from lengthwise.scheduler.vllm_adapter.api import middleware
-from lengthwise.scheduler.vllm_adapter.api.middleware import STATUS_PATH
+from lengthwise.scheduler.vllm_adapter.api.own_routes import (
+    CONFIGURE_PATH,
+    RELOAD_PATH,
+    STATUS_PATH,
+)
 from lengthwise.scheduler.vllm_adapter.api.prediction import Prediction
 from lengthwise.scheduler.vllm_adapter.api.request_body import MOST_PROMPTS, hints_of, parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
@@ -356,12 +359,10 @@ class StubServer(Client):
 REFUSED = {"error": {"message": "no JSON object", "type": "BadRequestError", "code": 400}}
 SCHEMA = schemathesis.openapi.from_path(OPENAPI)
 SCHEMA.app = StubServer()
-OURS = [("POST", "/lengthwise/configure")]
+OURS = [("POST", CONFIGURE_PATH)]
 GENERATING = [path for path in READERS if path != "/cohere/v2/chat"]  # needs a library of its own
 ROUTES = [*OURS, *(("POST", path) for path in GENERATING)]
-POSITIVE = [("GET", "/lengthwise/status"), *ROUTES]
-if hasattr(middleware, "RELOAD_PATH"):
-    POSITIVE.append(("POST", "/lengthwise/reload"))
+POSITIVE = [("GET", STATUS_PATH), *ROUTES, ("POST", RELOAD_PATH)]
 
 
 @pytest.mark.parametrize(

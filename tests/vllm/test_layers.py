@@ -75,9 +75,7 @@ def test_without_the_key_nothing_is_read_judged_or_said(monkeypatch, path, body,
     server = Server(monkeypatch, max_body_bytes=2000, admission={"mode": "shed"})
     server.core.answer = {"action": "shed", "retry_after_s": 1.0}
     read = []
-    monkeypatch.setattr(
-        LengthwiseMiddleware, "_read", lambda *_: read.append(1) or asyncio.sleep(0)
-    )
+    monkeypatch.setattr(middleware, "read_limited", lambda *_: read.append(1) or asyncio.sleep(0))
     answer = server.post(path, body, headers | key)
     assert (answer.status_code, answer.json()) == (401, {"error": "Unauthorized"})
     assert (read, server.predictor.calls, server.core.asked) == ([], [], [])

@@ -17,6 +17,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.api import candidate
 from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.candidate import PROBES, load_checked
+from lengthwise.scheduler.vllm_adapter.api.own_routes import configuring
 from lengthwise.scheduler.vllm_adapter.live import (
     LivePredictor,
     LiveState,
@@ -52,7 +53,7 @@ class Live(Client):
         return live_state(self.asgi.settings).model_dump()
 
     def check(self, again=False):
-        ask = self.asgi._engine_of({"app": self.app})
+        ask = configuring({"app": self.app})
         outcomes = asyncio.run(self.asgi.reloader.check(ask, again))
         return {part: found.outcome for part, found in outcomes.items()}
 
@@ -284,7 +285,7 @@ def test_the_watch_ends_even_where_the_engine_answers_at_that_moment(served):
 
     async def scenario():
         served.core.call_utility_async = answer
-        reloader.start(served.asgi._engine_of({"app": served.app}))
+        reloader.start(configuring({"app": served.app}))
         _, pending = await asyncio.wait([reloader._task], timeout=0.5)
         reloader._task.cancel()
         return pending

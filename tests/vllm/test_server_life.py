@@ -61,12 +61,12 @@ while True:
 '''
 LAUNCHER = """
 import signal, sys
-from lengthwise.scheduler.vllm_adapter.server import command, launch
+from lengthwise.scheduler.vllm_adapter.server import command, foreground
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup inherit that it is ignored
 program, port, folder, how, *options = sys.argv[1:]
 command._entry_point = lambda model: [sys.executable, "-S", "-c", program, port, folder, how]
-launch.STOP_GRACE_S = 1.0
-sys.exit(launch.serve_forever("m", None, ["--port", port, *options], cache_dir=folder))
+arguments = ["--port", port, *options]
+sys.exit(foreground.serve_forever("m", None, arguments, cache_dir=folder, stop_grace_s=1.0))
 """
 
 

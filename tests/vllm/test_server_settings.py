@@ -15,12 +15,10 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, EmulateOptions
 from lengthwise.scheduler.vllm_adapter.server import command as command_line
 from lengthwise.scheduler.vllm_adapter.server.command import server_command, server_environment
-from lengthwise.scheduler.vllm_adapter.server.launch import (
-    ServerStartError,
-    launch_server,
-    serve_forever,
-)
+from lengthwise.scheduler.vllm_adapter.server.foreground import serve_forever
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
 from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
+from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerStartError
 from lengthwise.scheduler.vllm_adapter.settings import (
     REPLAY_VARIABLE,
     SETTINGS_VARIABLE,

@@ -33,7 +33,8 @@ from lengthwise.training.bench.comparison.workload_source import WorkloadSource,
 from lengthwise.training.bench.results.records import RequestRecord, paired_difference
 from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner
 from lengthwise.training.bench.served import Server
-from lengthwise.training.registry.models import CHALLENGER, CHAMPION, ResolvedPredictor
+from lengthwise.training.registry.model_names import CHALLENGER, CHAMPION
+from lengthwise.training.registry.models import ResolvedPredictor
 from lengthwise.training.registry.promotions import log_promotion, make_champion
 from lengthwise.training.workspace import Workspace
 

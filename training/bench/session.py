@@ -41,11 +41,8 @@ from lengthwise.training.bench.runners.simulator_runner import (
     processes,
 )
 from lengthwise.training.console import SilentSteps, Steps
-from lengthwise.training.registry.models import (
-    DEFAULT_PREDICTOR,
-    ResolvedPredictor,
-    resolve_predictor,
-)
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
+from lengthwise.training.registry.models import ResolvedPredictor, resolve_predictor
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:

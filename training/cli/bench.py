@@ -1,40 +1,33 @@
-"""Commands that measure: ``calibrate``, ``simulate``, ``bench``, ``report``, ``demo``."""
+"""Commands on the real engine: ``calibrate``, ``bench`` and ``demo``."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import parse_object
 from lengthwise.training import console
-from lengthwise.training.registry.models import DEFAULT_PREDICTOR
-from lengthwise.training.workspace import Workspace
-
-if TYPE_CHECKING:
-    from lengthwise.training.bench.results.result import BenchResult
-
-ARENA_LOAD = 1.5
-ARENA_REQUESTS = 1000
-WORKLOAD_HELP = (
-    "paper | mixed | tails | agents | documents | tight | mixed-long, "
-    "or a workload file (JSON lines)."
+from lengthwise.training.cli.bench_options import (
+    ARENA_LOAD,
+    WORKLOAD_HELP,
+    ArrivalsOption,
+    JsonOption,
+    SourceOption,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Only the JSON document on stdout.")]
-SourceOption = Annotated[
-    str | None, typer.Option(help="Data source of a named workload; by default the best found.")
-]
-ArrivalsOption = Annotated[str, typer.Option(help="poisson | azure | gamma (named workloads).")]
+from lengthwise.training.cli.results_shown import report, show
+from lengthwise.training.cli.simulate import simulate
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
+from lengthwise.training.workspace import Workspace
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
+    """Add them to the app, and the commands about modelled runs and results."""
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("calibrate", context_settings=passing_on)(calibrate)
     app.command("simulate")(simulate)
@@ -68,7 +61,7 @@ def calibrate(
     requests = open_workload(workload, source=source)
     path = out or profile_path(workspace, model)
     directory = workspace.new_run_dir("calibrate")
-    say = stage_printer()
+    say = console.stage_printer()
     say(f"starting {model}")
     with (
         engine_errors(),
@@ -86,98 +79,6 @@ def calibrate(
         console.print_json({"profile": str(path), **done.report})
     else:
         console.print_table(f"Calibrated: {path}", ["quantity", "value"], calibration_rows(done))
-
-
-def simulate(
-    workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "paper",
-    load: Annotated[
-        float | None, typer.Option(help="Multiple of capacity; a file keeps its own pace.")
-    ] = None,
-    policy: Annotated[
-        str, typer.Option(help="Comma-separated POLICY or POLICY:LENGTHS; the first is the base.")
-    ] = "fcfs,feasible-edf,sa",
-    lengths: Annotated[
-        str, typer.Option(help="oracle | learned | class | none, where a policy names none.")
-    ] = "class",
-    model: Annotated[
-        str | None, typer.Option(help="Predictor: model URI or directory (learned, class).")
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(help="Engine profile: a name or a file; of instances in turn, with commas."),
-    ] = "tiny-cpu",
-    instances: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
-    router: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated routers, each an arm [gain, with --instances]."),
-    ] = None,
-    requests: Annotated[
-        int | None, typer.Option(min=1, help="Requests per seed [1000 an instance; a file's all].")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Draws of the workload [3; a file is played once].")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
-    source: SourceOption = None,
-    arrivals: ArrivalsOption = "poisson",
-    plan_budget_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="Longest search for one plan [a fixed number of steps, so that the figures do "
-            "not depend on how busy this machine is]."
-        ),
-    ] = None,
-    max_wait: Annotated[
-        float, typer.Option(help="Seconds after which a request goes first.")
-    ] = 120.0,
-    output: Annotated[Path | None, typer.Option(help="Directory for records and report.")] = None,
-    no_bound: Annotated[
-        bool, typer.Option("--no-bound", help="Leave out what no scheduler can exceed.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to play in.")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """Play policies on the modelled engine; same tables, files and report as bench.
-
-    The last line is the result as one JSON document, for programs; --json prints nothing else.
-    """
-    from lengthwise.training.bench.comparison.arms import parse_arms
-    from lengthwise.training.bench.comparison.bench_settings import BenchSettings
-    from lengthwise.training.bench.comparison.workload_source import is_arena
-    from lengthwise.training.bench.results.report import write_run
-    from lengthwise.training.bench.runners.fleet_runner import parse_routers
-    from lengthwise.training.bench.session import run_modeled
-
-    named = is_arena(workload)
-    routers = parse_routers(router or "gain") if router or instances > 1 else ()
-    settings = BenchSettings(
-        arms=parse_arms(policy, default_lengths=lengths),
-        workload=workload,
-        source=source,
-        arrivals=arrivals,
-        load=ARENA_LOAD if load is None and named else load,
-        requests=ARENA_REQUESTS * instances if requests is None and named else requests,
-        repeats=seeds,
-        seed=seed,
-        predictor=model,
-        profile=profile,
-        plan_budget_ms=plan_budget_ms,
-        max_wait_s=max_wait,
-        instances=instances,
-        routers=routers,
-    )
-    with console.progress(quiet=as_json) as steps:
-        outcome = run_modeled(
-            settings,
-            workspace=Workspace.current(),
-            with_bound=not no_bound,
-            jobs=jobs,
-            steps=steps,
-        )
-    page = None
-    if output is not None:
-        page = write_run(output, outcome.result, outcome.records, outcome.queue)
-    show(outcome.result, page, as_json=as_json)
 
 
 def bench(
@@ -284,7 +185,7 @@ def bench(
         vllm_args=vllm_args(ctx),
         emulate=emulate,
     )
-    workspace, say = Workspace.current(), stage_printer()
+    workspace, say = Workspace.current(), console.stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:
         if warp:
             from lengthwise.training.bench.runners.warped_runner import WarpSettings
@@ -310,51 +211,6 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(parse_object(text, "--sa-params").items()))
 
 
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of bench or simulate runs.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Of one run: HTML to write; default: in the run.")
-    ] = None,
-    arm: Annotated[
-        str | None, typer.Option(help="Of several: the arm to compare with the others [the best].")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the HTML report of a run again; of several, compare an arm with the others.
-
-    Of several runs the table holds paired differences on the same requests, in each run and over
-    all of them, with 95 % intervals.
-    """
-    from lengthwise.training.bench.results.report import REPORT_FILE, best_arm, read_run, render
-
-    read = [read_run(run) for run in runs]
-    if len(runs) == 1:
-        page = out or runs[0] / REPORT_FILE
-        page.write_text(render(*read[0]), encoding="utf-8")
-        print(page)
-        return
-    from lengthwise.training.bench.results.paired import RunRecords, paired_over_runs
-
-    best = best_arm(read[0][0])
-    chosen = arm or (best.label if best else read[0][0].arms[0].label)
-    named = [
-        RunRecords(run.name, result, records)
-        for run, (result, records, _) in zip(runs, read, strict=True)
-    ]
-    found = paired_over_runs(named, chosen)
-    if not as_json:
-        console.print_table(
-            f"{chosen}: SLO met, points more than",
-            ["run", "arm", "requests", "points", "95 % interval"],
-            [
-                [d.run, d.other, str(d.requests), f"{d.points:+.1f}",
-                 f"{d.ci95[0]:+.1f} to {d.ci95[1]:+.1f}"]
-                for d in found
-            ],
-        )  # fmt: skip
-    console.print_json({"arm": chosen, "differences": [asdict(d) for d in found]})
-
-
 def demo(
     minutes: Annotated[
         float, typer.Option(help="About how long the measured runs may take in all.")
@@ -372,7 +228,7 @@ def demo(
             seed=seed,
             workspace=Workspace.current(),
             steps=steps,
-            say=stage_printer(),
+            say=console.stage_printer(),
         )
     show(result, page, as_json=False)
 
@@ -381,7 +237,7 @@ def demo(
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
     from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
-    from lengthwise.scheduler.vllm_adapter.server.launch import ServerStartError
+    from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerStartError
     from lengthwise.training.bench.engines.client import BenchError
 
     try:
@@ -389,19 +245,6 @@ def engine_errors() -> Iterator[None]:
     except (ServerStartError, BenchError, PlayerError) as error:
         console.stderr().print(f"lengthwise: error: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def stage_printer() -> Callable[[str], None]:
-    """Prints one line per stage on stderr with the seconds since this call."""
-    started_s = time.perf_counter()
-    printer = console.stderr()
-
-    def say(text: str) -> None:
-        printer.print(
-            f"[{time.perf_counter() - started_s:6.1f} s] {text}", markup=False, soft_wrap=True
-        )
-
-    return say
 
 
 def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
@@ -413,29 +256,3 @@ def vllm_args(ctx: typer.Context) -> tuple[str, ...]:
     if ctx.args and not ctx.args[0].startswith("-"):
         raise InputError(f"unexpected argument {ctx.args[0]!r}; options for vLLM start with --")
     return tuple(ctx.args)
-
-
-def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
-    """The table for people, then the document as the last line."""
-    from lengthwise.training.bench.results.report import (
-        KINDS,
-        arm_rows,
-        headline,
-        subline,
-        warnings,
-    )
-
-    if not as_json:
-        kind = KINDS[result.provenance]
-        load = "" if result.load is None else f" at load {result.load:g}"
-        rows = arm_rows(result.arms)
-        if result.bound is not None:
-            bound = {"arm": "bound", "SLO met": f"{100 * result.bound:.1f} %"}
-            rows.append(dict.fromkeys(rows[0], "") | bound)
-        title = f"{result.workload}{load} ({kind}; data: {result.source_label})"
-        console.print_table(title, list(rows[0]), [list(row.values()) for row in rows])
-        notes = [f"note: {text}" for text in warnings(result)]
-        for line in (headline(result), subline(result), *notes, page and f"report: {page}"):
-            if line:
-                print(line)
-    print(result.to_line(), flush=True)

@@ -1,92 +1,43 @@
-"""Commands about the server: ``serve``, ``follow`` and ``doctor``."""
+"""Command ``serve``."""
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.training import console
-from lengthwise.training.registry.models import (
-    DEFAULT_PREDICTOR,
-    ResolvedPredictor,
-    resolve_predictor,
+from lengthwise.training.cli.operate import doctor, follow
+from lengthwise.training.cli.serve_inputs import (
+    NO_PREDICTOR,
+    check_policy,
+    check_start,
+    emulated_device,
+    find_predictor,
+    read_admission,
+    read_slo_table,
 )
-from lengthwise.training.registry.store import RegistryError
+from lengthwise.training.cli.serve_line import DEFAULT_PORT, ServeCommand
+from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
-    from lengthwise.scheduler.vllm_adapter.server.launch import LiveKeeper
+    from lengthwise.scheduler.vllm_adapter.live import LiveKeeper
     from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-
-NO_PREDICTOR = "none"
-DEFAULT_PORT = 8000
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
+    """Add it to the app, and the commands beside a server."""
     passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("serve", cls=ServeCommand, context_settings=passing_on)(serve)
     app.command("follow")(follow)
     app.command("doctor")(doctor)
-
-
-class ServeCommand(TyperCommand):
-    """Keeps to its own options; every other word is vLLM's and stays as it is in ``ctx.args``.
-
-    click would take vLLM's ``-dph`` for ``-d -p -h`` and answer with help.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse our part of the line."""
-        arity = {"-h": 0, "--help": 0}
-        for parameter in self.get_params(ctx):
-            if parameter.param_type_name == "option":
-                flag = getattr(parameter, "is_flag", False)
-                names = [*parameter.opts, *parameter.secondary_opts]
-                arity |= dict.fromkeys(names, 0 if flag else 1)
-        ours, theirs = split_arguments(args, arity)
-        super().parse_args(ctx, ours)
-        ctx.args = theirs
-        return theirs
-
-
-def split_arguments(args: Sequence[str], arity: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Our words of a command line, and vLLM's, each in their order.
-
-    Ours are the options of ``arity`` (option to the number of its values) and the first word that
-    is no option, the model. InputError when an option of vLLM's comes before that.
-    """
-    ours: list[str] = []
-    theirs: list[str] = []
-    has_model = False
-    words = iter(args)
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name in arity:
-            ours.append(word)
-            values = 0 if equals else arity[name]
-            ours += itertools.islice(words, values)
-        elif has_model:
-            theirs.append(word)
-        elif word.startswith("-") and word != "--":
-            theirs.append(word)
-            break
-        elif word != "--":
-            ours.append(word)
-            has_model = True
-    if not has_model and theirs and not {"-h", "--help"} & {*ours, *words}:
-        raise InputError(f"MODEL comes before vLLM's options, got {theirs[0]!r}")
-    return ours, theirs
 
 
 def serve(
@@ -188,7 +139,7 @@ def serve(
         from lengthwise.scheduler.ray_adapter.run_fleet import check_ray
 
         check_ray()
-    from lengthwise.scheduler.vllm_adapter.server.launch import serve_forever
+    from lengthwise.scheduler.vllm_adapter.server.foreground import serve_forever
     from lengthwise.scheduler.vllm_adapter.settings import make_settings
     from lengthwise.training.registry.follow import (
         FileKeeper,
@@ -295,123 +246,3 @@ def serve_instances(
         return run_fleet(options, host=host, port=port, keeper=keeper, live_file=live_file)
     finally:
         files.remove()
-
-
-def check_start(model: str, vllm_args: Sequence[str]) -> None:
-    """InputError for an address that is taken or a model that is none, before anything loads."""
-    from lengthwise.scheduler.vllm_adapter.server.preflight import (
-        address_of,
-        check_model,
-        hold_address,
-    )
-    from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-
-    if model != TINY_NAME:
-        check_model(model)
-    address = address_of(vllm_args)
-    if address is not None:
-        hold_address(address).close()
-
-
-def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:
-    """What `--emulate` asks for, checked.
-
-    Raises:
-        InputError: a profile that cannot be emulated, a step log without one.
-    """
-    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
-
-    if profile is None:
-        if step_log is not None:
-            raise InputError(f"--step-log {step_log} needs --emulate PROFILE")
-        return None
-    emulable_profile(profile)
-    return EmulateOptions(profile, step_log=str(step_log.absolute()) if step_log else None)
-
-
-def follow(
-    live: Annotated[Path, typer.Option(help="The live file of a running server.")],
-    poll_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between looks at the registry.")
-    ] = 30.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-) -> None:
-    """Keep a server's live file in step with the registry.
-
-    For a server that `lengthwise serve` did not start: its settings name the same live_file. The
-    aliases champion and shadow of output-length become its predictor and its shadow.
-    """
-    from lengthwise.training.registry.follow import Follower
-    from lengthwise.training.registry.follow import follow as keep_following
-
-    say = partial(console.stderr().print, markup=False, soft_wrap=True)
-    follower = Follower(Workspace.current(), say)
-    keep_following(live, follower, poll_s=poll_s, once=once, say=say)
-
-
-def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
-    """The predictor to serve with, loaded once so that a broken one stops the start."""
-    if name == NO_PREDICTOR:
-        return None
-    from lengthwise.predictor.model import LengthPredictor
-
-    try:
-        resolved = resolve_predictor(name, workspace=workspace)
-    except RegistryError as error:
-        raise RegistryError(f"{error} (or serve with --predictor {NO_PREDICTOR})") from error
-    LengthPredictor.load(resolved.directory)
-    return resolved
-
-
-def check_policy(name: str) -> str:
-    """The policy's name; InputError listing those there are."""
-    from lengthwise.scheduler.policies.make import POLICIES
-
-    if name not in POLICIES:
-        raise InputError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
-    return name
-
-
-def read_slo_table(path: Path) -> dict[str, Any]:
-    """The SLO table of a JSON file; InputError if it is missing, no JSON, or breaks a rule."""
-    from lengthwise.data.slo import SloTable
-
-    table = read_object(path, "SLO table")
-    SloTable.from_dict(table)
-    return table
-
-
-def read_admission(mode_or_file: str) -> dict[str, Any]:
-    """The settings of admission control: a mode alone, or a JSON file's object."""
-    if mode_or_file in ("off", "shed", "downgrade"):
-        return {"mode": mode_or_file}
-    if not Path(mode_or_file).is_file():
-        raise InputError(
-            f"--admission must be off, shed, downgrade or a JSON file, got {mode_or_file!r}"
-        )
-    return read_object(Path(mode_or_file), "admission settings")
-
-
-def doctor(
-    model: Annotated[str, typer.Option(help="The model to be served.")] = "tiny",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT_PORT,
-    request_log: Annotated[
-        Path | None, typer.Option(help="The request log's directory, if there is to be one.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
-    """Check what training and serving need.
-
-    Installation, vLLM and its hooks, caches, tracking store, champion, model, tokenizer, data,
-    the folders that a server writes to, port; with what to do about each.
-    """
-    from dataclasses import asdict
-
-    from lengthwise.training.doctor.checks import failed, run_checks
-
-    checks = run_checks(workspace=Workspace.current(), model=model, port=port, log_dir=request_log)
-    if as_json:
-        console.print_json({"ok": not failed(checks), "checks": [asdict(c) for c in checks]})
-    else:
-        console.print_checks([(c.status, c.name, c.detail, c.advice) for c in checks])
-    raise typer.Exit(1 if failed(checks) else 0)

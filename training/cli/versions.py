@@ -10,7 +10,7 @@ from typing import Any
 from lengthwise.training import console
 from lengthwise.training.registry.attainment import Attainment, VersionRow
 from lengthwise.training.registry.card import METRIC_HEADINGS, metric_cells
-from lengthwise.training.registry.models import MODEL_NAME
+from lengthwise.training.registry.model_names import MODEL_NAME
 
 
 def as_json(rows: Sequence[VersionRow]) -> dict[str, Any]:

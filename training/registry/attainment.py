@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.training.registry.card import flatten
+from lengthwise.training.registry.model_names import MODEL_NAME
 from lengthwise.training.registry.models import (
     EXPERIMENT,
     KIND_TAG,
     MODEL_ID_TAG,
-    MODEL_NAME,
     ResolvedPredictor,
     connect,
     experiment_id,

@@ -21,13 +21,8 @@ from lengthwise.scheduler.vllm_adapter.live import (
     read_live,
     write_live,
 )
-from lengthwise.training.registry.models import (
-    CHAMPION,
-    MODEL_NAME,
-    SHADOW,
-    resolve_predictor,
-    version_aliases,
-)
+from lengthwise.training.registry.model_names import CHAMPION, MODEL_NAME, SHADOW
+from lengthwise.training.registry.models import resolve_predictor, version_aliases
 from lengthwise.training.workspace import Workspace
 
 Say = Callable[[str], None]

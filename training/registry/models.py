@@ -30,6 +30,12 @@ from lengthwise.training.registry.card import (
     native_directory,
     read_card,
 )
+from lengthwise.training.registry.model_names import (
+    CHALLENGER,
+    CHAMPION,
+    DEFAULT_PREDICTOR,
+    MODEL_NAME,
+)
 from lengthwise.training.registry.store import (
     URI_VARIABLE,
     RegistryError,
@@ -41,12 +47,7 @@ from lengthwise.training.registry.store import (
 from lengthwise.training.registry.uri import UNSHOWN, display, scrubbed, sqlite_file
 from lengthwise.training.workspace import Workspace
 
-MODEL_NAME = "output-length"
 EXPERIMENT = "lengthwise"
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-SHADOW = "shadow"
-DEFAULT_PREDICTOR = f"models:/{MODEL_NAME}@{CHAMPION}"
 
 KIND_TAG = "lengthwise.kind"
 MODEL_ID_TAG = "lengthwise.model_id"

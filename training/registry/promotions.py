@@ -7,12 +7,10 @@ from typing import Any
 
 from lengthwise.training import figures
 from lengthwise.training.registry.card import flatten
+from lengthwise.training.registry.model_names import CHALLENGER, CHAMPION, MODEL_NAME
 from lengthwise.training.registry.models import (
-    CHALLENGER,
-    CHAMPION,
     KIND_TAG,
     MODEL_ID_TAG,
-    MODEL_NAME,
     ResolvedPredictor,
     connect,
     experiment_id,

@@ -18,7 +18,8 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.front_desk import Front, engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.engines import engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
 from lengthwise.scheduler.vllm_adapter.api.prediction import load_service
 from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS

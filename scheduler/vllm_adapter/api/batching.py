@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from prometheus_client import Counter, Histogram
 
+from lengthwise.data.arrays import njit
 from lengthwise.scheduler.vllm_adapter.api.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction
@@ -80,8 +81,10 @@ class BatchedPredictor:
     ) -> None:
         self.served = served
         self.inline = served.quick
+        self._width = len(served.predictor.levels)
         self._timeout_s = timeout_s
         self._outcomes = outcomes
+        self._counted: dict[str, Counter] = {}
         self._latency = latency
         self._with_features = with_features
         # Its thread ends with this object: nobody waits for a predictor that was replaced.
@@ -96,7 +99,7 @@ class BatchedPredictor:
         """A prediction for each prompt of one request; None on a fault or after the time-out."""
         began_s = time.perf_counter()
         if self._call_began_s is not None and began_s - self._call_began_s > self._timeout_s:
-            self._outcomes.labels("skipped").inc()
+            self._count("skipped")
             return [None] * len(prompts)
         loop = asyncio.get_running_loop()
         # Of thousands of prompts a part at a time is made, and thrown away.
@@ -115,11 +118,11 @@ class BatchedPredictor:
         while parts and all(one.answer.done() for one in parts[0]):
             found += map(_answered, parts.popleft())
         if parts and not await self._wait(parts, found):
-            self._outcomes.labels("timeout").inc()
+            self._count("timeout")
             return found
         if self._latency is not None:
             self._latency.observe(time.perf_counter() - began_s)
-        self._outcomes.labels("ok" if any(found) else "failed").inc()
+        self._count("ok" if any(found) else "failed")
         return found
 
     async def _wait(self, parts: deque[list[_Asked]], found: list[Prediction | None]) -> bool:
@@ -137,6 +140,11 @@ class BatchedPredictor:
             found += [_answered(one) for part in parts for one in part]  # some may be done
             return False
         return True
+
+    def _count(self, outcome: str) -> None:
+        if outcome not in self._counted:  # a label's look-up takes a lock
+            self._counted[outcome] = self._outcomes.labels(outcome)
+        self._counted[outcome].inc()
 
     def close(self) -> None:
         """Stop the worker thread."""
@@ -231,7 +239,7 @@ class BatchedPredictor:
         classes = [one.slo_class for one in batch]
         rows = predictor.features(prompts, classes) if self._with_features else None
         quantiles = np.asarray(predictor.predict(prompts, classes, rows=rows).quantiles)
-        shape = (len(batch), len(predictor.levels))
+        shape = (len(batch), self._width)
         found = quantiles.tolist()
         if quantiles.shape != shape or not all(map(_is_non_decreasing, found)):
             raise ValueError(f"{version} predicted no {shape} of non-decreasing lengths")
@@ -241,11 +249,22 @@ class BatchedPredictor:
             return [Prediction(row, version) for row in found]
         contract = predictor.feature_contract
         # arrays to the end: hundreds of numbers a prompt, of thousands of prompts
-        features = np.where(np.isfinite(rows), rows, 0.0).round(6)
+        features = np.empty_like(rows)
+        _round_for_log(rows, features)
         return [
             Prediction(row, version, logged, contract)
             for row, logged in zip(found, features, strict=True)
         ]
+
+
+@njit(nogil=True)
+def _round_for_log(rows: np.ndarray, out: np.ndarray) -> None:
+    """Feature rows, (n, f) float32, to six decimals as by `round`; 0 for what is not finite."""
+    scale = np.float32(1e6)
+    for i in range(rows.shape[0]):
+        for column in range(rows.shape[1]):
+            value = rows[i, column]
+            out[i, column] = np.rint(value * scale) / scale if np.isfinite(value) else 0.0
 
 
 def _is_non_decreasing(row: list[float]) -> bool:

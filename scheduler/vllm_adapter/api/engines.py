@@ -40,6 +40,16 @@ class VllmEngines:
         return await self._core._call_utility_async(method, *args, engine=engine)
 
 
+def engine_client_of(scope: Mapping[str, Any]) -> Any:
+    """The engine client behind an ASGI call's application, or None."""
+    return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+
+
+def engine_core_of(engine_client: Any) -> Any:
+    """The client of the engine core, or None before there is one."""
+    return getattr(engine_client, "engine_core", None)
+
+
 async def ask_all(
     core: Any, method: str, *args: Any, timeout_s: float = ANSWER_S
 ) -> dict[str, Any]:

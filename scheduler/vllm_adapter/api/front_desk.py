@@ -142,11 +142,6 @@ class Front:
         self._metrics.unread.labels(route).inc()
 
 
-def engine_core_of(engine_client: Any) -> Any:
-    """The client of the engine core, or None before there is one."""
-    return getattr(engine_client, "engine_core", None)
-
-
 async def _say_ended(core: Any, whole_id: str) -> None:
     for name, answer in (await ask_all(core, WHOLE_ENDED_METHOD, whole_id)).items():
         if isinstance(answer, Exception):  # that engine books it when it runs out of room

@@ -173,7 +173,10 @@ def _is_to_go(key: str, value: Any) -> bool:
 
 def _shortened(text: str | None) -> str | None:
     """The text as the predictor would cut it, without lone surrogates."""
-    return None if text is None else shortened(text).encode("utf-8", "replace").decode()
+    if text is None:
+        return None
+    text = shortened(text)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _limit(parts: RequestParts) -> int | None:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
-from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle, launch_server
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.engines.client import (
@@ -33,9 +34,6 @@ from lengthwise.training.bench.engines.client import (
 from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores, punctual
 from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, StepReader
 from lengthwise.training.registry.models import ResolvedPredictor
-
-if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.server.launch import ServerHandle
 
 REPLAY_LIMIT_TOKENS = 16_384
 IDS_PER_LENGTH = 4

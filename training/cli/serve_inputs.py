@@ -1,0 +1,94 @@
+"""What the options of ``lengthwise serve`` name, looked up and checked before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lengthwise.data.errors import InputError
+from lengthwise.data.files import read_object
+from lengthwise.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
+    from lengthwise.training.registry.models import ResolvedPredictor
+
+NO_PREDICTOR = "none"
+
+
+def check_start(model: str, vllm_args: Sequence[str]) -> None:
+    """InputError for an address that is taken or a model that is none, before anything loads."""
+    from lengthwise.scheduler.vllm_adapter.server.preflight import (
+        address_of,
+        check_model,
+        hold_address,
+    )
+    from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
+
+    if model != TINY_NAME:
+        check_model(model)
+    address = address_of(vllm_args)
+    if address is not None:
+        hold_address(address).close()
+
+
+def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:
+    """What `--emulate` asks for, checked.
+
+    Raises:
+        InputError: a profile that cannot be emulated, a step log without one.
+    """
+    from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
+
+    if profile is None:
+        if step_log is not None:
+            raise InputError(f"--step-log {step_log} needs --emulate PROFILE")
+        return None
+    emulable_profile(profile)
+    return EmulateOptions(profile, step_log=str(step_log.absolute()) if step_log else None)
+
+
+def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
+    """The predictor to serve with, loaded once so that a broken one stops the start."""
+    if name == NO_PREDICTOR:
+        return None
+    from lengthwise.predictor.model import LengthPredictor
+    from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.registry.store import RegistryError
+
+    try:
+        resolved = resolve_predictor(name, workspace=workspace)
+    except RegistryError as error:
+        raise RegistryError(f"{error} (or serve with --predictor {NO_PREDICTOR})") from error
+    LengthPredictor.load(resolved.directory)
+    return resolved
+
+
+def check_policy(name: str) -> str:
+    """The policy's name; InputError listing those there are."""
+    from lengthwise.scheduler.policies.make import POLICIES
+
+    if name not in POLICIES:
+        raise InputError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    return name
+
+
+def read_slo_table(path: Path) -> dict[str, Any]:
+    """The SLO table of a JSON file; InputError if it is missing, no JSON, or breaks a rule."""
+    from lengthwise.data.slo import SloTable
+
+    table = read_object(path, "SLO table")
+    SloTable.from_dict(table)
+    return table
+
+
+def read_admission(mode_or_file: str) -> dict[str, Any]:
+    """The settings of admission control: a mode alone, or a JSON file's object."""
+    if mode_or_file in ("off", "shed", "downgrade"):
+        return {"mode": mode_or_file}
+    if not Path(mode_or_file).is_file():
+        raise InputError(
+            f"--admission must be off, shed, downgrade or a JSON file, got {mode_or_file!r}"
+        )
+    return read_object(Path(mode_or_file), "admission settings")
