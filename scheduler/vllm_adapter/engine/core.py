@@ -103,6 +103,7 @@ class Core:
             queue,
             self.planner,
             self.tokens_per_step,
+            self.timer,
             generated_tokens,
             cached_tokens,
             settings.fair_tenants,

@@ -18,7 +18,7 @@ from lengthwise.scheduler.vllm_adapter.engine.plan_making import PendingSnapshot
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable
-from lengthwise.scheduler.vllm_adapter.engine.steps import TokensPerStep
+from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep
 
 _LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are asked for
 
@@ -50,6 +50,7 @@ class SnapshotSource:
         queue: PlannedQueue,
         planner: Planner,
         tokens_per_step: TokensPerStep,
+        timer: StepTimer,
         generated_tokens: Callable[[str], int | None],
         cached_tokens: Callable[[str], int | None] | None,
         fair_tenants: bool,
@@ -58,6 +59,7 @@ class SnapshotSource:
         self._queue = queue
         self._planner = planner
         self._tokens_per_step = tokens_per_step
+        self._timer = timer
         self._generated_tokens = generated_tokens
         self._cached_tokens = cached_tokens
         self._fair_tenants = fair_tenants
@@ -68,7 +70,10 @@ class SnapshotSource:
         """The state as it is, with a tracked ``candidate`` as the last of the waiting.
 
         None when nobody waits whom a plan could order. Who ends before it is built is not in it.
+        Its time is when the device will be free: with asynchronous scheduling steps that are
+        planned already, whose prompt tokens count as computed, still run.
         """
+        free_at_s = self._timer.free_at_s(self._planner.step_time, now_s)
         table, planner, speed = self._table, self._planner, self._tokens_per_step
         ids = self._queue.plannable_members()
         if not ids and candidate is None:
@@ -96,7 +101,7 @@ class SnapshotSource:
                 runs,
                 None if recovering is None else _recompute(table, recovering),
                 levels=table.levels,
-                now_s=now_s,
+                now_s=free_at_s,
                 arrival_rate_rps=rate_rps,
                 tokens_per_step=tokens,
                 draft_tokens=drafts,

@@ -13,12 +13,14 @@ from collections import deque
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
+from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.step_log import StepLog
 
 # Between two steps a busy engine takes in new requests; more than this is an idle gap.
 _IDLE_GAP_S = 0.005
 
 _MEAN_OVER_SEQUENCES = 4096.0
+_MOST_AHEAD = 4  # steps that are planned before the first of them has ended
 
 StepFeatures = tuple[int, int, int]  # prefill tokens, decoding sequences, their context tokens
 
@@ -57,6 +59,19 @@ class StepTimer:
             row = [round(unix_s, 6), *features, round(duration_s, 7), running, waiting]
             self._log.write(row)
         return duration_s
+
+    def free_at_s(self, model: StepTimeModel, now_s: float) -> float:
+        """When the device will have done what was planned for it, by the step-time model.
+
+        At least now. Only the newest few steps count, in case one was never said to have ended.
+        """
+        steps = list(self._in_flight)[-_MOST_AHEAD:]
+        if not steps:
+            return now_s
+        began_s = steps[0][1]
+        if self._last_end_s is not None:
+            began_s = max(began_s, self._last_end_s)
+        return max(now_s, began_s + sum(model.step_s(*features) for features, _ in steps))
 
     def samples(self) -> FloatArray:
         """The kept steps in the order they were taken, ``(k, 4)``; a copy."""
