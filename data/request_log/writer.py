@@ -1,8 +1,8 @@
 """Writing the request log beside a serving engine.
 
 The writer never slows or stops serving: rows wait in a bounded line for one background thread,
-which comes by itself or is woken by a full batch, never by a row; what cannot be written is
-counted, not raised. Every writer opens files of its own and only appends, so a log can be read
+which is woken by the first of a batch and by a full one, not by each row; what cannot be written
+is counted, not raised. Every writer opens files of its own and only appends, so a log can be read
 while it grows; a torn line can only be the last of its file.
 """
 
@@ -67,7 +67,7 @@ class RequestLogWriter:
         self._waiting: deque[dict[str, Any]] = deque()
         self._most_waiting = queue_rows
         self._wake_rows = min(flush_rows, max(1, queue_rows // 2))
-        self._wake = threading.Event()
+        self._some, self._full = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._dropped = 0
         self._written = 0
@@ -101,8 +101,10 @@ class RequestLogWriter:
             self._drop(1, "the queue is full")
             return
         self._waiting.append(row)
-        if len(self._waiting) >= self._wake_rows and not self._wake.is_set():
-            self._wake.set()
+        if not self._some.is_set():
+            self._some.set()
+        if len(self._waiting) >= self._wake_rows and not self._full.is_set():
+            self._full.set()
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is queued and stop; safe to call twice."""
@@ -110,7 +112,8 @@ class RequestLogWriter:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._wake.set()
+        self._full.set()
+        self._some.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             log.warning("request log: the disk did not keep up, closing without a last flush")
@@ -118,8 +121,10 @@ class RequestLogWriter:
     def _run(self) -> None:
         closing = False
         while not closing:
-            self._wake.wait(self._flush_s)
-            self._wake.clear()
+            self._some.wait()
+            self._full.wait(self._flush_s)  # from the first row on: older ones are written sooner
+            self._some.clear()
+            self._full.clear()
             closing = self._closed  # what came before it is still written
             while self._waiting:
                 count = min(len(self._waiting), self._flush_rows)
