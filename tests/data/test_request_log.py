@@ -87,17 +87,28 @@ def test_a_full_batch_is_flushed_before_its_time(tmp_path):
     writer.close()
 
 
-def test_the_thread_is_woken_by_a_batch_not_by_a_row(tmp_path):
+def test_the_thread_writes_a_full_batch_at_once_and_no_row_by_itself(tmp_path):
     writer = RequestLogWriter(tmp_path, flush_s=3600, flush_rows=100, queue_rows=20)
     for i in range(9):
         writer.write(row(i))
-        assert not writer._wake.is_set()
+        assert not writer._full.is_set()
     time.sleep(0.05)
     assert writer.written == 0
     writer.write(row(9))  # before the line is full, however large a batch may be
     wait_for(lambda: writer.written == 10)
     writer.close()
     assert writer.dropped == 0
+
+
+def test_a_batch_is_written_so_long_after_its_first_row(tmp_path):
+    writer = RequestLogWriter(tmp_path, flush_s=0.2, flush_rows=100)
+    for _ in range(2):  # the second after an idle time
+        time.sleep(0.3)
+        before, began = writer.written, time.monotonic()
+        writer.write(row(0))
+        wait_for(lambda before=before: writer.written == before + 1)
+        assert time.monotonic() - began >= 0.19
+    writer.close()
 
 
 def test_rows_of_several_threads_all_arrive(tmp_path):
