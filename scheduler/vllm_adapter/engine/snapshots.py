@@ -73,11 +73,11 @@ class SnapshotSource:
         Its time is when the device will be free: with asynchronous scheduling steps that are
         planned already, whose prompt tokens count as computed, still run.
         """
-        free_at_s = self._timer.free_at_s(self._planner.step_time, now_s)
         table, planner, speed = self._table, self._planner, self._tokens_per_step
         ids = self._queue.plannable_members()
         if not ids and candidate is None:
             return None
+        free_at_s = self._timer.free_at_s(planner.step_time, now_s)
         recovering = self._recovering()
         several = self._fair_tenants and len(table.tenants) > 1
         weights = table.tenants.weights() if several else None
