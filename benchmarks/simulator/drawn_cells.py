@@ -30,7 +30,6 @@ from lengthwise.data.arena.workloads import (
     ArenaClass,
     ArenaWorkload,
     GpuScale,
-    draw_requests,
 )
 from lengthwise.data.locations import pack_path
 from lengthwise.data.slo import Slo
@@ -39,11 +38,14 @@ from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
-from lengthwise.scheduler.simulator.capacity import requests_needed, saturated_rps
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.training.bench.comparison.scaling import scale_to_engine
-from lengthwise.training.bench.comparison.workload_source import SAMPLE_SEED, length_rows, to_sim
+from lengthwise.training.bench.comparison.workload_source import (
+    WorkloadSource,
+    capacity_rps,
+    length_rows,
+    to_sim,
+)
 
 SOURCES = ("gpt35", "llama31_8b")
 KINDS = {"e2e": 0.35, "ttft tpot": 0.3, "ttft": 0.1, "tpot": 0.05, "ttft tpot e2e": 0.1, "": 0.1}
@@ -161,21 +163,26 @@ def _table(source: str) -> PromptTable:
     return load_table(source if pack_path(source) else "synthetic")
 
 
+def source_of(cell: DrawnCell, arrivals: str) -> WorkloadSource:
+    """Where the cell's requests come from, scaled to its engine."""
+    workload = cell.workload
+    table = _table(workload.source)
+    return WorkloadSource(
+        workload.name, workload.source, table, arrivals=arrivals, profile=cell.profile,
+        workload=workload,
+    )  # fmt: skip
+
+
 def requests_of(cell: DrawnCell, n: int, rate_rps: float, seed: int) -> list[WorkloadRequest]:
-    """``n`` requests of the cell, scaled to its engine."""
-    table = _table(cell.workload.source)
-    drawn = draw_requests(cell.workload, table, n, rate_rps, seed, cell.arrivals)
-    return scale_to_engine(drawn, cell.workload.gpu, cell.profile)
+    """``n`` requests of the cell at its kind of arrivals."""
+    return source_of(cell, cell.arrivals).draw(n, rate_rps, seed)
 
 
 def play(job: tuple[int, int, str, int, tuple[str, ...]]) -> list[Line]:
     """A line for every policy in one cell with one draw of its requests."""
     number, seed, lengths, n, policies = job
     cell = drawn_cell(number)
-    sample = requests_of(replace(cell, arrivals="poisson"), requests_needed(cell.profile), 1.0,
-                         SAMPLE_SEED)  # fmt: skip
-    at_once = to_sim([replace(r, arrival_s=0.0) for r in sample])
-    rate_rps = cell.load * saturated_rps(at_once, cell.profile)
+    rate_rps = cell.load * capacity_rps(source_of(cell, "poisson"), cell.profile)
     requests = requests_of(cell, n, rate_rps, seed)
     predictor = predictor_of(cell.workload.default_source) if lengths == "learned" else None
     workload = to_sim(requests, *length_rows(requests, lengths, predictor))

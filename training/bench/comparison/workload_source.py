@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lengthwise.data.arena.workloads import ARENA, ARRIVALS, arena_workload, build_workload
+from lengthwise.data.arena.workloads import (
+    ARENA,
+    ARRIVALS,
+    ArenaWorkload,
+    arena_workload,
+    draw_requests,
+)
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.data.sources.load import load_table
@@ -34,7 +40,8 @@ class WorkloadSource:
     """A named workload of the arena over a table of prompts, or the requests of a file.
 
     `split` is the side of the table that prompts come from; None for all of it. `profile` is the
-    engine that a workload of the arena is scaled to; None to take it as it stands.
+    engine that a workload of the arena is scaled to; None to take it as it stands. `workload` is
+    what is drawn from the table where it is not the arena's of that name.
     """
 
     name: str
@@ -44,16 +51,18 @@ class WorkloadSource:
     arrivals: str = "poisson"
     split: str | None = "test"
     profile: EngineProfile | None = None
+    workload: ArenaWorkload | None = None
 
     def draw(self, n: int, rate_rps: float, seed: int) -> list[WorkloadRequest]:
         """`n` requests at `rate_rps`; a file's requests keep their pattern, rescaled."""
         if self.table is not None:
-            drawn = build_workload(
-                self.name, self.table, n, rate_rps, seed, self.arrivals, self.split
+            workload = self.workload or arena_workload(self.name)
+            drawn = draw_requests(
+                workload, self.table, n, rate_rps, seed, self.arrivals, self.split
             )
             if self.profile is None:
                 return drawn
-            return scale_to_engine(drawn, arena_workload(self.name).gpu, self.profile)
+            return scale_to_engine(drawn, workload.gpu, self.profile)
         chosen = self.requests[:n]
         factor = file_rate_rps(chosen) / rate_rps
         first_s = chosen[0].arrival_s
