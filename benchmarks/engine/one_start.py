@@ -50,7 +50,12 @@ def main() -> None:
     parser.add_argument("model", help=f"{', '.join(SHAPES)}, or what vLLM serves")
     parser.add_argument("--workloads", nargs="+", default=["mixed", "paper"])
     parser.add_argument("--load", type=float, default=1.4)
-    parser.add_argument("--arms", default="sa:learned,feasible-sjf:learned,feasible-edf:learned")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=["sa:learned,feasible-sjf:learned,feasible-edf:learned"],
+        help="of every workload, or a list for each",
+    )
     parser.add_argument("--duration", type=float, default=30.0, help="seconds of arrivals")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -62,6 +67,9 @@ def main() -> None:
         at = ours.index("--")
         ours, options = ours[:at], ours[at + 1 :]
     given = parser.parse_args(ours)
+    if len(given.arms) not in (1, len(given.workloads)):
+        parser.error(f"--arms: {len(given.arms)} lists for {len(given.workloads)} workloads")
+    arms = given.arms * (len(given.workloads) if len(given.arms) == 1 else 1)
     began_s = time.monotonic()
     workspace = Workspace.current()
     resolved = resolve_predictor(given.predictor, workspace=workspace)
@@ -88,7 +96,7 @@ def main() -> None:
         note(f"calibrated after {time.monotonic() - began_s:.0f} s: {json.dumps(done.report)}")
         runner = EngineRunner(servers, predictor=predictor)
         longest_s = 0.0
-        for workload in given.workloads:
+        for workload, compared in zip(given.workloads, arms, strict=True):
             run_began_s = time.monotonic()
             if run_began_s - began_s + longest_s > given.within:
                 note(f"{workload} left out: not within {given.within:.0f} s")
@@ -97,7 +105,7 @@ def main() -> None:
             outcome = compare(
                 source,
                 BenchSettings(
-                    arms=parse_arms(given.arms),
+                    arms=parse_arms(compared),
                     workload=workload,
                     load=given.load,
                     duration_s=given.duration,

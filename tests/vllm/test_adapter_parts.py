@@ -46,17 +46,17 @@ def test_overlapping_steps_are_not_counted_twice():
 def test_the_device_is_free_when_all_that_was_planned_for_it_is_done():
     model = StepTimeModel(0.1, 0.0, 0.01, 0.0, 0.0)  # a tenth, and a hundredth a prompt token
     timer = StepTimer()
-    assert timer.free_at_s(model, 3.0) == 3.0
+    assert timer.ends_s(model, 3.0).size == 0
     timer.begin((90, 0, 0), 3.0)
-    assert timer.free_at_s(model, 3.0) == pytest.approx(4.0)
+    assert timer.ends_s(model, 3.0) == pytest.approx([4.0])
     timer.begin((0, 1, 90), 3.2)  # planned while the first runs
-    assert timer.free_at_s(model, 3.2) == pytest.approx(4.1)
-    assert timer.free_at_s(model, 5.0) == 5.0  # slower than the model says: at once
+    assert timer.ends_s(model, 3.2) == pytest.approx([4.0, 4.1])
+    assert timer.ends_s(model, 5.0) == pytest.approx([5.0, 5.0])  # slower than the model says
     timer.end(4.0, 0, 1, 0)
-    assert timer.free_at_s(model, 4.0) == pytest.approx(4.1)
+    assert timer.ends_s(model, 4.0) == pytest.approx([4.1])
     for _ in range(50):  # none of which is ever said to end
         timer.begin((0, 1, 91), 4.0)
-    assert timer.free_at_s(model, 4.0) == pytest.approx(4.4)
+    assert timer.ends_s(model, 4.0) == pytest.approx([4.1, 4.2, 4.3, 4.4])
 
 
 def test_tokens_a_step_follow_what_speculation_yields():

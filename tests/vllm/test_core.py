@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 from toy_engine import ToyEngine, make_request
 
 from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -305,3 +307,20 @@ def test_nothing_to_predict_on_is_no_fault_of_the_predictors(engine):
     fake.add(make_request("lost"))
     assert fake.status()["plan"]["fallbacks"] == {"no-prediction": 1}
     assert fake.status()["without_text"] == 2
+
+
+def test_a_plan_begins_with_the_first_tokens_of_the_steps_that_still_run(engine):
+    fake = engine(slots=1)
+    for name in ("runs", "waits"):
+        fake.add(make_request(name, pred_quantiles=scaled(1)))
+    fake.running.append(fake.queue.pop_request())
+    now_s = time.monotonic()
+    fake.core.stepped(["runs"], (8, 0, 0), fake.running_now, now_s)
+    alone = fake.core.snapshots.take(Running(["runs"], [1], [0]), now_s).build().problem
+    assert alone.now_s > now_s
+    assert alone.running.first_token_s == alone.now_s
+    fake.core.stepped([], (0, 1, 9), fake.running_now, now_s)
+    behind = fake.core.snapshots.take(Running(["runs"], [2], [0]), now_s).build().problem
+    assert behind.running.first_token_s == alone.now_s < behind.now_s
+    assert behind.running.generated_tokens == 2
+    assert np.isnan(behind.waiting.first_token_s)

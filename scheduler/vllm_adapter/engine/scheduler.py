@@ -287,9 +287,11 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def _running_now(self) -> Running:
         ids, generated, left = [], [], []
+        most = 1 + int(self.num_spec_tokens)
         for request in self.running:
             ids.append(request.request_id)
-            generated.append(int(request.num_output_tokens))
+            coming = -(-request.num_output_placeholders // most)  # at least one a step
+            generated.append(int(request.num_output_tokens + coming))
             left.append(_prefill_left(request))
         return Running(ids, generated, left)
 

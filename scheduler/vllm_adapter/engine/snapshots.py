@@ -25,7 +25,10 @@ _LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are ask
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The running requests in the engine's order: answer tokens so far, prompt tokens to come."""
+    """The running requests in the engine's order: answer tokens, prompt tokens to come.
+
+    Both as they will be when the steps that are planned already have ended.
+    """
 
     ids: Sequence[str]
     generated_tokens: Sequence[int]
@@ -77,7 +80,8 @@ class SnapshotSource:
         ids = self._queue.plannable_members()
         if not ids and candidate is None:
             return None
-        free_at_s = self._timer.free_at_s(planner.step_time, now_s)
+        ends_s = self._timer.ends_s(planner.step_time, now_s)
+        free_at_s = float(ends_s[-1]) if len(ends_s) else now_s
         recovering = self._recovering()
         several = self._fair_tenants and len(table.tenants) > 1
         weights = table.tenants.weights() if several else None
@@ -91,9 +95,10 @@ class SnapshotSource:
             running_rows = table.rows(running.ids)
             known = running_rows >= 0
             ran = running_rows[known]
+            generated = _floats(running.generated_tokens)[known]
             runs = replace(
-                table.arrays(ran),
-                generated_tokens=_floats(running.generated_tokens)[known],
+                _with_first_tokens(table.arrays(ran), generated, ends_s),
+                generated_tokens=generated,
                 prefill_left_tokens=_floats(running.prefill_left_tokens)[known],
             )
             problem = planner.problem(
@@ -135,6 +140,18 @@ def _by_arrival(table: RequestTable, ids: Sequence[str]) -> tuple[list[str], Int
     known = np.flatnonzero(rows >= 0)
     order = known[np.argsort(table.arrival_s(rows[known]), kind="stable")]
     return list(map(ids.__getitem__, order.tolist())), rows[order]
+
+
+def _with_first_tokens(
+    rows: RequestArrays, tokens: FloatArray, ends_s: FloatArray
+) -> RequestArrays:
+    """Whose first of these tokens is one of a step that still runs has it when that step ends."""
+    coming = np.isnan(rows.first_token_s) & (tokens > 0)
+    if not len(ends_s) or not coming.any():
+        return rows
+    steps = np.maximum(len(ends_s) - tokens.astype(np.int64), 0)
+    ends = ends_s[np.minimum(steps, len(ends_s) - 1)]
+    return replace(rows, first_token_s=np.where(coming, ends, rows.first_token_s))
 
 
 def _recompute(table: RequestTable, recovering: _Recovering) -> RequestArrays:

@@ -60,18 +60,20 @@ class StepTimer:
             self._log.write(row)
         return duration_s
 
-    def free_at_s(self, model: StepTimeModel, now_s: float) -> float:
-        """When the device will have done what was planned for it, by the step-time model.
+    def ends_s(self, model: StepTimeModel, now_s: float) -> FloatArray:
+        """When the steps planned for the device will have ended, by the step-time model.
 
-        At least now. Only the newest few steps count, in case one was never said to have ended.
+        None of them before now. Only the newest few count, in case one was never said to have
+        ended.
         """
         steps = list(self._in_flight)[-_MOST_AHEAD:]
         if not steps:
-            return now_s
+            return np.zeros(0)
         began_s = steps[0][1]
         if self._last_end_s is not None:
             began_s = max(began_s, self._last_end_s)
-        return max(now_s, began_s + sum(model.step_s(*features) for features, _ in steps))
+        take_s = [model.step_s(*features) for features, _ in steps]
+        return np.maximum(now_s, began_s + np.cumsum(take_s))
 
     def samples(self) -> FloatArray:
         """The kept steps in the order they were taken, ``(k, 4)``; a copy."""

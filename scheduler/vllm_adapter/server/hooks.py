@@ -52,6 +52,7 @@ _REQUEST_ATTRIBUTES = (
     "num_prompt_tokens",
     "num_computed_tokens",
     "num_output_tokens",
+    "num_output_placeholders",
     "arrival_time",
     "max_tokens",
     "sampling_params",
