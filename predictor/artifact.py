@@ -29,6 +29,7 @@ from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.reader import CausalReader
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.reading import Reading
 
@@ -36,6 +37,8 @@ FORMAT_VERSION = 1
 # names of boosters with a reader beside them, and the reader's share; None: fitted
 READERS: dict[str, float | None] = {"bert": 1.0, "stack": None}
 _EMBEDDING = ("weights", "mean", "class_offsets")
+_CAUSAL = ("weights", "mean", "scale", "center", "class_offsets")
+_CAUSAL_LISTS = ("layers", "known_classes", "read_classes", "classes")
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
 
 
@@ -142,6 +145,7 @@ def _write_features(directory: Path, features: PromptFeatures) -> None:
             "n_svd": text.n_svd_,
             "ridge_classes": text.classes_,
             "embedding": _embedding_settings(features),
+            "reader": _causal_settings(features),
         },
     )
     arrays = {
@@ -152,6 +156,8 @@ def _write_features(directory: Path, features: PromptFeatures) -> None:
     }
     if (embedding := features.embedding_) is not None:
         arrays |= {f"embedding_{name}": getattr(embedding, f"{name}_") for name in _EMBEDDING}
+    if (reader := features.reader_) is not None:
+        arrays |= {f"reader_{name}": getattr(reader, f"{name}_") for name in _CAUSAL}
     np.savez_compressed(directory / "features.npz", **arrays)
 
 
@@ -184,6 +190,11 @@ def _with_arrays(settings: dict[str, Any], arrays: dict[str, Any]) -> PromptFeat
         embedding.classes_ = list(given["classes"])
         features.embedding = SentenceEmbedding(**given["params"])
         features.embedding_ = embedding
+    features.reader_, features.asks_reader_ = None, True
+    if given := settings.get("reader"):
+        features.reader_ = _causal_reader(given, arrays)
+        features.reader = CausalReader(**features.reader_.get_params())
+        features.asks_reader_ = bool(given["asked"])
     return features
 
 
@@ -196,6 +207,34 @@ def _embedding_settings(features: PromptFeatures) -> dict[str, Any] | None:
         "n_components": embedding.n_components_,
         "classes": embedding.classes_,
     }
+
+
+def _causal_settings(features: PromptFeatures) -> dict[str, Any] | None:
+    """What the artifact says of its causal reader: which it is, not its weights."""
+    reader = features.reader_
+    if reader is None:
+        return None
+    return {
+        "params": reader.get_params(),
+        "asked": features.asks_reader_,
+        "digest": reader.digest_,
+        "n_components": reader.n_components_,
+        "gains": reader.gains_,
+        "densest": reader.densest_ if np.isfinite(reader.densest_) else None,
+        **{name: list(getattr(reader, f"{name}_")) for name in _CAUSAL_LISTS},
+    }
+
+
+def _causal_reader(given: dict[str, Any], arrays: dict[str, Any]) -> CausalReader:
+    reader = CausalReader(**given["params"] | {"alphas": tuple(given["params"]["alphas"])})
+    for name in _CAUSAL:
+        setattr(reader, f"{name}_", arrays[f"reader_{name}"])
+    for name in _CAUSAL_LISTS:
+        setattr(reader, f"{name}_", list(given[name]))
+    reader.digest_, reader.gains_, reader.fault_ = given["digest"], dict(given["gains"]), None
+    reader.n_components_ = int(given["n_components"])
+    reader.densest_ = np.inf if given["densest"] is None else float(given["densest"])
+    return reader
 
 
 def _write_object(path: Path, document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.features.reader import CausalReader
 from lengthwise.predictor.reading import Reading
 
 ANY_CLASS = "*"  # the key of the prior over all classes
@@ -69,6 +70,18 @@ class LengthPredictor:
     def classes(self) -> list[str]:
         """Classes with a prior of their own."""
         return [name for name in self.card["class_priors"] if name != ANY_CLASS]
+
+    @property
+    def causal_reader(self) -> CausalReader | None:
+        """The causal reader among the features, if it is asked about any class."""
+        features = self.prompt_features
+        reader = features.reader_ if features.asks_reader_ else None
+        return reader if reader is not None and reader.read_classes_ else None
+
+    def without_reader(self) -> LengthPredictor:
+        """The same predictor, which answers at once: its causal reader is not asked."""
+        features = self.prompt_features.without_reader()
+        return LengthPredictor(features, self.estimator, self.conformal, self.card, self.reading)
 
     def features(
         self,
@@ -124,6 +137,7 @@ class LengthPredictor:
         if rows.ndim != 2 or rows.shape[1] != self._columns:
             raise InputError(f"feature rows must be (n, {self._columns}), got {rows.shape}")
         classes, _ = self._known(len(rows), slo_class, None)
+        rows = self.prompt_features.from_log(rows)
         return self._distribution(self._log_quantiles(rows, classes), max_tokens)
 
     def class_prior(self, slo_class: str | None) -> Floats:
@@ -154,6 +168,7 @@ class LengthPredictor:
         return cls(*artifact.read(Path(directory)))
 
     def _log_quantiles(self, rows: NDArray[np.floating], classes: Sequence[str | None]) -> Floats:
+        classes = self.prompt_features.calibrated_as(rows, classes)
         if len(set(classes)) == 1:
             return self.estimator.predict_log_quantiles(rows, self.conformal.of(classes[0]))
         out = np.empty((len(rows), self._levels.size))
@@ -169,6 +184,7 @@ class LengthPredictor:
         classes: Sequence[str | None],
     ) -> Floats:
         out = np.empty((len(rows), self._levels.size))
+        classes = self.prompt_features.calibrated_as(rows, classes)
         for levels, members in _by_levels(reading.conformal, classes):
             chosen = texts[members] if isinstance(members, slice) else [texts[i] for i in members]
             out[members] = reading.log_quantiles(self.estimator, rows[members], chosen, levels)

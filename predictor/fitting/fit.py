@@ -19,6 +19,7 @@ from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.reader import CausalReader
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
@@ -40,13 +41,15 @@ def fit_predictor(
     progress: Progress | None = None,
     blocks: tuple[str, ...] = DEFAULT_BLOCKS,
     embedding: str | None = None,
+    causal_reader: str | CausalReader | None = None,
     text_params: dict[str, Any] | None = None,
     reader_params: dict[str, Any] | None = None,
     **params: Any,
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
-    `embedding` names a frozen encoder whose columns are added (block "embedding").
+    `embedding` names a frozen encoder whose columns are added (block "embedding"),
+    `causal_reader` a causal model whose states are (block "reader") where they pay.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.
     InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
@@ -65,10 +68,16 @@ def fit_predictor(
     if embedding is not None:
         sentences = SentenceEmbedding(embedding, random_state=seed)
         features = PromptFeatures(text, (*blocks, "embedding"), sentences)
+    if causal_reader is not None:
+        if isinstance(causal_reader, str):
+            causal_reader = CausalReader(causal_reader, random_state=seed)
+        names = (*features.blocks, "reader")
+        features = PromptFeatures(text, names, features.embedding, causal_reader)
     rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
     report("boosting", 0.4 * boosted)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    model.fit(rows, y, censored=censored_rows(train))
+    gapped = features.with_gaps(rows, train["group"].astype(str).tolist(), seed)
+    model.fit(gapped, y, censored=censored_rows(train))
     reader = None
     if estimator in READERS:
         from lengthwise.predictor.estimators.encoder_fit import (
@@ -86,7 +95,7 @@ def fit_predictor(
     report("calibrating", 0.95)
     held_out, levels = None, ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, features.transform(calibration))
+        held_out = HeldOut.of(calibration, features.transform(calibration)).with_unread(features)
         levels = conformal_levels(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
     reading = None
@@ -119,16 +128,18 @@ def fit_on_features(
     check_contract(base, calibration)
     booster = base.card["estimator"]["name"]
     report("boosting", 0.0)
+    features = base.prompt_features.without_reader()  # what is logged was known at once
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
+    rows = features.unread(logged_features(train))
+    model.fit(rows, train["output_tokens"], censored=censored_rows(train))
     report("calibrating", 0.95)
     levels = ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, logged_features(calibration))
-        levels = conformal_levels(model, held_out, params)
-    card = make_card(train, booster, booster, model, base.prompt_features)
+        held_out = HeldOut.of(calibration, features.unread(logged_features(calibration)))
+        levels = conformal_levels(model, held_out.with_unread(features), params)
+    card = make_card(train, booster, booster, model, features)
     report("done", 1.0)
-    return LengthPredictor(base.prompt_features, model, levels, card)
+    return LengthPredictor(features, model, levels, card)
 
 
 def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:
@@ -166,6 +177,15 @@ def check_estimator(name: str) -> None:
         raise InputError(f"{name} needs {missing[0]}: pip install lengthwise[bert]")
 
 
+def check_reader(name: str) -> None:
+    """InputError for a causal reader that cannot be had, before anything is trained."""
+    if missing := [package for package in ("torch", "transformers") if find_spec(package) is None]:
+        raise InputError(f"a reader needs {missing[0]}: pip install lengthwise[reader]")
+    from lengthwise.predictor.features.reader_states import causal_states  # torch
+
+    causal_states(name)
+
+
 def make_card(
     table: pd.DataFrame,
     name: str,
@@ -182,6 +202,7 @@ def make_card(
         "levels": list(DEFAULT_LEVELS),
         "feature_contract": features.contract,
         "embedding": features.embedding_.encoder if features.embedding_ is not None else None,
+        "causal_reader": _reader_of(features),
         "name": name,
         "estimator": {"name": booster, "params": model.get_params()},
         "tokenizer": table.attrs.get("tokenizer"),
@@ -194,6 +215,19 @@ def make_card(
         "importances": _named_importances(model, features),
         "metrics": {},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _reader_of(features: PromptFeatures) -> dict[str, Any] | None:
+    """The causal reader: which, with which weights, of which classes it reads the prompts."""
+    reader = features.reader_
+    if reader is None or not features.asks_reader_:
+        return None
+    return {
+        "model": reader.model,
+        "digest": reader.digest_,
+        "classes": reader.read_classes_,
+        "gains": {name: round(gain, 4) for name, gain in reader.gains_.items()},
     }
 
 

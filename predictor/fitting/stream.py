@@ -71,10 +71,12 @@ def fit_stream(
         train = _joined(parts)
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
-    levels = conformal_levels(model, HeldOut.of(rows, logged_features(rows)), params)
+    features = base.prompt_features.without_reader()  # what is logged was known at once
+    seen = HeldOut.of(rows, features.unread(logged_features(rows))).with_unread(features)
+    levels = conformal_levels(model, seen, params)
     name = "lightgbm_student"
-    card = make_card(train, name, name, model, base.prompt_features)
-    return LengthPredictor(base.prompt_features, model, levels, card), held_out
+    card = make_card(train, name, name, model, features)
+    return LengthPredictor(features, model, levels, card), held_out
 
 
 class RowFile(lgb.Sequence):
