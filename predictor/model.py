@@ -48,6 +48,7 @@ class LengthPredictor:
         self.reading = reading
         self.card = card
         self.version = str(card.get("version", "unversioned"))
+        self.full: LengthPredictor | None = None
         self._levels = np.asarray(card["levels"], np.float64)
         self._columns = len(features.get_feature_names_out())
 
@@ -79,9 +80,15 @@ class LengthPredictor:
         return reader if reader is not None and reader.read_classes_ else None
 
     def without_reader(self) -> LengthPredictor:
-        """The same predictor, which answers at once: its causal reader is not asked."""
+        """The same predictor, which answers at once: its causal reader is not asked.
+
+        `full` of it is this one.
+        """
         features = self.prompt_features.without_reader()
-        return LengthPredictor(features, self.estimator, self.conformal, self.card, self.reading)
+        parts = (self.estimator, self.conformal, self.card, self.reading)
+        quick = LengthPredictor(features, *parts)
+        quick.full = self
+        return quick
 
     def features(
         self,

@@ -111,6 +111,11 @@ class CausalStates:
             self._remember([keys[i] for i in rows], found)
         return states, density
 
+    @staticmethod
+    def limit_threads(threads: int) -> None:
+        """Compute with so many threads, in this process: the rest is others' who serve."""
+        torch.set_num_threads(threads)
+
     def _tokens(self, text: str) -> tuple[list[int], float]:
         """The tokens that are read, and how many a character takes: head and tail of the long."""
         most = self.max_tokens * _CHARS_A_TOKEN
@@ -173,10 +178,14 @@ class CausalStates:
         self._model.to(device)
 
 
-@lru_cache(maxsize=2)
 def causal_states(name: str, max_tokens: int = MAX_TOKENS, fetch: bool = True) -> CausalStates:
     """The states of a reader by its name, loaded once a process; InputError as `reader_folder`."""
-    return CausalStates(reader_folder(name, fetch=fetch), max_tokens)
+    return _loaded(reader_folder(name, fetch=fetch), max_tokens)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, max_tokens: int) -> CausalStates:
+    return CausalStates(folder, max_tokens)
 
 
 @contextmanager

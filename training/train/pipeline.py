@@ -38,10 +38,10 @@ class TrainConfig:
     """What to train on and how; ``source`` None is the best data found.
 
     ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
-    ``embedding`` names a frozen encoder whose columns are added to the features, ``causal_reader`` a
-    causal model whose states are, where they pay; with ``stream`` a request log larger than memory
-    is read in pieces; with ``decision`` the simulator says what the predictor is worth to the
-    scheduler.
+    ``embedding`` names a frozen encoder whose columns are added to the features, ``causal_reader``
+    a causal model whose states are, where they pay; with ``stream`` a request log larger than
+    memory is read in pieces; with ``decision`` the simulator says what the predictor is worth to
+    the scheduler.
     """
 
     source: str | None = None
