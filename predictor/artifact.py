@@ -29,7 +29,7 @@ from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
-from lengthwise.predictor.features.reader import CausalReader
+from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.reading import Reading
 

@@ -20,7 +20,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
-from lengthwise.predictor.features.reader import CausalReader
+from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.reading import Reading
 
 ANY_CLASS = "*"  # the key of the prior over all classes

@@ -15,7 +15,7 @@ from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
-from lengthwise.predictor.features.reader import CausalReader, some_groups
+from lengthwise.predictor.features.reader_columns import CausalReader, some_groups
 from lengthwise.predictor.features.ridges import fill_own, ridge_of
 from lengthwise.predictor.features.scan import encode, scan
 from lengthwise.predictor.features.structure import (

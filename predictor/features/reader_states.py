@@ -12,8 +12,7 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.features.reader_weights import reader_folder, weights_digest
+from lengthwise.predictor.features.reader_weights import quietly, reader_folder, weights_digest
 
 logger = logging.getLogger("lengthwise.reader")
 
@@ -186,21 +184,6 @@ def causal_states(name: str, max_tokens: int = MAX_TOKENS, fetch: bool = True) -
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, max_tokens: int) -> CausalStates:
     return CausalStates(folder, max_tokens)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without transformers' bars and remarks."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _blocks(model: nn.Module, folder: Path) -> nn.ModuleList:

@@ -11,6 +11,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,6 +71,22 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bars and remarks."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _packaged() -> Path:
     """The packaged SmolLM2 as a folder, converted by whoever is first to ask."""
     folder = Path(os.environ.get(HOME_VARIABLE) or ".") / ".lengthwise" / "readers" / PACKAGED
@@ -107,8 +125,6 @@ def _convert(source: Path, folder: Path) -> None:
         LlamaConfig,
         LlamaForCausalLM,
     )
-
-    from lengthwise.predictor.features.reader_states import quietly
 
     try:
         with quietly():

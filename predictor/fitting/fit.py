@@ -19,7 +19,7 @@ from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
-from lengthwise.predictor.features.reader import CausalReader
+from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
