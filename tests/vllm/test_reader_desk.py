@@ -1,4 +1,4 @@
-"""The reader beside the server: requests never wait for it, its estimates follow, all is counted."""
+"""The reader beside the server: nobody waits for it, its estimates follow, all is counted."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_an_absent_reader_is_told_in_the_status_and_counted():
 
 
 def test_a_blank_prompt_is_not_read():
-    client, full, desk = served()
+    client, full, _ = served()
     client.post(CHAT, chat(" \n"))
     assert full.calls == []
 
