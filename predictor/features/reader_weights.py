@@ -12,8 +12,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 from lengthwise.data.errors import InputError
@@ -127,7 +128,8 @@ def _convert(source: Path, folder: Path) -> None:
     )
 
     try:
-        with quietly():
+        # the bar over a quantised file's tensors is not transformers' own
+        with quietly(), redirect_stderr(StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
             read = AutoModelForCausalLM.from_pretrained(
                 source, gguf_file=_GGUF, dtype=torch.bfloat16

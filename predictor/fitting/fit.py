@@ -130,8 +130,7 @@ def fit_on_features(
     report("boosting", 0.0)
     features = base.prompt_features.without_reader()  # what is logged was known at once
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    rows = features.unread(logged_features(train))
-    model.fit(rows, train["output_tokens"], censored=censored_rows(train))
+    model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
     report("calibrating", 0.95)
     levels = ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
