@@ -106,7 +106,9 @@ def _packaged() -> Path:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{PACKAGED}-"))
     try:
         _convert(source, scratch)
-        scratch.chmod(0o755)
+        scratch.chmod(0o755)  # as for any folder: these are no secrets
+        for path in scratch.iterdir():
+            path.chmod(0o644)
         scratch.rename(folder)
     except OSError:
         if not (folder / "config.json").is_file():  # else another process was quicker
