@@ -115,7 +115,7 @@ def test_too_many_tokens_for_this_machine_are_told_before(tokens_per_s, args, co
 def test_a_bench_says_before_a_start_what_the_device_makes(source):
     told: list[str] = []
     device = load_profile("shape-many-slots")
-    tell_throughput(BenchSettings(parse_arms("fcfs")), source, device, 12.0, told.append)
+    tell_throughput(BenchSettings(parse_arms("fcfs:none")), source, device, 12.0, told.append)
     tokens = np.mean([request.output_tokens for request in source.sample(requests_needed(device))])
     assert f"12.00 requests/s, about {12 * tokens:,.0f} tokens/s, on {device.name}" in told[0]
 
