@@ -23,6 +23,7 @@ from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDead
 from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.hold_back import HoldBack
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
@@ -115,7 +116,14 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self.progress = Progress(self.table, metrics, generated_tokens)
         self.decisions = StepDecisions(
-            settings, self.table, queue, self._ages, self.planner, self.snapshots, metrics
+            settings,
+            self.table,
+            queue,
+            self._ages,
+            self.planner,
+            self.snapshots,
+            metrics,
+            HoldBack(self.table, self.planner, self.timer, self.tokens_per_step),
         )
         self.yields = 0
         self.running_count = 0

@@ -24,7 +24,8 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
 from lengthwise.scheduler.step_alignment import aligned
-from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.step_fit import fit_step_time
+from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
