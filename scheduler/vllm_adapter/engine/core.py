@@ -96,7 +96,8 @@ class Core:
         self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
         self._start_order = InStartOrder(generated_tokens, self.intake.long_answer)
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
+        self.caches_prefixes = cached_tokens is not None
         self._groups = PrefixGroups(self.table)
         self.generated_tokens = generated_tokens
         self.snapshots = SnapshotSource(
@@ -159,7 +160,7 @@ class Core:
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
         if self._looks is not None:
-            self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
+            self._groups.add(tracked.request_id, arrival.block_hashes, self.block_tokens)
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
         self.decisions.in_force.note_change(now_s)
