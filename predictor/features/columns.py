@@ -15,7 +15,7 @@ from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
-from lengthwise.predictor.features.reader_columns import CausalReader, some_groups
+from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.ridges import fill_own, ridge_of
 from lengthwise.predictor.features.scan import encode, scan
 from lengthwise.predictor.features.structure import (
@@ -252,12 +252,6 @@ class PromptFeatures(TextTransformer):
         if not places.size:
             return np.zeros(len(rows), bool)
         return np.isfinite(rows[:, places[0]])
-
-    def with_gaps(
-        self, rows: NDArray[np.float32], groups: Sequence[str], seed: int
-    ) -> NDArray[np.float32]:
-        """Training rows, (n, f), of which a share is as if nobody had read it."""
-        return self.unread(rows, some_groups(groups, seed)) if self.reader_ is not None else rows
 
     def unread(
         self, rows: NDArray[np.float32], which: NDArray[np.bool_] | None = None

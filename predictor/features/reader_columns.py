@@ -4,7 +4,7 @@ Optional (block "reader" of `PromptFeatures`). A pass through the reader costs t
 of a core, two hundred times what everything else costs, and it tells nothing of many kinds of
 requests; so it is asked only about classes for which its states, out of fold, explain enough of
 what the words leave open. A row that it was not asked about, or could not read, has NaN in all its
-columns; the boosters are trained with a share of such rows (`PromptFeatures.with_gaps`).
+columns; the boosters learn every row that was read a second time like that (`fit.both_ways`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from lengthwise.predictor.features.ridges import ClassRidges, RidgedText, own_co
 
 logger = logging.getLogger("lengthwise.reader")
 
-UNREAD_SHARE = 0.2  # of the rows that were read, those that boosters see as if they were not
 _CLIP = 6.0  # standard deviations
 _DENSER = 1.25  # than the densest texts of training: a script that the ridges know nothing of
 _LEAST_DENSITY = 0.5  # tokens a character
@@ -243,9 +242,3 @@ class CausalReader(RidgedText):
 def _lot(text: str) -> bytes:
     """A text's place in a draw: the same in every split, so that nothing is read twice for it."""
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
-
-
-def some_groups(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Which rows, (n,), a booster is to see as if nobody had read them: whole groups."""
-    keys = np.unique(groups, return_inverse=True)[1]
-    return (np.random.default_rng(seed).random(keys.max() + 1) < UNREAD_SHARE)[keys]

@@ -76,8 +76,8 @@ def fit_predictor(
     rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
     report("boosting", 0.4 * boosted)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    gapped = features.with_gaps(rows, train["group"].astype(str).tolist(), seed)
-    model.fit(gapped, y, censored=censored_rows(train))
+    seen, rows = both_ways(features, train, rows)
+    model.fit(rows, seen["output_tokens"], censored=censored_rows(seen))
     reader = None
     if estimator in READERS:
         from lengthwise.predictor.estimators.encoder_fit import (
@@ -95,7 +95,8 @@ def fit_predictor(
     report("calibrating", 0.95)
     held_out, levels = None, ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, features.transform(calibration)).with_unread(features)
+        unseen = features.transform(calibration)
+        held_out = HeldOut.of(*both_ways(features, calibration, unseen))
         levels = conformal_levels(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
     reading = None
@@ -134,11 +135,29 @@ def fit_on_features(
     report("calibrating", 0.95)
     levels = ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, features.unread(logged_features(calibration)))
-        levels = conformal_levels(model, held_out.with_unread(features), params)
+        unseen = features.unread(logged_features(calibration))
+        held_out = HeldOut.of(*both_ways(features, calibration, unseen))
+        levels = conformal_levels(model, held_out, params)
     card = make_card(train, booster, booster, model, features)
     report("done", 1.0)
     return LengthPredictor(features, model, levels, card)
+
+
+def both_ways(
+    features: PromptFeatures, table: pd.DataFrame, rows: NDArray[np.float32]
+) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """A table and its feature rows, (n, f), and those that a causal reader read once more, unread.
+
+    So boosters know both kinds, and each is calibrated under a class of its own.
+    """
+    if features.reader_ is None:
+        return table, rows
+    again = np.flatnonzero(features.was_read(rows))
+    both = pd.concat([table, table.iloc[again]], ignore_index=True)
+    both.attrs = dict(table.attrs)
+    rows = np.concatenate((rows, features.unread(rows[again])))
+    both["slo_class"] = features.calibrated_as(rows, both["slo_class"].tolist())
+    return both, rows
 
 
 def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:

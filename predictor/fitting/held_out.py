@@ -13,7 +13,6 @@ from lengthwise.predictor.conformal import SCORE_GRID, ConformalLevels, scores_o
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats, LengthDistribution
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
-from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.fitting.metrics import pinball
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.predictor.reading import Reading, TextReader
@@ -36,21 +35,6 @@ class HeldOut:
         log_y = np.log(np.maximum(table["output_tokens"].to_numpy(np.float64), 1.0))
         texts, classes = table["prompt"].tolist(), table["slo_class"].tolist()
         return cls(texts, rows, log_y, classes)
-
-    def with_unread(self, features: PromptFeatures) -> HeldOut:
-        """The rows that a causal reader read a second time, as they are served without it.
-
-        Both kinds are calibrated, each under a name of its own (`PromptFeatures.calibrated_as`).
-        """
-        again = np.flatnonzero(features.was_read(self.rows))
-        rows = np.concatenate((self.rows, features.unread(self.rows[again])))
-        classes = [*self.classes, *(self.classes[i] for i in again)]
-        return HeldOut(
-            [*self.texts, *(self.texts[i] for i in again)],
-            rows,
-            np.concatenate((self.log_y, self.log_y[again])),
-            [str(name) for name in features.calibrated_as(rows, classes)],
-        )
 
     def conformal_levels(self, log_quantiles: Floats) -> ConformalLevels:
         """Which levels to ask for, given what was predicted on SCORE_GRID."""

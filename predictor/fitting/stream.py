@@ -21,6 +21,7 @@ from lengthwise.data.splits import split_table
 from lengthwise.data.table import texts_sha256
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.fitting.fit import (
+    both_ways,
     censored_rows,
     check_contract,
     logged_features,
@@ -72,8 +73,8 @@ def fit_stream(
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
     features = base.prompt_features.without_reader()  # what is logged was known at once
-    seen = HeldOut.of(rows, features.unread(logged_features(rows))).with_unread(features)
-    levels = conformal_levels(model, seen, params)
+    unseen = both_ways(features, rows, features.unread(logged_features(rows)))
+    levels = conformal_levels(model, HeldOut.of(*unseen), params)
     name = "lightgbm_student"
     card = make_card(train, name, name, model, features)
     return LengthPredictor(features, model, levels, card), held_out

@@ -19,14 +19,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from lengthwise.data.errors import InputError  # noqa: E402
 from lengthwise.predictor.features import reader_states, reader_weights  # noqa: E402
-from lengthwise.predictor.features.columns import UNREAD, PromptFeatures  # noqa: E402
+from lengthwise.predictor.features.columns import UNREAD  # noqa: E402
 from lengthwise.predictor.features.reader_columns import CausalReader  # noqa: E402
 from lengthwise.predictor.features.reader_states import CausalStates, causal_states  # noqa: E402
 from lengthwise.predictor.features.reader_weights import (  # noqa: E402
     reader_folder,
     weights_digest,
 )
-from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor  # noqa: E402
+from lengthwise.predictor.fitting.fit import both_ways, fit_on_features, fit_predictor  # noqa: E402
 from lengthwise.predictor.fitting.metrics import kendall_tau  # noqa: E402
 from lengthwise.predictor.model import LengthPredictor  # noqa: E402
 
@@ -387,19 +387,21 @@ def test_rows_of_a_log_are_unread_ones_and_train_a_predictor_that_reads_nothing(
     assert again.feature_contract == read_predictor.feature_contract
 
 
-def test_gaps_hide_whole_groups_and_only_the_readers_columns() -> None:
-    features = PromptFeatures()
-    features.reader_, features.asks_reader_ = CausalReader(), True
-    features._places = np.array([1, 2])
-    rows = np.arange(400, dtype=np.float32).reshape(100, 4)
-    groups = [f"g{i // 10}" for i in range(100)]
-    gapped = features.with_gaps(rows, groups, seed=1)
-    hidden = np.isnan(gapped[:, 1])
-    assert 0 < hidden.sum() < 100
-    assert all(len(set(hidden[k : k + 10])) == 1 for k in range(0, 100, 10))
-    np.testing.assert_array_equal(np.isnan(gapped[:, 2]), hidden)
-    np.testing.assert_array_equal(gapped[:, [0, 3]], rows[:, [0, 3]])
-    np.testing.assert_array_equal(features.with_gaps(rows, groups, seed=1), gapped)
+def test_rows_are_learned_and_calibrated_both_ways(
+    read_predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
+) -> None:
+    features, table = read_predictor.prompt_features, tables["test"][:40].copy()
+    table.loc[table.index[:5], "prompt"] = " "
+    rows = features.transform(table)
+    both, both_rows = both_ways(features, table, rows)
+    assert len(both) == len(both_rows) == 40 + 35
+    was = features.was_read(both_rows)
+    assert (was[:5].any(), was[5:40].all(), was[40:].any()) == (False, True, False)
+    plain = [name.removesuffix(UNREAD) for name in both["slo_class"]]
+    assert [name.endswith(UNREAD) for name in both["slo_class"]] == (~was).tolist()
+    assert plain == table["slo_class"].tolist() + table["slo_class"].tolist()[5:]
+    assert both["group"].tolist()[40:] == table["group"].tolist()[5:]
+    np.testing.assert_array_equal(both_rows[40:, 0], rows[5:, 0])
 
 
 def test_readers_are_loaded_once(tiny_reader: Path) -> None:
