@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -15,7 +14,6 @@ from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
 from lengthwise.predictor.features.embedding import SentenceEmbedding
-from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.ridges import fill_own, ridge_of
 from lengthwise.predictor.features.scan import encode, scan
 from lengthwise.predictor.features.structure import (
@@ -27,10 +25,9 @@ from lengthwise.predictor.features.structure import (
 )
 from lengthwise.predictor.features.text import HashedText, project_tokens
 
-BLOCKS = ("structure", "text", "embedding", "reader", "request")
+BLOCKS = ("structure", "text", "embedding", "request")
 DEFAULT_BLOCKS = ("structure", "text", "request")
 LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
-UNREAD = " unread"  # behind the name of a class: its rows that the reader did not read
 REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
 _BYTES_AT, _WORDS_AT = _TOKEN_COLUMNS
@@ -111,23 +108,17 @@ class PromptFeatures(TextTransformer):
         Which of BLOCKS to compute (the ablation takes them away in turn).
     embedding : SentenceEmbedding, optional
         Settings of the block "embedding"; the packaged MiniLM if None.
-    reader : CausalReader, optional
-        Settings of the block "reader"; the packaged SmolLM2 if None.
     """
-
-    _places: NDArray[np.intp] | None = None
 
     def __init__(
         self,
         text: HashedText | None = None,
         blocks: tuple[str, ...] = DEFAULT_BLOCKS,
         embedding: SentenceEmbedding | None = None,
-        reader: CausalReader | None = None,
     ) -> None:
         self.text = text
         self.blocks = blocks
         self.embedding = embedding
-        self.reader = reader
 
     def fit(
         self,
@@ -161,13 +152,6 @@ class PromptFeatures(TextTransformer):
             self.embedding_ = SentenceEmbedding(**given)
             embedded = self.embedding_.fit_transform(prompts, y, groups, classes)
             columns = np.column_stack((columns, embedded))
-        self.reader_: CausalReader | None = None
-        self.asks_reader_, self._places = True, None
-        if "reader" in self.blocks:
-            self.reader_ = CausalReader(**(self.reader.get_params() if self.reader else {}))
-            known = columns[:, self.text_.n_columns - 1] if self.text_.has_ridge else None
-            read = self.reader_.fit_transform(prompts, y, groups, classes, known)
-            columns = np.column_stack((columns, read))
         self.token_fit_ = np.array([0.0, 0.5, 0.5])
         structure = self._structure(prompts)
         known = np.array([count is not None for count in tokens])
@@ -202,9 +186,6 @@ class PromptFeatures(TextTransformer):
             )  # fmt: skip
         if self.embedding_ is not None:
             columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
-        if (reader := self.reader_) is not None:
-            read = reader.transform(prompts, classes) if self.asks_reader_ else reader.unread(n)
-            columns = np.column_stack((columns, read))
         return self._join(structure, columns, classes, tokens)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
@@ -217,8 +198,6 @@ class PromptFeatures(TextTransformer):
             names += list(self.text_.get_feature_names_out())
         if self.embedding_ is not None:
             names += list(self.embedding_.get_feature_names_out())
-        if self.reader_ is not None:
-            names += list(self.reader_.get_feature_names_out())
         if "request" in self.blocks:
             names += REQUEST_NAMES
         return np.array(names)
@@ -231,64 +210,11 @@ class PromptFeatures(TextTransformer):
         parts = [text.weights_, text.row_of_, text.class_offsets_, self.token_fit_]
         if (embedding := self.embedding_) is not None:
             parts += [embedding.weights_, embedding.mean_, embedding.class_offsets_]
-        if (reader := self.reader_) is not None:
-            parts += [reader.weights_, reader.mean_, reader.scale_, reader.class_offsets_]
-            digest.update(reader.digest_.encode())
         for part in parts:
             digest.update(np.ascontiguousarray(part).tobytes())
         names = "\n".join([*self.get_feature_names_out(), *self.classes_])
         digest.update(names.encode())
         return f"v{LAYOUT_VERSION}-{digest.hexdigest()[:16]}"
-
-    def without_reader(self) -> PromptFeatures:
-        """The same columns, those of the reader NaN: what is known of a prompt at once."""
-        quick = copy.copy(self)
-        quick.asks_reader_ = False
-        return quick
-
-    def was_read(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which feature rows, (n, f), hold what the reader read of them."""
-        places = self._reader_places
-        if not places.size:
-            return np.zeros(len(rows), bool)
-        return np.isfinite(rows[:, places[0]])
-
-    def unread(
-        self, rows: NDArray[np.float32], which: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.float32]:
-        """Feature rows, (n, f), of which those in `which`, (n,) or all, show nothing read."""
-        out = rows.copy()
-        chosen = np.arange(len(rows)) if which is None else np.flatnonzero(which)
-        out[np.ix_(chosen, self._reader_places)] = np.nan
-        return out
-
-    def from_log(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Feature rows, (n, f), as a request log keeps them: there NaN, so what nobody read, is 0.
-
-        No text that was read has a 0 in all of the reader's columns.
-        """
-        places = self._reader_places
-        return self.unread(rows, (rows[:, places] == 0.0).all(1)) if places.size else rows
-
-    def calibrated_as(
-        self, rows: NDArray[np.floating], classes: Sequence[str | None]
-    ) -> Sequence[str | None]:
-        """Under which names rows, (n, f), are calibrated: a class's unread ones have their own."""
-        reader = self.reader_
-        if reader is None or not reader.read_classes_:
-            return classes
-        return [
-            name + UNREAD if name in reader.read_classes_ and not was else name
-            for name, was in zip(classes, self.was_read(rows), strict=True)
-        ]
-
-    @property
-    def _reader_places(self) -> NDArray[np.intp]:
-        """Which columns are the reader's; looked up once, for it is asked at every prediction."""
-        if self._places is None:
-            names = self.get_feature_names_out()
-            self._places = np.flatnonzero([name.startswith("reader_") for name in names])
-        return self._places
 
     def _structure(self, prompts: Sequence[str]) -> Floats:
         out = np.zeros((len(prompts), len(STRUCTURE_NAMES)))

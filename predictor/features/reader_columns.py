@@ -1,10 +1,10 @@
 """A causal reader as a few columns: components and ridges of its states, where they pay.
 
-Optional (block "reader" of `PromptFeatures`). A pass through the reader costs tens of milliseconds
+Optional (`predictor.reading.CausalReading`). A pass through the reader costs tens of milliseconds
 of a core, two hundred times what everything else costs, and it tells nothing of many kinds of
 requests; so it is asked only about classes for which its states, out of fold, explain enough of
 what the words leave open. A row that it was not asked about, or could not read, has NaN in all its
-columns; the boosters learn every row that was read a second time like that (`fit.both_ways`).
+columns.
 """
 
 from __future__ import annotations

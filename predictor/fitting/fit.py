@@ -23,6 +23,7 @@ from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels, weigh
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
+from lengthwise.predictor.reading import CausalReading, joined
 
 Progress = Callable[[str, float], None]  # what is being done, share done
 DEFAULT_BOOSTER = "lightgbm"
@@ -49,7 +50,7 @@ def fit_predictor(
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
-    `causal_reader` a causal model whose states are (block "reader") where they pay.
+    `causal_reader` a causal model that says the lengths of what it reads, where that pays.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.
     InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
@@ -68,16 +69,10 @@ def fit_predictor(
     if embedding is not None:
         sentences = SentenceEmbedding(embedding, random_state=seed)
         features = PromptFeatures(text, (*blocks, "embedding"), sentences)
-    if causal_reader is not None:
-        if isinstance(causal_reader, str):
-            causal_reader = CausalReader(causal_reader, random_state=seed)
-        names = (*features.blocks, "reader")
-        features = PromptFeatures(text, names, features.embedding, causal_reader)
     rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
     report("boosting", 0.4 * boosted)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    seen, rows = both_ways(features, train, rows)
-    model.fit(rows, seen["output_tokens"], censored=censored_rows(seen))
+    model.fit(rows, y, censored=censored_rows(train))
     reader = None
     if estimator in READERS:
         from lengthwise.predictor.estimators.encoder_fit import (
@@ -95,16 +90,61 @@ def fit_predictor(
     report("calibrating", 0.95)
     held_out, levels = None, ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        unseen = features.transform(calibration)
-        held_out = HeldOut.of(*both_ways(features, calibration, unseen))
+        held_out = HeldOut.of(calibration, features.transform(calibration))
         levels = conformal_levels(model, held_out, params)
     card = make_card(train, estimator, booster, model, features)
     reading = None
     if reader is not None:
         reading = weigh(reader, model, held_out, share=READERS[estimator])
         card["reader"] = {"share": reading.share, "int8": reader.int8} | (reader_params or {})
+    causal = None
+    if causal_reader is not None:
+        if isinstance(causal_reader, str):
+            causal_reader = CausalReader(causal_reader, random_state=seed)
+        report(f"reading prompts with {causal_reader.model}", 0.96)
+        second = estimator_class(booster)(**_with_seed(booster, seed, params))
+        causal = _with_reader(causal_reader, second, features, train, rows, calibration, params)
+        card["causal_reader"] = _told_of(causal_reader) | {
+            "estimator": {"name": booster, "params": second.get_params()}
+        }
     report("done", 1.0)
-    return LengthPredictor(features, model, levels, card, reading)
+    return LengthPredictor(features, model, levels, card, reading, causal)
+
+
+def _with_reader(
+    reader: CausalReader,
+    model: LengthRegressor,
+    features: PromptFeatures,
+    train: pd.DataFrame,
+    rows: NDArray[np.float32],
+    calibration: pd.DataFrame,
+    params: dict[str, Any],
+) -> CausalReading | None:
+    """Reader and estimator learned on training rows, (n, f); None where it pays for no class."""
+    y, groups = train["output_tokens"].to_numpy(np.float64), train["group"].astype(str).tolist()
+    names = features.get_feature_names_out().tolist()
+    known = rows[:, names.index("text_class_ridge")] if "text_class_ridge" in names else None
+    texts, classes = train["prompt"].tolist(), train["slo_class"].tolist()
+    columns = reader.fit_transform(texts, y, groups, classes, known)
+    if not columns.shape[1]:
+        return None
+    model.fit(joined(rows, columns), y, censored=censored_rows(train))
+    levels = ConformalLevels.none(DEFAULT_LEVELS)
+    if len(calibration) >= _MIN_CALIBRATION:
+        read = reader.transform(calibration["prompt"].tolist(), calibration["slo_class"].tolist())
+        unseen = joined(features.transform(calibration), read)
+        levels = conformal_levels(model, HeldOut.of(calibration, unseen), params)
+    return CausalReading(reader, model, levels)
+
+
+def _told_of(reader: CausalReader) -> dict[str, Any]:
+    """Which causal reader it is, with which weights, of which classes it reads the prompts."""
+    return {
+        "model": reader.model,
+        "digest": reader.digest_,
+        "classes": reader.read_classes_,
+        "gains": {name: round(gain, 4) for name, gain in reader.gains_.items()},
+    }
 
 
 def fit_on_features(
@@ -129,35 +169,16 @@ def fit_on_features(
     check_contract(base, calibration)
     booster = base.card["estimator"]["name"]
     report("boosting", 0.0)
-    features = base.prompt_features.without_reader()  # what is logged was known at once
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
     model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
     report("calibrating", 0.95)
     levels = ConformalLevels.none(DEFAULT_LEVELS)
     if len(calibration) >= _MIN_CALIBRATION:
-        unseen = features.unread(logged_features(calibration))
-        held_out = HeldOut.of(*both_ways(features, calibration, unseen))
+        held_out = HeldOut.of(calibration, logged_features(calibration))
         levels = conformal_levels(model, held_out, params)
-    card = make_card(train, booster, booster, model, features)
+    card = make_card(train, booster, booster, model, base.prompt_features)
     report("done", 1.0)
-    return LengthPredictor(features, model, levels, card)
-
-
-def both_ways(
-    features: PromptFeatures, table: pd.DataFrame, rows: NDArray[np.float32]
-) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-    """A table and its feature rows, (n, f), and those that a causal reader read once more, unread.
-
-    So boosters know both kinds, and each is calibrated under a class of its own.
-    """
-    if features.reader_ is None:
-        return table, rows
-    again = np.flatnonzero(features.was_read(rows))
-    both = pd.concat([table, table.iloc[again]], ignore_index=True)
-    both.attrs = dict(table.attrs)
-    rows = np.concatenate((rows, features.unread(rows[again])))
-    both["slo_class"] = features.calibrated_as(rows, both["slo_class"].tolist())
-    return both, rows
+    return LengthPredictor(base.prompt_features, model, levels, card)
 
 
 def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:
@@ -220,7 +241,6 @@ def make_card(
         "levels": list(DEFAULT_LEVELS),
         "feature_contract": features.contract,
         "embedding": features.embedding_.encoder if features.embedding_ is not None else None,
-        "causal_reader": _reader_of(features),
         "name": name,
         "estimator": {"name": booster, "params": model.get_params()},
         "tokenizer": table.attrs.get("tokenizer"),
@@ -233,19 +253,6 @@ def make_card(
         "importances": _named_importances(model, features),
         "metrics": {},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _reader_of(features: PromptFeatures) -> dict[str, Any] | None:
-    """The causal reader: which, with which weights, of which classes it reads the prompts."""
-    reader = features.reader_
-    if reader is None or not features.asks_reader_:
-        return None
-    return {
-        "model": reader.model,
-        "digest": reader.digest_,
-        "classes": reader.read_classes_,
-        "gains": {name: round(gain, 4) for name, gain in reader.gains_.items()},
     }
 
 

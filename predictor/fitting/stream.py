@@ -21,7 +21,6 @@ from lengthwise.data.splits import split_table
 from lengthwise.data.table import texts_sha256
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.fitting.fit import (
-    both_ways,
     censored_rows,
     check_contract,
     logged_features,
@@ -72,12 +71,10 @@ def fit_stream(
         train = _joined(parts)
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
-    features = base.prompt_features.without_reader()  # what is logged was known at once
-    unseen = both_ways(features, rows, features.unread(logged_features(rows)))
-    levels = conformal_levels(model, HeldOut.of(*unseen), params)
+    levels = conformal_levels(model, HeldOut.of(rows, logged_features(rows)), params)
     name = "lightgbm_student"
-    card = make_card(train, name, name, model, features)
-    return LengthPredictor(features, model, levels, card), held_out
+    card = make_card(train, name, name, model, base.prompt_features)
+    return LengthPredictor(base.prompt_features, model, levels, card), held_out
 
 
 class RowFile(lgb.Sequence):

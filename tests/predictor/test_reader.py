@@ -19,14 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from lengthwise.data.errors import InputError  # noqa: E402
 from lengthwise.predictor.features import reader_states, reader_weights  # noqa: E402
-from lengthwise.predictor.features.columns import UNREAD  # noqa: E402
 from lengthwise.predictor.features.reader_columns import CausalReader  # noqa: E402
 from lengthwise.predictor.features.reader_states import CausalStates, causal_states  # noqa: E402
 from lengthwise.predictor.features.reader_weights import (  # noqa: E402
     reader_folder,
     weights_digest,
 )
-from lengthwise.predictor.fitting.fit import both_ways, fit_on_features, fit_predictor  # noqa: E402
+from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor  # noqa: E402
 from lengthwise.predictor.fitting.metrics import kendall_tau  # noqa: E402
 from lengthwise.predictor.model import LengthPredictor  # noqa: E402
 
@@ -274,12 +273,11 @@ def test_a_script_denser_than_any_in_training_is_not_read(
 ) -> None:
     """Bytes a character: three of Chinese in this vocabulary, where training had English."""
     texts, classes = ["春眠不觉晓处处闻啼鸟" * 3, "List 4 facts about bees."], ["chat", "chat"]
-    rows = read_predictor.features(texts, classes)
-    assert read_predictor.prompt_features.was_read(rows).tolist() == [False, True]
     quick = read_predictor.without_reader().predict(texts, classes).quantiles
-    found = read_predictor.predict(texts, classes).quantiles
-    np.testing.assert_array_equal(found[0], quick[0])
-    assert (found[1] != quick[1]).any()
+    found, was_read = read_predictor.read(texts, classes)
+    assert was_read.tolist() == [False, True]
+    np.testing.assert_array_equal(found.quantiles[0], quick[0])
+    assert (found.quantiles[1] != quick[1]).any()
 
 
 # -- the predictor ----------------------------------------------------------------------------
@@ -307,7 +305,8 @@ def test_the_artifact_names_its_reader_and_predicts_the_same(
     said = again.card["causal_reader"]
     assert (said["model"], said["digest"]) == (str(tiny_reader), weights_digest(tiny_reader))
     assert said["classes"] == ["agent_step", "chat"]
-    assert [n for n in again.feature_names if n.startswith("reader_")][-1] == "reader_class_ridge"
+    assert again.causal is not None
+    assert again.causal.reader.get_feature_names_out()[-1] == "reader_class_ridge"
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < (tiny_reader / "model.safetensors").stat().st_size + 3_000_000
 
@@ -340,8 +339,8 @@ def test_without_its_reader_the_rest_predicts_and_says_so_once(
     quick = again.without_reader().predict(prompts, classes).quantiles
     np.testing.assert_array_equal(found[-1], quick)
     assert caplog.text.count("predicting without the reader") == 1
-    assert again.causal_reader is not None
-    assert again.causal_reader.fault_
+    assert again.causal is not None
+    assert again.causal.reader.fault_
 
 
 def test_training_without_the_readers_weights_is_an_error(tables: dict[str, pd.DataFrame]) -> None:
@@ -349,59 +348,39 @@ def test_training_without_the_readers_weights_is_an_error(tables: dict[str, pd.D
         fit_predictor(tables["train"], tables["calibration"], causal_reader="no/such")
 
 
-def test_unread_rows_are_calibrated_apart_and_are_no_worse_than_without_a_reader(
-    read_predictor: LengthPredictor,
-    predictor: LengthPredictor,
-    tables: dict[str, pd.DataFrame],
+def test_read_rows_are_better_and_calibrated_and_unread_ones_are_as_without_a_reader(
+    read_predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
 ) -> None:
-    assert f"chat{UNREAD}" in read_predictor.conformal.by_class
     test = tables["test"]
     prompts, classes = test["prompt"].tolist(), test["slo_class"].tolist()
     y = test["output_tokens"].to_numpy(float)
+    plain = fit_predictor(tables["train"], tables["calibration"], n_estimators=40)
     quick = read_predictor.without_reader().predict(prompts, classes)
-    never = predictor.predict(prompts, classes)
-    assert kendall_tau(y, quick.median()) > kendall_tau(y, never.median()) - 0.03
-    inside = (quick.quantile(0.1) <= y) & (y <= quick.quantile(0.9))
+    np.testing.assert_array_equal(quick.quantiles, plain.predict(prompts, classes).quantiles)
+    found, was_read = read_predictor.read(prompts, classes)
+    assert was_read.all()
+    assert kendall_tau(y, found.median()) > kendall_tau(y, quick.median()) - 0.05
+    inside = (found.quantile(0.1) <= y) & (y <= found.quantile(0.9))
     assert 0.7 < inside.mean() < 0.92
+    raw = read_predictor.without_conformal().predict(prompts, classes)
+    assert (raw.quantiles != found.quantiles).any()
 
 
-def test_rows_of_a_log_are_unread_ones_and_train_a_predictor_that_reads_nothing(
+def test_what_a_log_holds_of_a_row_is_the_quick_predictors(
     read_predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
 ) -> None:
-    """A log has 0 for what was not known."""
     table = tables["train"]
     prompts, classes = table["prompt"].tolist(), table["slo_class"].tolist()
-    quick = read_predictor.without_reader()
-    rows = quick.features(prompts, classes)
-    logged = np.nan_to_num(rows)
+    rows = read_predictor.features(prompts, classes)
+    assert not [name for name in read_predictor.feature_names if name.startswith("reader_")]
     np.testing.assert_array_equal(
-        read_predictor.predict_features(logged, classes).quantiles,
-        quick.predict(prompts, classes, rows=rows).quantiles,
+        read_predictor.predict_features(rows, classes).quantiles,
+        read_predictor.without_reader().predict(prompts, classes).quantiles,
     )
-    table = table.assign(
-        features=list(logged), feature_contract=read_predictor.feature_contract, prompt=None
-    )
+    contract = read_predictor.feature_contract
+    table = table.assign(features=list(rows), feature_contract=contract, prompt=None)
     again = fit_on_features(read_predictor, table, table, n_estimators=20)
-    assert again.causal_reader is None
-    assert again.card["causal_reader"] is None
-    assert again.feature_contract == read_predictor.feature_contract
-
-
-def test_rows_are_learned_and_calibrated_both_ways(
-    read_predictor: LengthPredictor, tables: dict[str, pd.DataFrame]
-) -> None:
-    features, table = read_predictor.prompt_features, tables["test"][:40].copy()
-    table.loc[table.index[:5], "prompt"] = " "
-    rows = features.transform(table)
-    both, both_rows = both_ways(features, table, rows)
-    assert len(both) == len(both_rows) == 40 + 35
-    was = features.was_read(both_rows)
-    assert (was[:5].any(), was[5:40].all(), was[40:].any()) == (False, True, False)
-    plain = [name.removesuffix(UNREAD) for name in both["slo_class"]]
-    assert [name.endswith(UNREAD) for name in both["slo_class"]] == (~was).tolist()
-    assert plain == table["slo_class"].tolist() + table["slo_class"].tolist()[5:]
-    assert both["group"].tolist()[40:] == table["group"].tolist()[5:]
-    np.testing.assert_array_equal(both_rows[40:, 0], rows[5:, 0])
+    assert (again.causal, again.feature_contract) == (None, contract)
 
 
 def test_readers_are_loaded_once(tiny_reader: Path) -> None:

@@ -40,14 +40,14 @@ class Full(WordPredictor):
 
     def __init__(self):
         super().__init__()
-        self.causal_reader = Reads()
-        self.prompt_features = SimpleNamespace(was_read=lambda rows: rows[:, 0] > 0)
+        self.causal = SimpleNamespace(reader=Reads())
         self.may = threading.Event()
         self.may.set()
         self.threads = set()
 
-    def features(self, prompts, slo_class=None):
-        return np.array([[0.0 if "foreign" in p else 1.0] for p in prompts], np.float32)
+    def read(self, prompts, slo_class=None):
+        was_read = np.array(["foreign" not in p for p in prompts])
+        return self.predict(prompts, slo_class), was_read
 
     def predict(self, prompts, slo_class=None, rows=None):
         self.threads.add(threading.current_thread().name)
@@ -235,7 +235,7 @@ def test_what_cannot_be_read_or_said_is_counted_and_never_sent(harm):
 
 def test_an_absent_reader_is_told_in_the_status_and_counted():
     client, full, desk = served()
-    full.causal_reader.fault_ = "reader 'stub' needs the package"
+    full.causal.reader.fault_ = "reader 'stub' needs the package"
     assert "lw_reestimate" not in client.post(CHAT, chat("a b")).json()["vllm_xargs"]
     assert desk.counts == {"absent": 1}
     status = client.call("GET", "/lengthwise/status").json()["api"]["reader"]

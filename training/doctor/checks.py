@@ -192,11 +192,12 @@ def _reader(found: ResolvedPredictor) -> list[Check]:
     from lengthwise.predictor.model import LengthPredictor
 
     try:
-        reader = LengthPredictor.load(found.directory).causal_reader
+        causal = LengthPredictor.load(found.directory).causal
     except InputError:  # told already
         return []
-    if reader is None:
+    if causal is None:
         return []
+    reader = causal.reader
     of = f"{reader.model}, for {', '.join(reader.read_classes_)}"
     if reader.states() is None:
         advice = "install or restore it, or train without --reader; until then the rest predicts"

@@ -181,7 +181,7 @@ def load_predictor(directory: str) -> tuple[LengthPredictor, bool]:
     from lengthwise.predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(directory)
-    if predictor.causal_reader is not None:
+    if predictor.causal is not None:
         predictor = predictor.without_reader()
     quantiles = np.asarray(predictor.predict(["warm up"], [None]).quantiles)
     if quantiles.shape != (1, len(predictor.levels)):

@@ -90,9 +90,9 @@ class ReaderDesk:
         It goes to the engines of ``core`` under ``key``. To be called in the event loop.
         """
         predictor = self._reader()
-        if predictor is None or core is None or predictor.causal_reader is None:
+        if predictor is None or core is None or predictor.causal is None:
             return False
-        if not predictor.causal_reader.reads(slo_class):
+        if not predictor.causal.reader.reads(slo_class):
             return False
         why = self._refusal(text)
         if why is not None:
@@ -106,8 +106,9 @@ class ReaderDesk:
     def status(self) -> dict[str, Any] | None:
         """What it is and what became of the prompts, as plain values; None without a reader."""
         predictor = self._reader()
-        if predictor is None or (reader := predictor.causal_reader) is None:
+        if predictor is None or predictor.causal is None:
             return None
+        reader = predictor.causal.reader
         loaded = self._load is not None and self._load.is_done
         return {
             "model": reader.model,
@@ -141,6 +142,7 @@ class ReaderDesk:
     def _refusal(self, text: str) -> str | None:
         """Why a prompt is not read: a word of the metric's."""
         assert self._of is not None
+        assert self._of.causal is not None
         if self._load is not None:
             if not self._load.is_done:
                 return "loading"
@@ -148,8 +150,7 @@ class ReaderDesk:
                 return "absent"
             if not self._each_s:
                 self._each_s = self._load.result or 0.0
-        reader = self._of.causal_reader
-        if reader is None or reader.fault_ is not None:
+        if self._of.causal.reader.fault_ is not None:
             return "absent"
         if not text.strip():
             return "unreadable"
@@ -219,14 +220,16 @@ async def _sent(core: Any, estimates: list[Any]) -> None:
 
 def _loaded(predictor: LengthPredictor) -> float:
     """In the thread: load the reader; seconds that a prompt takes once it is warm."""
-    reader = predictor.causal_reader
-    if reader is None or reader.states() is None:
+    assert predictor.causal is not None
+    reader = predictor.causal.reader
+    states = reader.states()
+    if states is None:
         return 0.0
-    reader.states().limit_threads(1)
+    states.limit_threads(1)
     slo_class = reader.read_classes_[0]
     for _ in range(2):
         began_s = time.perf_counter()
-        reader.states().remembered.clear()
+        states.remembered.clear()
         predictor.predict([_WARM_UP], [slo_class])
     return time.perf_counter() - began_s
 
@@ -236,11 +239,9 @@ def _read(predictor: LengthPredictor, batch: Sequence[_Asked]) -> _Made:
     began_s = time.perf_counter()
     texts = [asked.text for asked in batch]
     classes = [asked.slo_class for asked in batch]
-    features = predictor.features(texts, classes)
-    read = predictor.prompt_features.was_read(features)
-    found = np.asarray(predictor.predict(texts, classes, rows=features).quantiles)
+    found, was_read = predictor.read(texts, classes)
     rows: list[tuple[float, ...] | None] = []
-    for said, row in zip(read, found.tolist(), strict=True):
+    for said, row in zip(was_read, np.asarray(found.quantiles).tolist(), strict=True):
         good = said and all(np.isfinite(row))
         wire = rounded(row) if good else ()
         rows.append(None if check_quantiles(wire, len(row)) is None else wire)
