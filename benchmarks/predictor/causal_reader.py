@@ -1,11 +1,11 @@
-"""What a causal reader brings and costs: the same splits with it, without it, and trained without.
+"""What a causal reader brings and costs: the same splits with it and without it.
 
     python -m benchmarks.predictor.causal_reader --packs gpt35 --seeds 7 8
     python -m benchmarks.predictor.causal_reader --reader smollm2 --states states.npz
 
 A prompt's states are the same in every split: with ``--states`` a file keeps them, since reading a
-pack takes ten minutes of a core. "quick" is the predictor with a reader before the reader is asked,
-which is also what serves without the reader's weights.
+pack takes ten minutes of a core. "without" is the default predictor: what a predictor with a reader
+says before the reader is asked, and without the reader's weights.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ def cost(states: CausalStates, prompts: list[str], sizes: tuple[int, ...]) -> di
 
 
 def measured(pack: str, seed: int, options: Any, states: CausalStates) -> dict[str, Any]:
-    """Metrics of the three on one split, the classes that are read, and the cost of a prompt."""
+    """Metrics of both on one split, the classes that are read, and the cost of a prompt."""
     settings = {"random_state": seed}
     if options.least_gain is not None:
         settings["least_gain"] = options.least_gain
-    note(f"{pack} seed {seed}: without a reader")
-    parts, plain = fitted(pack, seed, options.jobs)
-    found = {"without": evaluate(plain, parts["test"], parts["train"], REFERENCE)}
-    note(f"{pack} seed {seed}: with {options.reader}")
+    note(f"{pack} seed {seed}")
     reader = CausalReader(options.reader, **settings)
     parts, full = fitted(pack, seed, options.jobs, causal_reader=reader)
-    for name, predictor in (("reader", full), ("quick", full.without_reader())):
-        found[name] = evaluate(predictor, parts["test"], parts["train"], REFERENCE)
+    keep(states, options.states)
+    found = {
+        name: evaluate(predictor, parts["test"], parts["train"], REFERENCE)
+        for name, predictor in (("without", full.without_reader()), ("reader", full))
+    }
     keep(states, options.states)
     asked = full.card["causal_reader"]
     read = parts["test"][parts["test"]["slo_class"].isin(asked["classes"])]["prompt"].tolist()
@@ -94,12 +94,12 @@ def main() -> None:
         result[pack] = dict(zip(options.seeds, runs, strict=True))
         rows = [
             [name, f"{seed}", *(f"{run['metrics'][name][metric]:.3f}" for metric in METRICS)]
-            for name in ("without", "quick", "reader")
+            for name in ("without", "reader")
             for seed, run in zip(options.seeds, runs, strict=True)
         ]
         rows += [
             [name, "mean", *(f"{interval(values)[0]:.3f}" for values in columns)]
-            for name in ("without", "quick", "reader")
+            for name in ("without", "reader")
             for columns in [[[run["metrics"][name][m] for run in runs] for m in METRICS]]
         ]
         print(f"\n{pack}\n")
