@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+from tiny_reader import write_tiny_reader  # noqa: E402
 
 from lengthwise.data.errors import InputError  # noqa: E402
 from lengthwise.predictor.features import reader_states, reader_weights  # noqa: E402
@@ -29,39 +29,12 @@ from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor  # n
 from lengthwise.predictor.fitting.metrics import kendall_tau  # noqa: E402
 from lengthwise.predictor.model import LengthPredictor  # noqa: E402
 
-TEMPLATE = "{% for m in messages %}<u>{{ m['content'] }}{% endfor %}<a>"
-
-
-def write_tiny(path: Path, template: str | None = TEMPLATE) -> None:
-    """Six layers of random weights over single bytes."""
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    vocabulary |= {"<u>": len(vocabulary), "<a>": len(vocabulary) + 1, "<e>": len(vocabulary) + 2}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, eos_token="<e>", additional_special_tokens=["<u>", "<a>"]
-    )
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        initializer_range=0.3,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-
 
 @pytest.fixture(scope="session")
 def tiny_reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("reader")
-    write_tiny(path)
+    write_tiny_reader(path)
     return path
 
 
@@ -140,7 +113,7 @@ def test_a_device_that_vanishes_is_given_up_for_the_cpu(
 
 
 def test_a_base_model_without_a_template_is_read_too(tmp_path: Path) -> None:
-    write_tiny(tmp_path, template=None)
+    write_tiny_reader(tmp_path, template=None)
     assert np.isfinite(CausalStates(tmp_path).read(["Name three rivers."])[0]).all()
 
 
