@@ -58,7 +58,7 @@ class CausalReader(RidgedText):
         model: str = "smollm2",
         components: int = 24,
         max_tokens: int = 96,
-        least_gain: float = 0.03,
+        least_gain: float = 0.1,
         sample_rows: int = 600,
         alphas: tuple[float, ...] = (30.0, 100.0, 300.0),
         min_class_rows: int = 100,
