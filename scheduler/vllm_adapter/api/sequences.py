@@ -109,7 +109,8 @@ class Call:
         text = self.texts[index] if index < len(self.texts) else None
         if text is None:
             return hints
-        key, changed = f"{self.whole_id}-{index}", {}
+        key = f"{self.whole_id}-{index}"
+        changed: dict[str, Any] = {}
         if self.keep is not None:
             self.keep(key, text)
             changed["text_id"] = key
