@@ -1,8 +1,9 @@
-"""The default: boosters and small networks that see length differently, averaged in log-tokens.
+"""The default: a booster and small networks that see length differently, averaged in log-tokens.
 
-The Student t (`student`) finds location and spread from few rows and extrapolates; the hazard
-(`hazard`) learns any shape, such as answers that run to the cap; networks (`nets`) see sums where
-trees see steps. The mean of their quantiles at each level is better than any and cannot cross.
+The Student t (`student`) finds location and spread from few rows and extrapolates; a hazard
+learns any shape, such as answers that run to the cap: by networks (`nets`), which see sums where
+trees see steps, or by a booster (`hazard`), which is slower and adds nothing beside them. The mean
+of their quantiles at each level is better than any and cannot cross.
 
 Each part is a mean of members that leave a fold of the rows out, so the whole has been trained on
 every row and yet has predicted every row unseen: shares and calibration need no rows of their own.
@@ -10,7 +11,7 @@ every row and yet has predicted every row unseen: shares and calibration need no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.folded import FoldedRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
-from lengthwise.predictor.estimators.nets import MLPLengthRegressor
+from lengthwise.predictor.estimators.nets import MLPHazardRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.folds import grouped_folds
@@ -31,46 +32,46 @@ _FOLD_ROWS = 50  # fewer rows a fold say nothing of how wrong its member is
 
 @dataclass(eq=False, repr=False)
 class LGBMBlendRegressor(LengthRegressor):
-    """Weighted mean of the log-quantiles of a Student-t booster, a hazard booster and networks.
+    """Weighted mean of the log-quantiles of a Student-t booster and networks or a hazard booster.
 
     Parameters
     ----------
+    parts : tuple of str
+        "student" and one or both of "hazard" and "nets".
     n_estimators : int
-        Boosting rounds of each member of each booster.
+        Boosting rounds of each member of a booster.
     learning_rate, num_leaves, feature_fraction
         As in LightGBM; `num_leaves` is that of the Student t, the hazard has twice as many.
-    hazard_bagging : float
-        Share of the hazard's rows that a tree sees: an answer is one for every bin it reached.
     bins : int
-        Of the hazard.
-    folds : int
-        Members of each part; 1 for a single one that sees all rows and holds none out.
+        Of lengths, for networks and hazard.
     epochs : int
-        Of the networks; 0 leaves them out.
+        Of the networks.
+    folds : int
+        Members of each part; 1 for one that sees all rows and holds none out.
     hazard_share : float
-        Weight of the hazard among the boosters; `predictor.fitting.fit` chooses both shares on
+        Weight of the hazard beside the Student t; `predictor.fitting.fit` chooses both shares on
         held-out rows.
     net_share : float
-        Weight of the networks in the whole.
+        Weight of the networks beside the boosters.
     random_state : int
     n_jobs : int
         Threads for training; prediction uses one.
     """
 
-    learned = ("with_nets",)
-    unwritten: ClassVar[Mapping[str, Any]] = {"with_nets": False}
+    learned = ("parts",)
+    unwritten: ClassVar[Mapping[str, Any]] = {"parts": ["student", "hazard"]}
     holds_out = True
 
-    n_estimators: int = 80
-    learning_rate: float = 0.15
-    num_leaves: int = 15
+    parts: tuple[str, ...] = ("student", "nets")
+    n_estimators: int = 60
+    learning_rate: float = 0.13
+    num_leaves: int = 31
     feature_fraction: float = 0.3
-    hazard_bagging: float = 0.4
     bins: int = 20
-    folds: int = 4
     epochs: int = 30
+    folds: int = 4
     hazard_share: float = 0.5
-    net_share: float = 0.25
+    net_share: float = 0.5
     random_state: int = 0
     n_jobs: int = 1
 
@@ -82,20 +83,20 @@ class LGBMBlendRegressor(LengthRegressor):
         censored: NDArray[np.bool_],
         groups: NDArray[np.generic] | None = None,
     ) -> None:
+        if self.parts[:1] != ("student",) or set(self.parts) - {"student", "hazard", "nets"}:
+            raise ValueError(f"parts are student, then hazard or nets or both, got {self.parts}")
         fold = self._fold_of_rows(len(X), groups)
-        self._make_parts(self.epochs > 0)
+        self._make_parts(self.parts)
         self.held_out_: dict[str, Floats] = {}
-        for name, part in self.parts():
+        for name, part in self.fitted():
             part.fit_members(X, log_y, weight, censored, fold)
             if fold is not None:
                 self.held_out_[name] = part.held_out_scores(X, fold)
 
-    def parts(self) -> Iterator[tuple[str, FoldedRegressor]]:
-        """Names and estimators of the fitted model: student, hazard and, if any, nets."""
-        yield "student", self.student_
-        yield "hazard", self.hazard_
-        if self.nets_ is not None:
-            yield "nets", self.nets_
+    def fitted(self) -> Iterator[tuple[str, FoldedRegressor]]:
+        """Names and estimators of the parts in use."""
+        for name in self.parts_:
+            yield name, getattr(self, f"{name}_")
 
     def held_out_quantiles(
         self, levels: Floats, rows: NDArray[np.intp] | slice = slice(None)
@@ -106,7 +107,7 @@ class LGBMBlendRegressor(LengthRegressor):
         """
         return {
             name: part.quantiles_of(self.held_out_[name][rows], levels)
-            for name, part in self.parts()
+            for name, part in self.fitted()
             if name in self.held_out_
         }
 
@@ -116,45 +117,51 @@ class LGBMBlendRegressor(LengthRegressor):
 
     def mixed(self, quantiles: Mapping[str, Floats]) -> Floats:
         """The whole's log-quantiles from its parts', (n, q)."""
-        share = self.hazard_share
-        boosted = (1.0 - share) * quantiles["student"] + share * quantiles["hazard"]
-        if "nets" not in quantiles:
-            return boosted
-        return (1.0 - self.net_share) * boosted + self.net_share * quantiles["nets"]
+        mean = quantiles["student"]
+        if "hazard" in quantiles:
+            share = self.hazard_share
+            mean = (1.0 - share) * mean + share * quantiles["hazard"]
+        if "nets" in quantiles:
+            mean = (1.0 - self.net_share) * mean + self.net_share * quantiles["nets"]
+        return mean
 
     def importances(self) -> Floats:
-        """As in `LengthRegressor`: the mean of both boosters."""
-        return (self.student_.importances() + self.hazard_.importances()) / 2.0
+        """As in `LengthRegressor`: the mean of the boosters."""
+        shares = [self.student_.importances()]
+        if "hazard" in self.parts_:
+            shares.append(self.hazard_.importances())
+        return np.mean(shares, axis=0)
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Weighted mean of the parts, (n, q)."""
-        return self.mixed({n: part.predict_log_quantiles(X, levels) for n, part in self.parts()})
+        return self.mixed({n: part.predict_log_quantiles(X, levels) for n, part in self.fitted()})
+
+    def drop(self, name: str) -> None:
+        """Do without a part, where its share was found to be nothing."""
+        self.parts_ = [kept for kept in self.parts_ if kept != name]
 
     def save_files(self, directory: Path) -> None:
         """As in `LengthRegressor`, and a directory for each part."""
         super().save_files(directory)
-        for name, part in self.parts():
+        for name, part in self.fitted():
             (directory / name).mkdir(exist_ok=True)
             part.save_files(directory / name)
 
     def load_files(self, directory: Path) -> None:
         """As in `LengthRegressor`."""
         super().load_files(directory)
-        self._make_parts(self.with_nets_)
+        self._make_parts(self.parts_)
         self.held_out_ = {}
-        for name, part in self.parts():
+        for name, part in self.fitted():
             part.load_files(directory / name)
 
-    def drop_nets(self) -> None:
-        """Do without the networks, where their share was found to be nothing."""
-        self.nets_, self.with_nets_ = None, False
-
-    def _make_parts(self, with_nets: bool) -> None:
+    def _make_parts(self, names: Sequence[str]) -> None:
         common = {"random_state": self.random_state, "n_jobs": self.n_jobs}
         boosted = common | {
             "n_estimators": self.n_estimators,
             "learning_rate": self.learning_rate,
         }
+        self.parts_ = [str(name) for name in names]
         self.student_ = LGBMLengthRegressor(
             num_leaves=self.num_leaves, feature_fraction=self.feature_fraction, **boosted
         )
@@ -162,11 +169,9 @@ class LGBMBlendRegressor(LengthRegressor):
             bins=self.bins,
             num_leaves=2 * self.num_leaves,
             feature_fraction=min(1.0, 1.7 * self.feature_fraction),
-            bagging_fraction=self.hazard_bagging,
             **boosted,
         )
-        self.with_nets_ = with_nets
-        self.nets_ = MLPLengthRegressor(epochs=self.epochs, **common) if with_nets else None
+        self.nets_ = MLPHazardRegressor(bins=self.bins, epochs=self.epochs, **common)
 
     def fold_count(self, n: int, groups: ArrayLike | None = None) -> int:
         """Members of each part, given n rows of these groups, (n,)."""

@@ -45,13 +45,8 @@ class LGBMHazardRegressor(FoldedRegressor, BoosterRegressor):
         fold: NDArray[np.intp] | None = None,
     ) -> None:
         check_rows(X)
-        shares = np.union1d(np.linspace(0.0, 1.0, self.bins + 1), _TAIL_SHARES)
-        edges = np.unique(np.quantile(log_y, shares))
-        self.edges_ = edges if edges.size > 1 else np.array([edges[0] - 1e-3, edges[0] + 1e-3])
-        last = np.clip(
-            np.searchsorted(self.edges_, log_y, side="left") - 1, 0, len(self.edges_) - 2
-        )
-        reached = last + 1 - censored  # a cut answer did not live to the end of its last bin
+        self.edges_ = bin_edges(log_y, self.bins)
+        last, reached = bins_lived(log_y, censored, self.edges_)
         rows = np.repeat(np.arange(log_y.size), reached)
         bins = np.concatenate([np.arange(count) for count in reached]) if rows.size else rows
         ended = (bins == last[rows]) & ~censored[rows]
@@ -80,9 +75,32 @@ class LGBMHazardRegressor(FoldedRegressor, BoosterRegressor):
 
     def quantiles_of(self, scores: Floats, levels: Floats) -> Floats:
         """Log-tokens at the levels, (n, q), of such scores."""
-        out = np.empty((len(scores), len(levels)))
-        _read_quantiles(np.exp(-scores), self.edges_, levels, out)
-        return out
+        return hazard_log_quantiles(scores, self.edges_, levels)
+
+
+def bin_edges(log_y: Floats, bins: int) -> Floats:
+    """Edges, (b + 1,), of bins that hold equal shares of the log-lengths, finer in the tails."""
+    shares = np.union1d(np.linspace(0.0, 1.0, bins + 1), _TAIL_SHARES)
+    edges = np.unique(np.quantile(log_y, shares))
+    return edges if edges.size > 1 else np.array([edges[0] - 1e-3, edges[0] + 1e-3])
+
+
+def bins_lived(
+    log_y: Floats, censored: NDArray[np.bool_], edges: Floats
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The bin each length falls in, (n,), and how many bins it reached whose end is known, (n,).
+
+    A cut answer did not live to the end of its last bin.
+    """
+    last = np.clip(np.searchsorted(edges, log_y, side="left") - 1, 0, len(edges) - 2)
+    return last, last + 1 - censored
+
+
+def hazard_log_quantiles(scores: Floats, edges: Floats, levels: Floats) -> Floats:
+    """Log-odds to end in each bin once it is reached, (n, b), to log-tokens at levels, (n, q)."""
+    out = np.empty((len(scores), len(levels)))
+    _read_quantiles(np.exp(-scores), edges, levels, out)
+    return out
 
 
 @njit(nogil=True)

@@ -1,10 +1,12 @@
-"""Small networks that return the same distribution as the Student-t booster, in plain arrays.
+"""Small networks that say the chance to end in a bin once it is reached, in plain arrays.
 
-    columns -> standard scores -> two hidden layers -> location and log-scale of log-length
+    columns -> standard scores -> two hidden layers -> log-odds of each length bin
 
-A network sees a sum of columns where a tree sees steps, so the two err apart and their mean errs
-less. Some networks are averaged; trained with folds, each leaves one out, so that every row is
-predicted by a network that has not seen it. AdamW on the censored Student-t likelihood, dropout.
+As `hazard` does, whose bins they share: any shape can be learned, such as answers that run to the
+cap, and a cut answer contributes no end. A network sees a sum of columns where a tree sees steps,
+so it errs apart from the Student-t booster and their mean errs less. Some networks are averaged;
+trained with folds, each leaves one out, so that every row is predicted by a network that has not
+seen it. AdamW on the likelihood, with dropout.
 """
 
 from __future__ import annotations
@@ -23,11 +25,7 @@ from lengthwise.data.arrays import njit
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.folded import FoldedRegressor
-from lengthwise.predictor.estimators.student import (
-    start_and_ceiling,
-    student_gradients,
-    student_log_quantiles,
-)
+from lengthwise.predictor.estimators.hazard import bin_edges, bins_lived, hazard_log_quantiles
 
 _FAR = 4.0  # standard scores beyond it are cut: an odd prompt must not carry a network away
 _WEIGHTS = "weights.npz"
@@ -39,34 +37,34 @@ Layers = list[Floats32]  # w1, b1, w2, b2, w3, b3, each with the networks as fir
 
 
 @dataclass(eq=False, repr=False)
-class MLPLengthRegressor(FoldedRegressor):
-    """The mean, in location and log-scale, of small networks.
+class MLPHazardRegressor(FoldedRegressor):
+    """The mean, in log-odds, of small networks over bins of log-length.
 
     Parameters
     ----------
     hidden : (int, int)
         Widths of the two hidden layers.
+    bins : int
+        As in `LGBMHazardRegressor`.
     nets : int
         How many networks, where no folds are given.
     epochs, batch_rows, learning_rate, weight_decay, dropout
         Of AdamW, whose rate rises and then falls to nothing along a cosine.
-    dof : float
-        Degrees of freedom of the Student t.
     random_state : int
     n_jobs : int
         Threads for training; prediction uses one.
     """
 
-    learned = ("start", "ceiling")
+    learned = ("edges",)
 
     hidden: tuple[int, int] = (64, 32)
-    nets: int = 3
+    bins: int = 20
+    nets: int = 4
     epochs: int = 30
     batch_rows: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     dropout: float = 0.2
-    dof: float = 8.0
     random_state: int = 0
     n_jobs: int = 1
 
@@ -80,47 +78,45 @@ class MLPLengthRegressor(FoldedRegressor):
     ) -> None:
         if len(X) < 2:
             raise ValueError(f"a network needs at least 2 rows, got {len(X)} sample")
-        self.start_, self.ceiling_ = start_and_ceiling(log_y, censored)
-        with np.errstate(invalid="ignore"):
-            self.center_, self.per_spread_ = _standardising(X)
-        scores = np.empty(X.shape, np.float32)
-        _standard_scores(X, self.center_, self.per_spread_, scores)
-        if fold is None:
-            members = [np.arange(len(X))] * self.nets
-        else:
+        self.edges_ = bin_edges(log_y, self.bins)
+        self.center_, self.per_spread_ = _standardising(X)
+        columns = np.empty(X.shape, np.float32)
+        _standard_scores(X, self.center_, self.per_spread_, columns)
+        members = [np.arange(len(X))] * self.nets
+        if fold is not None:
             members = [np.flatnonzero(fold != k) for k in range(fold.max() + 1)]
-        target = (log_y - self.start_[0]) / np.exp(self.start_[1])
+        last, reached = bins_lived(log_y, censored, self.edges_)
+        bins = np.arange(self.edges_.size - 1)
+        asked = (bins < reached[:, None]).astype(np.float32)
+        ended = (bins == last[:, None]) & ~censored[:, None]
+        weights = (weight / weight.mean()).astype(np.float32)[:, None]
         with threadpool_limits(self.n_jobs):
-            self._train(scores, target.astype(np.float32), weight, censored, members)
+            self._train(columns, ended.astype(np.float32), asked * weights, members)
 
     def _train(
         self,
-        scores: Floats32,
-        target: Floats32,
-        weight: Floats,
-        censored: NDArray[np.bool_],
+        columns: Floats32,
+        ended: Floats32,
+        asked: Floats32,
         members: list[NDArray[np.intp]],
     ) -> None:
-        """Every network on its own rows, all of them side by side."""
+        """Every network on its own rows, all of them side by side.
+
+        `ended` says in which bin a row ended, `asked` how much its having ended there or not
+        counts, (n, b) each.
+        """
         rng = np.random.default_rng(self.random_state)
-        layers = _drawn_layers(rng, len(members), (scores.shape[1], *self.hidden, 2))
-        batch = min(self.batch_rows, min(rows.size for rows in members))
+        layers = _drawn_layers(rng, len(members), (columns.shape[1], *self.hidden, ended.shape[1]))
+        layers[5] += _log_odds(ended, asked)
+        batch = min(self.batch_rows, *(rows.size for rows in members))
         steps = self.epochs * -(-max(rows.size for rows in members) // batch)
         optimizer = _AdamW(layers, self.weight_decay)
-        relative = (weight / weight.mean()).astype(np.float32)
         for step, rows in enumerate(_batches(rng, members, batch, steps)):
             masks = [self._mask(rng, (*rows.shape, width)) for width in self.hidden]
-            active, (mu, log_scale) = _forward(layers, scores[rows], masks)
-            pull, _ = student_gradients(
-                target[rows].ravel(),
-                mu.ravel(),
-                log_scale.ravel(),
-                self.dof,
-                censored[rows].ravel(),
-            )
-            pull = pull.reshape(*rows.shape, 2).astype(np.float32)
-            pull *= relative[rows][:, :, None] / np.float32(batch)
-            gradients = _backward(layers, scores[rows], active, masks, pull)
+            seen = columns[rows]
+            active, odds = _forward(layers, seen, masks)
+            pull = asked[rows] * (1.0 / (1.0 + np.exp(-odds)) - ended[rows]) / np.float32(batch)
+            gradients = _backward(layers, seen, active, masks, pull)
             optimizer.step(layers, gradients, self.learning_rate * _rate(step, steps))
         w1, b1, w2, b2, w3, b3 = layers
         # the first layers side by side: one pass over a row serves every network
@@ -132,24 +128,24 @@ class MLPLengthRegressor(FoldedRegressor):
         return kept * np.float32(1.0 / (1.0 - self.dropout))
 
     def scores(self, X: NDArray[np.floating]) -> Floats:
-        """Location and log-scale of log-length, (n, 2): the mean of the networks."""
-        return self._each(X).mean(axis=1)
+        """Log-odds to end in each bin once it is reached, (n, b): the mean of the networks."""
+        return self.scores_of_each(X).mean(axis=1)
 
     def held_out_scores(self, X: NDArray[np.floating], fold: NDArray[np.intp]) -> Floats:
-        """`scores` of training rows, (n, 2), each by the network that left out its fold."""
-        return self._each(X)[np.arange(len(X)), fold]
+        """`scores` of training rows, (n, b), each by the network that left out its fold."""
+        return self.scores_of_each(X)[np.arange(len(X)), fold]
 
-    def _each(self, X: NDArray[np.floating]) -> Floats:
-        """What every network says, (n, nets, 2)."""
-        out = np.empty((len(X), self.b3_.shape[0], 2))
+    def scores_of_each(self, X: NDArray[np.floating]) -> Floats:
+        """What every network says, (n, nets, b)."""
+        out = np.empty((len(X), self.b3_.shape[0], self.b3_.shape[2]))
         layers = self.w1_, self.b1_, self.w2_, self.b2_, self.w3_, self.b3_
         rows = np.ascontiguousarray(X, np.float64)
-        _run_nets(rows, self.center_, self.per_spread_, *layers, self.start_, out)
+        _run_nets(rows, self.center_, self.per_spread_, *layers, out)
         return out
 
     def quantiles_of(self, scores: Floats, levels: Floats) -> Floats:
-        """Log-tokens at the levels, (n, q), of location and log-scale, (n, 2)."""
-        return student_log_quantiles(scores, self.dof, levels, self.ceiling_)
+        """Log-tokens at the levels, (n, q), of such scores."""
+        return hazard_log_quantiles(scores, self.edges_, levels)
 
     def save_files(self, directory: Path) -> None:
         """As in `LengthRegressor`, and the weights as plain arrays."""
@@ -180,6 +176,12 @@ def _standardising(X: Floats) -> tuple[Floats32, Floats32]:
     return center.astype(np.float32), per_spread.astype(np.float32)
 
 
+def _log_odds(ended: Floats32, asked: Floats32) -> Floats32:
+    """Of ending in each bin, (b,), whatever the row."""
+    ends = (asked * ended).sum(axis=0)
+    return np.log(np.maximum(ends, 1.0) / np.maximum(asked.sum(axis=0) - ends, 1.0))
+
+
 def _drawn_layers(rng: np.random.Generator, nets: int, widths: tuple[int, ...]) -> Layers:
     layers: Layers = []
     for below, above in pairwise(widths):
@@ -203,26 +205,25 @@ def _batches(
 
 
 def _forward(
-    layers: Layers, scores: Floats32, masks: list[Floats32]
-) -> tuple[list[Floats32], tuple[Floats32, Floats32]]:
-    """Hidden layers, and location and log-scale, (nets, batch) each, in standard units."""
+    layers: Layers, columns: Floats32, masks: list[Floats32]
+) -> tuple[list[Floats32], Floats32]:
+    """Hidden layers, and the log-odds, (nets, batch, b)."""
     w1, b1, w2, b2, w3, b3 = layers
-    first = np.maximum(scores @ w1 + b1, 0.0) * masks[0]
+    first = np.maximum(columns @ w1 + b1, 0.0) * masks[0]
     second = np.maximum(first @ w2 + b2, 0.0) * masks[1]
-    out = second @ w3 + b3
-    return [first, second], (out[:, :, 0], out[:, :, 1])
+    return [first, second], second @ w3 + b3
 
 
 def _backward(
-    layers: Layers, scores: Floats32, active: list[Floats32], masks: list[Floats32], pull: Floats32
+    layers: Layers, columns: Floats32, active: list[Floats32], masks: list[Floats32], pull: Floats32
 ) -> Layers:
-    """Gradients of the layers, from those of the outputs, (nets, batch, 2)."""
+    """Gradients of the layers, from those of the outputs, (nets, batch, b)."""
     _, _, w2, _, w3, _ = layers
     first, second = active
     at_second = (pull @ w3.transpose(0, 2, 1)) * masks[1] * (second > 0)
     at_first = (at_second @ w2.transpose(0, 2, 1)) * masks[0] * (first > 0)
     gradients = []
-    for below, above in ((scores, at_first), (first, at_second), (second, pull)):
+    for below, above in ((columns, at_first), (first, at_second), (second, pull)):
         gradients += [below.transpose(0, 2, 1) @ above, above.sum(axis=1, keepdims=True)]
     return gradients
 
@@ -284,20 +285,19 @@ def _run_nets(
     b2: np.ndarray,
     w3: np.ndarray,
     b3: np.ndarray,
-    start: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Location and log-scale of log-length by each network, (n, nets, 2)."""
+    """Log-odds to end in each bin by each network, (n, nets, b)."""
     nets, width, upper = w2.shape
-    spread = np.exp(start[1])
-    scores = np.empty((1, X.shape[1]), np.float32)
+    columns = np.empty((1, X.shape[1]), np.float32)
     first = np.empty(b1.size, np.float32)
     second = np.empty(upper, np.float32)
+    odds = np.empty(b3.shape[2], np.float32)
     for row in range(X.shape[0]):
-        _standard_scores(X[row : row + 1], center, per_spread, scores)
+        _standard_scores(X[row : row + 1], center, per_spread, columns)
         first[:] = b1
         for column in range(X.shape[1]):
-            score = scores[0, column]
+            score = columns[0, column]
             if score != 0.0:
                 for unit in range(b1.size):
                     first[unit] += score * w1[column, unit]
@@ -308,11 +308,11 @@ def _run_nets(
                 if value > 0.0:
                     for unit in range(upper):
                         second[unit] += value * w2[net, below, unit]
-            mu, log_scale = b3[net, 0, 0], b3[net, 0, 1]
+            odds[:] = b3[net, 0]
             for below in range(upper):
                 value = second[below]
                 if value > 0.0:
-                    mu += value * w3[net, below, 0]
-                    log_scale += value * w3[net, below, 1]
-            out[row, net, 0] = start[0] + spread * mu
-            out[row, net, 1] = start[1] + log_scale
+                    for at in range(odds.size):
+                        odds[at] += value * w3[net, below, at]
+            for at in range(odds.size):
+                out[row, net, at] = odds[at]

@@ -80,6 +80,15 @@ def _is_key(
 
 
 @njit
+def _escaped(text: np.ndarray, at: int) -> bool:
+    """Whether an odd number of backslashes stands in front of a byte."""
+    before = at
+    while before > 0 and text[before - 1] == _BACKSLASH:
+        before -= 1
+    return (at - before) % 2 == 1
+
+
+@njit
 def _mark_objects(
     text: np.ndarray,
     kinds: np.ndarray,
@@ -104,7 +113,7 @@ def _mark_objects(
                 depths[t] = 1
             continue
         depths[t] = -depth if quoted else depth
-        if byte == _QUOTE and (not quoted or text[starts[t] - 1] != _BACKSLASH):
+        if byte == _QUOTE and not (quoted and _escaped(text, starts[t])):
             quoted = not quoted
             depths[t] = depth
         elif quoted:
@@ -289,6 +298,8 @@ def _read_tools(
         elif tool >= 0 and level == 0 and key == _KEY_PARAMETERS and depth == base:
             level = depth + 1
             properties = False
+            t = value  # the colon stands outside of the object
+            continue
         elif tool >= 0 and level > 0:
             if depth == level and key == _KEY_PROPERTIES:
                 properties = True

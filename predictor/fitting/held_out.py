@@ -73,7 +73,7 @@ def conformal_levels(
     A blend's shares are fitted first, unless they were given.
     """
     if isinstance(model, LGBMBlendRegressor):
-        parts = {name: p.predict_log_quantiles(rows, SCORE_GRID) for name, p in model.parts()}
+        parts = {name: p.predict_log_quantiles(rows, SCORE_GRID) for name, p in model.fitted()}
         return _shared(model, parts, held_out, params)
     return held_out.conformal_levels(model.predict_log_quantiles(rows, SCORE_GRID))
 
@@ -101,16 +101,18 @@ def _shared(
     params: dict[str, Any],
 ) -> ConformalLevels:
     """Sets the shares that were not given, and calibrates what they make of the parts."""
-    if "hazard_share" not in params:
-        share = held_out.best_share(parts["hazard"], parts["student"])
-        model.set_params(hazard_share=share)
-    if "nets" in parts and "net_share" not in params:
-        boosted = model.mixed({name: parts[name] for name in ("student", "hazard")})
-        model.set_params(net_share=held_out.best_share(parts["nets"], boosted))
-        if model.net_share == 0.0:
-            model.drop_nets()
-            parts = {name: parts[name] for name, _ in model.parts()}
-    return held_out.conformal_levels(model.mixed(parts))
+    others = {"hazard": "hazard_share", "nets": "net_share"}
+    mean = parts["student"]
+    for name, setting in others.items():
+        if name not in parts:
+            continue
+        if setting not in params:
+            model.set_params(**{setting: held_out.best_share(parts[name], mean)})
+        share = getattr(model, setting)
+        mean = (1.0 - share) * mean + share * parts[name]
+        if share == 0.0:
+            model.drop(name)
+    return held_out.conformal_levels(mean)
 
 
 def reweighed(

@@ -13,7 +13,7 @@ from lengthwise.predictor.artifact import estimator_class
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor, _read_quantiles
-from lengthwise.predictor.estimators.nets import MLPLengthRegressor
+from lengthwise.predictor.estimators.nets import MLPHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
@@ -34,7 +34,7 @@ def expected_failures(estimator: object) -> dict[str, str]:
     [
         LGBMLengthRegressor(n_estimators=10),
         LGBMBlendRegressor(n_estimators=5, bins=6, epochs=2),
-        MLPLengthRegressor(epochs=2),
+        MLPHazardRegressor(epochs=2),
         LGBMHazardRegressor(n_estimators=10, bins=8),
         LGBMRankRegressor(n_estimators=5),
         PromptFeatures(),
@@ -196,6 +196,8 @@ def test_the_gaussian_is_the_papers() -> None:
         LGBMLengthRegressor(n_estimators=60, learning_rate=0.1),
         LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
         LGBMBlendRegressor(n_estimators=60, learning_rate=0.1),
+        LGBMBlendRegressor(n_estimators=60, parts=("student", "hazard"), folds=1),
+        MLPHazardRegressor(),
     ],
 )
 def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-def]

@@ -39,7 +39,7 @@ def crossed() -> tuple[LGBMBlendRegressor, np.ndarray, np.ndarray, np.ndarray]:
 def test_held_out_rows_calibrate_what_is_served(crossed) -> None:  # type: ignore[no-untyped-def]
     model, _, y, _ = crossed
     parts = model.held_out_quantiles(SCORE_GRID)
-    assert set(parts) == {"student", "hazard", "nets"}
+    assert set(parts) == {"student", "nets"}
     levels = ConformalLevels.fit(
         scores_of(model.mixed(parts), np.log(y)), [None] * y.size, DEFAULT_LEVELS
     )
@@ -80,7 +80,7 @@ def test_members_are_stored_and_networks_may_be_dropped(crossed, tmp_path) -> No
     levels = np.array([0.1, 0.5, 0.9])
     want = model.predict_log_quantiles(X[:50], levels)
     np.testing.assert_array_equal(again.predict_log_quantiles(X[:50], levels), want)
-    again.drop_nets()
+    again.drop("nets")
     boosted = again.predict_log_quantiles(X[:50], levels)
     assert np.abs(boosted - want).max() > 1e-3
     (tmp_path / "small").mkdir()

@@ -108,7 +108,6 @@ def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
         "calibration.json",
         "estimator/student/booster.txt",
         "estimator/student/booster_3.txt",
-        "estimator/hazard/booster.txt",
         "estimator/nets/weights.npz",
     ],
 )

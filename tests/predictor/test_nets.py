@@ -7,7 +7,7 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.estimators.nets import (
-    MLPLengthRegressor,
+    MLPHazardRegressor,
     _backward,
     _drawn_layers,
     _forward,
@@ -24,14 +24,15 @@ def noisy_lengths(n: int = 1200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 def test_backward_is_the_gradient_of_forward() -> None:
     rng = np.random.default_rng(0)
-    layers = [layer.astype(np.float64) for layer in _drawn_layers(rng, 2, (5, 4, 3, 2))]
+    drawn = _drawn_layers(rng, 2, (5, 4, 3, 6))
+    layers = [layer + 0.1 * rng.normal(size=layer.shape) for layer in drawn]  # no unit at its kink
     scores = rng.normal(size=(2, 6, 5))
     masks = [rng.integers(0, 2, (2, 6, width)) * 2.0 for width in (4, 3)]
-    pull = rng.normal(size=(2, 6, 2))
+    pull = rng.normal(size=(2, 6, 6))
 
     def loss() -> float:
-        _, (mu, log_scale) = _forward(layers, scores, masks)
-        return float((np.stack((mu, log_scale), axis=2) * pull).sum())
+        _, odds = _forward(layers, scores, masks)
+        return float((odds * pull).sum())
 
     active, _ = _forward(layers, scores, masks)
     gradients = _backward(layers, scores, active, masks, pull)
@@ -50,34 +51,31 @@ def test_backward_is_the_gradient_of_forward() -> None:
 
 def test_location_and_spread_are_both_learned() -> None:
     X, y = noisy_lengths()
-    fitted = MLPLengthRegressor(epochs=30, random_state=1).fit(X, y)
-    scores = fitted.scores(X)
-    assert np.corrcoef(scores[:, 0], X[:, 0])[0, 1] > 0.95
-    scale = np.exp(scores[:, 1])
-    assert np.median(scale[X[:, 1] <= 0]) > 2.0 * np.median(scale[X[:, 1] > 0])
+    d = MLPHazardRegressor(epochs=60, random_state=1).fit(X, y).predict_distribution(X)
+    assert np.corrcoef(np.log(d.median()), X[:, 0])[0, 1] > 0.95
+    width = np.log(d.quantile(0.9) / d.quantile(0.1))
+    assert np.median(width[X[:, 1] <= 0]) > 1.5 * np.median(width[X[:, 1] > 0])
 
 
 def test_the_compiled_pass_is_the_networks() -> None:
     X, y = noisy_lengths(300)
     X[::7, 2] = np.nan
-    fitted = MLPLengthRegressor(epochs=3, hidden=(8, 4), nets=2).fit(X, y)
+    fitted = MLPHazardRegressor(epochs=3, hidden=(8, 4), nets=2).fit(X, y)
     center, per_spread = _standardising(X)
     scores = np.clip(np.nan_to_num((X - center) * per_spread), -4.0, 4.0)
     w1 = fitted.w1_.reshape(4, 2, 8).transpose(1, 0, 2)
     b1 = fitted.b1_.reshape(2, 1, 8)
     layers = [w1, b1, fitted.w2_, fitted.b2_, fitted.w3_, fitted.b3_]
     ones = [np.ones(1), np.ones(1)]
-    _, (mu, log_scale) = _forward(layers, np.stack([scores, scores]), ones)
-    start, spread = fitted.start_, np.exp(fitted.start_[1])
-    each = fitted._each(X)
-    np.testing.assert_allclose(each[:, :, 0], start[0] + spread * mu.T, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(each[:, :, 1], start[1] + log_scale.T, rtol=1e-4, atol=1e-4)
+    _, odds = _forward(layers, np.stack([scores, scores]), ones)
+    each = fitted.scores_of_each(X)
+    np.testing.assert_allclose(each, odds.transpose(1, 0, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_an_odd_row_is_not_carried_away() -> None:
     X, y = noisy_lengths(300)
     X = np.column_stack((X, np.full(300, 7.0)))  # a constant column says nothing
-    fitted = MLPLengthRegressor(epochs=5).fit(X, y)
+    fitted = MLPHazardRegressor(epochs=5).fit(X, y)
     odd = np.array([[1e30, -1e30, np.nan, 0.0, 1e9], [np.nan] * 5])
     d = fitted.predict_distribution(odd)
     assert np.isfinite(d.quantiles).all()
@@ -93,7 +91,7 @@ def test_a_row_is_predicted_by_the_network_that_left_it_out() -> None:
     mixed_up[inside] = rng.permutation(mixed_up[inside])
     ones, none = np.ones(240), np.zeros(240, bool)
     held_out = [
-        MLPLengthRegressor(epochs=4)
+        MLPHazardRegressor(epochs=4)
         .fit_members(X, log_y, ones, none, fold)
         .held_out_scores(X, fold)
         for log_y in (np.log(y), mixed_up)
@@ -105,18 +103,18 @@ def test_a_row_is_predicted_by_the_network_that_left_it_out() -> None:
 
 def test_round_trip_and_damaged_files(tmp_path: Path) -> None:
     X, y = noisy_lengths(200)
-    fitted = MLPLengthRegressor(epochs=3).fit(X, y)
+    fitted = MLPHazardRegressor(epochs=3).fit(X, y)
     fitted.save_files(tmp_path)
-    other = MLPLengthRegressor(epochs=3)
+    other = MLPHazardRegressor(epochs=3)
     other.load_files(tmp_path)
     np.testing.assert_array_equal(other.scores(X), fitted.scores(X))
     whole = (tmp_path / "weights.npz").read_bytes()
     (tmp_path / "weights.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"weights\.npz: cannot be read"):
-        MLPLengthRegressor().load_files(tmp_path)
+        MLPHazardRegressor().load_files(tmp_path)
 
 
 def test_the_same_seed_gives_the_same_networks() -> None:
     X, y = noisy_lengths(200)
-    first, again = (MLPLengthRegressor(epochs=3, random_state=5).fit(X, y).scores(X) for _ in "ab")
+    first, again = (MLPHazardRegressor(epochs=3, random_state=5).fit(X, y).scores(X) for _ in "ab")
     np.testing.assert_array_equal(first, again)

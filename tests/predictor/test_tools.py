@@ -73,7 +73,7 @@ def test_what_a_call_must_spell_out() -> None:
         "likely_required": 2,
         "likely_optional": 1,
         "likely_enum_values": 2,
-        "asked_words": 9,
+        "asked_words": 11,  # "Functions" in front of them is one
         "asked_numbers": 1,
         "asked_capitals": 1,
         "asked_sentences": 1,
@@ -106,7 +106,7 @@ def test_openai_s_wrapping_and_one_object_a_line_read_alike() -> None:
 
 def test_quoted_values_are_measured() -> None:
     found = asked("Call it 'Blue Note' and don't wait, the code is \"x-17\".", WEATHER)
-    assert found["asked_quoted"] == 2
+    assert found["asked_quoted"] == pytest.approx(2)
     assert found["value_bytes"] == pytest.approx(len("Blue Note") + len("x-17"))
 
 
