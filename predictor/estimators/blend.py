@@ -63,13 +63,13 @@ class LGBMBlendRegressor(LengthRegressor):
     holds_out = True
 
     parts: tuple[str, ...] = ("student", "nets")
-    n_estimators: int = 60
-    learning_rate: float = 0.13
+    n_estimators: int = 50
+    learning_rate: float = 0.14
     num_leaves: int = 31
     feature_fraction: float = 0.3
     bins: int = 20
     epochs: int = 30
-    folds: int = 4
+    folds: int = 6
     hazard_share: float = 0.5
     net_share: float = 0.5
     random_state: int = 0
