@@ -16,12 +16,18 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import READERS, estimator_class
 from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
-from lengthwise.predictor.fitting.held_out import HeldOut, conformal_levels, weigh
+from lengthwise.predictor.fitting.held_out import (
+    HeldOut,
+    conformal_levels,
+    crossed_levels,
+    weigh,
+)
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
 from lengthwise.predictor.reading import CausalReading, joined
 
@@ -49,6 +55,8 @@ def fit_predictor(
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
+    The default learns from both and is calibrated out of fold (`predictor.estimators.blend`);
+    beside a reader, which is too dear to be trained once a fold, it learns from the first alone.
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
     `causal_reader` a causal model that says the lengths of what it reads, where that pays.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
@@ -60,19 +68,22 @@ def fit_predictor(
     train = _rows_with(table_train, "prompt", _MIN_ROWS)
     calibration = _rows_with(table_calibration, "prompt", 0)
     booster = DEFAULT_BOOSTER if estimator in READERS else estimator
-    boosted = 0.2 if estimator in READERS else 0.95
+    reader_free = estimator not in READERS
+    boosted = 0.95 if reader_free else 0.2
 
     report("reading prompts", 0.0)
-    y = train["output_tokens"].to_numpy(np.float64)
     text = HashedText(random_state=seed, **(text_params or {}))
     features = PromptFeatures(text, blocks)
     if embedding is not None:
         sentences = SentenceEmbedding(embedding, random_state=seed)
         features = PromptFeatures(text, (*blocks, "embedding"), sentences)
-    rows = features.fit_transform(train, y, train["group"].astype(str).tolist())
-    report("boosting", 0.4 * boosted)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    model.fit(rows, y, censored=censored_rows(train))
+    learned = _learned(model, train, calibration) if reader_free else train
+    y = learned["output_tokens"].to_numpy(np.float64)
+    groups = learned["group"].astype(str).tolist()
+    rows = features.fit_transform(learned, y, groups)
+    report("boosting", 0.4 * boosted)
+    model.fit(rows, y, censored=censored_rows(learned), groups=groups)
     reader = None
     if estimator in READERS:
         from lengthwise.predictor.estimators.encoder_fit import (
@@ -81,21 +92,20 @@ def fit_predictor(
 
         reader = fit_reader(
             train["prompt"].tolist(),
-            y,
+            train["output_tokens"].to_numpy(np.float64),
             censored_rows(train),
             seed=seed,
             report=lambda share: report("fine-tuning the encoder", 0.2 + 0.7 * share),
             **(reader_params or {}),
         )
     report("calibrating", 0.95)
-    held_out, levels = None, ConformalLevels.none(DEFAULT_LEVELS)
-    if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, features.transform(calibration))
-        levels = conformal_levels(model, held_out, params)
+    levels = _calibrated(model, features.transform, learned, calibration, params, seed)
     card = make_card(train, estimator, booster, model, features)
     reading = None
     if reader is not None:
-        reading = weigh(reader, model, held_out, share=READERS[estimator])
+        held_out = HeldOut.of(calibration) if len(calibration) >= _MIN_CALIBRATION else None
+        unseen = features.transform(calibration)
+        reading = weigh(reader, model, unseen, held_out, share=READERS[estimator])
         card["reader"] = {"share": reading.share, "int8": reader.int8} | (reader_params or {})
     causal = None
     if causal_reader is not None:
@@ -103,7 +113,9 @@ def fit_predictor(
             causal_reader = CausalReader(causal_reader, random_state=seed)
         report(f"reading prompts with {causal_reader.model}", 0.96)
         second = estimator_class(booster)(**_with_seed(booster, seed, params))
-        causal = _with_reader(causal_reader, second, features, train, rows, calibration, params)
+        causal = _with_reader(
+            causal_reader, second, features, learned, rows, calibration, params, seed
+        )
         card["causal_reader"] = _told_of(causal_reader) | {
             "estimator": {"name": booster, "params": second.get_params()}
         }
@@ -115,25 +127,27 @@ def _with_reader(
     reader: CausalReader,
     model: LengthRegressor,
     features: PromptFeatures,
-    train: pd.DataFrame,
+    learned: pd.DataFrame,
     rows: NDArray[np.float32],
     calibration: pd.DataFrame,
     params: dict[str, Any],
+    seed: int,
 ) -> CausalReading | None:
-    """Reader and estimator learned on training rows, (n, f); None where it pays for no class."""
-    y, groups = train["output_tokens"].to_numpy(np.float64), train["group"].astype(str).tolist()
+    """Reader and estimator of rows to learn from, (n, f); None where it pays for no class."""
+
+    def read(table: pd.DataFrame) -> NDArray[np.float32]:
+        columns = reader.transform(table["prompt"].tolist(), table["slo_class"].tolist())
+        return joined(features.transform(table), columns)
+
+    y, groups = learned["output_tokens"].to_numpy(np.float64), learned["group"].astype(str).tolist()
     names = features.get_feature_names_out().tolist()
     known = rows[:, names.index("text_class_ridge")] if "text_class_ridge" in names else None
-    texts, classes = train["prompt"].tolist(), train["slo_class"].tolist()
+    texts, classes = learned["prompt"].tolist(), learned["slo_class"].tolist()
     columns = reader.fit_transform(texts, y, groups, classes, known)
     if not columns.shape[1]:
         return None
-    model.fit(joined(rows, columns), y, censored=censored_rows(train))
-    levels = ConformalLevels.none(DEFAULT_LEVELS)
-    if len(calibration) >= _MIN_CALIBRATION:
-        read = reader.transform(calibration["prompt"].tolist(), calibration["slo_class"].tolist())
-        unseen = joined(features.transform(calibration), read)
-        levels = conformal_levels(model, HeldOut.of(calibration, unseen), params)
+    model.fit(joined(rows, columns), y, censored=censored_rows(learned), groups=groups)
+    levels = _calibrated(model, read, learned, calibration, params, seed)
     return CausalReading(reader, model, levels)
 
 
@@ -170,15 +184,46 @@ def fit_on_features(
     booster = base.card["estimator"]["name"]
     report("boosting", 0.0)
     model = estimator_class(booster)(**_with_seed(booster, seed, params))
-    model.fit(logged_features(train), train["output_tokens"], censored=censored_rows(train))
+    learned = _learned(model, train, calibration)
+    groups = learned["group"].astype(str).tolist()
+    model.fit(
+        logged_features(learned),
+        learned["output_tokens"],
+        censored=censored_rows(learned),
+        groups=groups,
+    )
     report("calibrating", 0.95)
-    levels = ConformalLevels.none(DEFAULT_LEVELS)
-    if len(calibration) >= _MIN_CALIBRATION:
-        held_out = HeldOut.of(calibration, logged_features(calibration))
-        levels = conformal_levels(model, held_out, params)
+    levels = _calibrated(model, logged_features, learned, calibration, params, seed)
     card = make_card(train, booster, booster, model, base.prompt_features)
     report("done", 1.0)
     return LengthPredictor(base.prompt_features, model, levels, card)
+
+
+def _learned(
+    model: LengthRegressor, train: pd.DataFrame, calibration: pd.DataFrame
+) -> pd.DataFrame:
+    """Rows to train on: both sides' where the model will have predicted each of them unseen."""
+    if not isinstance(model, LGBMBlendRegressor) or not len(calibration):
+        return train
+    both = pd.concat([train, calibration], ignore_index=True)
+    both.attrs = dict(train.attrs)
+    return both if model.fold_count(len(both), both["group"]) > 1 else train
+
+
+def _calibrated(
+    model: LengthRegressor,
+    read: Callable[[pd.DataFrame], NDArray[np.float32]],
+    learned: pd.DataFrame,
+    calibration: pd.DataFrame,
+    params: dict[str, Any],
+    seed: int,
+) -> ConformalLevels:
+    """Out of fold where the model held rows out, else on calibration rows it has not learned."""
+    if isinstance(model, LGBMBlendRegressor) and model.held_out_:
+        return crossed_levels(model, learned, params, seed)
+    if len(calibration) < _MIN_CALIBRATION:
+        return ConformalLevels.none(DEFAULT_LEVELS)
+    return conformal_levels(model, read(calibration), HeldOut.of(calibration), params)
 
 
 def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:

@@ -107,7 +107,8 @@ def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
         "features.json",
         "calibration.json",
         "estimator/student/booster.txt",
-        "estimator/hazard/booster.txt",
+        "estimator/student/booster_3.txt",
+        "estimator/nets/weights.npz",
     ],
 )
 def test_a_missing_or_truncated_file_is_refused(
