@@ -14,6 +14,7 @@ from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.hold_back import LONGEST_S, pace
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
+TIGHT_MS = 7.0  # one sequence alone takes 6.5 ms a token, two take 6.8
 
 
 class Asked:
@@ -60,7 +61,7 @@ def wait_for(condition):
 
 
 def test_a_newcomer_waits_for_its_plan_and_no_longer(engine):
-    start(engine, tpot_ms=0.5)
+    start(engine, tpot_ms=TIGHT_MS)
     engine.add(asks("second"))
     engine.step()
     policy = engine.core.planner.policy
@@ -72,7 +73,7 @@ def test_a_newcomer_waits_for_its_plan_and_no_longer(engine):
 
 
 def test_a_plan_that_lets_fewer_run_holds_it_on(engine):
-    start(engine, tpot_ms=0.5)
+    start(engine, tpot_ms=TIGHT_MS)
     policy = engine.core.planner.policy
     policy.most = 1
     policy.go.set()
@@ -83,7 +84,7 @@ def test_a_plan_that_lets_fewer_run_holds_it_on(engine):
 
 
 def test_a_plan_that_does_not_come_is_not_waited_for(engine):
-    start(engine, tpot_ms=0.5)
+    start(engine, tpot_ms=TIGHT_MS)
     engine.add(asks("second"))
     engine.step()
     assert engine.admitted == ["first"]
@@ -102,9 +103,44 @@ def test_nobody_waits_where_no_pace_is_in_danger(engine, tpot_ms):
 
 
 def test_an_engine_at_rest_takes_who_comes(engine):
-    engine.add(asks("first", 0.001))
+    engine.add(asks("first", TIGHT_MS))
     engine.step()
     assert engine.admitted == ["first"]
+
+
+def test_so_does_one_that_has_come_to_rest(engine):
+    """What it did last says nothing of a pace that nobody has now."""
+    start(engine, tpot_ms=TIGHT_MS)
+    engine.end(engine.running[0], "finished")
+    engine.add(asks("second", TIGHT_MS))
+    engine.step()
+    assert engine.admitted == ["first", "second"]
+
+
+@pytest.mark.parametrize("tpot_ms", [-5.0, 0.0, 1e-9, 1.0, 6.4])
+def test_nobody_waits_for_a_pace_that_nobody_can_have(engine, tpot_ms):
+    """One client that asks for it would otherwise keep all others waiting."""
+    start(engine, tpot_ms=tpot_ms)
+    engine.add(asks("second"))
+    engine.step()
+    assert engine.admitted == ["first", "second"]
+
+
+def test_of_several_paces_the_tightest_that_can_be_had_counts(engine):
+    start(engine, tpot_ms=TIGHT_MS)
+    engine.add(asks("second", 1e-9))
+    engine.step()
+    assert engine.admitted == ["first"]
+
+
+def test_who_ran_before_does_not_wait_with_newcomers(engine):
+    start(engine, tpot_ms=TIGHT_MS)
+    preempted = make_request("preempted", pred_quantiles=QUANTILES)
+    preempted.generated = 3
+    engine.add(preempted, output_tokens=500)
+    engine.add(asks("newcomer"))
+    engine.step()
+    assert engine.admitted == ["first", "preempted"]
 
 
 def test_the_pace_counts_newcomers_and_the_prompts_that_come_in():

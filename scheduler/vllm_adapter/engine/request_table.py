@@ -191,12 +191,14 @@ class RequestTable:
         rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
         return np.fromiter(rows, dtype=np.int64, count=len(request_ids))
 
-    def tightest_tpot_s(self) -> tuple[float | None, float]:
-        """The smallest TPOT objective of all tracked (None: none has one); mean prompt tokens."""
+    def tightest_tpot_s(self, above_s: float = 0.0) -> tuple[float | None, float]:
+        """The smallest TPOT objective above this of all tracked (None: none has such a one); mean
+        prompt tokens."""
         rows = np.fromiter(self._row_of.values(), dtype=np.int64, count=len(self._row_of))
         if not len(rows):
             return None, 0.0
-        least = float(self._floats[_TPOT, rows].min())
+        tpots_s = self._floats[_TPOT, rows]
+        least = float(tpots_s[tpots_s > above_s].min(initial=math.inf))
         return (least if least < math.inf else None), float(self._floats[_PROMPT, rows].mean())
 
     def arrival_s(self, rows: IntArray) -> FloatArray:
