@@ -108,9 +108,7 @@ def test_the_emulated_device_is_concrete():
     assert PendingStep.get_kv_connector_output(None) is None
 
 
-@pytest.mark.parametrize(
-    "method", ["synchronize_device", "reset_mm_cache", "reset_encoder_cache"]
-)
+@pytest.mark.parametrize("method", ["synchronize_device", "reset_mm_cache", "reset_encoder_cache"])
 def test_the_emulated_device_has_what_a_pause_asks_of_it(method):
     """A method that is missing would make ``/pause`` a 500 with the engine paused."""
     from lengthwise.scheduler.vllm_adapter.emulated.worker import EmulatedWorker
