@@ -17,6 +17,18 @@ QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 TIGHT_MS = 7.0  # one sequence alone takes 6.5 ms a token, two take 6.8
 
 
+class Breaks:
+    """A policy that raises, or ends its thread."""
+
+    name = "breaks"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, problem):
+        raise self.error
+
+
 class Asked:
     """A policy that counts, holds nobody's order, and ends when told to."""
 
@@ -35,10 +47,11 @@ class Asked:
 
 @pytest.fixture
 def engine():
-    fake = ToyEngine({"plan_in_thread": True, "plan_share": 1.0, "refit_steps": 0}, slots=8)
-    fake.core.planner.policy = Asked()
+    settings = {"plan_in_thread": True, "plan_share": 1.0, "refit_steps": 0}
+    fake, policy = ToyEngine(settings, slots=64), Asked()
+    fake.core.planner.policy = policy
     yield fake
-    fake.core.planner.policy.go.set()
+    policy.go.set()
 
 
 def asks(name, tpot_ms=None):
@@ -150,3 +163,62 @@ def test_the_pace_counts_newcomers_and_the_prompts_that_come_in():
     assert pace(model, 10, 2000, 10, 0.0, 100.0) == pytest.approx(0.03)
     assert pace(model, 10, 2000, 0, 50.0, 100.0) == pytest.approx(0.02 / (1.0 - 0.5))
     assert pace(model, 10, 2000, 0, 1e6, 100.0) == pytest.approx(0.2)  # at most ten times
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [RuntimeError("no"), MemoryError(), SystemExit(), KeyError()])
+def test_a_policy_that_breaks_keeps_nobody_waiting(engine, error):
+    engine.core.planner.policy = Breaks(error)
+    start(engine, tpot_ms=TIGHT_MS)
+    began_s = time.monotonic()
+    for name in ("second", "third", "fourth"):
+        engine.add(asks(name))
+        wait_for(lambda name=name: engine.step() or name in engine.admitted)
+    assert time.monotonic() - began_s < 3 * LONGEST_S + 1.0
+
+
+def test_a_pause_counts_as_waiting(engine):
+    start(engine, tpot_ms=TIGHT_MS)
+    engine.add(asks("second"))
+    engine.step()
+    engine.paused = True
+    engine.step()
+    time.sleep(LONGEST_S + 0.05)
+    engine.paused = False
+    wait_for(lambda: engine.step() or "second" in engine.admitted)
+    assert engine.decisions[-1].max_running is None
+
+
+def test_who_hangs_up_leaves_the_next_a_wait_of_its_own(engine):
+    start(engine, tpot_ms=TIGHT_MS)
+    for name in ("second", "third"):
+        engine.add(asks(name))
+        engine.step()
+        time.sleep(0.6 * LONGEST_S)
+        engine.step()
+        assert engine.admitted == ["first"]
+        gone = next(request for request in engine.queue if request.request_id == name)
+        engine.queue.remove_request(gone)
+        engine.end(gone, "aborted")
+    engine.core.planner.policy.go.set()
+    engine.add(asks("fourth"))
+    wait_for(lambda: engine.step() or "fourth" in engine.admitted)
+
+
+def test_a_stream_of_newcomers_keeps_none_longer(engine):
+    """Who comes while others are held back is let in with them; then nobody is held."""
+    start(engine, tpot_ms=TIGHT_MS)
+    came_s, waited_s = {}, {}
+    until_s = time.monotonic() + 4 * LONGEST_S
+    while time.monotonic() < until_s:
+        name = f"n{len(came_s)}"
+        came_s[name] = time.monotonic()
+        engine.add(asks(name))
+        engine.step()
+        for one in set(engine.admitted) & came_s.keys() - waited_s.keys():
+            waited_s[one] = time.monotonic() - came_s[one]
+        time.sleep(0.03)
+    assert len(waited_s) > 3
+    now_s = time.monotonic()
+    still_s = [now_s - at_s for name, at_s in came_s.items() if name not in waited_s]
+    assert max([*waited_s.values(), *still_s]) < LONGEST_S + 0.15
