@@ -40,7 +40,7 @@ class Decision:
 class StepDecisions:
     """Puts plans in force and lifts them, and asks for the next.
 
-    ``paused`` is whether the engine was before the last step.
+    ``paused`` is whether the engine is, as it said itself or before the last step.
     """
 
     def __init__(
