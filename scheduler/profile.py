@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from lengthwise.data.files import read_object
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.step_time import SECONDS, StepTimeModel
 
 Part = TypeVar("Part")
 Scale = Literal["fixed", "gpu"]
@@ -90,7 +90,8 @@ class EngineProfile:
     @property
     def scaled_step_time(self) -> StepTimeModel:
         """The step-time model with ``capacity_scale`` in it."""
-        return self.step_time.slowed(1.0 / self.capacity_scale)
+        model, scale = self.step_time, self.capacity_scale
+        return replace(model, **{name: getattr(model, name) / scale for name in SECONDS})
 
     def to_json(self) -> str:
         """The profile file's content."""

@@ -78,5 +78,5 @@ def pace(
     many = decodes + newcomers
     context = context_tokens * many / decodes
     decode_s = model.step_s(0, many, context)
-    prompt_s = model.step_s(prompt_tokens, many, context) - decode_s
+    prompt_s = model.more_s(prompt_tokens, many, decode_s)
     return decode_s / (1.0 - min(MOST_PREFILLING, rate_rps * prompt_s))
