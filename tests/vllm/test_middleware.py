@@ -430,6 +430,12 @@ def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     assert client.core.asked == []
 
 
+def test_a_key_that_configure_does_not_know_is_named():
+    client = Client(WordPredictor(), allow_configure=True)
+    answer = client.post("/lengthwise/configure", {"polic": "sa"}).json()
+    assert answer["error"]["message"] == "polic: no such key, got 'sa'"
+
+
 def test_what_the_engine_refuses_is_a_400_and_changes_nothing():
     client = Client(WordPredictor(), allow_configure=True)
     client.core.answer = {"error": "unknown policy 'magic'"}
