@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,6 +283,17 @@ def test_the_artifact_names_its_reader_and_predicts_the_same(
     assert again.causal.reader.get_feature_names_out()[-1] == "reader_class_ridge"
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < (tiny_reader / "model.safetensors").stat().st_size + 3_000_000
+
+
+@pytest.mark.parametrize("name", ["reader.npz", "reader.json", "calibration.json"])
+def test_an_artifact_whose_own_part_of_the_reader_is_truncated_is_refused(
+    read_predictor: LengthPredictor, tmp_path: Path, name: str
+) -> None:
+    read_predictor.save(tmp_path)
+    file = tmp_path / "causal_reader" / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(InputError, match=re.escape(str(file.parent))):
+        LengthPredictor.load(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["gone", "truncated", "another"])

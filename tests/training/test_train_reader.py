@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,9 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.features import reader_states
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.model import LengthPredictor
+from lengthwise.scheduler.vllm_adapter.api.prediction import load_predictor
+from lengthwise.scheduler.vllm_adapter.api.reader_desk import _loaded, _read
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import rounded
 from lengthwise.training.cli.app import app
 from lengthwise.training.doctor.checks import _reader
 from lengthwise.training.registry.models import resolve_predictor
@@ -44,6 +48,13 @@ def test_a_version_names_its_reader_and_the_doctor_looks_for_it(workspace, reade
     found = resolve_predictor(workspace=workspace)
     assert LengthPredictor.load(found.directory).causal is not None
     assert [check.status for check in _reader(found)] == ["ok"]
+    quick, _ = load_predictor(str(found.directory))  # as a server does
+    assert quick.causal is None
+    asked = [SimpleNamespace(text="Write a haiku about rain.", slo_class=said["classes"][0])]
+    assert _loaded(quick.full) > 0.0
+    (row,) = _read(quick.full, asked).rows
+    assert row == rounded(quick.full.predict([asked[0].text], [asked[0].slo_class]).quantiles[0])
+    assert row != rounded(quick.predict([asked[0].text], [asked[0].slo_class]).quantiles[0])
     reader_states._loaded.cache_clear()
     shutil.rmtree(reader)
     (check,) = _reader(found)
