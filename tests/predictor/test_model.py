@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.fitting.evaluate import evaluate
 from lengthwise.predictor.fitting import fit
+from lengthwise.predictor.fitting.evaluate import evaluate
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 
@@ -109,7 +109,6 @@ def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
         "calibration.json",
         "estimator/student/booster.txt",
         "estimator/student/booster_3.txt",
-        "estimator/nets/weights.npz",
     ],
 )
 def test_a_missing_or_truncated_file_is_refused(
