@@ -154,12 +154,12 @@ def _learned(
     Few rows may make members that err far more than their mean does, and calibration on what
     members said of rows unseen then is too wide: better calibrated apart.
     """
-    rows = len(train) + len(calibration)
-    if not model.holds_out or not len(calibration) or rows < CROSSED_ROWS:
+    if not isinstance(model, LGBMBlendRegressor) or not len(calibration):
         return train
     both = pd.concat([train, calibration], ignore_index=True)
     both.attrs = dict(train.attrs)
-    return both
+    holds_out = model.fold_count(len(both), both["group"]) > 1
+    return both if holds_out and len(both) >= CROSSED_ROWS else train
 
 
 def _calibrated(

@@ -184,3 +184,12 @@ def test_with_enough_rows_both_sides_are_learned_from(
         assert not fitted.estimator.held_out_ or least > 1
     assert said[10**9] < 1_500
     assert said[1] > 3_000
+
+
+def test_one_member_is_calibrated_on_rows_it_has_not_learned(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "CROSSED_ROWS", 1)
+    one = fit_predictor(tables["train"], tables["calibration"], n_estimators=30, folds=1, epochs=5)
+    assert not np.allclose(one.conformal.pooled, one.levels)
+    assert 0.72 < evaluate(one, tables["test"])["coverage"] < 0.88
