@@ -37,6 +37,7 @@ _READER_PACKAGES = ("torch", "transformers", "accelerate")
 _NAMED_COLUMNS = 25
 _MIN_ROWS = 20
 _MIN_CALIBRATION = 30
+CROSSED_ROWS = 1_500  # from so many on both sides are learned from
 
 
 def fit_predictor(
@@ -55,8 +56,8 @@ def fit_predictor(
 ) -> LengthPredictor:
     """Fit on `table_train` and calibrate on `table_calibration` (prompt tables of `data.table`).
 
-    The default learns from both and is calibrated out of fold (`predictor.estimators.blend`);
-    beside a reader, which is too dear to be trained once a fold, it learns from the first alone.
+    From CROSSED_ROWS rows on the default learns from both and is calibrated out of fold
+    (`predictor.estimators.blend`), except beside a reader, too dear to be trained once a fold.
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
     `causal_reader` a causal model that says the lengths of what it reads, where that pays.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
@@ -99,7 +100,7 @@ def fit_predictor(
             **(reader_params or {}),
         )
     report("calibrating", 0.95)
-    levels = _calibrated(model, features.transform, learned, calibration, params, seed)
+    levels = _calibrated(model, features.transform, learned, train, calibration, params, seed)
     card = make_card(train, estimator, booster, model, features)
     reading = None
     if reader is not None:
@@ -114,7 +115,7 @@ def fit_predictor(
         report(f"reading prompts with {causal_reader.model}", 0.96)
         second = estimator_class(booster)(**_with_seed(booster, seed, params))
         causal = _with_reader(
-            causal_reader, second, features, learned, rows, calibration, params, seed
+            causal_reader, second, features, rows, (learned, train, calibration), params, seed
         )
         card["causal_reader"] = _told_of(causal_reader) | {
             "estimator": {"name": booster, "params": second.get_params()}
@@ -127,13 +128,16 @@ def _with_reader(
     reader: CausalReader,
     model: LengthRegressor,
     features: PromptFeatures,
-    learned: pd.DataFrame,
     rows: NDArray[np.float32],
-    calibration: pd.DataFrame,
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
     params: dict[str, Any],
     seed: int,
 ) -> CausalReading | None:
-    """Reader and estimator of rows to learn from, (n, f); None where it pays for no class."""
+    """Reader and estimator of the rows to learn from, (n, f); None where it pays for no class.
+
+    `tables` are what those rows are of, the training side and the calibration side.
+    """
+    learned = tables[0]
 
     def read(table: pd.DataFrame) -> NDArray[np.float32]:
         columns = reader.transform(table["prompt"].tolist(), table["slo_class"].tolist())
@@ -147,7 +151,7 @@ def _with_reader(
     if not columns.shape[1]:
         return None
     model.fit(joined(rows, columns), y, censored=censored_rows(learned), groups=groups)
-    levels = _calibrated(model, read, learned, calibration, params, seed)
+    levels = _calibrated(model, read, *tables, params, seed)
     return CausalReading(reader, model, levels)
 
 
@@ -193,7 +197,7 @@ def fit_on_features(
         groups=groups,
     )
     report("calibrating", 0.95)
-    levels = _calibrated(model, logged_features, learned, calibration, params, seed)
+    levels = _calibrated(model, logged_features, learned, train, calibration, params, seed)
     card = make_card(train, booster, booster, model, base.prompt_features)
     report("done", 1.0)
     return LengthPredictor(base.prompt_features, model, levels, card)
@@ -202,28 +206,34 @@ def fit_on_features(
 def _learned(
     model: LengthRegressor, train: pd.DataFrame, calibration: pd.DataFrame
 ) -> pd.DataFrame:
-    """Rows to train on: both sides' where the model will have predicted each of them unseen."""
+    """Rows to train on: both sides' where the model will have predicted each of them unseen.
+
+    Few rows may make members that err far more than their mean does, and calibration on what
+    members said of rows unseen then is too wide: better calibrated apart.
+    """
     if not isinstance(model, LGBMBlendRegressor) or not len(calibration):
         return train
     both = pd.concat([train, calibration], ignore_index=True)
     both.attrs = dict(train.attrs)
-    return both if model.fold_count(len(both), both["group"]) > 1 else train
+    holds_out = model.fold_count(len(both), both["group"]) > 1
+    return both if holds_out and len(both) >= CROSSED_ROWS else train
 
 
 def _calibrated(
     model: LengthRegressor,
     read: Callable[[pd.DataFrame], NDArray[np.float32]],
     learned: pd.DataFrame,
+    train: pd.DataFrame,
     calibration: pd.DataFrame,
     params: dict[str, Any],
     seed: int,
 ) -> ConformalLevels:
-    """Out of fold where the model held rows out, else on calibration rows it has not learned."""
+    """On the calibration side; out of fold where that was learned from, or is too small."""
+    if learned is train and len(calibration) >= _MIN_CALIBRATION:
+        return conformal_levels(model, read(calibration), HeldOut.of(calibration), params)
     if isinstance(model, LGBMBlendRegressor) and model.held_out_:
         return crossed_levels(model, learned, params, seed)
-    if len(calibration) < _MIN_CALIBRATION:
-        return ConformalLevels.none(DEFAULT_LEVELS)
-    return conformal_levels(model, read(calibration), HeldOut.of(calibration), params)
+    return ConformalLevels.none(DEFAULT_LEVELS)
 
 
 def check_contract(base: LengthPredictor, table: pd.DataFrame) -> None:

@@ -197,7 +197,6 @@ def test_the_gaussian_is_the_papers() -> None:
         LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
         LGBMBlendRegressor(n_estimators=60, learning_rate=0.1),
         LGBMBlendRegressor(n_estimators=60, parts=("student", "hazard"), folds=1),
-        MLPHazardRegressor(),
     ],
 )
 def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-def]
