@@ -5,6 +5,7 @@
     features.json/npz  parameters and arrays of the feature transformer
     estimator/         the estimator's own files
     reader/            a fine-tuned encoder, where the predictor has one: safetensors, tokenizer
+    causal_reader/     what was learned with a causal reader, where it has one: not its weights
 
 `card.json` is written last, so a directory with a card is complete.
 """
@@ -29,13 +30,17 @@ from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
+from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
-from lengthwise.predictor.reading import Reading
+from lengthwise.predictor.reading import CausalReading, Reading
 
 FORMAT_VERSION = 1
 # names of boosters with a reader beside them, and the reader's share; None: fitted
 READERS: dict[str, float | None] = {"bert": 1.0, "stack": None}
 _EMBEDDING = ("weights", "mean", "class_offsets")
+_CAUSAL = "causal_reader"
+_CAUSAL_ARRAYS = ("weights", "mean", "scale", "center", "class_offsets")
+_CAUSAL_LISTS = ("layers", "known_classes", "read_classes", "classes")
 _REQUIRED = ("levels", "feature_contract", "class_priors", "class_gaussian", "estimator")
 
 
@@ -47,6 +52,7 @@ class Parts(NamedTuple):
     conformal: ConformalLevels
     card: dict[str, Any]
     reading: Reading | None = None
+    causal: CausalReading | None = None
 
 
 def estimator_class(name: str) -> type[LengthRegressor]:
@@ -73,6 +79,8 @@ def write(directory: Path, parts: Parts) -> None:
         parts.reading.reader.save(directory / "reader")
         levels = parts.reading.conformal.to_json()
         _write_object(directory / "reader" / "calibration.json", levels)
+    if parts.causal is not None:
+        _write_causal(directory / _CAUSAL, parts.causal)
     _write_features(directory, parts.features)
     _write_object(directory / "card.json", parts.card | {"format_version": FORMAT_VERSION})
 
@@ -102,7 +110,15 @@ def read(directory: Path) -> Parts:
             f"there are {columns}"
         )
     conformal = ConformalLevels.from_json(read_object(directory / "calibration.json"))
-    return Parts(features, estimator, conformal, card, _read_reading(directory, card))
+    reading, causal = _read_reading(directory, card), _read_causal(directory / _CAUSAL, card)
+    if causal is not None:
+        wanted = columns + len(causal.reader.get_feature_names_out())
+        if causal.estimator.reads_columns not in (None, wanted):
+            raise InputError(
+                f"{directory / _CAUSAL}: the estimator reads {causal.estimator.reads_columns} "
+                f"features, there are {wanted}"
+            )
+    return Parts(features, estimator, conformal, card, reading, causal)
 
 
 def _read_estimator(directory: Path, wanted: dict[str, Any]) -> LengthRegressor:
@@ -129,6 +145,53 @@ def _read_reading(directory: Path, card: dict[str, Any]) -> Reading | None:
     reader = BertReader.load(directory / "reader", bool(card["reader"]["int8"]))
     conformal = ConformalLevels.from_json(read_object(directory / "reader" / "calibration.json"))
     return Reading(reader, float(card["reader"]["share"]), conformal)
+
+
+def _write_causal(directory: Path, causal: CausalReading) -> None:
+    """What the artifact holds of a causal reader: which it is, and what was learned with it."""
+    reader = causal.reader
+    (directory / "estimator").mkdir(parents=True, exist_ok=True)
+    causal.estimator.save_files(directory / "estimator")
+    _write_object(directory / "calibration.json", causal.conformal.to_json())
+    arrays = {name: getattr(reader, f"{name}_") for name in _CAUSAL_ARRAYS}
+    np.savez_compressed(directory / "reader.npz", **arrays)
+    _write_object(
+        directory / "reader.json",
+        {
+            "params": reader.get_params(),
+            "digest": reader.digest_,
+            "n_components": reader.n_components_,
+            "densest": reader.densest_,
+            "gains": reader.gains_,
+            **{name: list(getattr(reader, f"{name}_")) for name in _CAUSAL_LISTS},
+        },
+    )
+
+
+def _read_causal(directory: Path, card: dict[str, Any]) -> CausalReading | None:
+    said = card.get(_CAUSAL)
+    if not said or not said["classes"]:
+        return None
+    settings, path = read_object(directory / "reader.json"), directory / "reader.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        params = settings["params"]
+        reader = CausalReader(**params | {"alphas": tuple(params["alphas"])})
+        for name in _CAUSAL_ARRAYS:
+            setattr(reader, f"{name}_", arrays[name])
+        for name in _CAUSAL_LISTS:
+            setattr(reader, f"{name}_", list(settings[name]))
+        reader.digest_, reader.fault_ = settings["digest"], None
+        reader.gains_, reader.densest_ = dict(settings["gains"]), float(settings["densest"])
+        reader.n_components_ = int(settings["n_components"])
+        estimator = _read_estimator(directory, said["estimator"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    conformal = ConformalLevels.from_json(read_object(directory / "calibration.json"))
+    return CausalReading(reader, estimator, conformal)
 
 
 def _write_features(directory: Path, features: PromptFeatures) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.arrays import njit
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import Floats
 
@@ -88,12 +89,38 @@ def scores_of(log_quantiles: Floats, log_y: Floats) -> Floats:
 
 def scores_from(log_quantiles: Floats, log_y: Floats, grid: Floats) -> Floats:
     """The same from log-quantiles on any grid, (n, g); beyond its ends a truth scores the limit."""
-    return np.array(
-        [
-            np.interp(truth, row, grid, left=_LIMITS[0], right=_LIMITS[1])
-            for truth, row in zip(log_y, log_quantiles, strict=True)
-        ]
-    )
+    out = np.empty(len(log_y))
+    rows = np.require(log_quantiles, np.float64, ["C"])
+    _fall(rows, np.asarray(log_y, np.float64), np.asarray(grid, np.float64), *_LIMITS, out)
+    return out
+
+
+@njit(nogil=True)
+def _fall(
+    rows: np.ndarray, truths: np.ndarray, grid: np.ndarray, low: float, high: float, out: np.ndarray
+) -> None:
+    """`np.interp(truth, row, grid, left=low, right=high)` of every row, (n,)."""
+    last = grid.size - 1
+    for i in range(truths.size):
+        row, truth = rows[i], truths[i]
+        if truth < row[0]:
+            out[i] = low
+        elif truth > row[last]:
+            out[i] = high
+        else:
+            at = np.searchsorted(row, truth, side="right") - 1
+            out[i] = grid[at]
+            if at < last and row[at] != truth:
+                slope = (grid[at + 1] - grid[at]) / (row[at + 1] - row[at])
+                out[i] = slope * (truth - row[at]) + grid[at]
+
+
+def read_levels(log_quantiles: Floats, levels: Floats) -> Floats:
+    """Log-quantiles on SCORE_GRID, (n, g), at other levels, (q,): (n, q)."""
+    left = np.clip(np.searchsorted(SCORE_GRID, levels, side="right") - 1, 0, SCORE_GRID.size - 2)
+    width = SCORE_GRID[left + 1] - SCORE_GRID[left]
+    weight = np.clip((levels - SCORE_GRID[left]) / width, 0.0, 1.0)
+    return log_quantiles[:, left] * (1.0 - weight) + log_quantiles[:, left + 1] * weight
 
 
 def _level_quantiles(scores: Floats, levels: Sequence[float]) -> Floats:

@@ -1,12 +1,13 @@
 """The predictor a server loads: prompts to length distributions, with priors for unknown text.
 
 A booster reads the feature row; where the predictor has a reader (a fine-tuned encoder), that
-reads the text, and the log-quantiles of the two are averaged before the conformal levels.
+reads the text, and the log-quantiles of the two are averaged before the conformal levels. Where it
+has a causal reader, what that says of a prompt replaces the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
-from lengthwise.predictor.reading import Reading
+from lengthwise.predictor.reading import CausalReading, Reading, by_levels
 
 ANY_CLASS = "*"  # the key of the prior over all classes
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
@@ -40,11 +41,14 @@ class LengthPredictor:
         conformal: ConformalLevels,
         card: dict[str, Any],
         reading: Reading | None = None,
+        causal: CausalReading | None = None,
     ) -> None:
         self.prompt_features = features
         self.estimator = estimator
         self.conformal = conformal
         self.reading = reading
+        self.causal = causal
+        self.full: LengthPredictor | None = None
         self.card = card
         self.version = str(card.get("version", "unversioned"))
         self._levels = np.asarray(card["levels"], np.float64)
@@ -97,6 +101,17 @@ class LengthPredictor:
         `max_tokens`, a number or (n,), caps the lengths; `rows` are the prompts' features where
         they have been computed already.
         """
+        return self.read(prompts, slo_class, prompt_tokens, max_tokens, rows)[0]
+
+    def read(
+        self,
+        prompts: Sequence[str | None],
+        slo_class: Sequence[str | None] | None = None,
+        prompt_tokens: Sequence[int | None] | None = None,
+        max_tokens: ArrayLike | None = None,
+        rows: NDArray[np.floating] | None = None,
+    ) -> tuple[LengthDistribution, NDArray[np.bool_]]:
+        """As `predict`, and which prompts the causal reader has read, (n,)."""
         classes, tokens = self._known(len(prompts), slo_class, prompt_tokens)
         texts = [p or "" for p in prompts]
         if rows is None:
@@ -105,10 +120,14 @@ class LengthPredictor:
             logs = self._log_quantiles(rows, classes)
         else:
             logs = self._read(self.reading, texts, rows, classes)
+        was_read = np.zeros(len(texts), bool)
+        if self.causal is not None:
+            members, said = self.causal.log_quantiles(texts, rows, classes)
+            logs[members], was_read[members] = said, True
         for i, prompt in enumerate(prompts):
             if prompt is None:
                 logs[i] = np.log(self.class_prior(classes[i]))
-        return self._distribution(logs, max_tokens)
+        return self._distribution(logs, max_tokens), was_read
 
     def predict_features(
         self,
@@ -138,13 +157,26 @@ class LengthPredictor:
         """The same predictor without its conformal levels, to see what that changed."""
         none = ConformalLevels.none(self.levels)
         reading = self.reading and replace(self.reading, conformal=none)
-        return LengthPredictor(self.prompt_features, self.estimator, none, self.card, reading)
+        causal = self.causal and replace(self.causal, conformal=none)
+        return LengthPredictor(
+            self.prompt_features, self.estimator, none, self.card, reading, causal
+        )
+
+    def without_reader(self) -> LengthPredictor:
+        """The same predictor, which answers at once: its causal reader is not asked.
+
+        `full` of it is this one.
+        """
+        parts = (self.prompt_features, self.estimator, self.conformal, self.card, self.reading)
+        quick = LengthPredictor(*parts)
+        quick.full = self
+        return quick
 
     def save(self, directory: str | Path) -> None:
         """Write the artifact directory (see `lengthwise.predictor.artifact`)."""
         card = self.card | {"version": self.version}
         parts = artifact.Parts(
-            self.prompt_features, self.estimator, self.conformal, card, self.reading
+            self.prompt_features, self.estimator, self.conformal, card, self.reading, self.causal
         )
         artifact.write(Path(directory), parts)
 
@@ -157,7 +189,7 @@ class LengthPredictor:
         if len(set(classes)) == 1:
             return self.estimator.predict_log_quantiles(rows, self.conformal.of(classes[0]))
         out = np.empty((len(rows), self._levels.size))
-        for levels, members in _by_levels(self.conformal, classes):
+        for levels, members in by_levels(self.conformal, classes):
             out[members] = self.estimator.predict_log_quantiles(rows[members], levels)
         return out
 
@@ -169,7 +201,7 @@ class LengthPredictor:
         classes: Sequence[str | None],
     ) -> Floats:
         out = np.empty((len(rows), self._levels.size))
-        for levels, members in _by_levels(reading.conformal, classes):
+        for levels, members in by_levels(reading.conformal, classes):
             chosen = texts[members] if isinstance(members, slice) else [texts[i] for i in members]
             out[members] = reading.log_quantiles(self.estimator, rows[members], chosen, levels)
         return out
@@ -200,15 +232,3 @@ class LengthPredictor:
                 f"got {len(classes)} and {len(tokens)}"
             )
         return classes, tokens
-
-
-def _by_levels(
-    conformal: ConformalLevels, classes: Sequence[str | None]
-) -> Iterator[tuple[Floats, slice | NDArray[np.intp]]]:
-    """The levels to ask for, and the rows to ask them of, a class at a time."""
-    if len(set(classes)) == 1:
-        yield conformal.of(classes[0]), slice(None)
-        return
-    labels = np.array([name or "" for name in classes])
-    for name in sorted(set(labels.tolist())):
-        yield conformal.of(name), np.flatnonzero(labels == name)

@@ -24,7 +24,10 @@ WALLS = {
     "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),
     "predictor": (
         ENGINE | {"mlflow", "matplotlib"} | ours_but("data", "predictor"),
-        ("lengthwise.predictor.estimators.encoder",),
+        (
+            "lengthwise.predictor.estimators.encoder",
+            "lengthwise.predictor.features.reader_states",
+        ),
     ),
     "scheduler": (
         ENGINE | LEARNING - {"scipy"}

@@ -2,10 +2,12 @@
 
     python -m benchmarks.predictor.accuracy --packs gpt35 --seeds 0 1 2
     python -m benchmarks.predictor.accuracy --blocks structure text request structure+text
+    python -m benchmarks.predictor.accuracy --ablation --seeds 6 7
     python -m benchmarks.predictor.accuracy --estimators lightgbm stack --packs gpt35 --seeds 3
 
 ``stack`` fine-tunes an encoder (half an hour a split on two cores); ``bert`` then is the same
-encoder alone. With ``--blocks`` only what is named there is trained, and no baseline.
+encoder alone. With ``--blocks`` only what is named there is trained, and no baseline; with
+``--ablation`` the default, the default without each of what it is made of, and what it was before.
 """
 
 from __future__ import annotations
@@ -21,6 +23,18 @@ from lengthwise.predictor.fitting.held_out import reweighed
 METRICS = ("tau", "within_task_tau", "mae", "within_25", "pinball_gain", "crps", "coverage")
 IN_TOKENS = ("mae", "crps")
 REFERENCE = ("class_quantiles",)  # what `pinball_gain` is over
+OLD_BLOCKS = ("structure", "text", "request")
+ABLATION: dict[str, dict[str, Any]] = {
+    "default": {},
+    "without tool columns": {"blocks": OLD_BLOCKS},
+    "without networks": {"parts": ("student",)},
+    "with a hazard booster too": {"parts": ("student", "hazard", "nets")},
+    "one member, calibration rows held out": {"folds": 1},
+    "before": {
+        "blocks": OLD_BLOCKS, "parts": ("student", "hazard"), "folds": 1,
+        "n_estimators": 300, "learning_rate": 0.05, "num_leaves": 15,
+    },
+}  # fmt: skip
 
 Measured = tuple[str, dict[str, Any]]
 
@@ -32,6 +46,13 @@ def measured(pack: str, seed: int, options: Any) -> Iterator[Measured]:
             note(f"{pack} seed {seed} {blocks}")
             parts, predictor = fitted(pack, seed, options.jobs, blocks=tuple(blocks.split("+")))
             yield blocks, evaluate(predictor, parts["test"], parts["train"], REFERENCE)
+        return
+    if options.ablation:
+        for name in options.ablation:
+            given = ABLATION[name]
+            note(f"{pack} seed {seed} {name}")
+            parts, predictor = fitted(pack, seed, options.jobs, **given)
+            yield name, evaluate(predictor, parts["test"], parts["train"], REFERENCE)
         return
     settings = {
         "epochs": options.epochs,
@@ -79,10 +100,15 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--estimators", nargs="+", default=["lightgbm"])
     arguments.add_argument("--blocks", nargs="+", help="of features, joined by +")
+    arguments.add_argument(
+        "--ablation", nargs="*", choices=list(ABLATION), help="which, or all of them"
+    )
     arguments.add_argument("--epochs", type=float, default=3.0, help="of the encoder")
     arguments.add_argument("--max-length", type=int, default=128)
     arguments.add_argument("--learning-rate", type=float, default=1e-4)
     options = arguments.parse_args()
+    if options.ablation == []:
+        options.ablation = list(ABLATION)
     result: dict[str, dict[str, Any]] = {}
     for pack in options.packs:
         runs: dict[str, list[dict[str, Any]]] = defaultdict(list)

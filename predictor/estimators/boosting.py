@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +19,17 @@ from lengthwise.predictor.estimators.trees import FlatTrees
 _MIN_COLUMNS = 8
 _FEW_ROWS = 100
 _ENOUGH_ROWS = 200_000
+_SEED_STEP = 1009  # between the seeds of members
+
+Rows = slice | NDArray[np.intp]
 
 
 @dataclass(eq=False, repr=False)  # the parameters are what scikit-learn reads off `__init__`
 class BoosterRegressor(LengthRegressor):
-    """One booster of one or more outputs, walked as flat trees.
+    """One booster of one or more outputs, or the mean of some, walked as flat trees.
+
+    The members of a mean each leave a fold of the rows out, so that every row is predicted by one
+    that has not seen it (`_train`).
 
     Parameters
     ----------
@@ -35,6 +42,7 @@ class BoosterRegressor(LengthRegressor):
     """
 
     outputs: ClassVar[int] = 1
+    unwritten: ClassVar[Mapping[str, Any]] = {"members": 1}
 
     n_estimators: int = 300
     learning_rate: float = 0.05
@@ -48,27 +56,55 @@ class BoosterRegressor(LengthRegressor):
 
     def importances(self) -> Floats:
         """As in `LengthRegressor`."""
-        gain = lgb.Booster(model_str=self.text_).feature_importance("gain")
+        gains = [
+            lgb.Booster(model_str=text).feature_importance("gain").astype(np.float64)
+            for text in self.texts_
+        ]
+        gain = np.sum(gains, axis=0)
         return gain / max(gain.sum(), 1e-12)
 
     def save_files(self, directory: Path) -> None:
-        """As in `LengthRegressor`, and booster.txt."""
+        """As in `LengthRegressor`, and a booster's text for each member."""
         super().save_files(directory)
-        (directory / "booster.txt").write_text(self.text_)
+        for k, text in enumerate(self.texts_):
+            (directory / _text_name(k)).write_text(text)
 
     def load_files(self, directory: Path) -> None:
         """As in `LengthRegressor`."""
         super().load_files(directory)
-        self._set_booster(_booster_text(directory / "booster.txt"))
+        self._set_boosters([_booster_text(directory / _text_name(k)) for k in range(self.members_)])
 
-    def _train(self, data: lgb.Dataset, shape: tuple[int, ...], objective: dict[str, Any]) -> None:
-        """Boost on rows of a shape, (n, f)."""
-        booster = lgb.train(self._booster_parameters(shape) | objective, data, self.n_estimators)
-        self._set_booster(booster.model_to_string())
+    def _train(
+        self,
+        data: lgb.Dataset,
+        shape: tuple[int, ...],
+        objective: Callable[[Rows], dict[str, Any]],
+        fold: NDArray[np.intp] | None = None,
+    ) -> None:
+        """Boost on rows of a shape, (n, f); with folds, (n,), once without each of them.
 
-    def _set_booster(self, text: str) -> None:
-        self.text_ = text
-        self.trees_ = FlatTrees.from_model_text(text, self.outputs)
+        `objective` says what to lower on the rows it is given.
+        """
+        parameters = self._booster_parameters(shape)
+        members: list[Rows] = [slice(None)]
+        if fold is not None:
+            data.params = dict(parameters)  # a subset's must be the same
+            members = [np.flatnonzero(fold != k) for k in range(fold.max() + 1)]
+        texts = []
+        for k, rows in enumerate(members):
+            part = data if isinstance(rows, slice) else data.subset(rows.tolist()).construct()
+            asked = parameters | {"seed": self.random_state + _SEED_STEP * k} | objective(rows)
+            texts.append(lgb.train(asked, part, self.n_estimators).model_to_string())
+        self._set_boosters(texts)
+
+    def _set_boosters(self, texts: list[str]) -> None:
+        self.texts_ = texts
+        self.members_ = len(texts)
+        self.trees_ = FlatTrees.from_model_texts(texts, self.outputs)
+
+    def _member_trees(self) -> list[FlatTrees]:
+        """Each member's own trees, as the mean holds them together."""
+        return [FlatTrees.from_model_texts([text], self.outputs) for text in self.texts_]
 
     def _booster_parameters(self, shape: tuple[int, ...]) -> dict[str, Any]:
         n, columns = shape
@@ -102,6 +138,10 @@ def check_rows(X: NDArray[np.floating]) -> None:
         raise ValueError(f"a booster needs at least 2 rows, got {len(X)} sample")
     if not (np.nanmax(X, axis=0) > np.nanmin(X, axis=0)).any():
         raise ValueError("a booster needs a feature that varies, all columns are constant")
+
+
+def _text_name(member: int) -> str:
+    return f"booster_{member}.txt" if member else "booster.txt"
 
 
 def _booster_text(path: Path) -> str:

@@ -37,7 +37,7 @@ class LGBMRankRegressor(BoosterRegressor):
     The others as in `BoosterRegressor`.
     """
 
-    learned = ("at", "rows")
+    learned = ("at", "rows", "members")
 
     n_estimators: int = 200
     feature_fraction: float = 0.5
@@ -59,7 +59,7 @@ class LGBMRankRegressor(BoosterRegressor):
             "label_gain": list(range(_GRADES)),
             "lambdarank_truncation_level": self.query_rows,
         }
-        self._train(data, X[ranked].shape, objective)
+        self._train(data, X[ranked].shape, lambda _: objective)
         self._tabulate(self._scores(X[told]), log_y[told])
 
     def _tabulate(self, scores: Floats, log_y: Floats) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,11 +31,14 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
     """Numeric features to the distribution of a length.
 
     A subclass implements `_fit` and `predict_log_quantiles`, and names in `learned` the numbers
-    and arrays that fitting sets (`edges` is the attribute `edges_`). Targets below one token count
-    as one. A row marked in `censored` says that the answer is at least as long as its target.
+    and arrays that fitting sets (`edges` is the attribute `edges_`); what older files lack of them
+    is in `unwritten`. Targets below one token count as one. A row marked in `censored` says that
+    the answer is at least as long as its target.
     """
 
     learned: ClassVar[tuple[str, ...]] = ()
+    unwritten: ClassVar[Mapping[str, Any]] = {}
+    holds_out: ClassVar[bool] = False  # whether fitting predicts its own rows out of fold
 
     @property
     def reads_columns(self) -> int | None:
@@ -54,8 +57,12 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
     ) -> Self:
-        """Fit on features (n, f), lengths (n,) in tokens, and a mask of lower bounds (n,)."""
+        """Fit on features (n, f), lengths (n,) in tokens, and a mask of lower bounds (n,).
+
+        `groups`, (n,), are what an estimator that holds rows out may not part.
+        """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, **self._finite())
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         mask = np.zeros(y.shape, bool) if censored is None else np.asarray(censored, bool)
@@ -64,7 +71,11 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         used = weight > 0
         if not used.any():
             raise ValueError("sample_weight must be positive somewhere, got all zero")
-        self._fit(X[used], np.log(np.maximum(y[used], 1.0)), weight[used], mask[used])
+        rows = X[used], np.log(np.maximum(y[used], 1.0)), weight[used], mask[used]
+        if self.holds_out and groups is not None:
+            self._fit(*rows, groups=np.asarray(groups)[used])
+        else:
+            self._fit(*rows)
         return self
 
     def importances(self) -> Floats | None:
@@ -115,6 +126,6 @@ class LengthRegressor(RegressorMixin, BaseEstimator):
         numbers = read_object(directory / "estimator.json")
         numbers = {name.removesuffix("_"): value for name, value in numbers.items()}
         for name in self.learned:
-            value = numbers[name]
+            value = numbers[name] if name in numbers else self.unwritten[name]
             setattr(self, f"{name}_", np.array(value) if isinstance(value, list) else value)
         self.n_features_in_ = int(numbers["n_features"])

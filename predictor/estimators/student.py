@@ -13,6 +13,7 @@ are mu + exp(s) times the quantiles of the standard t, up to the longest answer 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -21,13 +22,14 @@ from scipy.stats import t as student
 
 from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
-from lengthwise.predictor.estimators.boosting import BoosterRegressor, check_rows
+from lengthwise.predictor.estimators.boosting import BoosterRegressor, Rows, check_rows
+from lengthwise.predictor.estimators.folded import FoldedRegressor
 
 _LOG_SCALE_LIMITS = (-4.0, 2.0)
 
 
 @dataclass(eq=False, repr=False)
-class LGBMLengthRegressor(BoosterRegressor):
+class LGBMLengthRegressor(FoldedRegressor, BoosterRegressor):
     """Location and scale of log-length in one booster: two trees a round.
 
     Parameters
@@ -40,7 +42,7 @@ class LGBMLengthRegressor(BoosterRegressor):
     The others as in `BoosterRegressor`.
     """
 
-    learned = ("start", "ceiling")
+    learned = ("start", "ceiling", "members")
     outputs = 2
 
     n_estimators: int = 400
@@ -48,10 +50,17 @@ class LGBMLengthRegressor(BoosterRegressor):
     extra_trees: bool = False
     dof: float = 8.0
 
-    def _fit(self, X: Floats, log_y: Floats, weight: Floats, censored: NDArray[np.bool_]) -> None:
+    def _fit(
+        self,
+        X: Floats,
+        log_y: Floats,
+        weight: Floats,
+        censored: NDArray[np.bool_],
+        fold: NDArray[np.intp] | None = None,
+    ) -> None:
         check_rows(X)
         data = lgb.Dataset(X, log_y, params={"verbose": -1}, free_raw_data=True)
-        self._boost(data, X.shape, log_y, weight, censored)
+        self._boost(data, X.shape, log_y, weight, censored, fold)
 
     def fit_file(
         self, rows: lgb.Sequence, log_y: Floats, censored: NDArray[np.bool_]
@@ -70,39 +79,70 @@ class LGBMLengthRegressor(BoosterRegressor):
         log_y: Floats,
         weight: Floats,
         censored: NDArray[np.bool_],
+        fold: NDArray[np.intp] | None = None,
     ) -> None:
-        n = log_y.size
-        center = float(np.median(log_y))
-        spread = 1.4826 * float(np.median(np.abs(log_y - center)))
-        self.start_ = np.array([center, np.log(max(spread, 0.05))])
+        self.start_, self.ceiling_ = start_and_ceiling(log_y, censored)
         start, dof = self.start_, float(self.dof)
 
-        def objective(raw: Floats, _: lgb.Dataset) -> tuple[Floats, Floats]:
-            mu, log_scale = (raw.reshape((n, 2), order="F") + start).T
-            gradient, curvature = student_gradients(log_y, mu, log_scale, dof, censored)
-            return gradient * weight[:, None], curvature * weight[:, None]
+        def objective(rows: Rows) -> dict[str, Any]:
+            y, cut, pull = log_y[rows], censored[rows], weight[rows][:, None]
 
-        self._train(
-            data,
-            shape,
-            {"objective": objective, "num_class": self.outputs, "extra_trees": self.extra_trees},
-        )
-        # beyond the longest answer seen (or its double, if it was cut) the tail knows nothing
-        self.ceiling_ = float((log_y + np.log(2.0) * censored).max())
+            def lower(raw: Floats, _: lgb.Dataset) -> tuple[Floats, Floats]:
+                mu, log_scale = (raw.reshape((y.size, 2), order="F") + start).T
+                gradient, curvature = student_gradients(y, mu, log_scale, dof, cut)
+                return gradient * pull, curvature * pull
+
+            return {
+                "objective": lower,
+                "num_class": self.outputs,
+                "extra_trees": self.extra_trees,
+            }
+
+        self._train(data, shape, objective, fold)
 
     def predict_location_scale(self, X: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Location and scale of log-length, (n,) each."""
-        raw = self.trees_.predict(X) + self.start_
-        mu, log_scale = raw[:, 0], raw[:, 1]
-        low, high = _LOG_SCALE_LIMITS  # not np.clip, which takes as long as the trees do
-        return mu, np.exp(np.minimum(np.maximum(log_scale, low), high))
+        return location_scale(self.scores(X))
 
-    def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
-        """mu + exp(s) t_nu(l)."""
-        mu, scale = self.predict_location_scale(X)
-        out = np.empty((len(mu), len(levels)))
-        _spread(mu, scale, student_quantiles(self.dof, levels), float(self.ceiling_), out)
+    def scores(self, X: NDArray[np.floating]) -> Floats:
+        """Location and log-scale of log-length, (n, 2)."""
+        return self.trees_.predict(X) + self.start_
+
+    def held_out_scores(self, X: NDArray[np.floating], fold: NDArray[np.intp]) -> Floats:
+        """`scores` of training rows, (n, 2), each by the member that left out its fold."""
+        out = np.empty((len(X), 2))
+        for k, trees in enumerate(self._member_trees()):
+            out[fold == k] = trees.predict(X[fold == k]) + self.start_
         return out
+
+    def quantiles_of(self, scores: Floats, levels: Floats) -> Floats:
+        """Log-tokens at the levels, (n, q), of such scores: mu + exp(s) t_nu(l)."""
+        return student_log_quantiles(scores, self.dof, levels, self.ceiling_)
+
+
+def start_and_ceiling(log_y: Floats, censored: NDArray[np.bool_]) -> tuple[Floats, float]:
+    """Median and log-spread of log-lengths, (2,), and the longest a length may be.
+
+    Beyond the longest answer seen (or its double, if it was cut) the tail knows nothing.
+    """
+    center = float(np.median(log_y))
+    spread = 1.4826 * float(np.median(np.abs(log_y - center)))
+    ceiling = float((log_y + np.log(2.0) * censored).max())
+    return np.array([center, np.log(max(spread, 0.05))]), ceiling
+
+
+def location_scale(scores: Floats) -> tuple[Floats, Floats]:
+    """Location and scale, (n,) each, of location and log-scale, (n, 2)."""
+    low, high = _LOG_SCALE_LIMITS  # not np.clip, which takes as long as the trees do
+    return scores[:, 0], np.exp(np.minimum(np.maximum(scores[:, 1], low), high))
+
+
+def student_log_quantiles(scores: Floats, dof: float, levels: Floats, ceiling: float) -> Floats:
+    """Location and log-scale, (n, 2), to log-tokens at the levels, (n, q), at most the ceiling."""
+    mu, scale = location_scale(scores)
+    out = np.empty((len(mu), len(levels)))
+    _spread(mu, scale, student_quantiles(dof, levels), float(ceiling), out)
+    return out
 
 
 @njit(nogil=True)

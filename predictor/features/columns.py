@@ -24,13 +24,15 @@ from lengthwise.predictor.features.structure import (
     read_structure,
 )
 from lengthwise.predictor.features.text import HashedText, project_tokens
+from lengthwise.predictor.features.tools import TOOL_NAMES, read_tools
 
-BLOCKS = ("structure", "text", "embedding", "request")
-DEFAULT_BLOCKS = ("structure", "text", "request")
+BLOCKS = ("structure", "tools", "text", "embedding", "request")
+DEFAULT_BLOCKS = ("structure", "tools", "text", "request")
 LAYOUT_VERSION = 1  # raise when a column changes its meaning: older artifacts are then refused
 REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
 _BYTES_AT, _WORDS_AT = _TOKEN_COLUMNS
+_STRUCTURE = len(STRUCTURE_NAMES)
 
 
 @njit
@@ -45,17 +47,22 @@ def _read_prompt(
     split: int,
     ridge: int,
     offset: float,
-    structure: np.ndarray,
+    counted: np.ndarray,
     sums: np.ndarray,
     columns: np.ndarray,
 ) -> None:
-    """One prompt's structure, (s,), and text columns, (k,): all that is read of it, in one call.
+    """One prompt's structure and tools, (c,), and text columns, (k,): all that is read of it.
+
+    Where `counted` has room for the structure alone, tools are not looked for.
 
     `sums` is room for what text columns are made of: `split` of the SVD, then one a ridge, of which
     `ridge` with its `offset` is the row's own.
     """
     kinds, hashes, values, starts, stops = scan(text)
+    structure = counted[:_STRUCTURE]
     read_structure(text, kinds, hashes, values, starts, stops, keys, masks, numbers, structure)
+    if counted.size > _STRUCTURE:
+        read_tools(text, kinds, hashes, starts, stops, counted[_STRUCTURE:])
     if sums.size == 0:
         return
     project_tokens(text, kinds, hashes, starts, stops, char_max, row_of, weights, sums)
@@ -66,35 +73,36 @@ def _read_prompt(
 
 @njit
 def _join_rows(
-    structure: np.ndarray,
+    counted: np.ndarray,
     columns: np.ndarray,
     request: np.ndarray,
     token_fit: np.ndarray,
-    first: int,
+    left_out: int,
     out: np.ndarray,
 ) -> None:
-    """Blocks side by side in `out`, (n, f): `first` columns of structure, (n, s), text, (n, k).
+    """Blocks side by side in `out`, (n, f): what was counted, (n, c), and text, (n, k).
 
-    `request`, (n, 2) or none, is the class's number and the logarithm of the prompt's tokens, NaN
-    where they are to be estimated.
+    The first `left_out` columns of the former are not wanted. `request`, (n, 2) or none, is the
+    class's number and the logarithm of the prompt's tokens, NaN where they are to be estimated.
     """
+    first = counted.shape[1] - left_out
     last = first + columns.shape[1]
     for i in range(out.shape[0]):
         for column in range(first):
-            out[i, column] = structure[i, column]
+            out[i, column] = counted[i, left_out + column]
         for column in range(columns.shape[1]):
             out[i, first + column] = columns[i, column]
         if out.shape[1] > last:
             out[i, last] = request[i, 0]
             size = request[i, 1]
             if np.isnan(size):
-                size = token_fit[0] + token_fit[1] * structure[i, _BYTES_AT]
-                size += token_fit[2] * structure[i, _WORDS_AT]
+                size = token_fit[0] + token_fit[1] * counted[i, _BYTES_AT]
+                size += token_fit[2] * counted[i, _WORDS_AT]
             out[i, last + 1] = size
 
 
 class PromptFeatures(TextTransformer):
-    """Prompts to a float32 matrix: counted structure, text columns, class and prompt length.
+    """Prompts to a float32 matrix: structure, tools, text columns, class and prompt length.
 
     `X` is a sequence of texts or a frame with the column `prompt` and, where known, `slo_class`
     and `prompt_tokens`. A missing token count is estimated from the text; a class not seen in
@@ -153,13 +161,13 @@ class PromptFeatures(TextTransformer):
             embedded = self.embedding_.fit_transform(prompts, y, groups, classes)
             columns = np.column_stack((columns, embedded))
         self.token_fit_ = np.array([0.0, 0.5, 0.5])
-        structure = self._structure(prompts)
+        counted = self._counted(prompts)
         known = np.array([count is not None for count in tokens])
         if known.sum() >= 10:
-            design = np.column_stack((np.ones(known.sum()), structure[known][:, _TOKEN_COLUMNS]))
+            design = np.column_stack((np.ones(known.sum()), counted[known][:, _TOKEN_COLUMNS]))
             target = np.log1p(np.array([tokens[i] for i in np.flatnonzero(known)], float))
             self.token_fit_ = np.linalg.lstsq(design, target, rcond=None)[0]
-        return self._join(structure, columns, classes, tokens)
+        return self._join(counted, columns, classes, tokens)
 
     def transform(self, X: Sequence[str] | pd.DataFrame) -> NDArray[np.float32]:
         """Columns for any rows, (n, f) float32."""
@@ -174,7 +182,7 @@ class PromptFeatures(TextTransformer):
     ) -> NDArray[np.float32]:
         """`transform` on bare columns: the serving path, with no frame in between."""
         n, read = len(prompts), self.text_
-        structure = np.empty((n, len(STRUCTURE_NAMES)))
+        counted = np.empty((n, self._width))
         columns = np.empty((n, read.n_columns))
         sums = np.empty(read.n_sums)
         for i, (prompt, name) in enumerate(zip(prompts, classes, strict=True)):
@@ -182,11 +190,11 @@ class PromptFeatures(TextTransformer):
             _read_prompt(
                 encode(prompt), KEYS, MASKS, NUMBERS,
                 read.char_max, read.row_of_, read.weights_, read.n_svd_, ridge, offset,
-                structure[i], sums, columns[i],
+                counted[i], sums, columns[i],
             )  # fmt: skip
         if self.embedding_ is not None:
             columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
-        return self._join(structure, columns, classes, tokens)
+        return self._join(counted, columns, classes, tokens)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
         """Column names, each with its block as prefix."""
@@ -194,6 +202,8 @@ class PromptFeatures(TextTransformer):
         names: list[str] = []
         if "structure" in self.blocks:
             names += STRUCTURE_NAMES
+        if "tools" in self.blocks:
+            names += TOOL_NAMES
         if "text" in self.blocks:
             names += list(self.text_.get_feature_names_out())
         if self.embedding_ is not None:
@@ -216,23 +226,32 @@ class PromptFeatures(TextTransformer):
         digest.update(names.encode())
         return f"v{LAYOUT_VERSION}-{digest.hexdigest()[:16]}"
 
-    def _structure(self, prompts: Sequence[str]) -> Floats:
-        out = np.zeros((len(prompts), len(STRUCTURE_NAMES)))
+    @property
+    def _width(self) -> int:
+        """Columns that are counted; the structure's always are, as token counts come from them."""
+        return _STRUCTURE + len(TOOL_NAMES) * ("tools" in self.blocks)
+
+    def _counted(self, prompts: Sequence[str]) -> Floats:
+        out = np.zeros((len(prompts), self._width))
         for i, prompt in enumerate(prompts):
             text = encode(prompt)
-            read_structure(text, *scan(text), KEYS, MASKS, NUMBERS, out[i])
+            kinds, hashes, values, starts, stops = scan(text)
+            found = text, kinds, hashes, values, starts, stops
+            read_structure(*found, KEYS, MASKS, NUMBERS, out[i, :_STRUCTURE])
+            if self._width > _STRUCTURE:
+                read_tools(text, kinds, hashes, starts, stops, out[i, _STRUCTURE:])
         return out
 
     def _join(
         self,
-        structure: Floats,
+        counted: Floats,
         columns: Floats,
         classes: Sequence[str | None],
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
-        first = structure.shape[1] if "structure" in self.blocks else 0
+        left_out = 0 if "structure" in self.blocks else _STRUCTURE
         # no columns, if neither text nor embedding was asked for
-        last = first + columns.shape[1]
+        last = counted.shape[1] - left_out + columns.shape[1]
         request = np.zeros((0, 2))
         if "request" in self.blocks:
             known = self.classes_
@@ -245,8 +264,8 @@ class PromptFeatures(TextTransformer):
                     for name, count in zip(classes, tokens, strict=True)
                 ]
             ).reshape(-1, 2)
-        out = np.empty((len(structure), last + 2 * ("request" in self.blocks)), np.float32)
-        _join_rows(structure, columns, request, self.token_fit_, first, out)
+        out = np.empty((len(counted), last + 2 * ("request" in self.blocks)), np.float32)
+        _join_rows(counted, columns, request, self.token_fit_, left_out, out)
         return out
 
 

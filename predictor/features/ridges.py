@@ -21,6 +21,7 @@ from sklearn.linear_model import Ridge
 from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.regressor import TextTransformer
+from lengthwise.predictor.folds import grouped_folds
 
 Matrix = sp.csr_matrix | Floats
 
@@ -49,7 +50,7 @@ class ClassRidges:
         """Ridges of lengths `y` (tokens, (n,)) on rows (n, k), and the rows' own columns (n, 2)."""
         log_y = np.log(np.maximum(np.asarray(y, np.float64), 1.0))
         labels = np.array([name or "" for name in classes])
-        fold = _folds(log_y.size, groups, folds, seed)
+        fold = grouped_folds(log_y.size, groups, folds, seed)
         mean = log_y.mean()
         everyone = np.ones(log_y.size, bool)
         coefficients, common = _ridge(matrix, log_y - mean, fold, everyone, alpha)
@@ -181,11 +182,3 @@ def _ridge(
         if inside.any() and outside.any():
             held_out[inside] = matrix[inside] @ fit(outside)
     return fit(rows), held_out
-
-
-def _folds(n: int, groups: Sequence[str] | None, folds: int, seed: int) -> NDArray[np.intp]:
-    """A fold for each row, the same for all rows of a group."""
-    labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    rng = np.random.default_rng(seed)
-    count = labels.max() + 1
-    return rng.permutation(np.arange(count) % min(folds, count))[labels]

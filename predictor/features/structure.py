@@ -45,6 +45,7 @@ STRUCTURE_NAMES: tuple[str, ...] = (
     *(f"edge_{name}" for name in LEXICON),
 )
 
+_LEXICON_BITS = np.uint64((1 << N_LEXICON) - 1)
 _TABLE_SIZE = 1 << 11  # a few times the words, and small: every token of a prompt is looked up
 _REQUIRED = word_hash("required")
 _HTTP = word_hash("http")
@@ -89,11 +90,15 @@ def _find(keys: np.ndarray, h: np.uint64) -> int:
 
 @njit
 def _count_groups(mask: np.uint64, near_edge: bool, out: np.ndarray) -> None:
-    for group in range(N_LEXICON):
-        if (mask >> np.uint64(group)) & np.uint64(1):
+    left = mask & _LEXICON_BITS
+    group = 0
+    while left != np.uint64(0):
+        if left & np.uint64(1):
             out[N_SCALAR + N_UNITS + group] += 1.0
             if near_edge:
                 out[N_SCALAR + N_UNITS + N_LEXICON + group] += 1.0
+        left = left >> np.uint64(1)
+        group += 1
 
 
 @njit

@@ -44,7 +44,7 @@ def project(
         row = row_of[buckets[i]]
         if row < 0:
             continue
-        tf = 1.0 + np.log(counts[i])
+        tf = 1.0 + np.log(counts[i]) if counts[i] > 1.0 else 1.0  # most occur once
         norm += (tf * weights[row, columns]) ** 2
         rows[used] = row
         factors[used] = tf

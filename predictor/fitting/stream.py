@@ -71,7 +71,7 @@ def fit_stream(
         train = _joined(parts)
         model = _fit_file(path, train, seed, params)
     rows = held_out["calibration"]
-    levels = conformal_levels(model, HeldOut.of(rows, logged_features(rows)), params)
+    levels = conformal_levels(model, logged_features(rows), HeldOut.of(rows), params)
     name = "lightgbm_student"
     card = make_card(train, name, name, model, base.prompt_features)
     return LengthPredictor(base.prompt_features, model, levels, card), held_out

@@ -60,7 +60,8 @@ class ServerSettings(BaseModel):
     start. Bodies beyond ``max_body_bytes`` are refused (None: as the server itself would).
     ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
     an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
-    ``router`` chooses among several instances, where there are such.
+    A predictor's causal reader (``api.reader_desk``) reads no prompt that would wait longer than
+    ``reader_budget_ms``, 0: none. ``router`` chooses among several instances, where there are such.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,6 +92,7 @@ class ServerSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     predict_timeout_ms: float = Field(default=1000.0, gt=0)
     shadow_timeout_ms: float = Field(default=20.0, gt=0)
+    reader_budget_ms: float = Field(default=2000.0, ge=0, le=600_000)
     max_body_bytes: int | None = Field(default=None, gt=0)
     fair_tenants: bool = True
     tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)

@@ -13,7 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # what is imported only beside packages that are not always there
 ADAPTERS = ("lengthwise.scheduler.vllm_adapter", "lengthwise.training.registry.pyfunc_model")
-ENCODERS = ("lengthwise.predictor.estimators.encoder", "lengthwise.predictor.features.embedding")
+ENCODERS = (
+    "lengthwise.predictor.estimators.encoder",
+    "lengthwise.predictor.features.embedding",
+    "lengthwise.predictor.features.reader_states",
+)
 
 IMPORT = """
 import importlib, pkgutil, sys

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.conformal import SCORE_GRID, ConformalLevels, scores_of
+from lengthwise.predictor.conformal import (
+    SCORE_GRID,
+    ConformalLevels,
+    read_levels,
+    scores_from,
+    scores_of,
+)
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -45,3 +51,17 @@ def test_json_round_trip_and_unknown_classes() -> None:
     np.testing.assert_array_equal(levels.of("new"), LEVELS)
     with pytest.raises(InputError, match="pooled"):
         ConformalLevels.from_json({"levels": [0.5], "by_class": {}})
+
+
+def test_scores_and_levels_are_read_as_interp_does() -> None:
+    rng = np.random.default_rng(4)
+    rows = np.sort(np.round(rng.normal(4.0, 1.0, (200, SCORE_GRID.size)), 1), axis=1)  # with ties
+    truths = np.round(rng.normal(4.0, 1.5, 200), 1)
+    wanted = [
+        np.interp(truth, row, SCORE_GRID, left=0.0005, right=0.9995)
+        for truth, row in zip(truths, rows, strict=True)
+    ]
+    np.testing.assert_array_equal(scores_from(rows, truths, SCORE_GRID), wanted)
+    levels = np.array([0.0005, 0.001, 0.0499, 0.05, 0.5, 0.987, 0.999, 0.9995])
+    read = [np.interp(levels, SCORE_GRID, row) for row in rows]
+    np.testing.assert_allclose(read_levels(rows, levels), read, rtol=1e-12)

@@ -13,6 +13,7 @@ from lengthwise.predictor.artifact import estimator_class
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor, _read_quantiles
+from lengthwise.predictor.estimators.nets import MLPHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor, student_gradients
@@ -21,7 +22,7 @@ from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.text import HashedText
 
 WEIGHTS = {
-    "check_sample_weight_equivalence_on_dense_data": "bins and leaf sizes count rows, not weights",
+    "check_sample_weight_equivalence_on_dense_data": "bins, leaves and batches count rows",
 }
 
 
@@ -32,7 +33,8 @@ def expected_failures(estimator: object) -> dict[str, str]:
 @parametrize_with_checks(
     [
         LGBMLengthRegressor(n_estimators=10),
-        LGBMBlendRegressor(n_estimators=5, bins=6),
+        LGBMBlendRegressor(n_estimators=5, bins=6, epochs=2),
+        MLPHazardRegressor(epochs=2),
         LGBMHazardRegressor(n_estimators=10, bins=8),
         LGBMRankRegressor(n_estimators=5),
         PromptFeatures(),
@@ -100,7 +102,7 @@ def test_the_flat_walk_is_the_booster() -> None:
     X[::7, 2] = np.nan
     fitted = LGBMLengthRegressor(n_estimators=60).fit(X, y)
     X[::5, 0] = np.nan
-    raw = lgb.Booster(model_str=fitted.text_).predict(X).reshape(len(X), 2)
+    raw = lgb.Booster(model_str=fitted.texts_[0]).predict(X).reshape(len(X), 2)
     np.testing.assert_array_equal(fitted.trees_.predict(X), raw)
 
 
@@ -121,9 +123,26 @@ def test_quantiles_are_read_off_as_interp_does_to_the_bit() -> None:
 
 def test_a_tree_that_has_no_room_is_refused() -> None:
     fitted = LGBMLengthRegressor(n_estimators=2).fit(*noisy_lengths())
-    many = fitted.text_.replace("split_feature=", "split_feature=70000 ", 1)
+    many = fitted.texts_[0].replace("split_feature=", "split_feature=70000 ", 1)
     with pytest.raises(InputError, match="and feature 70000"):
-        FlatTrees.from_model_text(many, 2)
+        FlatTrees.from_model_texts([many], 2)
+
+
+def test_members_are_averaged_and_each_leaves_its_fold_out() -> None:
+    X, y = noisy_lengths(600)
+    log_y, ones, none = np.log(y), np.ones(600), np.zeros(600, bool)
+    fold = np.arange(600) % 3
+    fitted = LGBMLengthRegressor(n_estimators=20).fit_members(X, log_y, ones, none, fold)
+    raw = [lgb.Booster(model_str=text).predict(X).reshape(600, 2) for text in fitted.texts_]
+    np.testing.assert_allclose(fitted.trees_.predict(X), np.mean(raw, axis=0), atol=1e-12)
+    held_out = fitted.held_out_scores(X, fold)
+    for k in range(3):
+        np.testing.assert_allclose(held_out[fold == k], raw[k][fold == k] + fitted.start_)
+    mixed_up = log_y.copy()
+    mixed_up[fold == 1] = np.random.default_rng(0).permutation(mixed_up[fold == 1])
+    other = LGBMLengthRegressor(n_estimators=20).fit_members(X, mixed_up, ones, none, fold)
+    assert other.texts_[1] == fitted.texts_[1]
+    assert other.texts_[0] != fitted.texts_[0]
 
 
 def test_a_range_of_bins_is_the_same_as_every_bin_alone() -> None:
@@ -177,6 +196,7 @@ def test_the_gaussian_is_the_papers() -> None:
         LGBMLengthRegressor(n_estimators=60, learning_rate=0.1),
         LGBMHazardRegressor(n_estimators=60, learning_rate=0.1),
         LGBMBlendRegressor(n_estimators=60, learning_rate=0.1),
+        LGBMBlendRegressor(n_estimators=60, parts=("student", "hazard"), folds=1),
     ],
 )
 def test_boosters_round_trip_and_know_their_spread(  # type: ignore[no-untyped-def]

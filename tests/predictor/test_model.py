@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lengthwise.data.errors import InputError
+from lengthwise.predictor.fitting import fit
 from lengthwise.predictor.fitting.evaluate import evaluate
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
@@ -107,7 +108,7 @@ def test_unequal_columns_are_refused(predictor: LengthPredictor) -> None:
         "features.json",
         "calibration.json",
         "estimator/student/booster.txt",
-        "estimator/hazard/booster.txt",
+        "estimator/student/booster_3.txt",
     ],
 )
 def test_a_missing_or_truncated_file_is_refused(
@@ -163,3 +164,32 @@ def test_without_calibration_the_estimators_own_levels_are_read(
     rows = predictor.features(prompts)
     asked = predictor.estimator.predict_log_quantiles(rows, np.array(predictor.levels))
     np.testing.assert_allclose(raw, np.maximum(np.exp(asked), 1.0), rtol=1e-6)
+
+
+def test_with_enough_rows_both_sides_are_learned_from(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word whose answers stand on the calibration side alone is known only then."""
+    train = tables["train"].copy()
+    calibration = tables["calibration"].copy()
+    train["slo_class"] = calibration["slo_class"] = "chat"
+    new = calibration.index[:200]
+    calibration.loc[new, "prompt"] = [f"Zymurgy question number {i}" for i in range(200)]
+    calibration.loc[new, "output_tokens"] = 5_000
+    said = {}
+    for least in (10**9, 1):
+        monkeypatch.setattr(fit, "CROSSED_ROWS", least)
+        fitted = fit_predictor(train, calibration, n_estimators=20, seed=3)
+        said[least] = fitted.predict(["Zymurgy question number 7"], ["chat"]).quantile(0.5)[0]
+        assert not fitted.estimator.held_out_ or least > 1
+    assert said[10**9] < 1_500
+    assert said[1] > 3_000
+
+
+def test_one_member_is_calibrated_on_rows_it_has_not_learned(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "CROSSED_ROWS", 1)
+    one = fit_predictor(tables["train"], tables["calibration"], n_estimators=30, folds=1, epochs=5)
+    assert not np.allclose(one.conformal.pooled, one.levels)
+    assert 0.72 < evaluate(one, tables["test"])["coverage"] < 0.88

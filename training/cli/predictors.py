@@ -45,6 +45,12 @@ def train(
         str | None,
         typer.Option(help="Add columns of a frozen encoder: packaged-minilm, or any name."),
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            help="Add states of a causal model where they pay: smollm2, a folder, or a hub name."
+        ),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read a log larger than memory in pieces.")
     ] = False,
@@ -70,23 +76,26 @@ def train(
     given = [str(s) for s in (pack, input_file, from_log) if s is not None]
     if len(given) > 1:
         raise InputError(f"give one of --pack, --input, --from-log; got {len(given)}")
-    reader = {k: v for k, v in {"encoder": encoder, "epochs": epochs}.items() if v is not None}
-    if reader:
+    settings = {k: v for k, v in {"encoder": encoder, "epochs": epochs}.items() if v is not None}
+    if settings:
         from lengthwise.predictor.artifact import READERS
 
         if estimator not in READERS:
             names = " or ".join(READERS)
-            raise InputError(f"--{next(iter(reader))} goes with {names}, not with {estimator}")
+            raise InputError(f"--{next(iter(settings))} goes with {names}, not with {estimator}")
     if stream and from_log is None:
         raise InputError("--stream reads a request log: give --from-log DIR")
+    if reader is not None and stream:
+        raise InputError("--reader needs the prompts, and --stream reads features only")
     from lengthwise.training.train.pipeline import TrainConfig, print_result
     from lengthwise.training.train.pipeline import train as run
 
     config = TrainConfig(
         source=given[0] if given else None,
         estimator=estimator,
-        reader=reader,
+        reader=settings,
         embedding=embedding,
+        causal_reader=reader if reader is None or not Path(reader).is_dir() else _absolute(reader),
         stream=stream,
         decision=decision,
         seed=seed,
@@ -103,6 +112,11 @@ def train(
         if result.version is None:
             hint = f"lengthwise register {result.model_uri} makes a version of it"
             console.stderr().print(hint, markup=False, soft_wrap=True)
+
+
+def _absolute(folder: str) -> str:
+    """A folder as any process finds it."""
+    return str(Path(folder).absolute())
 
 
 def register_model(

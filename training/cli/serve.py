@@ -20,6 +20,7 @@ from lengthwise.training.cli.serve_inputs import (
     check_start,
     emulated_device,
     find_predictor,
+    packaged_model,
     read_admission,
     read_slo_table,
 )
@@ -42,7 +43,10 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model vLLM can load, or 'tiny', built in.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model vLLM can load; 'tiny', built in; 'smollm2', if installed."),
+    ],
     predictor: Annotated[
         str, typer.Option(help=f"Model URI or directory; '{NO_PREDICTOR}' serves without.")
     ] = DEFAULT_PREDICTOR,
@@ -65,6 +69,9 @@ def serve(
         float, typer.Option(help="Seconds after which a request goes first, whatever the plan.")
     ] = 120.0,
     plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 20.0,
+    reader_budget_ms: Annotated[
+        float, typer.Option(min=0, help="Longest wait for a predictor's causal reader; 0: none.")
+    ] = 2000.0,
     request_log: Annotated[
         Path | None, typer.Option(help="Directory for one row per finished request.")
     ] = None,
@@ -134,7 +141,8 @@ def serve(
     over without a restart, and one with the alias 'shadow' predicts along without being obeyed.
     SIGHUP reads the registry, --slo-table and --policy-file anew.
     """
-    check_start(model, ctx.args)
+    model, vllm_args = packaged_model(model, ctx.args)
+    check_start(model, vllm_args)
     if instances > 1:
         from lengthwise.scheduler.ray_adapter.run_fleet import check_ray
 
@@ -161,6 +169,7 @@ def serve(
             "predictor_version": resolved.label if resolved else None,
             "lengths": lengths or ("learned" if resolved else "none"),
             "plan_budget_ms": plan_budget_ms,
+            "reader_budget_ms": reader_budget_ms,
             "max_wait_s": max_wait,
             "slo_table": read_slo_table(slo_table) if slo_table else {},
             "profile": profile or emulate,
@@ -186,7 +195,7 @@ def serve(
         from lengthwise.training.bench.served import write_served
 
         try:
-            write_served(request_log, model, settings.model_dump(mode="json"), ctx.args)
+            write_served(request_log, model, settings.model_dump(mode="json"), vllm_args)
         except OSError as error:
             say(f"{request_log} cannot be written to: {error}")
     say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
@@ -202,12 +211,12 @@ def serve(
     if instances > 1:
         if device is not None:
             raise InputError("--emulate serves one instance, got --instances with it")
-        raise typer.Exit(serve_instances(model, settings, ctx.args, instances, workspace, keeper))
+        raise typer.Exit(serve_instances(model, settings, vllm_args, instances, workspace, keeper))
     raise typer.Exit(
         serve_forever(
             model,
             settings,
-            ctx.args,
+            vllm_args,
             cache_dir=workspace.cache,
             keeper=keeper,
             emulate=device,

@@ -161,7 +161,8 @@ def _tracking(workspace: Workspace) -> list[Check]:
             return [Check(name, "fail", detail, advice)]
         store = Check(name, "warn", f"{detail}: serving works, training does not", advice)
     try:
-        return [store, _predictor(registry.resolve_predictor(workspace=workspace))]
+        found = registry.resolve_predictor(workspace=workspace)
+        return [store, _predictor(found), *_reader(found)]
     except InputError as error:
         return [store, Check("predictor", "warn", str(error), _TRAIN)]
 
@@ -184,6 +185,24 @@ def _predictor(found: ResolvedPredictor) -> Check:
     median = float(np.interp(0.5, predictor.levels, row))
     detail = f"{found.label}, trained on {source}; a haiku: {median:.0f} tokens"
     return Check("predictor", "ok", detail)
+
+
+def _reader(found: ResolvedPredictor) -> list[Check]:
+    """Whether the champion's causal reader can be had, where it has one; without it serves too."""
+    from lengthwise.predictor.model import LengthPredictor
+
+    try:
+        causal = LengthPredictor.load(found.directory).causal
+    except InputError:  # told already
+        return []
+    if causal is None:
+        return []
+    reader = causal.reader
+    of = f"{reader.model}, for {', '.join(reader.read_classes_)}"
+    if reader.states() is None:
+        advice = "install or restore it, or train without --reader; until then the rest predicts"
+        return [Check("reader", "warn", f"{of}: {reader.fault_}", advice)]
+    return [Check("reader", "ok", of)]
 
 
 def _model(model: str) -> list[Check]:

@@ -252,7 +252,7 @@ def _log_pyfunc(mlflow: ModuleType, predictor_dir: Path, tags: Mapping[str, str]
         }
     )
     packages = list(_PYFUNC_REQUIREMENTS)
-    if "reader" in card or card.get("embedding"):
+    if "reader" in card or card.get("embedding") or card.get("causal_reader"):
         packages += ["torch", "transformers"]
     requirements = [f"{name}=={version(name)}" for name in packages]
     # MLflow loads what it saved and puts the copied package first on sys.path: put the path back

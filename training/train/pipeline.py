@@ -38,9 +38,10 @@ class TrainConfig:
     """What to train on and how; ``source`` None is the best data found.
 
     ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
-    ``embedding`` names a frozen encoder whose columns are added to the features; with ``stream`` a
-    request log larger than memory is read in pieces; with ``decision`` the simulator says what the
-    predictor is worth to the scheduler.
+    ``embedding`` names a frozen encoder whose columns are added to the features, ``causal_reader``
+    a causal model whose states are, where they pay; with ``stream`` a request log larger than
+    memory is read in pieces; with ``decision`` the simulator says what the predictor is worth to
+    the scheduler.
     """
 
     source: str | None = None
@@ -49,6 +50,7 @@ class TrainConfig:
     seed: int = 0
     limit: int | None = None
     embedding: str | None = None
+    causal_reader: str | None = None
     stream: bool = False
     decision: bool = False
     register: bool = False
@@ -73,6 +75,7 @@ class TrainResult:
     metrics: Mapping[str, Any]
     importances: Mapping[str, float]
     duration_s: float
+    causal_reader: Mapping[str, Any] | None = None
     unused: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ class TrainResult:
             "metrics": self.metrics,
             "importances": dict(self.importances),
             "duration_s": round(self.duration_s, 2),
+            "causal_reader": None if self.causal_reader is None else dict(self.causal_reader),
             "unused": dict(self.unused),
         }
 
@@ -100,12 +104,15 @@ def train(
     tracking store that cannot be written: asked first, so that no training is lost to it.
     """
     from lengthwise.predictor.fitting.evaluate import evaluate
-    from lengthwise.predictor.fitting.fit import check_estimator
+    from lengthwise.predictor.fitting.fit import check_estimator, check_reader
     from lengthwise.training.train.worth import decision_value
 
     steps = steps or console.SilentSteps()
     started = time.perf_counter()
     check_estimator(config.estimator)
+    if config.causal_reader is not None:
+        steps.step(f"looking for the reader {config.causal_reader}")
+        check_reader(config.causal_reader)
     registry.check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
@@ -134,6 +141,7 @@ def train(
             "seed": config.seed,
             "limit": config.limit,
             "embedding": config.embedding,
+            "causal_reader": config.causal_reader,
             **config.reader,
             **{f"rows_{side}": n for side, n in rows.items()},
             "feature_contract": predictor.feature_contract,
@@ -158,6 +166,7 @@ def train(
         metrics=metrics,
         importances=predictor.card["importances"],
         duration_s=time.perf_counter() - started,
+        causal_reader=predictor.card.get("causal_reader"),
         unused=unused,
     )
 
@@ -258,6 +267,8 @@ def _fit(
     if base is not None:
         if config.estimator != DEFAULT_ESTIMATOR:
             raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
+        if config.causal_reader is not None:
+            raise InputError("a reader needs prompt text, and the log holds none")
         return fit_on_features(
             base, train_rows, calibration_rows, seed=config.seed, progress=progress
         )
@@ -267,6 +278,7 @@ def _fit(
         estimator=config.estimator,
         seed=config.seed,
         embedding=config.embedding,
+        causal_reader=config.causal_reader,
         reader_params=dict(config.reader),
         progress=progress,
     )
@@ -320,6 +332,8 @@ def print_result(result: TrainResult) -> None:
     )
     for line in unused_lines(result.unused):
         print(line)
+    if reader := result.causal_reader:
+        print(_reader_line(reader))
     if result.importances:
         shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
         print(f"Read most (share of the boosters' gain): {shares}")
@@ -328,6 +342,13 @@ def print_result(result: TrainResult) -> None:
     if result.source_label == SYNTHETIC:
         print("Trained on the built-in synthetic corpus: these figures say nothing of real data.")
     print(f"{result.model_uri}  (run {result.run_id}, {result.duration_s:.1f} s)")
+
+
+def _reader_line(reader: Mapping[str, Any]) -> str:
+    """Which classes the causal reader is asked about, and what decided that."""
+    gains = ", ".join(f"{name} {gain:.1%}" for name, gain in reader["gains"].items()) or "no class"
+    asked = ", ".join(reader["classes"]) or "none, so it is left out"
+    return f"Reader {reader['model']}: of what words leave open it explains {gains}; asked: {asked}"
 
 
 def _print_decision(decision: Mapping[str, Any]) -> None:

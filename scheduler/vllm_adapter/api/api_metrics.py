@@ -7,6 +7,7 @@ from functools import lru_cache
 from prometheus_client import Counter, Gauge, Histogram
 
 _PREDICT_SECONDS = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
+_READER_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class ApiMetrics:
@@ -28,6 +29,16 @@ class ApiMetrics:
             "lengthwise_shadow_predictions",
             "Length predictions of the shadow, by how they ended.",
             ["outcome"],
+        )
+        self.reader_prompts = Counter(
+            "lengthwise_reader_prompts",
+            "Prompts that a causal reader was to read, by what became of that.",
+            ["outcome"],
+        )
+        self.reader = Histogram(
+            "lengthwise_reader_seconds",
+            "From a request's quick estimate to the reader's, which replaces it.",
+            buckets=_READER_SECONDS,
         )
         self.reloads = Counter(
             "lengthwise_reloads",

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
@@ -21,6 +22,7 @@ from lengthwise.scheduler.vllm_adapter.api.data_parallel import (
 )
 from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.reader_desk import ReaderDesk
 from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hints_of
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
 from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
@@ -79,6 +81,7 @@ class Front:
     ) -> None:
         self.service = service
         self.texts = prompt_texts(settings)
+        self.reader = ReaderDesk(settings, service, metrics)
         self.admission: AdmissionDesk | None = None
         if settings.admission.mode != "off":
             self.admission = AdmissionDesk(settings.admission, metrics)
@@ -121,6 +124,7 @@ class Front:
             others=others,
             texts=parsed.prompts,
             keep=None if self.texts is None else self.texts.keep,
+            read=partial(self.reader.take, core),
             whole_id=secrets.token_hex(8),
             is_open=parsed.is_open,
             levels=self.service.levels if self.service.takes_told_lengths else 0,

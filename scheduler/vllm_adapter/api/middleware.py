@@ -93,6 +93,7 @@ class LengthwiseMiddleware:
             self.reloader,
             self.router_status,
             always_several=not self.has_layers,
+            reader_status=self.front.reader.status,
         )
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)

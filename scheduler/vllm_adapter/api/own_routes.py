@@ -52,11 +52,16 @@ RELOAD_PATH = "/lengthwise/reload"
 RouterStatus = Callable[[], Awaitable[Mapping[str, Any] | None]]
 
 
+def _no_reader() -> None:
+    """No causal reader is served."""
+
+
 class OwnRoutes:
     """Answers on them. ``reloader`` is absent where there is no live file.
 
     ``router_status`` is that of a router over several engines, None where there is none; with
-    ``always_several`` a status lists its engines also where there is one.
+    ``always_several`` a status lists its engines also where there is one. ``reader_status`` is
+    that of the causal reader.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class OwnRoutes:
         router_status: RouterStatus,
         *,
         always_several: bool = False,
+        reader_status: Callable[[], Mapping[str, Any] | None] = _no_reader,
     ) -> None:
         self._settings = settings
         self._service = service
@@ -75,6 +81,7 @@ class OwnRoutes:
         self._reloader = reloader
         self._router_status = router_status
         self._always_several = always_several
+        self._reader_status = reader_status
         self._answers = {
             ("GET", STATUS_PATH): self._status,
             ("POST", RELOAD_PATH): self._reload,
@@ -105,6 +112,7 @@ class OwnRoutes:
             "predictor_version": service.version,
             "shadow_version": None if service.shadow is None else service.shadow.served.version,
             "levels": service.levels,
+            "reader": self._reader_status(),
             "live": None if reloader is None else _shown(reloader.last),
         }
         router = await self._router_status()

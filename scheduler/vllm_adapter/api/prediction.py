@@ -174,10 +174,15 @@ def load_service(settings: ServerSettings, metrics: ApiMetrics) -> PredictionSer
 
 
 def load_predictor(directory: str) -> tuple[LengthPredictor, bool]:
-    """A predictor, warmed up so that no request pays for what loads lazily, and if it is quick."""
+    """A predictor, warmed up so that no request pays for what loads lazily, and if it is quick.
+
+    One with a causal reader answers without it; who wants to ask the reader finds it in ``full``.
+    """
     from lengthwise.predictor.model import LengthPredictor
 
     predictor = LengthPredictor.load(directory)
+    if predictor.causal is not None:
+        predictor = predictor.without_reader()
     quantiles = np.asarray(predictor.predict(["warm up"], [None]).quantiles)
     if quantiles.shape != (1, len(predictor.levels)):
         raise InputError(

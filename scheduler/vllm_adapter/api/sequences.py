@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import fixed_tokens
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS, fixed_tokens
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints, Whole
 from lengthwise.scheduler.vllm_adapter.wire.seal import PUBLIC_KEYS, is_private
 
@@ -43,8 +43,9 @@ class Call:
     ASGI scope is ``scope``.
     ``instance`` is where a router put the first of them, ``placing`` held while it decides.
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
-    given of the prompts that are started. ``levels`` is the width of a prediction, 0 where lengths
-    that the parameters fix are not to be told. ``max_tokens`` is the client's limit.
+    given of the prompts that are started, and ``read(key, text, slo_class)``, which tells whether a
+    better estimate may follow under this key. ``levels`` is the width of a prediction, 0 where
+    lengths that the parameters fix are not to be told. ``max_tokens`` is the client's limit.
     """
 
     hints: Sequence[Hints] | None = None
@@ -53,6 +54,7 @@ class Call:
     others: Hints = field(default_factory=Hints)
     texts: Sequence[str | None] = ()
     keep: Callable[[str, str], None] | None = None
+    read: Callable[[str, str, str], bool] | None = None
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
@@ -105,11 +107,17 @@ class Call:
 
     def _with_text(self, hints: Hints, index: int) -> Hints:
         text = self.texts[index] if index < len(self.texts) else None
-        if self.keep is None or text is None:
+        if text is None:
             return hints
-        text_id = f"{self.whole_id}-{index}"
-        self.keep(text_id, text)
-        return replace(hints, text_id=text_id)
+        key = f"{self.whole_id}-{index}"
+        changed: dict[str, Any] = {}
+        if self.keep is not None:
+            self.keep(key, text)
+            changed["text_id"] = key
+        told = hints.version in TOLD_LENGTHS
+        if self.read is not None and not told and self.read(key, text, hints.slo.slo_class):
+            changed["reestimate_key"] = key
+        return replace(hints, **changed) if changed else hints
 
 
 _current: ContextVar[Call | None] = ContextVar("lengthwise_call", default=None)

@@ -30,6 +30,7 @@ from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
 from lengthwise.scheduler.vllm_adapter.engine.progress import Progress
+from lengthwise.scheduler.vllm_adapter.engine.reestimates import Reestimates
 from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import TELLS_LENGTH, Outcome
@@ -82,6 +83,7 @@ class Core:
         self.intake = Intake(settings.slos, priors, settings.lengths, self.planner.fall_back)
         self.intake.predictor_dir = settings.predictor_dir
         self.table = RequestTable(priors.levels, TenantIds(settings.tenant_weights))
+        self.reestimates = Reestimates(self.table, self.intake)
         log = None
         if settings.request_log is not None:
             log = limited_writer(
@@ -156,6 +158,7 @@ class Core:
         tracked = self.intake.track(arrival, self.intake.hints(xargs), now_s, unix_s)
         self.metrics.without_text.inc(self.intake.without_text - before)
         self.table.add(tracked)
+        self.reestimates.arrived(tracked)
         self.outcomes.began(tracked)
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
@@ -164,6 +167,12 @@ class Core:
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
         self.decisions.in_force.note_change(now_s)
+
+    def reestimated(self, said: Sequence[Any], now_s: float) -> None:
+        """Better estimates came from the API process (``wire.reestimate``, as plain values)."""
+        if self.reestimates.apply(said):
+            self.planner.changed()
+            self.decisions.in_force.note_change(now_s)
 
     def gave_up_slot(self, request_id: str, generated_tokens: int, now_s: float) -> None:
         """A plan's preemption was carried out: the request, queued again, waits behind it."""
@@ -188,6 +197,7 @@ class Core:
         tracked = self.table.remove(request_id)
         if tracked is None:
             return
+        self.reestimates.ended(tracked)
         if tracked.first_token_s is None and output_tokens > 0:
             tracked.first_token_s = now_s
         outcome = Outcome.of(tracked, status, output_tokens, now_s)

@@ -29,6 +29,7 @@ def core_status(core: Core, now_s: float) -> dict[str, Any]:
         "tenants": core.outcomes.tenants.status(now_s)
         | {"active": len(core.table.tenants), "fair": core.settings.fair_tenants},
         "without_text": core.intake.without_text,
+        "reestimates": dict(core.reestimates.counts),
         "length_correction": core.intake.correction.learned(),
         "drift": core.drift.status(),
         "request_log_dropped": core.outcomes.dropped_rows,

@@ -95,16 +95,10 @@ class Intake:
         """The request as it arrives at ``now_s`` (monotonic) and ``unix_s`` (wall clock)."""
         slo = hints.promised
         predicted, source = self._quantiles(hints, slo.slo_class)
-        quantiles = predicted
-        if self._corrigible(source, hints.version):
-            quantiles = self.correction.correct(predicted, self.priors.levels, slo.slo_class)
-        quantiles = clip_to_max_tokens(quantiles, arrival.max_tokens)
-        if arrival.min_tokens > 1:
-            quantiles = np.maximum(quantiles, float(arrival.min_tokens))
         transit_s = unix_s - arrival.unix_s
         if not 0.0 <= transit_s <= _LONGEST_TRANSIT_S:
             transit_s = 0.0
-        return Tracked(
+        tracked = Tracked(
             request_id=arrival.request_id,
             arrival_s=now_s - transit_s,
             arrival_unix_s=unix_s - transit_s,
@@ -112,7 +106,7 @@ class Intake:
             weight=self.table.weight(slo.slo_class),
             prompt_tokens=arrival.prompt_tokens,
             max_tokens=arrival.max_tokens,
-            quantiles=quantiles,
+            quantiles=predicted,
             predicted=predicted,
             length_source=source,
             predictor=hints.version,
@@ -123,9 +117,43 @@ class Intake:
             text_id=hints.text_id,
             whole=hints.whole,
             fleet_key=hints.fleet_key,
+            min_tokens=arrival.min_tokens,
+            reestimate_key=hints.reestimate_key,
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )
+        tracked.quantiles = self._planned_with(tracked)
+        return tracked
+
+    def reestimated(
+        self, tracked: Tracked, quantiles: Sequence[float], version: str | None
+    ) -> bool:
+        """Take a better prediction, (q,) tokens, for a request; False where it is not wanted.
+
+        That is where lengths are not learned, where the client's own is known, and where the
+        prediction is of another predictor than the one that said the first.
+        """
+        if self.lengths != "learned" or tracked.length_source not in ("learned", "prior"):
+            return False
+        if tracked.length_source == "learned" and tracked.predictor != version:
+            return False
+        if not self._corrigible("learned", version):
+            return False
+        tracked.predicted, tracked.predictor = np.array(quantiles), version
+        tracked.length_source = "learned"
+        tracked.quantiles = self._planned_with(tracked)
+        return True
+
+    def _planned_with(self, tracked: Tracked) -> FloatArray:
+        """The predicted lengths, corrected and within what the request allows."""
+        quantiles = tracked.predicted
+        if self._corrigible(tracked.length_source, tracked.predictor):
+            levels, slo_class = self.priors.levels, tracked.slo.slo_class
+            quantiles = self.correction.correct(quantiles, levels, slo_class)
+        quantiles = clip_to_max_tokens(quantiles, tracked.max_tokens)
+        if tracked.min_tokens > 1:
+            quantiles = np.maximum(quantiles, float(tracked.min_tokens))
+        return quantiles
 
     def _quantiles(self, hints: Hints, slo_class: str) -> tuple[FloatArray, str]:
         if self.lengths == "none":

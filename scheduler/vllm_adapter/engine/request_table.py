@@ -54,7 +54,8 @@ class Tracked:
     """One request as the scheduler sees it; times in seconds on the monotonic clock.
 
     ``quantiles`` are what is planned with; ``predicted`` is what the predictor said, before the
-    correction learned from finished requests and the cut at ``max_tokens``.
+    correction learned from finished requests and the cut at ``max_tokens``. No answer ends before
+    ``min_tokens``. Under ``reestimate_key`` a better prediction may follow.
     """
 
     request_id: str
@@ -75,6 +76,8 @@ class Tracked:
     text_id: str | None = None
     whole: Whole | None = None
     fleet_key: int | None = None
+    min_tokens: int = 0
+    reestimate_key: str | None = None
     queued_s: float | None = None  # when it gave up its slot, if it did
     shadow: str | None = None
     shadow_quantiles: FloatArray | None = None
@@ -180,6 +183,10 @@ class RequestTable:
         cached = min(float(cached_tokens), known - 1.0)
         self._floats[_CACHED, row] = cached
         self._floats[_PREFILL_LEFT, row] = known - cached
+
+    def note_quantiles(self, tracked: Tracked) -> None:
+        """The request's length is estimated anew."""
+        self._quantiles[tracked.row] = tracked.quantiles
 
     def note_prefix(self, request_id: str, prefix_id: int, prefix_tokens: int) -> None:
         """The request shares its first tokens with all others of this id."""

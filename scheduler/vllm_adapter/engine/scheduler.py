@@ -50,6 +50,7 @@ from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
     LOAD_METHOD,
+    REESTIMATE_METHOD,
     STATUS_METHOD,
     WHOLE_ENDED_METHOD,
     plain,
@@ -222,6 +223,11 @@ class LengthwiseScheduler(AsyncScheduler):
         with self.core.advice("outcome"):
             self.core.outcomes.whole_ended(whole_id)
 
+    def lengthwise_reestimate(self, said: list[Any]) -> None:
+        """Better estimates of the lengths of requests."""
+        with self.core.advice("reestimate"):
+            self.core.reestimated(said, time.monotonic())
+
     # -- translation --------------------------------------------------------------------------
 
     def _is_paused(self) -> bool:
@@ -370,9 +376,13 @@ def _attach() -> None:
     def whole_ended(engine: Any, whole_id: str) -> None:
         engine.scheduler.lengthwise_whole_ended(whole_id)
 
+    def reestimate(engine: Any, said: list[Any]) -> None:
+        engine.scheduler.lengthwise_reestimate(said)
+
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
                        (ADMIT_METHOD, admit), (LOAD_METHOD, load),
-                       (WHOLE_ENDED_METHOD, whole_ended)):  # fmt: skip
+                       (WHOLE_ENDED_METHOD, whole_ended),
+                       (REESTIMATE_METHOD, reestimate)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 

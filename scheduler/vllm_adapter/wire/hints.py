@@ -52,7 +52,8 @@ class Hints:
     prompt's text, are for the request log only. ``whole`` is absent where the client's request is
     this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
     effort. ``textless``: there was nothing to predict on. ``fleet_key`` is the name by which a
-    router over several engines knows it.
+    router over several engines knows it, ``reestimate_key`` the one under which a better estimate
+    may follow (``wire.reestimate``).
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -68,6 +69,7 @@ class Hints:
     downgraded: bool = False
     textless: bool = False
     fleet_key: int | None = None
+    reestimate_key: str | None = None
 
     @property
     def promised(self) -> Slo:
@@ -105,6 +107,8 @@ class Hints:
             xargs["lw_textless"] = True
         if self.fleet_key is not None:
             xargs["lw_fleet_key"] = self.fleet_key
+        if self.reestimate_key is not None:
+            xargs["lw_reestimate"] = self.reestimate_key
         return sealed(xargs)
 
     @classmethod
@@ -139,6 +143,7 @@ class Hints:
             downgraded=said.get("lw_admission") == DOWNGRADED,
             textless=said.get("lw_textless") is True,
             fleet_key=read_fleet_key(said.get("lw_fleet_key")),
+            reestimate_key=_text(said.get("lw_reestimate")),
         )
 
 

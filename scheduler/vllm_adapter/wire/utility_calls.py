@@ -12,6 +12,7 @@ CONFIGURE_METHOD = "lengthwise_configure"
 ADMIT_METHOD = "lengthwise_admit"
 LOAD_METHOD = "lengthwise_load"
 WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
+REESTIMATE_METHOD = "lengthwise_reestimate"
 
 
 def plain(value: Any) -> Any:

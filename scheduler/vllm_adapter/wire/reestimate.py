@@ -1,0 +1,32 @@
+"""A better estimate of an answer's length, for a request that the engine has been told of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Reestimate:
+    """Quantiles in tokens by a predictor's version, for the sequences whose hints have this key."""
+
+    key: str
+    quantiles: tuple[float, ...]
+    version: str | None
+
+    def to_wire(self) -> list[Any]:
+        """Plain values, which ``from_wire`` reads back."""
+        return [self.key, list(self.quantiles), self.version]
+
+    @classmethod
+    def from_wire(cls, said: Any, levels: int) -> Reestimate | None:
+        """An estimate at so many levels; None of one that is malformed."""
+        if not isinstance(said, list | tuple) or len(said) != 3:
+            return None
+        key, values, version = said
+        row = check_quantiles(values, levels)
+        if row is None or not isinstance(key, str) or not isinstance(version, str | None):
+            return None
+        return cls(key, tuple(row.tolist()), version)
