@@ -20,7 +20,13 @@ def ours_but(*kept):
 
 
 # what names LMDeploy and torch; the rest of its adapter runs in ours
-IN_LMDEPLOYS_PROCESS = ("planned_pool", "timed_executor", "virtual_engine")
+IN_LMDEPLOYS_PROCESS = (
+    "cpu_attention",
+    "cpu_device",
+    "planned_pool",
+    "timed_executor",
+    "virtual_engine",
+)
 WALLS = {
     # package: (forbidden, modules left out because they may)
     "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),

@@ -90,7 +90,7 @@ def _executor() -> Iterable[str]:
     ours = import_module("lengthwise.scheduler.lmdeploy_adapter.timed_executor").TimedExecutor
     wanted = ("cache_config", "backend_config", "dist_config", "misc_config")
     missing = _untaken(base.__init__, *wanted)
-    own = {name for name in vars(ours) if not name.startswith("_")}
+    own = {name for name in vars(ours) if callable(getattr(ours, name)) and name[0] != "_"}
     return missing | _lacks(base, *own)
 
 

@@ -171,10 +171,10 @@ def _prompt(workload: SimWorkload, row: int) -> list[int]:
 async def _watch(executor: TimedExecutor, sessions: Any) -> None:
     """RuntimeError once requests have handles and no step has begun for STALLED_S."""
     while True:
-        steps, pool = executor.counts.steps, sessions.request_handle_pool
+        steps, pool = executor.steps, sessions.request_handle_pool
         busy = pool.num_dispatched > 0
         await asyncio.sleep(STALLED_S)
-        if busy and pool.num_dispatched > 0 and executor.counts.steps == steps:
+        if busy and pool.num_dispatched > 0 and executor.steps == steps:
             raise RuntimeError(
                 f"LMDeploy's engine began no step for {STALLED_S:g} virtual seconds with "
                 f"{pool.num_dispatched} requests in it"
@@ -182,7 +182,7 @@ async def _watch(executor: TimedExecutor, sessions: Any) -> None:
 
 
 def _result(course: Course, order: PoolOrder | None, executor: Any, end_s: float) -> SimResult:
-    times, counts = course.times, executor.counts
+    times, batch = course.times, executor.batch
     short = np.flatnonzero(course.state[:, e.GENERATED] != course.workload.output_tokens)
     if len(short):
         row = int(short[0])
@@ -197,10 +197,10 @@ def _result(course: Course, order: PoolOrder | None, executor: Any, end_s: float
         output_tokens=course.state[:, e.GENERATED],
         plan_s=[] if order is None else order.plan_s,
         queue_len=[] if order is None else order.queue_len,
-        preemptions=counts.prompts - len(course.workload),
+        preemptions=batch.prompts - len(course.workload),
         yields=0,
-        steps=counts.steps,
-        prefilled_tokens=counts.prefilled_tokens,
-        kv_peak_tokens=counts.context_peak_tokens,
+        steps=executor.steps,
+        prefilled_tokens=batch.prefilled_tokens,
+        kv_peak_tokens=batch.context_peak_tokens,
         end_s=float(np.max(times[:, e.FINISH], initial=0.0)) or end_s,
     )
