@@ -23,6 +23,8 @@ def ours_but(*kept):
 IN_LMDEPLOYS_PROCESS = (
     "cpu_attention",
     "cpu_device",
+    "cpu_engine_process",
+    "lmdeploy_server",
     "planned_pool",
     "timed_executor",
     "virtual_engine",

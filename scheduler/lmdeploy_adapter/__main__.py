@@ -1,6 +1,7 @@
-"""In LMDeploy's environment: ``play`` tasks from stdin, or ``check`` what the adapter leans on.
+"""In LMDeploy's environment: ``play`` tasks, ``check`` what the adapter leans on, or ``serve``.
 
-Answers go to the stdout this process was given; what LMDeploy prints goes to stderr.
+``play`` reads stdin; ``serve`` takes a JSON object, the fields of ``ServeOptions``. Answers go to
+the stdout this process was given; what LMDeploy prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ def main() -> None:
     elif command == "play":
         print(json.dumps({"version": metadata.version("lmdeploy")}), file=out, flush=True)
         play_all(sys.stdin, out)
+    elif command == "serve":
+        from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_server import ServeOptions, serve
+
+        serve(ServeOptions(**json.loads(sys.argv[2])))
     else:
-        raise SystemExit(f"unknown command {command!r}: play or check")
+        raise SystemExit(f"unknown command {command!r}: play, check or serve")
 
 
 def play_all(tasks: TextIO, out: TextIO) -> None:

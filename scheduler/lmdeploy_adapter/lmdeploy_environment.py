@@ -43,6 +43,33 @@ def environment_python(cache: Path) -> Path:
     return python
 
 
+# Processes that LMDeploy spawns find the package too, by a link in a folder that holds no other.
+_SERVE = """
+import runpy, sys
+sys.path.append(sys.argv.pop(1))
+runpy.run_module("lengthwise.scheduler.lmdeploy_adapter", run_name="__main__")
+"""
+
+
+def start_server(
+    python: Path, options: Mapping[str, Any], directory: Path, log: Any, **variables: str
+) -> subprocess.Popen[bytes]:
+    """A server in a session of its own, its output in ``log``; ``options`` of ``ServeOptions``."""
+    link = directory / "package" / "lengthwise"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path(lengthwise.__file__).parent)
+    place = str(link.parent.absolute())
+    return subprocess.Popen(
+        [str(python), "-I", "-c", _SERVE, place, "serve", json.dumps(dict(options))],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=child_variables(os.environ) | variables,
+        start_new_session=True,
+    )
+
+
 def start(python: Path, command: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """``python -m`` this adapter with ``command``, lines in and out, in the other environment."""
     package = Path(lengthwise.__file__).parent

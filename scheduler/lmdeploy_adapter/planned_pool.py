@@ -19,7 +19,7 @@ class PlannedPool(RequestHandlePool):
 
     def __init__(self, engine: Any, size: int, order: PoolOrder) -> None:
         super().__init__(engine, size)
-        self._order = order
+        self.order = order
         self._free = list(self.handles)
         self._asking: dict[int, asyncio.Future[Any]] = {}
         self._row_of: dict[int, int] = {}  # by the handle's identity
@@ -28,7 +28,7 @@ class PlannedPool(RequestHandlePool):
         """A handle, once the order names this task's row."""
         row, loop = ROW.get(), asyncio.get_running_loop()
         asked = self._asking[row] = loop.create_future()
-        self._order.arrive(row, loop.time())
+        self.order.arrive(row, loop.time())
         self._hand_out()
         try:
             return await asked
@@ -37,14 +37,14 @@ class PlannedPool(RequestHandlePool):
                 self.put(asked.result())
             else:
                 del self._asking[row]
-                self._order.leave(row)
+                self.order.leave(row)
             raise
 
     def put(self, handle: Any) -> None:
         """The handle is free again."""
         if handle is None or not self.handles:
             return
-        self._order.leave(self._row_of.pop(id(handle)))
+        self.order.leave(self._row_of.pop(id(handle)))
         self._free.append(handle)
         self._hand_out()
 
@@ -60,7 +60,7 @@ class PlannedPool(RequestHandlePool):
 
     def _hand_out(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        for row in self._order.admit(now_s, len(self._free)):
+        for row in self.order.admit(now_s, len(self._free)):
             handle = self._free.pop(0)
             self._row_of[id(handle)] = row
             self._asking.pop(row).set_result(handle)

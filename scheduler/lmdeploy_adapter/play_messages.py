@@ -75,7 +75,7 @@ def read_task(line: str) -> PoolTask:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.pop("params").items()
     }
-    profile = _profile(values.pop("profile"))
+    profile = profile_of(values.pop("profile"))
     return PoolTask(SimWorkload(**workload), profile, params=params, **values)
 
 
@@ -98,7 +98,8 @@ def _dtype(name: str) -> type:
     return np.int64 if name in _WHOLE else np.float64
 
 
-def _profile(values: dict[str, Any]) -> EngineProfile:
+def profile_of(values: dict[str, Any]) -> EngineProfile:
+    """A profile from ``dataclasses.asdict`` of it."""
     parts = {"prefix_cache": PrefixCache, "speculation": Speculation}
     optional = {n: kind(**values[n]) if values[n] else None for n, kind in parts.items()}
     step_time = StepTimeModel.from_dict(values["step_time"])

@@ -8,18 +8,17 @@ prefill limits are the engine's own business, out of reach from here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lengthwise.data.arrays import IntArray
+from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Learns, Policy
-from lengthwise.scheduler.problem import Problem
+from lengthwise.scheduler.problem import Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
-from lengthwise.scheduler.simulator.instance import Course
 from lengthwise.scheduler.simulator.sim_workload import met_of
 
 PLAN_SHARE = 0.1
@@ -43,24 +42,39 @@ def pool_policy_of(
     return make_policy(name, budget_s=budget_s, seed=seed, **params)
 
 
+class RequestRows(Protocol):
+    """Requests as rows: a simulated workload's ``Course``, or a running server's."""
+
+    workload: Any
+    state: IntArray
+    times: FloatArray
+
+    def rows(self, index: IntArray, cache: None, waiting: bool) -> RequestArrays:
+        """The given rows as a policy sees them."""
+        ...
+
+
 class PoolOrder:
     """The requests without a handle and those with one, as rows of a course.
 
     Newcomers stand at the back until the next plan. The course says how far everybody is: whoever
-    reads the answers keeps it up to date (`answered`).
+    reads the answers keeps it up to date (`answered`). Plans are paced by the time the policy is
+    expected to take, so that a run does not depend on how busy the machine is; ``paced`` by the
+    time they take.
     """
 
     def __init__(
         self,
-        course: Course,
+        course: RequestRows,
         policy: Policy,
         profile: EngineProfile,
         *,
         max_wait_s: float = 120.0,
         plan_share: float = PLAN_SHARE,
+        paced: bool = False,
     ) -> None:
         self.course, self.policy, self.profile = course, policy, profile
-        self.max_wait_s = max_wait_s
+        self.max_wait_s, self.paced = max_wait_s, paced
         self.waiting: list[int] = []
         self.running: list[int] = []
         self.plan_s: list[float] = []
@@ -114,8 +128,8 @@ class PoolOrder:
         self.queue_len.append((now_s, len(waiting)))
         self.waiting = waiting[plan.order].tolist()
         self._most = min(self._slots, plan.max_running or self._slots)
-        # by the nominal time, so that a run does not depend on how busy the machine is
-        self._gate.planned(now_s, self.policy.nominal_s)
+        taken_s = plan.elapsed_s if self.paced else self.policy.nominal_s
+        self._gate.planned(now_s, taken_s)
 
     def _tell_outcomes(self) -> None:
         rows: IntArray = np.sort(np.array(self._untold, dtype=np.int64))
@@ -130,7 +144,7 @@ class PoolOrder:
             self.policy.finished(arrival_s, kept)
 
 
-def answered(course: Course, row: int, tokens: int, now_s: float) -> None:
+def answered(course: RequestRows, row: int, tokens: int, now_s: float) -> None:
     """So many tokens of the row's answer were read; the first come with the prompt computed."""
     state, times = course.state, course.times
     if np.isnan(times[row, e.FIRST]):
