@@ -42,7 +42,7 @@ class PlannedPool(RequestHandlePool):
 
     def put(self, handle: Any) -> None:
         """The handle is free again."""
-        if handle is None or not self.handles:
+        if handle is None or id(handle) not in self._row_of:
             return
         self.order.leave(self._row_of.pop(id(handle)))
         self._free.append(handle)

@@ -61,7 +61,9 @@ def start_lmdeploy_servers(
         stack.enter_context(leaving_on_sigterm())
         urls = {}
         for planned in (True, False):
-            variables = {STEPS_VARIABLE: str(step_log)} if planned else {}
+            variables = {"HF_HUB_OFFLINE": "1"}
+            if planned:
+                variables[STEPS_VARIABLE] = str(step_log)
             asked = {"model": str(model), "planned": planned, **options}
             urls[planned] = stack.enter_context(_server(python, asked, directory, variables))
         yield LmdeployServers(urls[True], urls[False], step_log)
