@@ -72,7 +72,7 @@ class LmdeployPlayer:
         return read_result(answer)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, if it has not ended."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -92,6 +92,7 @@ class LmdeployPlayer:
             self._process.wait()
             self._errors.seek(0)
             last = self._errors.read().strip().splitlines()[-1:] or ["it said nothing"]
+            self.close()
             raise InputError(
                 f"LMDeploy's process ended with {self._process.returncode} ({last[0]}): "
                 f"`lengthwise doctor` looks at its environment, `{MAKE}` makes it anew"

@@ -13,12 +13,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from lengthwise.data.errors import shown
+
 HINTS: ContextVar[dict[str, Any]] = ContextVar("lengthwise_hints")
 FIELD = "lengthwise"
 ROUTES = ("/v1/completions", "/v1/chat/completions")
 CONFIGURE = "/lengthwise/configure"
 STATUS = "/lengthwise/status"
 
+# ASGI's own types
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -53,10 +56,12 @@ class PoolMiddleware:
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             document = json.loads(await _body(receive))
-            hints = document.pop(FIELD, {})
-        except (ValueError, AttributeError) as error:
-            await _answer(send, 400, {"error": f"the body is no JSON object: {error}"})
+        except ValueError as error:
+            document = str(error)
+        if not isinstance(document, dict):
+            await _answer(send, 400, {"error": f"the body is no JSON object: {shown(document)}"})
             return
+        hints = document.pop(FIELD, {})
         if isinstance(document.get("prompt"), list):
             refusal = "LMDeploy's /v1/completions takes text, not token ids: send them to /generate"
             await _answer(send, 400, {"error": refusal})

@@ -12,7 +12,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import VARIABLE, look_at
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import LmdeployPlayer
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import PoolTask, result_line
-from lengthwise.scheduler.profile import PrefixCache, Speculation, load_profile
+from lengthwise.scheduler.profile import PrefixCache, Speculation
 from lengthwise.training.bench.results.result import BenchResult
 from lengthwise.training.cli.app import app
 
@@ -52,19 +52,21 @@ def test_a_prefill_and_a_decode_are_two_steps(player):
     assert (result.output_tokens == 30).all()
 
 
-@pytest.mark.parametrize("policy", [None, "sjf", "sa"])
-def test_a_run_depends_on_its_task_alone(player, lmdeploy_python, policy):
-    task = PoolTask(random_workload(120, rate_rps=30.0), small_engine(), policy)
-    first = timeless(player.play(task))
-    player.play(PoolTask(random_workload(20, seed=5), small_engine(4), "sa"))
-    assert timeless(player.play(task)) == first
+def test_a_run_depends_on_its_task_alone(player, lmdeploy_python):
+    tasks = [
+        PoolTask(random_workload(50, rate_rps=30.0), small_engine(), policy)
+        for policy in (None, "sa")
+    ]
+    first = [timeless(player.play(task)) for task in tasks]
+    player.play(PoolTask(random_workload(10, seed=5), small_engine(4), "sa"))
     another = LmdeployPlayer(lmdeploy_python)
-    assert timeless(another.play(task)) == first
+    assert [timeless(player.play(task)) for task in tasks] == first
+    assert [timeless(another.play(task)) for task in reversed(tasks)] == first[::-1]
     another.close()
 
 
 def test_arrival_order_at_our_pool_is_its_own_pool(player):
-    workload = random_workload(150, rate_rps=30.0)
+    workload = random_workload(80, rate_rps=30.0)
     own = player.play(PoolTask(workload, small_engine()))
     ours = player.play(PoolTask(workload, small_engine(), "fcfs"))
     assert (own.admitted_s - workload.arrival_s).max() > 1.0
@@ -73,13 +75,13 @@ def test_arrival_order_at_our_pool_is_its_own_pool(player):
 
 
 def test_an_order_at_the_pool_is_an_order_of_service(player):
-    workload = random_workload(150, rate_rps=30.0, answers=(5, 400))
+    workload = random_workload(80, rate_rps=30.0, answers=(5, 400))
     own = player.play(PoolTask(workload, small_engine()))
     shortest = player.play(PoolTask(workload, small_engine(), "sjf"))
     planned = player.play(PoolTask(workload, small_engine(), "sa"))
     assert shortest.e2e_s(workload).mean() < 0.85 * own.e2e_s(workload).mean()
     assert planned.met(workload).mean() > own.met(workload).mean() + 0.1
-    assert len(planned.plan_s) > 10
+    assert len(planned.plan_s) > 5
 
 
 def test_answers_are_exact_when_memory_runs_out(player):
@@ -101,7 +103,7 @@ def test_long_prompts_go_in_chunks(player):
 
 
 def test_shared_beginnings_are_computed_once(player, lmdeploy_python):
-    n = 60
+    n = 40
     columns = {"prefix_id": np.arange(n) % 2, "prefix_tokens": np.full(n, 256)}
     workload = random_workload(n, prompts=(300, 400), **columns)
     without = player.play(PoolTask(workload, small_engine(kv_tokens=8192)))
@@ -125,13 +127,6 @@ def test_what_it_cannot_serve_is_refused_in_a_line_and_the_next_is_served(player
     assert player.play(PoolTask(workload, small_engine())).end_s > 0
 
 
-def test_two_thousand_requests_take_a_minute_at_most(player):
-    profile = load_profile("tiny-cpu")
-    workload = random_workload(2000, rate_rps=9.0, answers=(20, 300))
-    result = player.play(PoolTask(workload, profile, "fcfs"))
-    np.testing.assert_array_equal(result.output_tokens, workload.output_tokens)
-
-
 @pytest.fixture
 def here(tmp_path, lmdeploy_python, monkeypatch):
     monkeypatch.setenv("LENGTHWISE_HOME", str(tmp_path))
@@ -140,12 +135,12 @@ def here(tmp_path, lmdeploy_python, monkeypatch):
 
 def test_simulate_sets_it_beside_vllm(here):
     asked = [
-        "simulate", "--source", "synthetic", "--requests", "150", "--seeds", "1", "--load", "2",
+        "simulate", "--source", "synthetic", "--requests", "60", "--seeds", "1", "--load", "2",
         "--policy", "fcfs,lmdeploy,lmdeploy+sa", "--lengths", "oracle", "--no-bound", "--json",
     ]  # fmt: skip
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     document = BenchResult.model_validate_json(done.stdout.strip().splitlines()[-1])
     assert [arm.policy for arm in document.arms] == ["fcfs", "lmdeploy", "lmdeploy+sa"]
-    assert all((arm.requests, arm.lost) == (150, 0) for arm in document.arms)
+    assert all((arm.requests, arm.lost) == (60, 0) for arm in document.arms)
     assert "LMDeploy 0.18.0" in json.dumps(document.run)
