@@ -110,7 +110,8 @@ def write_random_weights(model: Path, seed: int = 0) -> Path:
     file = model / "model.safetensors"
     if not file.is_file():
         torch.manual_seed(seed)
-        llama = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        models: Any = AutoModelForCausalLM
+        llama = models.from_config(AutoConfig.from_pretrained(model))
         staged = file.with_suffix(".part")
         tensors = {name: tensor.contiguous() for name, tensor in llama.state_dict().items()}
         save_file(tensors, staged, metadata={"format": "pt"})

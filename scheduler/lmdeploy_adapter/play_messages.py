@@ -65,7 +65,7 @@ def task_line(task: PoolTask) -> str:
 def read_task(line: str) -> PoolTask:
     """The inverse of `task_line`."""
     values = json.loads(line)
-    workload = {
+    workload: dict[str, Any] = {
         name: None if column is None else np.asarray(column, dtype=_dtype(name))
         for name, column in values.pop("workload").items()
     }
@@ -88,7 +88,9 @@ def result_line(result: SimResult) -> str:
 
 def read_result(values: dict[str, Any]) -> SimResult:
     """The inverse of `result_line`, its JSON read."""
-    times = {name: np.asarray(values.pop(name), dtype=np.float64) for name in _TIMES}
+    times: dict[str, Any] = {
+        name: np.asarray(values.pop(name), dtype=np.float64) for name in _TIMES
+    }
     tokens = np.asarray(values.pop("output_tokens"), dtype=np.int64)
     queue_len = [(float(at_s), int(count)) for at_s, count in values.pop("queue_len")]
     return SimResult(**times, output_tokens=tokens, queue_len=queue_len, **values)

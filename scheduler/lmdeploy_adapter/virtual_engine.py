@@ -128,8 +128,8 @@ async def _serve(
     engine.start_loop()
     rows = range(len(course.workload))
     requests = [asyncio.create_task(_request(sessions, course, row)) for row in rows]
-    watch = asyncio.create_task(_watch(engine.executor, sessions))
-    everybody = asyncio.gather(*requests)
+    watch: asyncio.Future[Any] = asyncio.create_task(_watch(engine.executor, sessions))
+    everybody: asyncio.Future[Any] = asyncio.gather(*requests)
     try:
         await asyncio.wait({everybody, watch}, return_when=asyncio.FIRST_COMPLETED)
         (everybody if everybody.done() else watch).result()

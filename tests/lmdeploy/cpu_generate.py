@@ -59,7 +59,8 @@ async def run(model, case, count):
 
     def watched(sequences):
         sequences = list(sequences)
-        preempted.extend(s.session_id for s in sequences)
+        # ended ones are passed through here too
+        preempted.extend(s.session_id for s in sequences if s.num_new_tokens < count)
         return preempt(sequences)
 
     engine.scheduler.preempt_seqs = watched
