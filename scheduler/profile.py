@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from lengthwise.data.files import read_object
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
+from lengthwise.scheduler.step_time import StepTimeModel
 
 Part = TypeVar("Part")
 Scale = Literal["fixed", "gpu"]
@@ -90,8 +90,7 @@ class EngineProfile:
     @property
     def scaled_step_time(self) -> StepTimeModel:
         """The step-time model with ``capacity_scale`` in it."""
-        model, scale = self.step_time, self.capacity_scale
-        return replace(model, **{c: getattr(model, c) / scale for c in COEFFICIENTS})
+        return self.step_time.slowed(1.0 / self.capacity_scale)
 
     def to_json(self) -> str:
         """The profile file's content."""

@@ -12,7 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.step_time import LEAST_SAMPLES, capped_error, robust_coefficients
+from lengthwise.scheduler.step_fit import (
+    LEAST_SAMPLES,
+    capped,
+    relative_errors,
+    robust_coefficients,
+)
 
 _SURELY = 0.8  # of the error as logged: below, the shift is no accident
 
@@ -30,4 +35,4 @@ def aligned(samples: FloatArray) -> FloatArray:
 
 
 def _error(samples: FloatArray) -> float:
-    return capped_error(robust_coefficients(samples), samples)
+    return capped(relative_errors(robust_coefficients(samples), samples))

@@ -48,6 +48,14 @@ def _told(factor: float) -> Callable[[Setting], Setting]:
     return changed
 
 
+def _floored(s: Setting) -> Setting:
+    """Steps beyond a CUDA graph take twice a full batch's, and the profile does not say so."""
+    capacity, clock = s.profile.capacity, s.profile.step_time
+    full_s = clock.step_s(0.0, capacity.max_num_seqs, 0.9 * capacity.kv_tokens)
+    steps = replace(clock, eager_s=2.0 * full_s, graph_tokens=256.0)
+    return replace(s, profile=replace(s.profile, step_time=steps), believed=s.profile)
+
+
 def _lengths(factor: float) -> Callable[[Setting], Setting]:
     def changed(s: Setting) -> Setting:
         rows = np.maximum(1.0, factor * s.workload.quantiles)
@@ -96,6 +104,7 @@ CASES: dict[str, Callable[[Setting], Setting]] = {
     "right": lambda s: s,
     "profile thrice too slow": _told(3.0),
     "profile thrice too fast": _told(1.0 / 3.0),
+    "eager steps with a floor": _floored,
     "lengths tenfold": _lengths(10.0),
     "lengths a tenth": _lengths(0.1),
     "lengths of others": _mixed_up,

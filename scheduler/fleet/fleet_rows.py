@@ -27,7 +27,7 @@ from lengthwise.scheduler.fleet.known_requests import (
     WEIGHT,
     KnownColumns,
 )
-from lengthwise.scheduler.plan.decode_time import decode_s
+from lengthwise.scheduler.plan.decode_time import decode_s, more_s
 from lengthwise.scheduler.plan.rollout_state import Engine, Rows
 from lengthwise.scheduler.plan.rows import GOLDEN
 from lengthwise.scheduler.problem import NO_PREFIX
@@ -36,6 +36,10 @@ from lengthwise.scheduler.profile import EngineProfile
 START_QUANTILE = 0.7  # length level the latest start is computed at, as the planner's
 FIRST_ROOM = 128
 
+# of ``engines``
+PREFILL_TOKEN_S, SLOTS, KV_TOKENS = (
+    Engine._fields.index(name) for name in ("prefill_token_s", "slots", "kv_tokens")
+)
 # counts of an instance: running, recovering, those of the state, all
 RUNNING, RECOVERING, STATED, ALL = range(4)
 # figures of an instance: see FleetRows
@@ -49,7 +53,7 @@ class FleetRows(NamedTuple):
     ``figures (m, 8)``: when the state was taken, seconds a token in a full batch, seconds of the
     engine an output token, seconds of the engine's work in the state and booked since, the share
     of a full batch's pace it works at, KV tokens needed by all there, and tokens a block of its
-    prefix cache (0 for none). ``engines (m, 10)`` are `plan.rollout_state.Engine`.
+    prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout_state.Engine`.
     """
 
     arrival_s: FloatArray
@@ -88,7 +92,7 @@ def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
             np.full(shape, NO_PREFIX, dtype=np.int64),
             np.zeros((instances, 4), dtype=np.int64),
             np.zeros((instances, 8)),
-            np.zeros((instances, 10)),
+            np.zeros((instances, 12)),
         )
     )
 
@@ -119,7 +123,7 @@ def change_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
     """Instance ``i`` is of this kind; what it holds stays."""
     capacity, drafts = profile.capacity, profile.speculation
     rows.engines[i] = (
-        *profile.scaled_step_time.coefficients,
+        *profile.scaled_step_time.numbers,
         capacity.max_num_seqs,
         capacity.kv_tokens,
         capacity.max_num_batched_tokens,
@@ -135,7 +139,7 @@ def change_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
 def engine_at(r: FleetRows, i: int) -> Engine:
     """The instance's engine as the rollout takes it."""
     e = r.engines[i]
-    return Engine(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], e[9])
+    return Engine(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], e[9], e[10], e[11])
 
 
 @njit(inline="always")
@@ -167,7 +171,7 @@ def full_batch(r: FleetRows, i: int, mean_prompt: float, mean_need: float) -> No
     context = mean_prompt + mean_need / 2.0
     batch = max(1.0, min(engine.slots, engine.kv_tokens / max(context, 1.0)))
     step_s = decode_s(engine, 1.0, batch, batch * context)
-    prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_prompt
+    prefill_s = more_s(engine, mean_prompt, batch, step_s)
     r.figures[i, ANSWER_TOKEN_S] = step_s / engine.tokens_per_step / batch
     alone = max(1.0, min(batch, float(r.counts[i, ALL])))
     token_s = decode_s(engine, 1.0, alone, alone * context) / engine.tokens_per_step
@@ -241,7 +245,9 @@ def write_row(
 @njit(inline="always")
 def work_of(r: FleetRows, i: int, at: int) -> float:
     """Seconds of the whole engine that the row will take."""
-    return r.engines[i, 2] * r.left[i, at] + r.figures[i, ANSWER_TOKEN_S] * r.need[i, at]
+    return (
+        r.engines[i, PREFILL_TOKEN_S] * r.left[i, at] + r.figures[i, ANSWER_TOKEN_S] * r.need[i, at]
+    )
 
 
 @njit

@@ -108,7 +108,9 @@ def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: In
 def objective_at(r: FleetRows, i: int, w: Weighing) -> Objective:
     """How outcomes on the instance are weighed."""
     figures = r.figures[i]
-    mean_work_s = r.engines[i, 2] * w.mean_prompt + figures[fr.ANSWER_TOKEN_S] * w.mean_need
+    mean_work_s = (
+        r.engines[i, fr.PREFILL_TOKEN_S] * w.mean_prompt + figures[fr.ANSWER_TOKEN_S] * w.mean_need
+    )
     return Objective(
         w.spread,
         TPOT_SPREAD,

@@ -133,7 +133,9 @@ def list_schedule(
         for c in range(m):
             i = instances[c]
             token_s = r.figures[i, fr.TOKEN_S]
-            first_s = w.now_s + ready_s[c] + r.engines[i, 2] * (f[PROMPT] - cached[h, c])
+            first_s = (
+                w.now_s + ready_s[c] + r.engines[i, fr.PREFILL_TOKEN_S] * (f[PROMPT] - cached[h, c])
+            )
             end_s[c] = first_s + token_s * f[MEAN]
             if h < VALUED:
                 lines.of[c, lines.size[c]] = h
@@ -169,7 +171,10 @@ def own_latency(r: FleetRows, i: int, at: int, w: Weighing, s: Scratch) -> float
 @njit(inline="always")
 def work_on(r: FleetRows, f: FloatArray, i: int, cached: float) -> float:
     """Seconds of instance ``i`` that a request of these figures takes."""
-    return r.engines[i, 2] * (f[PROMPT] - cached) + r.figures[i, fr.ANSWER_TOKEN_S] * f[MEAN]
+    return (
+        r.engines[i, fr.PREFILL_TOKEN_S] * (f[PROMPT] - cached)
+        + r.figures[i, fr.ANSWER_TOKEN_S] * f[MEAN]
+    )
 
 
 @njit

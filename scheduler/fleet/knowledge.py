@@ -223,7 +223,10 @@ class Knowledge:
     def mean_work_s(self, among: IntArray) -> FloatArray:
         """Seconds of each engine that a request takes on the mean."""
         token_s = self.rows.figures[among, fr.ANSWER_TOKEN_S]
-        work_s = self.rows.engines[among, 2] * self.mean_prompt + token_s * self.mean_need
+        work_s = (
+            self.rows.engines[among, fr.PREFILL_TOKEN_S] * self.mean_prompt
+            + token_s * self.mean_need
+        )
         return np.asarray(np.maximum(work_s, 1e-9))
 
     def all_cached(self, request: FleetRequest, candidates: IntArray) -> FloatArray:

@@ -78,7 +78,9 @@ def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: 
 def own_work_s(k: Knowledge, request: FleetRequest, among: IntArray) -> FloatArray:
     """Seconds of each engine that the request would take, less what is cached there."""
     need = float(k.known.columns.figures[k.known.slot(request.key), MEAN])
-    prefill = k.rows.engines[among, 2] * (request.prompt_tokens - k.all_cached(request, among))
+    prefill = k.rows.engines[among, fr.PREFILL_TOKEN_S] * (
+        request.prompt_tokens - k.all_cached(request, among)
+    )
     return np.asarray(prefill + k.rows.figures[among, fr.ANSWER_TOKEN_S] * need)
 
 
@@ -95,7 +97,7 @@ def prefix_match(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t
 
 def free_memory(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
     """The most KV memory left: the rule of the paper that the planner comes from."""
-    capacity, used = k.rows.engines[among, 6], k.rows.figures[among, fr.KV_USED]
+    capacity, used = k.rows.engines[among, fr.KV_TOKENS], k.rows.figures[among, fr.KV_USED]
     return Choice(t.least(among, used - capacity))
 
 

@@ -16,9 +16,9 @@ from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
-from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
+from lengthwise.scheduler.step_time import NUMBERS, StepTimeModel
 
-VERSION = 1
+VERSION = 2
 _NEVER = -1.0  # the age of what has not happened
 
 
@@ -65,7 +65,7 @@ class Published:
             "at_s": self.at_s,
             "profile": {
                 "name": profile.name,
-                "step_time": [float(x) for x in profile.scaled_step_time.coefficients],
+                "step_time": [float(x) for x in profile.scaled_step_time.numbers],
                 "capacity": [
                     capacity.max_num_seqs,
                     capacity.kv_tokens,
@@ -210,7 +210,7 @@ def _other(values: Sequence[Any]) -> FleetRequest:
 
 def _profile(values: Mapping[str, Any]) -> EngineProfile:
     block_tokens, drafts = values["block_tokens"], values["speculation"]
-    step_time = dict(zip(COEFFICIENTS, map(float, values["step_time"]), strict=True))
+    step_time = dict(zip(NUMBERS, map(float, values["step_time"]), strict=True))
     return EngineProfile(
         str(values["name"]),
         StepTimeModel(**step_time, name=str(values["name"]), provenance="published"),

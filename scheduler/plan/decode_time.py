@@ -1,4 +1,4 @@
-"""Seconds of decode steps, compiled: many at a time, with the time of an arithmetic series."""
+"""Seconds of steps, compiled: decodes many at a time, with the time of an arithmetic series."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def decode_s(engine: Engine, steps: float, active: float, context: float) -> flo
     one = engine.base_s + engine.decode_seq_s * active + engine.context_token_s * context
     growth = engine.context_token_s * active * engine.tokens_per_step
     return steps * one + growth * steps * (steps - 1.0) / 2.0
+
+
+@njit(inline="always")
+def more_s(engine: Engine, prefill: float, active: float, decodes_s: float) -> float:
+    """Seconds that ``prefill`` prompt tokens add to a step whose decodes take ``decodes_s``."""
+    added_s = engine.prefill_step_s + engine.prefill_token_s * prefill
+    if prefill + active > engine.graph_tokens:
+        added_s = max(added_s, engine.eager_s - decodes_s)
+    return added_s
 
 
 @njit(inline="always")

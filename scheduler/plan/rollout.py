@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import IntArray, njit
-from lengthwise.scheduler.plan.decode_time import decode_s, steps_within
+from lengthwise.scheduler.plan.decode_time import decode_s, more_s, steps_within
 from lengthwise.scheduler.plan.heap import pop, push
 from lengthwise.scheduler.plan.prefix_memory import join, leave, publish
 from lengthwise.scheduler.plan.rollout_state import (
@@ -255,9 +255,10 @@ def rollout(
             if arrived < k and (not blocked or (alive < slots and front == 0)):
                 soonest = min(soonest, rows.arrival_s[arrived])
             steps = min(steps, steps_within(engine, soonest - t, active, context))
-        t += decode_s(engine, steps, active, context)
+        decodes_s = decode_s(engine, steps, active, context)
+        t += decodes_s
         if prefill > 0.0:
-            t += engine.prefill_step_s + engine.prefill_token_s * prefill
+            t += more_s(engine, prefill, active, decodes_s)
         step += steps
         used += steps * active * speed
         context += steps * active * speed

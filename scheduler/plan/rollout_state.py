@@ -13,13 +13,15 @@ END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED = range(5)
 
 
 class Engine(NamedTuple):
-    """Step-time coefficients in seconds, limits in tokens and sequences, and what a decode is."""
+    """The step-time model's numbers, limits in tokens and sequences, and what a decode is."""
 
     base_s: float
     prefill_step_s: float
     prefill_token_s: float
     decode_seq_s: float
     context_token_s: float
+    eager_s: float
+    graph_tokens: float
     slots: float
     kv_tokens: float
     batched_tokens: float

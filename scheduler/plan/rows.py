@@ -8,7 +8,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, njit
 from lengthwise.data.lengths import STRATA, to_come
-from lengthwise.scheduler.plan.decode_time import decode_s
+from lengthwise.scheduler.plan.decode_time import decode_s, more_s
 from lengthwise.scheduler.plan.rollout_state import Engine, Rows
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
@@ -74,8 +74,8 @@ def engine_of(problem: Problem, pace: float = 1.0) -> Engine:
     capacity = problem.capacity
     limits = (capacity.max_num_seqs, capacity.kv_tokens, capacity.max_num_batched_tokens)
     decode = (problem.tokens_per_step, problem.decode_budget_tokens)
-    steps_s = [pace * seconds for seconds in problem.step_time.coefficients]
-    return Engine._make((*steps_s, *map(float, limits), *map(float, decode)))
+    clock = problem.step_time.slowed(pace)
+    return Engine._make((*clock.numbers, *map(float, limits), *map(float, decode)))
 
 
 def snapshot(
@@ -178,5 +178,5 @@ def _full_batch(
     context = mean_prompt + mean_need / 2.0
     batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
     token_s = decode_s(engine, 1.0, batch, batch * context) / engine.tokens_per_step
-    prefill_s = engine.prefill_step_s + engine.prefill_token_s * mean_left
+    prefill_s = more_s(engine, mean_left, batch, decode_s(engine, 1.0, batch, batch * context))
     return batch, token_s + prefill_s * batch / max(mean_need, 1.0), token_s / batch

@@ -64,7 +64,7 @@ def run_until(
 ) -> tuple[int, int]:
     """Step until ``until_s``, idleness, or the first finish at or after ``finish_stop_s``.
 
-    ``step_time`` is StepTimeModel.coefficients; ``limits`` slots, KV tokens, token budget, and
+    ``step_time`` is StepTimeModel.numbers; ``limits`` slots, KV tokens, token budget, and
     the most prompt tokens a step may take beside its decodes (the budget for no limit).
     ``running`` and ``queue`` hold row numbers, their first ``*_count`` entries valid (the
     queue's first = next). Everything is changed in place; returns the new counts. A step in
@@ -77,6 +77,7 @@ def run_until(
         decode_budget = speculation.budget_tokens
     base, prefill_step, prefill_token = step_time[0], step_time[1], step_time[2]
     decode_seq, context_token = step_time[3], step_time[4]
+    eager, graph_tokens = step_time[5], step_time[6]
     # Entries before ``head`` are gone; a preempted row steps back, at most all that run can.
     head, tail = running_count, running_count + queue_count
     buffer = np.empty(tail, dtype=np.int64)
@@ -180,6 +181,8 @@ def run_until(
         duration = base + prefill_token * prefill + decode_seq * decodes + context_token * context
         if prefill > 0:
             duration += prefill_step
+            if prefill + decodes > graph_tokens:
+                duration = max(duration, eager)
         clock[NOW] += duration
         clock[STEPS] += 1
         clock[PREFILLED] += prefill

@@ -117,7 +117,7 @@ class SimInstance:
         n, capacity = len(course.workload), profile.capacity
         self._budget = budget = capacity.max_num_batched_tokens
         self._limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget])
-        self._coefficients = np.array(profile.scaled_step_time.coefficients)
+        self._coefficients = np.array(profile.scaled_step_time.numbers)
         self.running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
         self.queue = np.empty(capacity.max_num_seqs + 64, dtype=np.int64)
         self.running_count = self.queue_count = 0

@@ -164,7 +164,7 @@ class Play:
             self.blocked = True
         elif not self.blocked:
             prefill += self.admit(budget - prefill)
-        decoding, before = self.decoding, len(self.arrived)
+        decoding, before, began_s = self.decoding, len(self.arrived), self.now_s
         self.now_s += (
             self.engine.base_s
             + self.engine.decode_seq_s * len(decoding)
@@ -172,6 +172,8 @@ class Play:
         )
         if prefill > 0:
             self.now_s += self.engine.prefill_step_s + self.engine.prefill_token_s * prefill
+            if prefill + len(decoding) > self.engine.graph_tokens:
+                self.now_s = max(self.now_s, began_s + self.engine.eager_s)
         self.steps += 1
         ended = self.decode(decoding)
         filling = [q for q in self.running if q.state == "prefilling"]

@@ -248,7 +248,7 @@ class CompiledEngine:
         budget = capacity.max_num_batched_tokens
         limit = budget if max_prefill_tokens is None else max_prefill_tokens
         self.limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, limit])
-        self.coefficients = np.array(profile.scaled_step_time.coefficients)
+        self.step_time = np.array(profile.scaled_step_time.numbers)
         self.running, self.queue = np.empty(capacity.max_num_seqs + 1, int), np.empty(n, int)
         self.counts = (0, 0)
         self.clock = np.zeros(7)
@@ -266,7 +266,7 @@ class CompiledEngine:
 
     def run_until(self, until_s: float) -> None:
         self.counts = e.run_until(
-            until_s, np.inf, self.coefficients, self.limits, self.state, self.times,
+            until_s, np.inf, self.step_time, self.limits, self.state, self.times,
             self.running, self.counts[0], self.queue, self.counts[1], self.clock,
             self.cache, self.speculation,
         )  # fmt: skip

@@ -132,9 +132,11 @@ def draw_case(
     rows, running, recovering, expected = draw_rows(
         rng, (running, recovering, waiting, coming), prefixes
     )
+    eager = (0.0, 0.0), (0.0213, 24.0), (0.0517, 0.0)
+    eager_s, graph_tokens = eager[rng.integers(3)]
     engine = Engine(
-        4e-3, 2e-3, 5e-5, 4e-4, 1e-6, float(slots), float(kv_tokens), float(batched_tokens), speed,
-        float(np.ceil(speed)),
+        4e-3, 2e-3, 5e-5, 4e-4, 1e-6, eager_s, graph_tokens,
+        float(slots), float(kv_tokens), float(batched_tokens), speed, float(np.ceil(speed)),
     )  # fmt: skip
     order = running + recovering + rng.permutation(waiting + coming)
     return Case(

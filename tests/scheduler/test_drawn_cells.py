@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from benchmarks.simulator.drawn_cells import compared, drawn_cell, play, requests_of
 from benchmarks.simulator.grid_tables import RULES
 
+needs_traces = pytest.mark.skipif("LENGTHWISE_DATA" not in os.environ, reason="arrivals of traces")
 
+
+@needs_traces
 @pytest.mark.parametrize("number", range(6))
 def test_a_cell_is_its_numbers_own_and_its_requests_fit(number):
     cell = drawn_cell(number)
@@ -25,6 +29,7 @@ def test_a_cell_is_its_numbers_own_and_its_requests_fit(number):
     assert {r.slo.slo_class for r in requests} <= asked
 
 
+@needs_traces
 def test_every_policy_plays_the_same_requests_and_each_line_can_be_written():
     lines = play((2, 0, "oracle", 40, ("fcfs", "sjf")))
     assert [line["policy"] for line in lines] == ["fcfs", "sjf"]

@@ -67,10 +67,14 @@ def fcfs(workload: SimWorkload, profile: EngineProfile):
     kv=st.sampled_from([700, 1_200, 6_000]),
     limit=st.sampled_from([None, 0, 40]),
     take_back=st.integers(0, 2),
+    eager=st.sampled_from([(0.0, 0.0), (0.03, 24.0), (0.1, 0.0)]),
 )
-def test_the_kernel_is_its_readable_twin(seed, n, prefixes, block, accepted, kv, limit, take_back):
+def test_the_kernel_is_its_readable_twin(
+    seed, n, prefixes, block, accepted, kv, limit, take_back, eager
+):
     profile = replace(
         PLAIN,
+        step_time=replace(PLAIN.step_time, eager_s=eager[0], graph_tokens=eager[1]),
         capacity=Capacity(6, kv, 128),
         prefix_cache=PrefixCache(block) if block else None,
         speculation=None if accepted is None else Speculation(accepted),

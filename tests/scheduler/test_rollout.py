@@ -106,6 +106,7 @@ def test_less_memory_never_ends_sooner_and_preempts():
 
 def test_a_shared_beginning_is_computed_once():
     alone = draw_case(6, **PLAIN | {"running": 0, "recovering": 0, "coming": 0, "prefixes": 1})
+    alone = replace(alone, engine=alone.engine._replace(eager_s=0.0))
     nothing = np.zeros(len(alone.rows.need))
     apart = replace(alone, rows=alone.rows._replace(saved=nothing))
     assert alone.rows.saved.sum() > 0

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise.scheduler.step_alignment import aligned
-from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.step_fit import fit_step_time
+from lengthwise.scheduler.step_time import StepTimeModel
 
 H200 = StepTimeModel(0.0082, 0.0017, 31e-6, 35e-6, 3.3e-8)
 

@@ -1,20 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.step_time import COEFFICIENTS, Anchor, StepTimeModel, fit_step_time
+from lengthwise.scheduler.step_fit import Anchor, fit_step_time
+from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
 
 
-def timed_steps(n=600, noise=0.03, seed=0):
+def timed_steps(n=600, noise=0.03, seed=0, model=TRUE):
     rng = np.random.default_rng(seed)
     decodes = rng.integers(0, 33, n)
     prefill = np.where(rng.random(n) < 0.3, rng.integers(1, 600, n), 0)
     context = decodes * rng.integers(50, 800, n)
     clean = np.array(
-        [TRUE.step_s(p, d, c) for p, d, c in zip(prefill, decodes, context, strict=True)]
+        [model.step_s(p, d, c) for p, d, c in zip(prefill, decodes, context, strict=True)]
     )
     return np.column_stack([prefill, decodes, context, clean * rng.lognormal(0, noise, n)])
 
@@ -33,6 +36,38 @@ def test_a_tenth_of_wild_outliers_changes_little():
     model, report = fit_step_time(samples)
     assert model.step_s(0, 16, 4000) == pytest.approx(TRUE.step_s(0, 16, 4000), rel=0.05)
     assert report["outliers"] >= 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("graph_tokens", [64.0, 256.0])
+def test_a_floor_under_eager_steps_is_found(seed, graph_tokens):
+    true = replace(TRUE, eager_s=25e-3, graph_tokens=graph_tokens)
+    model, report = fit_step_time(timed_steps(seed=seed, model=true))
+    assert model.graph_tokens == graph_tokens
+    assert model.eager_s == pytest.approx(25e-3, rel=0.05)
+    assert model.step_s(graph_tokens - 20, 16, 4000) < 20e-3 < model.step_s(graph_tokens, 16, 4000)
+    assert model.step_s(0, 32, 20_000) == pytest.approx(true.step_s(0, 32, 20_000), rel=0.03)
+    assert report["mean_error"] < 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_floor_is_found_where_there_is_none(seed):
+    model, _ = fit_step_time(timed_steps(seed=seed))
+    assert (model.eager_s, model.graph_tokens) == (0.0, 0.0)
+
+
+def test_what_is_known_of_a_floor_stays_where_no_step_could_show_it():
+    true = replace(TRUE, eager_s=25e-3, graph_tokens=256.0)
+    samples = timed_steps(model=true)
+    short = samples[samples[:, 0] + samples[:, 1] <= 256]
+    model, _ = fit_step_time(short, anchor=Anchor(true))
+    assert (model.eager_s, model.graph_tokens) == (25e-3, 256.0)
+
+
+def test_a_slower_clock_is_slower_in_every_step():
+    model = replace(TRUE, eager_s=25e-3, graph_tokens=256.0)
+    for step in ((0, 16, 4000), (100, 16, 4000), (300, 16, 4000), (2000, 16, 4000)):
+        assert model.slowed(3.0).step_s(*step) == pytest.approx(3.0 * model.step_s(*step))
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.3, 3.0), (0.1, 1.8), (0.1, 0.2)])

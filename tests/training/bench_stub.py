@@ -96,7 +96,10 @@ class Stub:
         )
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response({"plan": self.plan, "capacity": self.capacity})
+        cache = {"block_tokens": 32}
+        return web.json_response(
+            {"plan": self.plan, "capacity": self.capacity, "prefix_cache": cache}
+        )
 
     async def configure(self, request: web.Request) -> web.Response:
         body = await request.json()

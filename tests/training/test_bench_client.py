@@ -19,7 +19,12 @@ from lengthwise.training.bench.engines.client import (
     served_model,
     wait_idle,
 )
-from lengthwise.training.bench.engines.servers import filler_ids, prompt_ids
+from lengthwise.training.bench.engines.servers import (
+    BenchServers,
+    ReplayIds,
+    filler_ids,
+    prompt_ids,
+)
 
 
 def request(output_tokens: int = 5, prompt: str | None = "hello", **slo: float) -> WorkloadRequest:
@@ -150,3 +155,17 @@ def test_requests_without_text_share_their_beginning_in_ids():
     assert ids["one"][:20] != ids["stranger"][:20]
     assert ids["one"] != prompt_ids(one, 9)
     assert ids["alone"] == filler_ids(50, 3)
+
+
+def test_a_long_prompt_asks_for_what_it_leaves_and_all_others_for_the_same():
+    replay = ReplayIds.random(600, seed=1)
+    servers = BenchServers(None, None, "stub", 512, replay, (), context_tokens=1024)
+
+    def asked(prompt_tokens, output_tokens):
+        request = WorkloadRequest(0.0, prompt_tokens, output_tokens, Slo())
+        return json.loads(servers.calls([request], salt="s")[0].body)["max_tokens"]
+
+    assert {asked(prompt, answer) for prompt in (5, 100) for answer in (3, 500)} == {512}
+    assert asked(600, 3) == 1024 - 690 - 64
+    assert asked(600, 400) == 400  # its answer may be of its length all the same
+    assert asked(5_000, 3) == 3

@@ -10,7 +10,7 @@ from bench_stub import Stub, running
 
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
-from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.profile import PrefixCache, load_profile
 from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
@@ -66,6 +66,7 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
     assert fitted.prefill_token_s == pytest.approx(TRUE.prefill_token_s, rel=0.1)
     assert done.report["fit"]["median_error"] < 0.05
     assert done.profile.capacity.max_num_seqs == 8
+    assert done.profile.prefix_cache == PrefixCache(32)
     assert "model stub" in done.profile.provenance
     assert len(said) == len(concurrency_levels(8)) + 1
     # fcfs for the measurement, and the step log is switched off at the end

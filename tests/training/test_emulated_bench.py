@@ -14,6 +14,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest, write_workload
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.capacity import requests_needed
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     EmulatedStepLog,
     StepRow,
@@ -37,6 +38,7 @@ from lengthwise.training.bench.results.report import read_run, warnings, write_r
 from lengthwise.training.bench.results.result import BenchResult
 from lengthwise.training.bench.runners.simulator_runner import lengths_of
 from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.session import tell_throughput
 from lengthwise.training.bench.warped_session import measure_warped
 from lengthwise.training.workspace import Workspace
 
@@ -108,6 +110,14 @@ def test_too_many_tokens_for_this_machine_are_told_before(tokens_per_s, args, co
     if warning is not None:
         assert f"{tokens_per_s:,} tokens/s" in warning
         assert "--warp" in warning
+
+
+def test_a_bench_says_before_a_start_what_the_device_makes(source):
+    told: list[str] = []
+    device = load_profile("shape-many-slots")
+    tell_throughput(BenchSettings(parse_arms("fcfs:none")), source, device, 12.0, told.append)
+    tokens = np.mean([request.output_tokens for request in source.sample(requests_needed(device))])
+    assert f"12.00 requests/s, about {12 * tokens:,.0f} tokens/s, on {device.name}" in told[0]
 
 
 def test_the_stream_interval_that_vllm_is_told():

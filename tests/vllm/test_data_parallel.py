@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lengthwise.data.slo import Slo
+from lengthwise.scheduler.fleet.state_message import VERSION
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.data_parallel import (
@@ -200,8 +201,8 @@ def test_what_one_engine_would_admit_is_admitted(said, action):
 def test_the_engines_own_states_reach_the_router():
     async def play():
         state = {
-            "version": 1, "epoch": 5, "sequence": 1, "at_s": 3.0,
-            "profile": {"name": "p", "step_time": [0.01, 0, 1e-4, 1e-3, 0],
+            "version": VERSION, "epoch": 5, "sequence": 1, "at_s": 3.0,
+            "profile": {"name": "p", "step_time": [0.01, 0, 1e-4, 1e-3, 0, 0, 0],
                         "capacity": [4, 4096, 256], "block_tokens": None, "speculation": None},
             "rows": [], "running": 0, "recovering": 0, "others": [], "draining": False,
             "about": {"policy": "sa"},

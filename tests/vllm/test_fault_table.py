@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -19,7 +20,8 @@ from benchmarks.engine.faults.fault_servers import Bench
 class Loads:
     """Stands for two servers: ours is as fast as ``pace`` says, stock 100 tokens a second."""
 
-    def __init__(self, monkeypatch, book, pairs=3, lost=0):
+    def __init__(self, monkeypatch, book, pairs=3, lost=0, queued=True):
+        self.queued = queued
         self.order, self.inside, self.pace, self.lost = [], [], iter((80.0, 90.0, 100.0) * 9), lost
         self.pair = Pair("stock", "ours", self.requests, "log", book, pairs)
         monkeypatch.setattr(Pair, "load", lambda _, server, asked, most: self.load(server, asked))
@@ -37,7 +39,9 @@ class Loads:
         self.inside.append(self.active)
         tokens_per_s = next(self.pace) if server == "ours" else 100.0
         errors = {f"r{i}": "x" for i in range(self.lost)} if server == "ours" else {}
-        return Account(len(asked), len(asked), 0, 1.0, int(tokens_per_s), errors)
+        whole = 50 if self.queued else int(tokens_per_s)
+        loaded = tokens_per_s if self.queued else math.nan
+        return Account(len(asked), len(asked), 0, 1.0, whole, loaded, errors)
 
     @contextlib.contextmanager
     def fault(self):
@@ -46,8 +50,9 @@ class Loads:
         self.active = False
 
 
-def test_each_pair_is_loaded_in_turn_and_only_ours_under_the_fault(monkeypatch, tmp_path):
-    loads = Loads(monkeypatch, Book(tmp_path / "rows.jsonl"))
+@pytest.mark.parametrize("queued", [True, False])
+def test_each_pair_is_loaded_in_turn_and_only_ours_under_the_fault(monkeypatch, tmp_path, queued):
+    loads = Loads(monkeypatch, Book(tmp_path / "rows.jsonl"), queued=queued)
     loads.pair.run("planner raises", "wrapped", "-", around=loads.fault)
     assert loads.order == ["ours", "stock", "stock", "ours", "ours", "stock"]
     assert loads.inside == [server == "ours" for server in loads.order]

@@ -20,6 +20,7 @@ from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import (
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import is_lmdeploy
 from lengthwise.scheduler.profile import EngineProfile, load_profile
+from lengthwise.scheduler.simulator.capacity import requests_needed
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
@@ -162,7 +163,7 @@ def tell_throughput(
     say: Callable[[str], None],
 ) -> None:
     """Say before a start what the device makes, and whether this machine can stream it."""
-    mean_tokens = float(np.mean([r.output_tokens for r in source.sample()]))
+    mean_tokens = float(np.mean([r.output_tokens for r in source.sample(requests_needed(device))]))
     tokens_per_s = min(settings.load or 1.0, 1.0) * capacity * mean_tokens
     say(
         f"capacity of {source.name}: {capacity:.2f} requests/s, about {tokens_per_s:,.0f} "

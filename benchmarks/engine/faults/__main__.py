@@ -2,9 +2,9 @@
 
 Both servers are up and loaded in turn, closed loop with twice as many clients as slots, so that
 the engine never idles for want of requests; each row is loaded so several times, and its ratio of
-answer tokens a second stands with the 95 % interval of these pairs. Faults inside our processes
-are injected by ``tests/vllm/faults``, the rest is done to them from outside. Exit status 1 if ours
-lost a request that stock answered, or has one twice in its log.
+answer tokens a second, while there is a queue, stands with the 95 % interval of these pairs.
+Faults inside our processes are injected by ``tests/vllm/faults``, the rest is done to them from
+outside. Exit status 1 if ours lost a request that stock answered, or has one twice in its log.
 
 Each row is written to ``--out`` as it is done; rows that stand there are not made again.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,10 @@ class Pair:
                 ids = [one.own_id for one in asked if one.leaves_after != 0]
                 rows = wait_for_rows(self.log_dir, ids, patience_s, rows_each or 1)
         ours, stock = accounts["ours"], accounts["stock"]
-        ratios = [ours.tokens_per_s / stock.tokens_per_s] if stock.output_tokens else []
+        ratio = ours.loaded_tokens_per_s / stock.loaded_tokens_per_s
+        if math.isnan(ratio):  # nobody queued: over the whole load
+            ratio = ours.tokens_per_s / stock.tokens_per_s if stock.output_tokens else ratio
+        ratios = [] if math.isnan(ratio) else [ratio]
         twice = None
         if rows is not None:
             most = rows_each or 1

@@ -23,6 +23,7 @@ from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDead
 from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.hold_back import HoldBack
 from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
 from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
@@ -95,7 +96,8 @@ class Core:
         self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
         self._start_order = InStartOrder(generated_tokens, self.intake.long_answer)
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
+        self.caches_prefixes = cached_tokens is not None
         self._groups = PrefixGroups(self.table)
         self.generated_tokens = generated_tokens
         self.snapshots = SnapshotSource(
@@ -115,7 +117,14 @@ class Core:
         self._deadlines = RunningDeadlines(self.table, queue)
         self.progress = Progress(self.table, metrics, generated_tokens)
         self.decisions = StepDecisions(
-            settings, self.table, queue, self._ages, self.planner, self.snapshots, metrics
+            settings,
+            self.table,
+            queue,
+            self._ages,
+            self.planner,
+            self.snapshots,
+            metrics,
+            HoldBack(self.table, self.planner, self.timer, self.tokens_per_step),
         )
         self.yields = 0
         self.running_count = 0
@@ -151,7 +160,7 @@ class Core:
         self.metrics.class_label(tracked.slo.slo_class)
         self._ages.add(tracked.request_id, tracked.arrival_s)
         if self._looks is not None:
-            self._groups.add(tracked.request_id, arrival.block_hashes, self._block_tokens)
+            self._groups.add(tracked.request_id, arrival.block_hashes, self.block_tokens)
             self._looks.add(tracked.request_id)
         self.planner.note_arrival(now_s)
         self.decisions.in_force.note_change(now_s)

@@ -19,6 +19,7 @@ def core_status(core: Core, now_s: float) -> dict[str, Any]:
         "versions": versions(),
         "queue": _queue_status(core),
         "capacity": planner.capacity_status(),
+        "prefix_cache": ({"block_tokens": core.block_tokens} if core.caches_prefixes else None),
         "plan": planner.status(now_s) | core.decisions.status(now_s),
         "step_time": planner.step_time.to_dict()
         | {"steps": core.timer.steps, "refits": core.refit.adopted}

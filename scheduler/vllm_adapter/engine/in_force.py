@@ -57,6 +57,11 @@ class PlanInForce:
         changed = now_s > self._changed_s + STALE_INTERVALS * self._pace_s
         return now_s > self._until_s or (changed and self._steps > LEAST_STEPS)
 
+    @property
+    def holds(self) -> bool:
+        """Whether a plan is in force."""
+        return self._holds
+
     def lift(self) -> None:
         """No plan is in force: the engine's own limits hold."""
         self.max_running = self.max_prefill_tokens = None

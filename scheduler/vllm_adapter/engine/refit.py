@@ -11,13 +11,8 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.step_alignment import aligned
-from lengthwise.scheduler.step_time import (
-    COEFFICIENTS,
-    Anchor,
-    StepTimeModel,
-    capped_error,
-    fit_step_time,
-)
+from lengthwise.scheduler.step_fit import Anchor, fit_step_time, model_error
+from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
@@ -104,7 +99,7 @@ def better_model(
         logger.debug("no step-time refit: %s", error)
         return None
     # The report's error is on held-out steps, so a fit to noise does not win.
-    gain = capped_error(np.array(present.coefficients), samples) - report["mean_error"]
+    gain = model_error(present, samples) - report["mean_error"]
     return model if gain > _LEAST_GAIN else None
 
 

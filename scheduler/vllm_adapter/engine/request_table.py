@@ -35,19 +35,15 @@ _FLOAT_COLUMNS = (
     "cached_tokens",
     "prefix_tokens",
 )
-_ARRIVAL, _QUEUED, _PROMPT, _PREFILL_LEFT, _GENERATED, _FIRST_TOKEN, _CACHED, _PREFIX = map(
-    _FLOAT_COLUMNS.index,
-    (
-        "arrival_s",
-        "queued_s",
-        "prompt_tokens",
-        "prefill_left_tokens",
-        "generated_tokens",
-        "first_token_s",
-        "cached_tokens",
-        "prefix_tokens",
-    ),
-)
+_ARRIVAL = _FLOAT_COLUMNS.index("arrival_s")
+_QUEUED = _FLOAT_COLUMNS.index("queued_s")
+_PROMPT = _FLOAT_COLUMNS.index("prompt_tokens")
+_PREFILL_LEFT = _FLOAT_COLUMNS.index("prefill_left_tokens")
+_GENERATED = _FLOAT_COLUMNS.index("generated_tokens")
+_FIRST_TOKEN = _FLOAT_COLUMNS.index("first_token_s")
+_TPOT = _FLOAT_COLUMNS.index("tpot_s")
+_CACHED = _FLOAT_COLUMNS.index("cached_tokens")
+_PREFIX = _FLOAT_COLUMNS.index("prefix_tokens")
 _FIRST_ROWS = 256
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -194,6 +190,14 @@ class RequestTable:
         """The rows ``(n,)`` of requests, -1 of those not tracked."""
         rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
         return np.fromiter(rows, dtype=np.int64, count=len(request_ids))
+
+    def tightest_tpot_s(self) -> tuple[float | None, float]:
+        """The smallest TPOT objective of all tracked (None: none has one); mean prompt tokens."""
+        rows = np.fromiter(self._row_of.values(), dtype=np.int64, count=len(self._row_of))
+        if not len(rows):
+            return None, 0.0
+        least = float(self._floats[_TPOT, rows].min())
+        return (least if least < math.inf else None), float(self._floats[_PROMPT, rows].mean())
 
     def arrival_s(self, rows: IntArray) -> FloatArray:
         """Arrival times of rows ``(n,)``."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.hold_back import HoldBack
 from lengthwise.scheduler.vllm_adapter.engine.in_force import PlanInForce
 from lengthwise.scheduler.vllm_adapter.engine.plan_making import Planned
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
@@ -51,6 +52,7 @@ class StepDecisions:
         planner: Planner,
         snapshots: SnapshotSource,
         metrics: EngineMetrics,
+        hold_back: HoldBack,
     ) -> None:
         self._settings = settings
         self._table = table
@@ -59,6 +61,7 @@ class StepDecisions:
         self._planner = planner
         self._snapshots = snapshots
         self._metrics = metrics
+        self._hold_back = hold_back
         self.in_force = PlanInForce()
         self.paused = False
         self._nobody_waited = False  # since the snapshot that the thread plans for
@@ -99,7 +102,10 @@ class StepDecisions:
                 planner.fall_back("plan", error)
         preempt: list[str] = []
         if planned is not None:
+            self._hold_back.end()
             preempt = self._adopt(planned, free_slots, now_s, may_yield)
+        elif self._held_back(running, free_slots, now_s):
+            return Decision(max_running=self._planner.capacity.max_num_seqs - free_slots)
         if self.in_force.stale(now_s):
             planner.fall_back("stale-plan", f"{self.in_force.age_s(now_s):.1f} s old")
             self._lift()
@@ -118,10 +124,25 @@ class StepDecisions:
             self._nobody_waited = False
             self._planner.start(pending)
 
+    def _held_back(self, running: Callable[[], Running], free_slots: int, now_s: float) -> bool:
+        """Whether those who wait stay out of this step, for the plan that the thread makes."""
+        if not self._settings.plan_in_thread or self.in_force.holds:
+            return False
+        try:
+            newcomers = min(len(self._queue), free_slots)
+            if newcomers <= 0 or not self._hold_back.holds(newcomers, now_s):
+                return False
+            self.plan_ahead(running, now_s)
+        except Exception as error:  # a plan is advice
+            self._planner.fall_back("hold", error)
+            return False
+        return self._planner.busy
+
     def lift_if_nobody_waits(self) -> None:
         """A plan is over with those it was for, also one that the thread still makes."""
         if not self._queue:
             self._nobody_waited = True
+            self._hold_back.reset()
             self._lift()
 
     def status(self, now_s: float) -> dict[str, Any]:

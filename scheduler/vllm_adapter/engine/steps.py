@@ -34,6 +34,7 @@ class StepTimer:
     def __init__(self, window: int = 2048, log_path: str | None = None) -> None:
         self.steps = 0
         self._rows = np.zeros((window, 4))
+        self.last_features: StepFeatures = (0, 0, 0)  # of the step planned last
         self._in_flight: deque[tuple[StepFeatures, float]] = deque()
         self._last_end_s: float | None = None
         self._log: StepLog | None = None
@@ -41,6 +42,7 @@ class StepTimer:
 
     def begin(self, features: StepFeatures, now_s: float) -> None:
         """A step with this work was planned."""
+        self.last_features = features
         self._in_flight.append((features, now_s))
 
     def end(self, now_s: float, unix_s: float, running: int, waiting: int) -> float | None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.dispatcher import Dispatcher, figures, warm_up
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import NoInstanceError
@@ -46,7 +47,7 @@ def test_a_state_survives_the_wire_as_json():
     assert (back.epoch, back.sequence, back.running) == (1, 7, 1)
     assert back.profile.capacity == OTHER.capacity
     assert back.profile.speculation == OTHER.speculation
-    assert back.profile.step_time.coefficients == OTHER.scaled_step_time.coefficients
+    assert back.profile.step_time.numbers == OTHER.scaled_step_time.numbers
     state = back.state(taken_s=50.0)
     assert state.keys.tolist() == [3, -9]
     assert state.first_token_s[0] == 48.5
@@ -56,7 +57,7 @@ def test_a_state_survives_the_wire_as_json():
 
 
 @pytest.mark.parametrize(
-    "message", [{}, {"version": 0}, {"version": 1}, {"version": 1, "epoch": None}]
+    "message", [{}, {"version": 0}, {"version": 2}, {"version": 2, "epoch": None}]
 )
 def test_what_is_no_state_is_said_to_be_none(message):
     with pytest.raises(ValueError, match="state"):
@@ -110,7 +111,7 @@ def test_an_instance_says_itself_what_it_is():
     fleet = a_router()
     fleet.keep(["a"])
     fleet.heard("a", published(1, profile=OTHER).to_message())
-    slots = fleet.router.knowledge.rows.engines[0, 5]
+    slots = fleet.router.knowledge.rows.engines[0, fr.SLOTS]
     assert slots == OTHER.capacity.max_num_seqs != PROFILE.capacity.max_num_seqs
 
 
@@ -118,7 +119,7 @@ def test_a_malformed_state_is_counted_and_costs_nothing():
     async def play():
         fleet = a_router()
         fleet.keep(["a"])
-        fleet.heard("a", {"version": 1})
+        fleet.heard("a", {"version": 2})
         fleet.heard("nobody", published(1).to_message())
         assert fleet.malformed == 1
         assert await fleet.choose(request(1)) == "a"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -19,8 +20,10 @@ from typing import Any
 
 import aiohttp
 import httpx
+import numpy as np
 
 from lengthwise.data.request_log import read_request_log
+from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.training.bench.engines.client import Reply, complete, new_session
 
 _ENGINE_ID = re.compile(r"(?:chat)?cmpl-(?P<own>.+)-\d+-[0-9a-f]{8}")
@@ -41,13 +44,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a load."""
+    """What became of a load; ``loaded_tokens_per_s`` while there was a queue, nan without one."""
 
     sent: int
     answered: int
     left: int
     elapsed_s: float
     output_tokens: int
+    loaded_tokens_per_s: float = math.nan
     errors: dict[str, str] = field(default_factory=dict)
     wrong_lengths: dict[str, int] = field(default_factory=dict)
     rows: Mapping[str, int] | None = None
@@ -130,9 +134,22 @@ async def drive(
         left=len(asked) - len(pairs),
         elapsed_s=elapsed_s,
         output_tokens=sum(r.output_tokens for _, r in good),
+        loaded_tokens_per_s=_loaded_tokens_per_s([r for _, r in good]),
         errors=errors,
         wrong_lengths=wrong,
     )
+
+
+def _loaded_tokens_per_s(replies: Sequence[Reply]) -> float:
+    """Without the burst at the start and the last answers, whose turn an order decides."""
+    rows = [(r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens) for r in replies]
+    if len(rows) < 2:
+        return math.nan
+    first_s, last_s, tokens = (np.array(column) for column in zip(*rows, strict=True))
+    try:
+        return saturated_tokens_per_s(first_s, last_s, tokens)
+    except ValueError:  # everybody began at once
+        return math.nan
 
 
 async def leave(session: aiohttp.ClientSession, url: str, request: Asked, timeout_s: float) -> None:

@@ -21,10 +21,11 @@ import numpy as np
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.profile import EngineProfile, PrefixCache
 from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
 from lengthwise.scheduler.step_alignment import aligned
-from lengthwise.scheduler.step_time import StepTimeModel, fit_step_time
+from lengthwise.scheduler.step_fit import fit_step_time
+from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
@@ -72,7 +73,8 @@ def calibrate_server(
     if step_log is None:
         raise BenchError("the server was started without a step log")
     step_log.unlink(missing_ok=True)
-    capacity = read_capacity(asyncio.run(server_status(url)))
+    status = asyncio.run(server_status(url))
+    capacity, cache = read_capacity(status), read_prefix_cache(status)
     asyncio.run(configure(url, Arm("fcfs", "none")))
     asyncio.run(post_configure(url, {"log_steps": True}))
     try:
@@ -96,7 +98,7 @@ def calibrate_server(
         f"{machine['engine']}, model {servers.model}"
     )
     model, fit_report = fit_step_time(steps, name=name, provenance=provenance)
-    profile = make_profile(model, capacity, provenance, measured_rps, requests)
+    profile = make_profile(model, capacity, provenance, measured_rps, requests, cache)
     report = {
         "steps": len(steps),
         "fit": fit_report,
@@ -171,12 +173,19 @@ def read_capacity(status: dict[str, Any]) -> Capacity:
     )
 
 
+def read_prefix_cache(status: dict[str, Any]) -> PrefixCache | None:
+    """Whether the engine keeps prompts' beginnings, from our server's status."""
+    cache = status.get("prefix_cache")
+    return None if cache is None else PrefixCache(int(cache["block_tokens"]))
+
+
 def make_profile(
     model: StepTimeModel,
     capacity: Capacity,
     provenance: str,
     measured_rps: float,
     requests: Sequence[WorkloadRequest],
+    prefix_cache: PrefixCache | None = None,
 ) -> EngineProfile:
     """Profile whose `capacity_scale` makes the model's throughput the measured one."""
     profile = EngineProfile(
@@ -185,6 +194,7 @@ def make_profile(
         capacity=capacity,
         provenance=provenance,
         capacity_scale=1.0,
+        prefix_cache=prefix_cache,
     )
     modeled_rps = saturated_rps(to_sim(requests), profile)
     return replace(profile, capacity_scale=measured_rps / modeled_rps)

@@ -36,6 +36,8 @@ from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, 
 from lengthwise.training.registry.models import ResolvedPredictor
 
 REPLAY_LIMIT_TOKENS = 16_384
+# A prompt's tokens are another tokenizer's count, and without those of a chat template.
+PROMPT_MARGIN, CHAT_TEMPLATE_TOKENS = 1.15, 64
 IDS_PER_LENGTH = 4
 START_TIMEOUT_S = 900.0  # a cold compilation on a busy machine takes minutes
 FIRST_ORDINARY_TOKEN = 100
@@ -81,7 +83,10 @@ class ReplayIds:
 
 @dataclass(frozen=True, slots=True)
 class BenchServers:
-    """Running servers of one model. `stock` is None where only ours is wanted."""
+    """Running servers of one model. `stock` is None where only ours is wanted.
+
+    `context_tokens` are what a prompt and its answer may take together; 0 where that is unknown.
+    """
 
     ours: ServerHandle
     stock: ServerHandle | None
@@ -91,6 +96,7 @@ class BenchServers:
     vllm_args: tuple[str, ...]
     step_log: Path | None = None  # where `ours` logs its steps while it is told to
     emulated: EmulatedServers | None = None
+    context_tokens: int = 0
 
     def calls(
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
@@ -103,7 +109,7 @@ class BenchServers:
                     replace(r, prompt=whole_prompt(r, i)),
                     model=self.model,
                     replay_id=self.replay.id_of(r.output_tokens, i),
-                    max_tokens=min(self.max_tokens, r.max_tokens or self.max_tokens),
+                    max_tokens=self._most_tokens(r),
                     prompt_ids=None if r.prompt else prompt_ids(r, i),
                     cache_salt=salt,
                     tell_length=tell_length,
@@ -111,6 +117,14 @@ class BenchServers:
             )
             for i, r in enumerate(requests)
         ]
+
+    def _most_tokens(self, request: WorkloadRequest) -> int:
+        """What is said of the answer's length: the same of all, but what a long prompt leaves."""
+        most = min(self.max_tokens, request.max_tokens or self.max_tokens)
+        if not self.context_tokens:
+            return most
+        prompt = int(PROMPT_MARGIN * request.prompt_tokens) + CHAT_TEMPLATE_TOKENS
+        return max(min(most, self.context_tokens - prompt), min(most, request.output_tokens))
 
 
 def prompt_ids(request: WorkloadRequest, seed: int) -> list[int]:
@@ -232,6 +246,7 @@ def start_servers(
             stock=stock,
             model=name,
             max_tokens=min(REPLAY_LIMIT_TOKENS, context_tokens // 2),
+            context_tokens=context_tokens,
             replay=replay,
             vllm_args=tuple(vllm_args),
             step_log=step_log,
