@@ -21,7 +21,7 @@ from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environme
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
-from lengthwise.scheduler.step_time import fit_step_time
+from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
