@@ -224,14 +224,15 @@ def _is_absent(value: Any) -> bool:
 
 def _clamped_ms(value: Any, name: str) -> float:
     """A request's objective within the limits."""
-    number = _number(value)
+    number = parse_number(value)
     if math.isnan(number):
         raise InputError(f"slo_{name}_ms must be a number of milliseconds, got {shown(value)}")
     return min(max(number, SLO_LIMIT_MS[0]), SLO_LIMIT_MS[1])
 
 
-def _number(value: Any) -> float:
-    """The number, infinite beyond the upper limit; NaN for what is none."""
+def parse_number(value: Any) -> float:
+    """The number, also one written as text; infinite if it is an integer beyond the upper limit of
+    times; NaN for what is none."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -242,7 +243,7 @@ def _number(value: Any) -> float:
 
 
 def _ms(value: Any, name: str) -> float:
-    number = _number(value)
+    number = parse_number(value)
     if not SLO_LIMIT_MS[0] <= number <= SLO_LIMIT_MS[1]:
         low, high = SLO_LIMIT_MS
         raise InputError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.step_time import SECONDS, StepTimeModel
 
 Part = TypeVar("Part")
 Scale = Literal["fixed", "gpu"]
@@ -90,7 +91,8 @@ class EngineProfile:
     @property
     def scaled_step_time(self) -> StepTimeModel:
         """The step-time model with ``capacity_scale`` in it."""
-        return self.step_time.slowed(1.0 / self.capacity_scale)
+        model, scale = self.step_time, self.capacity_scale
+        return replace(model, **{name: getattr(model, name) / scale for name in SECONDS})
 
     def to_json(self) -> str:
         """The profile file's content."""
@@ -104,7 +106,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name_or_path: str | Path) -> EngineProfile:
-    """A shipped profile by name or any by path; ValueError when it is not one.
+    """A shipped profile by name or any by path; InputError when it is not one.
 
     Keys beyond those of EngineProfile are allowed: a profile is also a record.
     """
@@ -112,7 +114,7 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
     if path.suffix != ".json":
         path = _HERE / f"{name_or_path}.json"
         if not path.is_file():
-            raise ValueError(
+            raise InputError(
                 f"no profile {str(name_or_path)!r}; known are {', '.join(profile_names())}"
             )
     values = read_object(path, "engine profile")
@@ -129,7 +131,7 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
             scale=values.get("scale", "fixed"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not an engine profile: {error!r}") from error
+        raise InputError(f"{path} is not an engine profile: {error!r}") from error
 
 
 def _part(kind: type[Part], value: Any) -> Part | None:

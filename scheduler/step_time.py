@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 COEFFICIENTS = ("base_s", "prefill_step_s", "prefill_token_s", "decode_seq_s", "context_token_s")
-NUMBERS = (*COEFFICIENTS, "eager_s", "graph_tokens")
+SECONDS = (*COEFFICIENTS, "eager_s")
+NUMBERS = (*SECONDS, "graph_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,14 @@ class StepTimeModel:
 
     def slowed(self, factor: float) -> StepTimeModel:
         """Every step ``factor`` times as long."""
-        seconds = NUMBERS[:-1]
-        return replace(self, **{name: factor * getattr(self, name) for name in seconds})
+        return replace(self, **{name: factor * getattr(self, name) for name in SECONDS})
+
+    def more_s(self, prefill_tokens: float, decode_seqs: float, decodes_s: float) -> float:
+        """What prompt tokens add to a step whose decodes take ``decodes_s``."""
+        added_s = self.prefill_step_s + self.prefill_token_s * prefill_tokens
+        if prefill_tokens + decode_seqs > self.graph_tokens:
+            return max(added_s, self.eager_s - decodes_s)
+        return added_s
 
     def step_s(self, prefill_tokens: float, decode_seqs: float, context_tokens: float) -> float:
         """Duration of one step in seconds."""

@@ -134,6 +134,7 @@ class RequestLogWriter:
     def _flush(self, rows: list[dict[str, Any]]) -> None:
         left = [line for row in rows if (line := self._line(row)) is not None]
         try:
+            self._leave_if_removed()
             while left:
                 self._append(left[0])
                 del left[0]
@@ -172,6 +173,11 @@ class RequestLogWriter:
         if self._max_age_s is None:
             return False
         return self._clock() - self._opened_s > self._max_age_s / _FILES_PER_AGE
+
+    def _leave_if_removed(self) -> None:
+        """Whatever is written to a file that somebody removed, or whose folder, is lost."""
+        if self._file >= 0 and not os.fstat(self._file).st_nlink:
+            self._close_file()
 
     def _close_file(self) -> None:
         if self._file >= 0:

@@ -147,7 +147,7 @@ def prepare(problem: Problem) -> Jobs:
         ),
     )
     step_s = problem.step_time.step_s(0.0, batch, batch * context)
-    prefill_s = problem.step_time.step_s(mean_prompt, batch, batch * context) - step_s
+    prefill_s = problem.step_time.more_s(mean_prompt, batch, step_s)
     token_s = step_s + prefill_s * batch / mean_left
     can_meet = np.empty(n, dtype=np.bool_)
     _can_meet(table, engine, mean, token_s, step_s, can_meet)

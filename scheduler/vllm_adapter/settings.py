@@ -129,6 +129,8 @@ def first_fault(error: ValidationError) -> str:
     """One line for the first thing pydantic found: key, rule, value."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: no such key, got {shown(first['input'])}"
     return f"{key or '?'}: {first['msg']}, got {shown(first['input'])}"
 
 

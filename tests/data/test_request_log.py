@@ -209,6 +209,22 @@ def test_writing_goes_on_when_the_disk_is_back(tmp_path):
     assert read_request_log(blocked)["request_id"].tolist() == ["r2"]
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_removed_while_it_is_written_to_is_made_again(tmp_path, what):
+    folder = tmp_path / "log"
+    writer = RequestLogWriter(folder, flush_s=0.01)
+    writer.write(row(1))
+    wait_for(lambda: writer.written == 1)
+    for file in folder.iterdir():
+        file.unlink()
+    if what == "folder":
+        folder.rmdir()
+    writer.write(row(2))
+    writer.close()
+    assert read_request_log(folder)["request_id"].tolist() == ["r2"]
+    assert (writer.written, writer.dropped) == (2, 0)
+
+
 def test_a_full_disk_leaves_no_empty_files(tmp_path, monkeypatch):
     def full(fd, content):
         raise OSError(28, "No space left on device")

@@ -111,6 +111,8 @@ BAD = {
     "unknown arrivals 'x'": ["bench", "--arrivals", "x"],
     "predictor 'nope' is neither": ["bench", "--predictor", "nope", "--source", "synthetic"],
     "unexpected argument 'stray'": ["bench", "stray"],
+    "calibrate takes a real engine's times": ["calibrate", "--emulate", "tiny-cpu"],
+    "and no --emulate": ["calibrate", "--emulate=tiny-cpu"],
     "minutes must be above 0": ["demo", "--minutes", "0"],
     "cannot read": ["report", "nowhere"],
 }

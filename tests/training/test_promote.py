@@ -273,3 +273,12 @@ def test_the_arena_serves_where_there_is_no_log(versions):
     assert done.exit_code in (0, 1)
     assert "at load 1.4, 200 requests (modeled, no engine ran)" in done.stdout
     assert "Played on engine profile tiny-cpu, the shipped tiny-cpu: none is cal" in done.stdout
+
+
+def test_a_rollback_in_a_workspace_without_a_store_makes_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("LENGTHWISE_HOME", str(tmp_path))
+    done = run("--rollback")
+    assert done.exit_code == 2
+    assert "does not exist yet" in done.stderr
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()

@@ -108,6 +108,14 @@ def test_the_emulated_device_is_concrete():
     assert PendingStep.get_kv_connector_output(None) is None
 
 
+@pytest.mark.parametrize("method", ["synchronize_device", "reset_mm_cache", "reset_encoder_cache"])
+def test_the_emulated_device_has_what_a_pause_asks_of_it(method):
+    """A method that is missing would make ``/pause`` a 500 with the engine paused."""
+    from lengthwise.scheduler.vllm_adapter.emulated.worker import EmulatedWorker
+
+    assert callable(getattr(EmulatedWorker, method))
+
+
 def test_the_package_asks_for_the_same_range():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

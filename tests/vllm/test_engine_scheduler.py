@@ -378,6 +378,16 @@ class Taking:
         return Plan(np.arange(len(problem.waiting)), preempt=runs, max_running=1)
 
 
+@pytest.mark.parametrize("state", [PauseState.PAUSED_NEW, PauseState.PAUSED_ALL])
+def test_a_pause_of_an_engine_at_rest_is_told_at_once_and_so_is_its_end(tiny_dir, state):
+    """A router sends nothing to one that drains, which then takes no step to say otherwise."""
+    scheduler = FakeEngine(tiny_dir).scheduler
+    for paused in (True, False):
+        scheduler.set_pause_state(state if paused else PauseState.UNPAUSED)
+        assert scheduler.lengthwise_status()["queue"]["paused"] is paused
+        assert scheduler.lengthwise_load()["draining"] is paused
+
+
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_a_pause_that_waits_is_over_when_every_answer_that_began_is_whole(tiny_dir, ahead):
     """vLLM's `mode=wait`: nobody new, who runs runs on, and so do those a plan made wait."""

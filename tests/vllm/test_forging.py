@@ -8,6 +8,7 @@ import json
 import pytest
 from test_middleware import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 
+from lengthwise.scheduler.vllm_adapter.api.asgi import route_path
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 from lengthwise.scheduler.vllm_adapter.wire.seal import is_private, sealed
 
@@ -187,6 +188,10 @@ def read_by_the_server(client, **sampling):
         ("/v", COMPLETIONS, True),
         ("/v1", "/v1" + COMPLETIONS, True),
         ("/api", "/api/v2/completions", False),
+        ("", COMPLETIONS + "\n", True),  # %0A: served as the route by the framework
+        ("/api", "/api" + COMPLETIONS + "\n", True),
+        ("", COMPLETIONS + "\n\n", False),
+        ("", "\n" + COMPLETIONS, False),
     ],
 )
 def test_under_a_root_path_the_same_routes_are_read(root, path, read):
@@ -206,3 +211,21 @@ def test_under_a_root_path_the_same_routes_are_read(root, path, read):
              "app": client.app}  # fmt: skip
     asyncio.run(client.asgi(scope, receive, send))
     assert sent[0]["status"] == (400 if read else 204)
+
+
+@pytest.mark.parametrize("path", sorted(READERS))
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n", " ", "\t", "/", "\u2028"])
+def test_a_path_is_ours_where_it_is_the_frameworks(path, end):
+    """Whatever a client puts behind a path, no request is served unread."""
+    from starlette.routing import Match, Route
+
+    scope = {"type": "http", "method": "POST", "path": path + end, "root_path": ""}
+    served = Route(path, lambda _: None, methods=["POST"]).matches(scope)[0] is Match.FULL
+    assert (route_path(scope) in READERS) == served
+
+
+@pytest.mark.parametrize("told", ["1_000", "\u0661\u0662", "0x10", "1e", "nan", "inf", "5, 6"])
+@pytest.mark.parametrize("key", ["osl", "slo_ttft_ms"])
+def test_numbers_in_text_are_those_of_json(key, told):
+    status, _ = sequences(json.dumps({"prompt": "a", "vllm_xargs": {key: told}}).encode())
+    assert status == 400

@@ -419,12 +419,21 @@ def test_configure_switches_both_processes():
 
 
 @pytest.mark.parametrize(
-    "body", [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"}]
-)
+    "body",
+    [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"},
+     {"policy": "\ud800"}, {"\ud800": 1}],
+)  # fmt: skip
 def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     client = Client(WordPredictor(), allow_configure=True)
-    assert client.post("/lengthwise/configure", body).status_code == 400
+    raw = json.dumps(body).encode()
+    assert client.call("POST", "/lengthwise/configure", content=raw).status_code == 400
     assert client.core.asked == []
+
+
+def test_a_key_that_configure_does_not_know_is_named():
+    client = Client(WordPredictor(), allow_configure=True)
+    answer = client.post("/lengthwise/configure", {"polic": "sa"}).json()
+    assert answer["error"]["message"] == "polic: no such key, got 'sa'"
 
 
 def test_what_the_engine_refuses_is_a_400_and_changes_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -317,8 +318,6 @@ def test_a_new_order_costs_what_came_since_the_last():
 
 
 def test_operations_stay_quick_with_twenty_thousand_queued():
-    import time
-
     queue = filled(*(f"r{i}" for i in range(20_000)))
     queue.set_order(f"r{i}" for i in reversed(range(20_000)))
     began = time.perf_counter()
@@ -371,7 +370,8 @@ def test_what_was_shown_is_popped_though_a_sooner_one_comes():
 
 def test_who_ran_recovers_within_its_tier_and_keeps_it_until_forgotten():
     queue = tiered(a=5, b=0)
-    a = queue._tiers[5].pop_request()
+    a = queue._tiers[5].peek_request()
+    queue.remove_request(a)
     a.status, a.num_output_tokens = RequestStatus.PREEMPTED, 3
     queue.prepend_request(a)
     assert (queue.recovery_count, queue.recovery_ids()) == (1, ["a"])
@@ -423,3 +423,63 @@ def test_tiers_are_stable_sorting_by_priority(asked, plan, removed):
     assert [r.request_id for r in many] == expected
     assert all(name in many for name in expected)
     assert drained(many) == expected
+
+
+def test_a_plan_is_forgotten_in_every_tier():
+    """As when the planner raises: who came first goes first again."""
+    queue = tiered(a=5, b=0, c=5, d=0)
+    queue.set_order(["c", "a", "d", "b"])
+    queue.clear_order()
+    assert drained(queue) == ["b", "d", "a", "c"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9)), max_size=60))
+def test_what_is_counted_over_tiers_is_what_is_in_them(steps):
+    queue, running = VllmTieredQueue(), {}
+    for act, number in steps:
+        name = str(number)
+        if act <= 1 and name not in queue and name not in running:
+            request = fresh(name)
+            request.priority = number % 3
+            queue.add_request(request)
+        elif act == 2 and queue:
+            request = queue.pop_request()
+            running[request.request_id] = request
+        elif act == 3 and name in running:  # preempted by the engine, or by a plan
+            request = running.pop(name)
+            request.status, request.num_output_tokens = RequestStatus.PREEMPTED, 1
+            queue.prepend_request(request)
+            if number % 2:
+                queue.demote(name)
+        elif act == 4:
+            queue.reinstate()
+        elif act == 5:
+            queue.remove_request(running.get(name, fresh(name)))
+        elif act == 6:
+            running.pop(name, None)
+            queue.forget(name)
+        else:
+            queue.set_order([str(other) for other in range(number)])
+            queue.settle()
+        tiers = [queue._tiers[level] for level in queue._levels]
+        assert len(queue) == sum(map(len, tiers)) == len(list(queue))
+        assert queue.recovery_count == sum(tier.recovery_count for tier in tiers)
+        assert queue.recovery_ids() == [one for tier in tiers for one in tier.recovery_ids()]
+        assert queue.yielded_ids() == [one for tier in tiers for one in tier.yielded_ids()]
+        assert bool(queue) == any(tiers)
+
+
+def test_a_priority_of_its_own_for_each_request_slows_no_step():
+    queue = VllmTieredQueue()
+    for number in range(5_000):
+        request = fresh(f"r{number}")
+        request.priority = -number
+        queue.add_request(request)
+    began_s = time.perf_counter()
+    for _ in range(2_000):
+        assert len(queue) == 5_000
+        assert queue.recovery_count == 0
+        queue.settle()
+        queue.reinstate()
+    assert time.perf_counter() - began_s < 1.0  # a look at each tier would take a minute

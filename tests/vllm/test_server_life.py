@@ -210,6 +210,17 @@ def test_who_will_not_stop_is_killed_in_time(live, how, options):
     assert "has not stopped in time" in life.process.stderr.read()
 
 
+def test_so_is_one_whose_output_nobody_reads_any_more(live):
+    """`lengthwise serve ... 2>&1 | head`: that the kill cannot be told must not prevent it."""
+    life = live("stubborn")
+    life.is_up()
+    life.process.stderr.close()
+    life.process.stderr = None
+    life.process.terminate()
+    assert life.ended() > 0.5
+    assert life.process.returncode == 0
+
+
 def test_a_second_signal_kills(live):
     life = live("listens stubborn", "--shutdown-timeout", "600")
     life.is_up()

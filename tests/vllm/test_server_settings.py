@@ -104,6 +104,11 @@ def test_what_cannot_start_is_known_before_the_model_is_loaded(values, named):
         server_command("m", ServerSettings(**values))
 
 
+def test_a_profile_that_is_none_is_the_users_input():
+    with pytest.raises(InputError, match="no profile 'no-such-engine'; known are"):
+        server_command("m", ServerSettings(profile="no-such-engine"))
+
+
 def test_a_model_directory_must_exist():
     with pytest.raises(InputError, match="no such directory"):
         server_command("./no-such-model", None)

@@ -59,6 +59,11 @@ def calibrate(
     from lengthwise.training.bench.engines.servers import start_servers
     from lengthwise.training.bench.session import profile_path
 
+    if "emulate" in {word.partition("=")[0].removeprefix("--") for word in ctx.args}:
+        raise InputError(
+            "calibrate takes a real engine's times and no --emulate: "
+            "a device that plays a profile has that profile"
+        )
     workspace = Workspace.current()
     requests = open_workload(workload, source=source)
     path = out or profile_path(workspace, model)

@@ -16,7 +16,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on t
 def register(app: typer.Typer) -> None:
     """Add the group ``data`` to the app."""
     group = typer.Typer(
-        help="Find, download and describe prompts and traces.",
+        help="Find, download and describe prompts and traces.\n\n"
+        "Files of prompts and answers, and workload files of requests to play: docs/training.md.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )

@@ -56,7 +56,7 @@ def serve(
         str | None, typer.Option(help="learned | class | none; learned if there is a predictor.")
     ] = None,
     slo_table: Annotated[
-        Path | None, typer.Option(help="JSON: class to its default slo_*_ms and weight.")
+        Path | None, typer.Option(help="JSON: class to its ttft_ms, tpot_ms, e2e_ms and weight.")
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Engine profile to start from: a name or a file.")

@@ -23,7 +23,7 @@ from lengthwise.training.workspace import Workspace
 def simulate(
     workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "paper",
     load: Annotated[
-        float | None, typer.Option(help="Multiple of capacity; a file keeps its own pace.")
+        float | None, typer.Option(help="Multiple of capacity [1.5; a file keeps its own pace].")
     ] = None,
     policy: Annotated[
         str,

@@ -76,11 +76,12 @@ def make_champion(challenger: ResolvedPredictor, *, workspace: Workspace) -> Non
 
 def roll_back(*, workspace: Workspace) -> tuple[str, str]:
     """Champion and previous change places; returns their versions after it, champion first."""
+    with connect(workspace, writing=False) as mlflow:  # a store that is not there is told, not made
+        aliases = _aliases(mlflow.MlflowClient())
+    if PREVIOUS not in aliases or CHAMPION not in aliases:
+        raise RegistryError("nothing to roll back to: no promotion has taken place")
     with connect(workspace, writing=True) as mlflow:
         client = mlflow.MlflowClient()
-        aliases = _aliases(client)
-        if PREVIOUS not in aliases or CHAMPION not in aliases:
-            raise RegistryError("nothing to roll back to: no promotion has taken place")
         champion, previous = aliases[PREVIOUS], aliases[CHAMPION]
         client.set_registered_model_alias(MODEL_NAME, CHAMPION, champion)
         client.set_registered_model_alias(MODEL_NAME, PREVIOUS, previous)

@@ -75,9 +75,13 @@ def given_again(raw: bytes | bytearray, receive: Receive, *, more: bool = False)
 
 
 def route_path(scope: Scope) -> str:
-    """The path that routes are matched by: without the root path that the server may run under."""
+    """The path that routes are matched by: without the root path that the server may run under.
+
+    A line feed at the end (``%0A``) is nothing to the framework, whose expressions end in ``$``.
+    """
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    path = path[len(root) :] if root and path.startswith(f"{root}/") else path
+    return path.removesuffix("\n")
 
 
 def header_map(scope: Scope) -> dict[str, str]:

@@ -8,13 +8,12 @@ that is predicted on and logged is bounded: see ``_shortened``.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
-from lengthwise.data.slo import Slo, SloTable, parse_slo
+from lengthwise.data.slo import Slo, SloTable, parse_number, parse_slo
 from lengthwise.predictor.features.scan import shortened
 from lengthwise.scheduler.vllm_adapter.api.large_body import (
     WHOLE_BYTES,
@@ -198,13 +197,9 @@ def _fixed(parts: RequestParts) -> int | None:
 def _osl(value: Any) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= OSL_LIMIT:
+    tokens = parse_number(value)
+    if not 1 <= tokens <= OSL_LIMIT:
         raise InputError(
             f"osl must be a number of tokens from 1 to {OSL_LIMIT}, got {shown(value)}"
         )
-    return float(value)
+    return tokens

@@ -150,6 +150,9 @@ class EmulatedWorker(WorkerBase):
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Nothing to allocate."""
 
+    def reset_encoder_cache(self) -> None:
+        """Nothing is kept; vLLM asks for it when it pauses."""
+
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Nothing to compile."""
         return CompilationTimes(language_model=0.0, encoder=0.0)

@@ -20,7 +20,7 @@ MOST_PREFILLING = 0.9  # of the time
 
 
 class HoldBack:
-    """Asked before each step in which somebody waits and no plan is in force."""
+    """Asked before each step in which somebody runs, somebody waits and no plan is in force."""
 
     def __init__(
         self,
@@ -54,14 +54,21 @@ class HoldBack:
         return not self._over
 
     def near_limit(self, newcomers: int, now_s: float) -> bool:
-        """Whether the pace with the newcomers comes near the tightest TPOT objective."""
-        tpot_s, prompt_tokens = self._table.tightest_tpot_s()
+        """Whether the pace with the newcomers comes near the tightest TPOT objective.
+
+        One that a sequence all alone would miss is nobody's reason to wait.
+        """
+        _, decodes, context_tokens = self._timer.last_features
+        if not decodes:
+            return False
+        model, tokens = self._planner.step_time, self._tokens_per_step.mean
+        alone_s = model.step_s(0, 1, context_tokens / decodes) / tokens
+        tpot_s, prompt_tokens = self._table.tightest_tpot_s(alone_s)
         if tpot_s is None:
             return False
-        _, decodes, context_tokens = self._timer.last_features
-        model, rate_rps = self._planner.step_time, self._planner.arrivals.rps(now_s)
+        rate_rps = self._planner.arrivals.rps(now_s)
         pace_s = pace(model, decodes, context_tokens, newcomers, rate_rps, prompt_tokens)
-        return pace_s / self._tokens_per_step.mean > NEAR * tpot_s
+        return pace_s / tokens > NEAR * tpot_s
 
 
 def pace(
@@ -78,5 +85,5 @@ def pace(
     many = decodes + newcomers
     context = context_tokens * many / decodes
     decode_s = model.step_s(0, many, context)
-    prompt_s = model.step_s(prompt_tokens, many, context) - decode_s
+    prompt_s = model.more_s(prompt_tokens, many, decode_s)
     return decode_s / (1.0 - min(MOST_PREFILLING, rate_rps * prompt_s))

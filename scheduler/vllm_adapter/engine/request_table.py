@@ -91,7 +91,7 @@ class RequestTable:
         self.tenants = tenants if tenants is not None else TenantIds()
         self._tracked: dict[str, Tracked] = {}
         self._row_of: dict[str, int] = {}
-        self._class_ids: dict[str, int] = {}
+        self._classes = TenantIds()  # clients choose their names too, a new one each if they like
         self._free: list[int] = []
         self._left: list[int] = []  # free once the table is released
         self._held = False
@@ -133,7 +133,7 @@ class RequestTable:
             0.0,
             0.0,
         )
-        self._class_id[row] = self._class_ids.setdefault(slo.slo_class, len(self._class_ids))
+        self._class_id[row] = self._classes.acquire(slo.slo_class)
         self._tenant_id[row] = self.tenants.acquire(tracked.tenant)
         self._prefix_id[row] = NO_PREFIX
         self._quantiles[row] = tracked.quantiles
@@ -147,6 +147,7 @@ class RequestTable:
             del self._row_of[request_id]
             (self._left if self._held else self._free).append(tracked.row)
             self.tenants.release(tracked.tenant)
+            self._classes.release(tracked.slo.slo_class)
         return tracked
 
     def hold(self) -> None:
@@ -191,12 +192,14 @@ class RequestTable:
         rows = map(self._row_of.get, request_ids, itertools.repeat(-1))
         return np.fromiter(rows, dtype=np.int64, count=len(request_ids))
 
-    def tightest_tpot_s(self) -> tuple[float | None, float]:
-        """The smallest TPOT objective of all tracked (None: none has one); mean prompt tokens."""
+    def tightest_tpot_s(self, above_s: float = 0.0) -> tuple[float | None, float]:
+        """The smallest TPOT objective above this of all tracked (None: none has such a one); mean
+        prompt tokens."""
         rows = np.fromiter(self._row_of.values(), dtype=np.int64, count=len(self._row_of))
         if not len(rows):
             return None, 0.0
-        least = float(self._floats[_TPOT, rows].min())
+        tpots_s = self._floats[_TPOT, rows]
+        least = float(tpots_s[tpots_s > above_s].min(initial=math.inf))
         return (least if least < math.inf else None), float(self._floats[_PROMPT, rows].mean())
 
     def arrival_s(self, rows: IntArray) -> FloatArray:

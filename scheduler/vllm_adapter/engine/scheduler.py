@@ -166,6 +166,7 @@ class LengthwiseScheduler(AsyncScheduler):
         """Pause or go on; those whose slots a plan took are let finish with what runs."""
         super().set_pause_state(pause_state)
         with self.core.advice("pause"):
+            self.core.decisions.paused = self._is_paused()  # at rest no step would say so
             if self._is_paused():
                 self._let_finish()
 

@@ -40,7 +40,7 @@ class Decision:
 class StepDecisions:
     """Puts plans in force and lifts them, and asks for the next.
 
-    ``paused`` is whether the engine was before the last step.
+    ``paused`` is whether the engine is, as it said itself or before the last step.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class StepDecisions:
             self._hold_back.end()
             preempt = self._adopt(planned, free_slots, now_s, may_yield)
         elif self._held_back(running, free_slots, now_s):
-            return Decision(max_running=self._planner.capacity.max_num_seqs - free_slots)
+            resumed = min(queue.recovery_count, free_slots)
+            return Decision(max_running=planner.capacity.max_num_seqs - free_slots + resumed)
         if self.in_force.stale(now_s):
             planner.fall_back("stale-plan", f"{self.in_force.age_s(now_s):.1f} s old")
             self._lift()
@@ -125,11 +126,16 @@ class StepDecisions:
             self._planner.start(pending)
 
     def _held_back(self, running: Callable[[], Running], free_slots: int, now_s: float) -> bool:
-        """Whether those who wait stay out of this step, for the plan that the thread makes."""
-        if not self._settings.plan_in_thread or self.in_force.holds:
+        """Whether newcomers stay out of this step, for the plan that the thread makes.
+
+        Not where nobody runs, who could lose by it; and not those who ran before.
+        """
+        at_rest = free_slots >= self._planner.capacity.max_num_seqs
+        if not self._settings.plan_in_thread or self.in_force.holds or at_rest:
             return False
         try:
-            newcomers = min(len(self._queue), free_slots)
+            recovering = self._queue.recovery_count
+            newcomers = min(len(self._queue), free_slots) - recovering
             if newcomers <= 0 or not self._hold_back.holds(newcomers, now_s):
                 return False
             self.plan_ahead(running, now_s)

@@ -6,7 +6,7 @@ What a plan orders, it orders within a tier: an operator's priority is no object
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
@@ -17,7 +17,8 @@ class TieredQueue(PlannedQueue):
     """``tier`` makes a queue; ``priority`` reads a request's number, the smaller the sooner.
 
     A request keeps its tier until ``forget``. Each operation costs a tier's, and a look at the
-    tiers before it.
+    tiers before it that are empty: their requests run. Clients may give every request a number of
+    its own, so nothing that is asked in each step looks at all tiers.
     """
 
     def __init__(
@@ -30,33 +31,39 @@ class TieredQueue(PlannedQueue):
         self._levels: list[int] = []
         self._level_of: dict[str, int] = {}
         self._members: Counter[int] = Counter()
+        self._size = 0
+        self._recovering: set[int] = set()  # tiers in which somebody goes before any plan
+        self._yielding: set[int] = set()  # in which somebody's slot was taken
 
     def add_request(self, request: Request) -> None:
         """Add at the end of its tier."""
-        self._tier(request).add_request(request)
+        self._enter_tier(request, lambda tier: tier.add_request(request))
 
     def pop_request(self) -> Request:
         """Remove and return the front request; IndexError when empty."""
-        request = self._first().pop_request()
+        level = self._first()
+        request = self._tiers[level].pop_request()
+        self._size -= 1
+        self._note_recovery(level)
         self._pinned = None
         return request
 
     def peek_request(self) -> Request:
         """The front request, pinned until popped; IndexError when empty."""
-        request = self._first().peek_request()
+        request = self._tiers[self._first()].peek_request()
         self._pinned = request.request_id
         return request
 
     def prepend_request(self, request: Request) -> None:
         """Put back at the front of its strand in its tier."""
         self._pinned = None
-        self._tier(request).prepend_request(request)
+        self._enter_tier(request, lambda tier: tier.prepend_request(request))
 
     def __bool__(self) -> bool:
-        return any(self._in_turn())
+        return self._size > 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._in_turn()))
+        return self._size
 
     def __iter__(self) -> Iterator[Request]:
         for tier in self._in_turn():
@@ -69,7 +76,7 @@ class TieredQueue(PlannedQueue):
     @property
     def recovery_count(self) -> int:
         """How many requests go before any plan of their tier."""
-        return sum(tier.recovery_count for tier in self._in_turn())
+        return sum(self._tiers[level].recovery_count for level in self._recovering)
 
     def plannable_ids(self) -> Iterator[str]:
         """Ids that a plan may order, in their present order."""
@@ -82,20 +89,28 @@ class TieredQueue(PlannedQueue):
 
     def recovery_ids(self) -> list[str]:
         """Ids of those who go before any plan, next first."""
-        return [name for tier in self._in_turn() for name in tier.recovery_ids()]
+        levels = sorted(self._recovering)
+        return [name for level in levels for name in self._tiers[level].recovery_ids()]
 
     def yielded_ids(self) -> list[str]:
         """Ids of those here whose slots a plan took."""
-        return [name for tier in self._in_turn() for name in tier.yielded_ids()]
+        levels = sorted(self._yielding)
+        return [name for level in levels for name in self._tiers[level].yielded_ids()]
 
     def set_order(self, request_ids: Iterable[str]) -> None:
         """Serve in this order within each tier."""
-        named: dict[int, list[str]] = {level: [] for level in self._levels}
+        named: defaultdict[int, list[str]] = defaultdict(list)
         for request_id in request_ids:
             if (level := self._level_of.get(request_id)) is not None:
                 named[level].append(request_id)
         for level, tier in self._tiers.items():
-            tier.set_order(named[level])
+            if self._members[level] > 1:
+                tier.set_order(named[level])
+
+    def clear_order(self) -> None:
+        """Forget the plan: back to order of arrival within each tier."""
+        for tier in self._in_turn():
+            tier.clear_order()
 
     def promote(self, request_id: str) -> None:
         """Move a plannable request to the front of its tier's plan."""
@@ -104,14 +119,18 @@ class TieredQueue(PlannedQueue):
 
     def demote(self, request_id: str) -> None:
         """A plan took the slot of this request, now queued: it waits at the end of its tier's."""
-        if (tier := self._tier_of(request_id)) is not None:
-            tier.demote(request_id)
+        if (level := self._level_of.get(request_id)) is not None:
+            self._tiers[level].demote(request_id)
+            self._note_recovery(level)
+            self._yielding.add(level)
             self._pinned = None
 
     def reinstate(self) -> None:
         """The plan holds no more: those whose slots it took stand first in their tiers."""
-        for tier in self._in_turn():
-            tier.reinstate()
+        for level in self._yielding:
+            self._tiers[level].reinstate()
+            self._note_recovery(level)
+        self._yielding.clear()
 
     def may_displace(self, running_id: str) -> bool:
         """Not where the running request's tier comes before that of who stands first."""
@@ -121,11 +140,12 @@ class TieredQueue(PlannedQueue):
 
     def settle(self) -> None:
         """After a step: who has its slot back recovers like anyone when vLLM preempts it."""
-        for tier in self._in_turn():
-            tier.settle()
+        for level in self._yielding:
+            self._tiers[level].settle()
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request, and its tier with the last of it."""
+        self._discard(request_id)
         level = self._level_of.pop(request_id, None)
         if level is None:
             return
@@ -134,12 +154,33 @@ class TieredQueue(PlannedQueue):
         if not self._members[level]:
             del self._members[level], self._tiers[level]
             self._levels.remove(level)
+            self._recovering.discard(level)
+            self._yielding.discard(level)
 
     def _discard(self, request_id: str) -> None:
-        if (tier := self._tier_of(request_id)) is not None:
-            tier._discard(request_id)
+        level = self._level_of.get(request_id)
+        if level is None or request_id not in self._tiers[level]:
+            return
+        self._tiers[level]._discard(request_id)
+        self._size -= 1
+        self._note_recovery(level)
 
-    def _tier(self, request: Request) -> PlannedQueue:
+    def _enter_tier(self, request: Request, put: Callable[[PlannedQueue], None]) -> None:
+        level = self._level_for(request)
+        tier = self._tiers[level]
+        self._size -= len(tier)  # whoever is here already is only moved
+        put(tier)
+        self._size += len(tier)
+        self._note_recovery(level)
+
+    def _note_recovery(self, level: int) -> None:
+        if self._tiers[level].recovery_count:
+            self._recovering.add(level)
+        else:
+            self._recovering.discard(level)
+
+    def _level_for(self, request: Request) -> int:
+        """The request's tier, made if it is the first of it."""
         request_id = request.request_id
         level = self._level_of.get(request_id)
         if level is None:
@@ -148,7 +189,7 @@ class TieredQueue(PlannedQueue):
         if level not in self._tiers:
             self._tiers[level] = self._make()
             insort(self._levels, level)
-        return self._tiers[level]
+        return level
 
     def _tier_of(self, request_id: str) -> PlannedQueue | None:
         level = self._level_of.get(request_id)
@@ -157,10 +198,10 @@ class TieredQueue(PlannedQueue):
     def _in_turn(self) -> Iterator[PlannedQueue]:
         return (self._tiers[level] for level in self._levels)
 
-    def _first(self) -> PlannedQueue:
+    def _first(self) -> int:
         if self._pinned is not None and self._pinned in self:
-            return self._tiers[self._level_of[self._pinned]]
-        for tier in self._in_turn():
-            if tier:
-                return tier
+            return self._level_of[self._pinned]
+        for level in self._levels:
+            if self._tiers[level]:
+                return level
         raise IndexError("peek from an empty queue")

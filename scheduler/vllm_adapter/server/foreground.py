@@ -99,7 +99,7 @@ def _until_it_ends(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(stop_grace_s + (finish_s if serving else 0.0))
             return
-        print("lengthwise: vLLM has not stopped in time: killed", file=sys.stderr)
+        _say("lengthwise: vLLM has not stopped in time: killed")
         kill_all(process)
 
     def forward(number: int, frame: Any) -> None:
@@ -145,9 +145,15 @@ def _keep(
             return
         try:
             for name in files.heal():
-                print(f"lengthwise: {files.path(name)} was missing: made again", file=sys.stderr)
+                _say(f"lengthwise: {files.path(name)} was missing: made again")
             if keeper is not None and (reread or time.monotonic() >= next_s):
                 next_s = time.monotonic() + poll_s
                 keeper.keep(files.path(_LIVE_FILE), reread)
         except Exception as error:  # the server goes on with what it has
-            print(f"live file not kept: {error!r}", file=sys.stderr)
+            _say(f"live file not kept: {error!r}")
+
+
+def _say(line: str) -> None:
+    """A line on stderr; lost where its reader is gone, as nothing else may fail for that."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
@@ -18,7 +18,7 @@ class ConfigureRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    policy: str | None = None
+    policy: Annotated[str, Field(pattern="")] | None = None  # valid UTF-8, in which it is sent on
     lengths: Lengths | None = None
     log_steps: bool | None = None
     reset_stats: bool = False
