@@ -127,10 +127,10 @@ def _clocks() -> Iterable[str]:
 
 
 _LOOKS: dict[str, Callable[[], Iterable[str]]] = {
-    "request handles": _pool,
+    "pool": _pool,
     "engine": _engine,
-    "executor": _executor,
+    "device": _executor,
     "steps": _steps,
-    "settings": _settings,
+    "config": _settings,
     "clocks": _clocks,
 }
