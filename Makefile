@@ -6,7 +6,9 @@ READY := $(VENV)/.ready
 BIN    = $(shell readlink -f $(VENV))/bin
 PY     = $(BIN)/python
 
-.PHONY: demo test test-fast vllm-matrix chaos soak lint format setup wheel clean
+LMDEPLOY := .lengthwise/lmdeploy
+
+.PHONY: demo test test-fast vllm-matrix lmdeploy chaos soak lint format setup wheel clean
 
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
 	$(PY) -m lengthwise demo
@@ -20,6 +22,9 @@ test-fast: $(READY)       ## everything that needs no engine
 
 vllm-matrix: $(READY)     ## contract tests and a real start on every supported vLLM (20 min)
 	$(PY) -m benchmarks.engine.vllm_matrix
+
+lmdeploy: $(READY) $(LMDEPLOY)/.ready  ## the second engine, in an environment of its own, and its tests (6 min)
+	LENGTHWISE_LMDEPLOY=$(CURDIR)/$(LMDEPLOY) $(PY) -m pytest -n 0 -m lmdeploy
 
 chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM
 	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/test_chaos.py
@@ -43,10 +48,14 @@ $(READY): requirements/setup.sh requirements/torch.txt requirements/pinned.txt r
 	PYTHON="$(PYTHON)" sh requirements/setup.sh $(VENV)
 	touch $@
 
+$(LMDEPLOY)/.ready: requirements/setup.sh requirements/torch.txt requirements/lmdeploy.txt
+	PYTHON="$(PYTHON)" sh requirements/setup.sh $(LMDEPLOY) lmdeploy
+	touch $@
+
 wheel: $(READY)           ## dist/lengthwise-VERSION-py3-none-any.whl
 	rm -rf build dist/lengthwise-*.whl
 	$(PY) -m pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist .
 
 clean:
-	test ! -e $(VENV) || rm -rf "$$(readlink -f $(VENV))"
+	for made in $(VENV) $(LMDEPLOY); do test ! -e $$made || rm -rf "$$(readlink -f $$made)"; done
 	rm -rf $(VENV) build dist .lengthwise runs report.html mlruns/mlflow.db mlruns/artifacts

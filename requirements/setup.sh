@@ -1,8 +1,10 @@
 #!/bin/sh
 # Make the virtual environment: `sh requirements/setup.sh .venv`, from the root of a checkout.
-# $PYTHON, where set, is the only Python tried.
+# Lists named after it are all that is installed there beside torch: `sh requirements/setup.sh
+# .lengthwise/lmdeploy lmdeploy`. $PYTHON, where set, is the only Python tried.
 set -eu
 venv=$1
+shift
 
 say() { echo "setup: $*" >&2; }
 
@@ -26,7 +28,7 @@ find_python() {
 without_space() {
     for parent in "${XDG_CACHE_HOME:-}" "${HOME:+$HOME/.cache}" "${TMPDIR:-/tmp}" /tmp; do
         case $parent in '' | *[[:space:]]*) continue ;; esac
-        place="$parent/lengthwise/venv-$(pwd | cksum | cut -d' ' -f1)"
+        place="$parent/lengthwise/$(basename "$venv")-$(pwd | cksum | cut -d' ' -f1)"
         if mkdir -p "$place" 2>/dev/null; then echo "$place"; return; fi
     done
     say "no folder without a space to put the environment in; set XDG_CACHE_HOME to one"
@@ -35,6 +37,7 @@ without_space() {
 
 if ! runs "$venv/bin/python"; then
     python=$(find_python)
+    mkdir -p "$(dirname "$venv")"
     say "$("$python" -c 'import sys; print("Python", sys.version.split()[0], sys.executable)')"
     case $PWD in *[[:space:]]*)
         place=$(without_space)
@@ -68,5 +71,7 @@ else
 fi
 
 # The rest is one list that ran together, so nothing is resolved.
+for list; do install --no-deps -r "requirements/$list.txt"; done
+test $# -eq 0 || exit 0
 install --no-deps -r requirements/pinned.txt -r requirements/dev.txt -r requirements/fleet.txt
 install --no-deps --no-build-isolation -e .

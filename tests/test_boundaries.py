@@ -19,6 +19,17 @@ def ours_but(*kept):
     return {f"lengthwise.{package}" for package in OURS if package not in kept}
 
 
+# what names LMDeploy and torch; the rest of its adapter runs in ours
+IN_LMDEPLOYS_PROCESS = (
+    "cpu_attention",
+    "cpu_device",
+    "cpu_engine_process",
+    "live_pool",
+    "lmdeploy_server",
+    "planned_pool",
+    "timed_executor",
+    "virtual_engine",
+)
 WALLS = {
     # package: (forbidden, modules left out because they may)
     "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),
@@ -32,7 +43,11 @@ WALLS = {
     "scheduler": (
         ENGINE | LEARNING - {"scipy"}
         | {"mlflow", "matplotlib", "pandas", "pyarrow", "ray"} | ours_but("data", "scheduler"),
-        ("lengthwise.scheduler.vllm_adapter", "lengthwise.scheduler.ray_adapter"),
+        (
+            "lengthwise.scheduler.vllm_adapter",
+            "lengthwise.scheduler.ray_adapter",
+            *(f"lengthwise.scheduler.lmdeploy_adapter.{name}" for name in IN_LMDEPLOYS_PROCESS),
+        ),
     ),
     "training": (ENGINE | {"mlflow"}, ("lengthwise.training.registry.pyfunc_model",)),
 }  # fmt: skip
@@ -120,10 +135,15 @@ def test_only_its_adapter_names_ray():
     assert {Path(path).parent.as_posix() for path in who_imports("ray")} == {RAY_ADAPTER}
 
 
+def test_only_its_adapter_names_lmdeploy():
+    files = {f"{LMDEPLOY_ADAPTER}/{name}.py" for name in IN_LMDEPLOYS_PROCESS}
+    assert who_imports("lmdeploy") == files - {f"{LMDEPLOY_ADAPTER}/live_pool.py"}
+
+
 def test_the_scheduler_core_needs_numpy_numba_scipy_and_data_only():
     standard = sys.stdlib_module_names | {"lengthwise", "numpy", "numba", "scipy"}
     for path in (ROOT / "scheduler").rglob("*.py"):
-        if not {"vllm_adapter", "ray_adapter"} & set(path.parts):
+        if not {"vllm_adapter", "ray_adapter", "lmdeploy_adapter"} & set(path.parts):
             beyond = {name.split(".")[0] for name in imports_of(path)} - standard
             assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}"
 
@@ -131,6 +151,7 @@ def test_the_scheduler_core_needs_numpy_numba_scipy_and_data_only():
 # room: rooms whose files it may not name, not even inside a function
 ADAPTER = "scheduler/vllm_adapter"
 RAY_ADAPTER = "scheduler/ray_adapter"
+LMDEPLOY_ADAPTER = "scheduler/lmdeploy_adapter"
 ROOM_WALLS = {
     "scheduler/plan": ("scheduler/policies", "scheduler/guards", "scheduler/simulator"),
     "scheduler/policies": ("scheduler/guards", "scheduler/simulator"),
@@ -141,9 +162,11 @@ ROOM_WALLS = {
         "scheduler/simulator",
         ADAPTER,
         RAY_ADAPTER,
+        LMDEPLOY_ADAPTER,
     ),
     RAY_ADAPTER: (f"{ADAPTER}/engine", f"{ADAPTER}/worker", "scheduler/simulator"),
-    ADAPTER: (RAY_ADAPTER,),
+    ADAPTER: (RAY_ADAPTER, LMDEPLOY_ADAPTER),
+    LMDEPLOY_ADAPTER: (ADAPTER, RAY_ADAPTER),
     f"{ADAPTER}/api": (f"{ADAPTER}/engine", f"{ADAPTER}/worker"),
     f"{ADAPTER}/engine": (f"{ADAPTER}/api", f"{ADAPTER}/worker"),
     f"{ADAPTER}/worker": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),

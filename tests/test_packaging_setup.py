@@ -29,7 +29,7 @@ SHIM = "#!/bin/sh\necho 'command not found' >&2\nexit 127\n"
 def set_up(tmp_path):
     """Run the script with these programs first on PATH, where pip and uv know these versions."""
 
-    def run(programs, pip="", uv="", folder="lengthwise", **env):
+    def run(programs, pip="", uv="", folder="lengthwise", asked=(".venv",), **env):
         home = tmp_path / folder
         home.mkdir(parents=True)
         (home / "requirements").symlink_to(ROOT / "requirements")
@@ -44,7 +44,7 @@ def set_up(tmp_path):
             "KNOWN_TO_PIP": pip or "nothing", "KNOWN_TO_UV": uv or "nothing",
         }  # fmt: skip
         done = subprocess.run(
-            ["sh", "requirements/setup.sh", ".venv"],
+            ["sh", "requirements/setup.sh", *asked],
             capture_output=True, text=True, cwd=home, env=environment | env, check=False,
         )  # fmt: skip
         return done, home, calls.read_text() if calls.exists() else ""
@@ -105,6 +105,17 @@ def test_in_a_path_with_a_space_the_environment_lies_elsewhere(set_up, tmp_path)
     assert " " not in str((home / ".venv").readlink())
     assert str(tmp_path / "cache") in str((home / ".venv").readlink())
     assert (home / ".venv/bin/python").exists()
+
+
+def test_another_environment_gets_its_own_list_only(set_up):
+    done, home, calls = set_up(
+        {"python3.11": FAKE}, pip=torch_line(), asked=(".lengthwise/lmdeploy", "lmdeploy")
+    )
+    assert done.returncode == 0, done.stderr
+    assert (home / ".lengthwise/lmdeploy/bin/python").exists()
+    assert "--no-deps -r requirements/lmdeploy.txt" in calls
+    assert "pinned.txt" not in calls
+    assert not (home / ".venv").exists()
 
 
 def test_it_needs_no_home(set_up, tmp_path):

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import (
+    VERSION as LMDEPLOY_VERSION,
+)
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import is_lmdeploy
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.simulator.capacity import requests_needed
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
@@ -190,6 +195,7 @@ def run_modeled(
         InputError: anything wrong with the settings.
     """
     steps = steps or SilentSteps()
+    second_engine = lmdeploy_info(settings, workspace)
     profiles = fleet_profiles(settings)
     source = open_workload(
         settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profiles[0]
@@ -220,10 +226,27 @@ def run_modeled(
             runner,
             capacity_rps=capacity,
             predictor_label=resolved.label if resolved else None,
+            run_info=second_engine,
             bound=bound,
             workers=jobs,
             say=lambda _: steps.advance(),
         )
+
+
+def lmdeploy_info(settings: BenchSettings, workspace: Workspace) -> dict[str, Any] | None:
+    """What a reader must know of arms that LMDeploy serves; None without any.
+
+    Raises:
+        InputError: there is no LMDeploy here, or it is to be one of several instances.
+    """
+    arms = [arm.policy for arm in settings.arms if is_lmdeploy(arm.policy)]
+    if not arms:
+        return None
+    if settings.routers:
+        raise InputError(f"policy {arms[0]!r} serves one instance, not several behind a router")
+    environment_python(workspace.cache)
+    engine = f"LMDeploy {LMDEPLOY_VERSION}'s own engine loop and scheduler, steps by the profile"
+    return {"lmdeploy": engine}
 
 
 def fleet_profiles(settings: BenchSettings) -> list[EngineProfile]:

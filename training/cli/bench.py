@@ -25,6 +25,8 @@ from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
+ENGINES = ("vllm", "lmdeploy")
+
 
 def register(app: typer.Typer) -> None:
     """Add them to the app, and the commands about modelled runs and results."""
@@ -155,6 +157,9 @@ def bench(
         str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --warp: processes to play in.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="vllm, or lmdeploy: its own order against ours (make lmdeploy).")
+    ] = "vllm",
     as_json: JsonOption = False,
 ) -> None:
     """Measure stock vLLM and our arms on the same requests, on the real engine.
@@ -167,6 +172,8 @@ def bench(
     from lengthwise.training.bench.comparison.workload_source import is_arena
     from lengthwise.training.bench.session import measure
 
+    if engine not in ENGINES or (warp and engine != "vllm"):
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, --warp is vllm's: {engine}")
     params = read_params(sa_params)
     settings = BenchSettings(
         arms=tuple(
@@ -204,6 +211,10 @@ def bench(
                 jobs=jobs,
             )
             done = measure_warped(settings, played, workspace=workspace, steps=steps, say=say)
+        elif engine == "lmdeploy":
+            from lengthwise.training.bench.lmdeploy_session import measure_lmdeploy
+
+            done = measure_lmdeploy(settings, workspace=workspace, steps=steps, say=say)
         else:
             done = measure(settings, workspace=workspace, steps=steps, say=say)
     show(done.outcome.result, done.page, as_json=as_json)

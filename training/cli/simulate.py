@@ -26,7 +26,11 @@ def simulate(
         float | None, typer.Option(help="Multiple of capacity [1.5; a file keeps its own pace].")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Comma-separated POLICY or POLICY:LENGTHS; the first is the base.")
+        str,
+        typer.Option(
+            help="Comma-separated POLICY or POLICY:LENGTHS; the first is the base. lmdeploy is "
+            "LMDeploy's own scheduler, lmdeploy+POLICY the same with our order (make lmdeploy)."
+        ),
     ] = "fcfs,feasible-edf,sa",
     lengths: Annotated[
         str, typer.Option(help="oracle | learned | class | none, where a policy names none.")
@@ -73,6 +77,8 @@ def simulate(
 
     The last line is the result as one JSON document, for programs; --json prints nothing else.
     """
+    from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import with_lmdeploy
+    from lengthwise.scheduler.policies.make import POLICIES
     from lengthwise.training.bench.comparison.arms import parse_arms
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena
@@ -83,7 +89,7 @@ def simulate(
     named = is_arena(workload)
     routers = parse_routers(router or "gain") if router or instances > 1 else ()
     settings = BenchSettings(
-        arms=parse_arms(policy, default_lengths=lengths),
+        arms=parse_arms(policy, default_lengths=lengths, policies=with_lmdeploy(POLICIES)),
         workload=workload,
         source=source,
         arrivals=arrivals,

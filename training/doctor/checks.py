@@ -42,6 +42,7 @@ def run_checks(
     checks: list[Callable[[], Sequence[Check]]] = [
         _installation,
         _vllm,
+        lambda: _lmdeploy(workspace),
         lambda: [numba_cache()],
         lambda: _workspace(workspace),
         lambda: _tracking(workspace),
@@ -118,6 +119,28 @@ def _vllm() -> list[Check]:
             checks = [Check(version.name, "fail", finding, advice)]
     return checks + [
         Check(c.name, "ok" if c.ok else "fail", c.detail, "" if c.ok else wanted) for c in probed
+    ]
+
+
+def _lmdeploy(workspace: Workspace) -> list[Check]:
+    """The second engine, which nothing but its own arms needs: version, and every name touched."""
+    from lengthwise.scheduler.lmdeploy_adapter import lmdeploy_environment as environment
+
+    name = "lmdeploy"
+    try:
+        python = environment.environment_python(workspace.cache)
+    except InputError:
+        how = f"`{environment.MAKE}` brings it to `simulate`"
+        return [Check(name, "ok", f"not set up, and not needed: {how}")]
+    try:
+        found = environment.look_at(python)
+    except InputError as error:
+        return [Check(name, "fail", str(error), environment.MAKE)]
+    return [
+        Check(
+            c["name"], "ok" if c["ok"] else "fail", c["detail"], "" if c["ok"] else environment.MAKE
+        )
+        for c in found
     ]
 
 

@@ -49,15 +49,17 @@ def arm_label(kind: str, router: str | None) -> str:
     return kind if router is None else f"{router}/{kind}"
 
 
-def parse_arm(text: str, *, default_lengths: str | None = None) -> Arm:
+def parse_arm(
+    text: str, *, default_lengths: str | None = None, policies: tuple[str, ...] = POLICIES
+) -> Arm:
     """`POLICY:LENGTHS` (or `POLICY`, where a default for the lengths is given).
 
     Raises:
         InputError: unknown policy or lengths.
     """
     policy, colon, lengths = text.strip().partition(":")
-    if policy not in POLICIES:
-        raise InputError(f"unknown policy {policy!r}: must be one of {', '.join(POLICIES)}")
+    if policy not in policies:
+        raise InputError(f"unknown policy {policy!r}: must be one of {', '.join(policies)}")
     if not colon and default_lengths is not None:
         lengths = default_lengths
     if lengths not in LENGTHS:
@@ -67,14 +69,18 @@ def parse_arm(text: str, *, default_lengths: str | None = None) -> Arm:
     return Arm(policy, lengths)
 
 
-def parse_arms(text: str, *, default_lengths: str | None = None) -> tuple[Arm, ...]:
-    """Comma-separated arms, each once.
+def parse_arms(
+    text: str, *, default_lengths: str | None = None, policies: tuple[str, ...] = POLICIES
+) -> tuple[Arm, ...]:
+    """Comma-separated arms, each once; ``policies`` are those there are to choose from.
 
     Raises:
         InputError: none given, one given twice, or one unknown.
     """
     arms = tuple(
-        parse_arm(part, default_lengths=default_lengths) for part in text.split(",") if part.strip()
+        parse_arm(part, default_lengths=default_lengths, policies=policies)
+        for part in text.split(",")
+        if part.strip()
     )
     if not arms:
         raise InputError(f"no arm in {text!r}: give POLICY:LENGTHS, e.g. {DEFAULT_ARMS}")

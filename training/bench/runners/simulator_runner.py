@@ -14,6 +14,13 @@ import numpy as np
 
 from lengthwise.data.slo import SloTable
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import (
+    is_lmdeploy,
+    player_of,
+    pool_policy,
+)
+from lengthwise.scheduler.lmdeploy_adapter.play_messages import PoolTask
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
@@ -32,6 +39,7 @@ from lengthwise.training.bench.comparison.workload_source import (
 )
 from lengthwise.training.bench.results.result import Provenance
 from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
+from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -64,18 +72,45 @@ class Play:
 
 def play(task: Play) -> SimResult:
     """The run's outcome; without a plan budget it depends on the task alone."""
+    if is_lmdeploy(task.policy):
+        return player_of(environment_python(Workspace.current().cache)).play(pool_task(task))
     policy = simulated_policy(task.policy, task.seed, task.plan_budget_s, **dict(task.params))
     return simulate(task.workload, policy, task.profile, max_wait_s=task.max_wait_s)
 
 
 def simulated_policy(name: str, seed: int, budget_s: float | None = None, **params: Any) -> Policy:
     """The policy by name; without a budget, seconds a plan, it searches a fixed number of steps."""
-    if budget_s is not None:
-        return make_policy(name, budget_s=budget_s, seed=seed, **params)
-    policy = make_policy(name, budget_s=None, seed=seed, **{**FIXED_SEARCH.get(name, {}), **params})
-    if name in FIXED_SEARCH:
-        policy.nominal_s = make_policy("sa", budget_s=None).nominal_s  # to plan as often
+    params, nominal_s = _search(name, budget_s, params)
+    policy = make_policy(name, budget_s=budget_s, seed=seed, **params)
+    if nominal_s is not None:
+        policy.nominal_s = nominal_s
     return policy
+
+
+def pool_task(play: Play) -> PoolTask:
+    """The run as LMDeploy's process is told it."""
+    policy = pool_policy(play.policy)
+    params, nominal_s = _search(policy, play.plan_budget_s, dict(play.params))
+    return PoolTask(
+        play.workload,
+        play.profile,
+        policy,
+        params,
+        play.seed,
+        play.plan_budget_s,
+        nominal_s,
+        play.max_wait_s,
+    )
+
+
+def _search(
+    name: str | None, budget_s: float | None, params: dict[str, Any]
+) -> tuple[dict[str, Any], float | None]:
+    """The policy's parameters, a fixed search where nothing limits its time, and its pace."""
+    if budget_s is not None or name not in FIXED_SEARCH:
+        return params, None
+    # to plan as often as the other that searches
+    return {**FIXED_SEARCH[name], **params}, make_policy("sa", budget_s=None).nominal_s
 
 
 class SimulatorRunner:

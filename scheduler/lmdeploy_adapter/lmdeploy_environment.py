@@ -1,0 +1,108 @@
+"""Where LMDeploy lives: a virtual environment of its own, since its torch contradicts vLLM's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lengthwise
+from lengthwise.data.errors import InputError
+
+VERSION = "0.18.0"
+VARIABLE = "LENGTHWISE_LMDEPLOY"  # the environment's folder, where it is not the default one
+FOLDER = "lmdeploy"
+MAKE = "make lmdeploy"
+LOOK_S = 120.0
+
+# The package by its folder: on PYTHONPATH an installed one would bring all its neighbours along.
+_START = """
+import importlib.util, runpy, sys
+at = sys.argv.pop(1)
+spec = importlib.util.spec_from_file_location(
+    "lengthwise", at + "/__init__.py", submodule_search_locations=[at])
+sys.modules["lengthwise"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+runpy.run_module("lengthwise.scheduler.lmdeploy_adapter", run_name="__main__")
+"""
+
+
+def environment_python(cache: Path) -> Path:
+    """The interpreter of LMDeploy's environment: of ``$LENGTHWISE_LMDEPLOY``, else in ``cache``.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(os.environ.get(VARIABLE) or cache / FOLDER)
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        raise InputError(f"no LMDeploy environment in {folder}: `{MAKE}` sets one up")
+    return python
+
+
+# Processes that LMDeploy spawns find the package too, by a link in a folder that holds no other.
+_SERVE = """
+import runpy, sys
+sys.path.append(sys.argv.pop(1))
+runpy.run_module("lengthwise.scheduler.lmdeploy_adapter", run_name="__main__")
+"""
+
+
+def start_server(
+    python: Path, options: Mapping[str, Any], directory: Path, log: Any, **variables: str
+) -> subprocess.Popen[bytes]:
+    """A server in a session of its own, its output in ``log``; ``options`` of ``ServeOptions``."""
+    link = directory / "package" / "lengthwise"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path(lengthwise.__file__).parent)
+    place = str(link.parent.absolute())
+    return subprocess.Popen(
+        [str(python), "-I", "-c", _SERVE, place, "serve", json.dumps(dict(options))],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=child_variables(os.environ) | variables,
+        start_new_session=True,
+    )
+
+
+def start(python: Path, command: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """``python -m`` this adapter with ``command``, lines in and out, in the other environment."""
+    package = Path(lengthwise.__file__).parent
+    return subprocess.Popen(
+        [str(python), "-I", "-c", _START, str(package), command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=child_variables(os.environ),
+    )
+
+
+def look_at(python: Path) -> list[dict[str, Any]]:
+    """``lmdeploy_contract.probe()`` in the other environment; takes seconds.
+
+    Raises:
+        InputError: it does not run there.
+    """
+    process = start(python, "check", subprocess.PIPE)
+    try:
+        said, errors = process.communicate(timeout=LOOK_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise InputError(f"{python} did not answer within {LOOK_S:g} s") from None
+    if process.returncode:
+        last = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise InputError(f"{python} cannot load LMDeploy: {last}")
+    return list(json.loads(said))
+
+
+def child_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The child's variables: no device is looked for, and one thread computes what little is."""
+    own = {"LMDEPLOY_ENABLE_CHECK_ENV": "0", "LMDEPLOY_SKIP_WARMUP": "1", "OMP_NUM_THREADS": "1"}
+    return {**environ, **own}

@@ -1,0 +1,157 @@
+"""Who gets the next of LMDeploy's request handles: the plan of a policy, made as things change.
+
+LMDeploy hands out as many handles as its engine has slots, first come first served, and whoever
+has none does not reach the engine: this is where an order has an effect, for both of its engines.
+Of a plan the order and the limit on how many run are carried out. Slots that are taken back and
+prefill limits are the engine's own business, out of reach from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
+from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.policy import Learns, Policy
+from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator.sim_workload import met_of
+
+PLAN_SHARE = 0.1
+PARTS = ("order", "limits")  # of a plan, what a pool can carry out
+
+
+def pool_policy_of(
+    name: str, *, budget_s: float | None = None, seed: int = 0, **params: Any
+) -> Policy:
+    """The policy by name, ``sa`` deciding only what the pool can carry out.
+
+    Raises:
+        ValueError: unknown, or asked to decide more.
+    """
+    if name == "sa":
+        params = {"parts": PARTS} | params
+        if beyond := set(params["parts"]) - set(PARTS):
+            raise ValueError(
+                f"sa at LMDeploy's pool may decide {', '.join(PARTS)}, not {sorted(beyond)}"
+            )
+    return make_policy(name, budget_s=budget_s, seed=seed, **params)
+
+
+class RequestRows(Protocol):
+    """Requests as rows: a simulated workload's ``Course``, or a running server's."""
+
+    workload: Any
+    state: IntArray
+    times: FloatArray
+
+    def rows(self, index: IntArray, cache: None, waiting: bool) -> RequestArrays:
+        """The given rows as a policy sees them."""
+        ...
+
+
+class PoolOrder:
+    """The requests without a handle and those with one, as rows of a course.
+
+    Newcomers stand at the back until the next plan. The course says how far everybody is: whoever
+    reads the answers keeps it up to date (`answered`). Plans are paced by the time the policy is
+    expected to take, so that a run does not depend on how busy the machine is; ``paced`` by the
+    time they take.
+    """
+
+    def __init__(
+        self,
+        course: RequestRows,
+        policy: Policy,
+        profile: EngineProfile,
+        *,
+        max_wait_s: float = 120.0,
+        plan_share: float = PLAN_SHARE,
+        paced: bool = False,
+    ) -> None:
+        self.course, self.policy, self.profile = course, policy, profile
+        self.max_wait_s, self.paced = max_wait_s, paced
+        self.waiting: list[int] = []
+        self.running: list[int] = []
+        self.plan_s: list[float] = []
+        self.queue_len: list[tuple[float, int]] = []
+        self._slots = self._most = profile.capacity.max_num_seqs
+        self._gate, self._rate = ReplanGate(plan_share), ArrivalRate()
+        self._untold: list[int] = []
+
+    def arrive(self, row: int, now_s: float) -> None:
+        """The row wants a handle."""
+        if not self.waiting:  # whom the limit was to protect no plan knows any more
+            self._most = self._slots
+        self.waiting.append(row)
+        self._rate.add(now_s)
+        self._gate.mark()
+
+    def leave(self, row: int) -> None:
+        """The row gives its handle back, or no longer wants one."""
+        if row in self.running:
+            self.running.remove(row)
+            self._untold.append(row)
+        else:
+            self.waiting.remove(row)
+        self._gate.mark()
+
+    def admit(self, now_s: float, free: int) -> list[int]:
+        """The rows that get one of the ``free`` handles each; plans first, if a plan is due."""
+        if self.waiting and self._gate.due(now_s):
+            self._plan(now_s)
+        count = max(0, min(free, self._most - len(self.running)))
+        admitted, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.running += admitted
+        return admitted
+
+    def _plan(self, now_s: float) -> None:
+        course = self.course
+        self._tell_outcomes()
+        waiting, running = (np.array(rows, dtype=np.int64) for rows in (self.waiting, self.running))
+        problem = Problem(
+            now_s=now_s,
+            levels=course.workload.levels,
+            waiting=course.rows(waiting, None, True),
+            running=course.rows(running, None, False),
+            capacity=self.profile.capacity,
+            step_time=self.profile.scaled_step_time,
+            max_wait_s=self.max_wait_s,
+            arrival_rate_rps=self._rate.rps(now_s),
+        )
+        plan = self.policy(problem)
+        self.plan_s.append(plan.elapsed_s)
+        self.queue_len.append((now_s, len(waiting)))
+        self.waiting = waiting[plan.order].tolist()
+        self._most = min(self._slots, plan.max_running or self._slots)
+        taken_s = plan.elapsed_s if self.paced else self.policy.nominal_s
+        self._gate.planned(now_s, taken_s)
+
+    def _tell_outcomes(self) -> None:
+        rows: IntArray = np.sort(np.array(self._untold, dtype=np.int64))
+        self._untold.clear()
+        if not len(rows) or not isinstance(self.policy, Learns):
+            return
+        course = self.course
+        times, tokens = course.times[rows], course.state[rows, e.GENERATED]
+        met = met_of(course.workload, rows, times[:, e.FIRST], times[:, e.FINISH], tokens)
+        arrivals_s = course.workload.arrival_s[rows]
+        for arrival_s, kept in zip(arrivals_s.tolist(), met.tolist(), strict=True):
+            self.policy.finished(arrival_s, kept)
+
+
+def answered(course: RequestRows, row: int, tokens: int, now_s: float) -> None:
+    """So many tokens of the row's answer were read; the first come with the prompt computed."""
+    state, times = course.state, course.times
+    if np.isnan(times[row, e.FIRST]):
+        times[row, e.FIRST] = now_s
+        state[row, e.LEFT] = 0
+        state[row, e.COMPUTED] = state[row, e.PROMPT]
+    state[row, e.GENERATED] += tokens
+    state[row, e.COMPUTED] = state[row, e.PROMPT] + state[row, e.GENERATED] - 1
+    if state[row, e.GENERATED] >= state[row, e.ANSWER]:
+        times[row, e.FINISH] = now_s
