@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # what is imported only beside packages that are not always there
-ADAPTERS = ("lengthwise.scheduler.vllm_adapter", "lengthwise.training.registry.pyfunc_model")
+ADAPTERS = (
+    "lengthwise.scheduler.vllm_adapter",
+    "lengthwise.scheduler.lmdeploy_adapter",
+    "lengthwise.training.registry.pyfunc_model",
+)
 ENCODERS = (
     "lengthwise.predictor.estimators.encoder",
     "lengthwise.predictor.features.embedding",

@@ -248,6 +248,25 @@ def test_the_request_table_grows_and_reuses_rows():
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 1e5, 1e30])
+def test_classes_of_requests_that_ended_are_forgotten():
+    """Their names come from clients, who may send another one each time."""
+    table = RequestTable(np.linspace(0.05, 0.99, 12))
+
+    def add(name, slo_class):
+        one = tracked()
+        one.request_id, one.slo = name, replace(one.slo, slo_class=slo_class)
+        table.add(one)
+
+    for number in range(300):
+        add("r", f"class-{number}")
+        table.remove("r")
+    for name, slo_class in (("a", "x"), ("b", "x"), ("c", "y")):
+        add(name, slo_class)
+    same, also, other = table.arrays(table.rows(["a", "b", "c"])).class_id
+    assert same == also != other
+    assert max(same, other) < 3
+
+
 def test_logged_features_are_rounded_as_numpy_does(scale):
     rows = (np.random.default_rng(3).standard_normal((3, 200)) * scale).astype(np.float32)
     rows[0, :3] = np.nan, np.inf, -np.inf

@@ -324,19 +324,3 @@ def test_a_plan_begins_with_the_first_tokens_of_the_steps_that_still_run(engine)
     assert behind.running.first_token_s == alone.now_s < behind.now_s
     assert behind.running.generated_tokens == 2
     assert np.isnan(behind.waiting.first_token_s)
-
-
-def test_classes_of_requests_that_ended_are_forgotten():
-    """Their names come from clients, who may send another one each time."""
-    fake = ToyEngine()
-    for number in range(300):
-        fake.add(make_request(f"r{number}", slo_class=f"class-{number}"))
-        fake.run()
-    table = fake.core.table
-    assert len(table) == 0
-    fake.add(make_request("a", slo_class="x"))
-    fake.add(make_request("b", slo_class="x"))
-    fake.add(make_request("c", slo_class="y"))
-    same, also, other = table.arrays(table.rows(["a", "b", "c"])).class_id
-    assert same == also != other
-    assert max(same, other) < 3
