@@ -248,6 +248,14 @@ def test_the_request_table_grows_and_reuses_rows():
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 1e5, 1e30])
+def test_logged_features_are_rounded_as_numpy_does(scale):
+    rows = (np.random.default_rng(3).standard_normal((3, 200)) * scale).astype(np.float32)
+    rows[0, :3] = np.nan, np.inf, -np.inf
+    out = np.empty_like(rows)
+    _round_for_log(rows, out)
+    np.testing.assert_array_equal(out, np.where(np.isfinite(rows), rows, 0.0).round(6))
+
+
 def test_classes_of_requests_that_ended_are_forgotten():
     """Their names come from clients, who may send another one each time."""
     table = RequestTable(np.linspace(0.05, 0.99, 12))
@@ -265,11 +273,3 @@ def test_classes_of_requests_that_ended_are_forgotten():
     same, also, other = table.arrays(table.rows(["a", "b", "c"])).class_id
     assert same == also != other
     assert max(same, other) < 3
-
-
-def test_logged_features_are_rounded_as_numpy_does(scale):
-    rows = (np.random.default_rng(3).standard_normal((3, 200)) * scale).astype(np.float32)
-    rows[0, :3] = np.nan, np.inf, -np.inf
-    out = np.empty_like(rows)
-    _round_for_log(rows, out)
-    np.testing.assert_array_equal(out, np.where(np.isfinite(rows), rows, 0.0).round(6))
