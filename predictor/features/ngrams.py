@@ -9,12 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import njit
-from lengthwise.predictor.features.scan import NEWLINE, WORD, combine
+from lengthwise.predictor.features.scan import FNV_OFFSET, FNV_PRIME, NEWLINE, WORD, combine
 
 HEAD_TOKENS = 10
 _HEAD_MARK = np.uint64(0x9E3779B97F4A7C15)
-_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-_FNV_PRIME = np.uint64(0x100000001B3)
 _SHIFT = np.uint64(31)
 
 
@@ -84,7 +82,7 @@ def count_ngrams(
         seen += 1
         if char_max >= 3 and kinds[t] == WORD:
             for start in range(starts[t] - 1, stops[t] - 1):
-                rolling = _FNV_OFFSET
+                rolling = FNV_OFFSET
                 for offset in range(char_max):
                     at = start + offset
                     if at > stops[t]:
@@ -94,7 +92,7 @@ def count_ngrams(
                         byte = 32
                     else:
                         byte = text[at] + 32 if 65 <= text[at] <= 90 else text[at]
-                    rolling = (rolling ^ np.uint64(byte)) * _FNV_PRIME
+                    rolling = (rolling ^ np.uint64(byte)) * FNV_PRIME
                     if offset >= 2:
                         run = combine(rolling, _HEAD_MARK)
                         used = _add(run, total, slots, buckets, counts, used)

