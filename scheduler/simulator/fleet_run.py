@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.routing_rules import BY_LEDGER

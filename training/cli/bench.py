@@ -131,7 +131,8 @@ def bench(
         str | None,
         typer.Option(
             help="Engine profile, a name or a file: real servers on a device that takes its time "
-            "and computes nothing. --profile is then what the planner takes it for."
+            "and computes nothing; of --instances in turn, with commas. --profile is then what "
+            "the planner takes it for."
         ),
     ] = None,
     warp: Annotated[
@@ -142,8 +143,16 @@ def bench(
     ] = False,
     instances: Annotated[int, typer.Option(min=1, help="With --warp: engines side by side.")] = 1,
     route: Annotated[
-        str, typer.Option(help="With --instances: least-outstanding | round-robin.")
+        str,
+        typer.Option(
+            help="With --instances: the router before stock vLLM, and before all without "
+            "--router: least-outstanding | round-robin | power-of-two | prefix."
+        ),
     ] = "least-outstanding",
+    router: Annotated[
+        str | None,
+        typer.Option(help="With --instances: comma-separated routers, each before every arm."),
+    ] = None,
     search_steps: Annotated[
         int | None, typer.Option(min=0, help="With --warp: annealing steps a plan [its own].")
     ] = None,
@@ -174,6 +183,8 @@ def bench(
 
     if engine not in ENGINES or (warp and engine != "vllm"):
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, --warp is vllm's: {engine}")
+    if router is not None and not warp:
+        raise InputError("several instances are measured in warped time: --router needs --warp")
     params = read_params(sa_params)
     settings = BenchSettings(
         arms=tuple(
@@ -200,12 +211,14 @@ def bench(
     workspace, say = Workspace.current(), console.stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:
         if warp:
+            from lengthwise.training.bench.runners.fleet_runner import parse_routers
             from lengthwise.training.bench.runners.warped_runner import WarpSettings
             from lengthwise.training.bench.warped_session import measure_warped
 
             played = WarpSettings(
                 instances=instances,
                 route=route,
+                routers=() if router is None else parse_routers(router),
                 search_steps=search_steps,
                 host_factor=host_factor,
                 jobs=jobs,
