@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
+from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload, met_of
 
@@ -117,3 +118,28 @@ class FleetResult:
         every = np.arange(len(workload))
         kept = met_of(workload, every, self.first_token_s, self.finish_s, self.output_tokens)
         return kept & np.isfinite(self.finish_s)
+
+
+def pooled_profile(profile: EngineProfile, instances: int) -> EngineProfile:
+    """One engine of so many times the slots, memory and budget, at the same full batch's pace.
+
+    What a fleet of equal instances would do if nothing had to be placed: no router can do better
+    with the same policy but by luck.
+    """
+    step, capacity = profile.step_time, profile.capacity
+    return replace(
+        profile,
+        name=f"{profile.name}-pooled-{instances}",
+        step_time=replace(
+            step,
+            prefill_token_s=step.prefill_token_s / instances,
+            decode_seq_s=step.decode_seq_s / instances,
+            context_token_s=step.context_token_s / instances,
+            graph_tokens=step.graph_tokens * instances,
+        ),
+        capacity=Capacity(
+            capacity.max_num_seqs * instances,
+            capacity.kv_tokens * instances,
+            capacity.max_num_batched_tokens * instances,
+        ),
+    )

@@ -1,4 +1,4 @@
-"""What befalls instances and what they say: nothing ends twice, nothing is lost but what had begun."""
+"""What befalls instances and what they say: nothing ends twice, only what had begun is lost."""
 
 import numpy as np
 import pytest
@@ -220,15 +220,15 @@ def test_a_front_number_without_a_router_is_refused():
 
 @given(
     clocks_s=st.tuples(*[st.sampled_from([0.0, 3600.0, -3600.0, 86400.0])] * 2),
-    shuffled=st.booleans(),
+    repeated=st.booleans(),
     seed=st.integers(0, 20),
 )
 @settings(max_examples=30, deadline=None)
-def test_clocks_an_hour_apart_change_no_choice(clocks_s, shuffled, seed):
+def test_clocks_an_hour_apart_change_no_choice(clocks_s, repeated, seed):
     """Two instances with clocks of their own; now and then an older message comes again."""
 
     def chosen(offsets_s, repeats):
-        rng = np.random.default_rng(seed)
+        rng, tokens = np.random.default_rng(seed), np.random.default_rng(seed)
         now_s = [0.0]
         fleet = Dispatcher(router_named("gain"), engine(), lambda: now_s[0])
         fleet.keep(["a", "b"])
@@ -247,9 +247,7 @@ def test_clocks_an_hour_apart_change_no_choice(clocks_s, shuffled, seed):
                 if repeats:
                     fleet.heard(*said[int(rng.integers(len(said)))])
             router = fleet.router
-            asked = request(key, now_s[0], tokens=float(rng.integers(5, 60)), e2e_s=2.0)
-            rng_after = rng.integers(0, 1)  # both runs draw alike
-            assert rng_after == 0
+            asked = request(key, now_s[0], tokens=float(tokens.integers(5, 60)), e2e_s=2.0)
             (decision,) = router.offer(asked, now_s[0])
             name = "ab"[decision.instance]
             has[name] = [*has[name][-5:], key]
@@ -259,9 +257,7 @@ def test_clocks_an_hour_apart_change_no_choice(clocks_s, shuffled, seed):
         assert fleet.malformed == 0
         return choices
 
-    assert chosen(clocks_s, False) == chosen((0.0, 0.0), False)
-    if shuffled:
-        assert len(chosen(clocks_s, True)) == 40
+    assert chosen(clocks_s, repeated) == chosen((0.0, 0.0), False)
 
 
 # -- prefixes of instances that do not say ----------------------------------------------------
