@@ -51,7 +51,7 @@ POOLED = "pooled"
 class Happening:
     """How states travel, what befalls some places (by number), and how many fronts there are."""
 
-    conditions: FleetConditions = FleetConditions()
+    conditions: FleetConditions = field(default_factory=FleetConditions)
     places: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     fronts: int = 1
 
