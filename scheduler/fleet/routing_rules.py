@@ -70,6 +70,25 @@ def least_outstanding(
     return Choice(t.least(among, k.counts[among]))
 
 
+def vllm_balance(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
+    """vLLM's own among data-parallel engines: who runs and waits, the latter more where KV is full.
+
+    ``max(in flight, waiting + running) + 6 waiting max(0, KV usage - 0.5)``, by the last states and
+    what was sent since.
+    """
+    counts = k.rows.counts[among]
+    waiting = counts[:, fr.ALL] - counts[:, fr.RUNNING]
+    held = np.array(
+        [
+            (k.rows.target[i, :n] - k.rows.left[i, :n]).sum()
+            for i, n in zip(among.tolist(), counts[:, fr.RUNNING].tolist(), strict=True)
+        ]
+    )
+    pressure = np.maximum(held / k.rows.engines[among, fr.KV_TOKENS] - 0.5, 0.0)
+    load = np.maximum(k.counts[among], counts[:, fr.ALL]) + 6.0 * waiting * pressure
+    return Choice(t.least(among, load))
+
+
 def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
     """The least predicted work, this request's own there included."""
     return Choice(t.least(among, k.backlogs_s(now_s)[among] + own_work_s(k, r, among)))
@@ -157,6 +176,7 @@ ROUTING_RULES: dict[str, Rule] = {
     "round-robin": round_robin,
     "power-of-two": power_of_two,
     "least-outstanding": least_outstanding,
+    "vllm": vllm_balance,
     "least-work": least_work,
     "prefix": prefix_match,
     "free-memory": free_memory,

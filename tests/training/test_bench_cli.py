@@ -108,6 +108,8 @@ BAD = {
     "requests must be above 0, got 0": ["bench", "--requests", "0", "--source", "synthetic"],
     "repeats must be above 0, got 0": ["bench", "--repeats", "0", "--source", "synthetic"],
     "unknown policy 'x'": ["bench", "--arms", "x:learned"],
+    "--router needs --warp": ["bench", "--router", "gain"],
+    "unknown router 'nope'": ["bench", "--emulate", "tiny-cpu", "--warp", "--router", "nope"],
     "unknown arrivals 'x'": ["bench", "--arrivals", "x"],
     "predictor 'nope' is neither": ["bench", "--predictor", "nope", "--source", "synthetic"],
     "unexpected argument 'stray'": ["bench", "stray"],

@@ -105,8 +105,9 @@ def log_bench(
 
 
 def arm_label(arm: Mapping[str, Any]) -> str:
-    """``sa:learned``; stock vLLM, which has no lengths, is ``stock``."""
-    return "stock" if arm["policy"] == "stock" else f"{arm['policy']}:{arm['lengths']}"
+    """``sa:learned``; stock vLLM, which has no lengths, is ``stock``; behind its router, if any."""
+    kind = "stock" if arm["policy"] == "stock" else f"{arm['policy']}:{arm['lengths']}"
+    return kind if arm.get("router") is None else f"{arm['router']}/{kind}"
 
 
 def _numbers(arm: Mapping[str, Any]) -> dict[str, float]:

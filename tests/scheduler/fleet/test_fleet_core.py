@@ -263,6 +263,17 @@ def test_what_is_cached_is_no_work():
     assert router.knowledge.cached_tokens(0, asked) == 0.0
 
 
+def test_vllms_balancing_counts_who_waits_more_where_memory_is_short():
+    router = fleet("vllm", n=2, slots=4, kv=256)
+    others = [request(k, tokens=200.0, prompt=56.0) for k in range(7)]
+    router.observe(0, state(1.0, running=range(2), waiting=range(2, 4), generated=60.0), others[:4])
+    router.observe(1, state(1.0, running=range(4, 7), generated=1.0), others[4:])
+    # 4 requests of which 2 wait, at 230 of 256 tokens; 3 that run
+    assert router.route(request(10, 1.0), 1.0).instance == 1
+    # 4 and 4, but one waits while memory is short
+    assert router.route(request(11, 1.0), 1.0).instance == 1
+
+
 # -- what it rests on -------------------------------------------------------------------------
 
 
