@@ -24,13 +24,13 @@ from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.simulator import engine as e
 from lengthwise.scheduler.simulator.fleet_instance import FleetInstance
+from lengthwise.scheduler.simulator.fleet_states import request_of, state_of
 from lengthwise.scheduler.simulator.fleet_terms import (
     FleetConditions,
     FleetPlace,
     FleetResult,
 )
 from lengthwise.scheduler.simulator.instance import Course
-from lengthwise.scheduler.simulator.prefix_cache import cached_tokens
 from lengthwise.scheduler.simulator.run import check_memory
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
@@ -206,7 +206,7 @@ class _Fleet:
             return []
         known = self.routers[front].knowledge.known
         return [
-            self.request_of(row)
+            request_of(self.workload, row)
             for row in state.keys.tolist()
             if self.front_of[row] != front and row not in known
         ]
@@ -249,59 +249,14 @@ class _Fleet:
         delay_s = c.state_delay_s
         if c.state_jitter_s > 0.0:
             delay_s += c.state_jitter_s * self.rng.random()
-        self.push(taken_s + delay_s, DELIVER, i, self.state_of(i, taken_s))
-
-    def state_of(self, i: int, taken_s: float) -> InstanceState:
-        """What the instance says of itself."""
-        instance = self.instances[i]
-        course, cache = self.course, instance.cache
-        running = instance.running[: instance.running_count]
-        recovering, waiting = instance.split_queue()
-        keys = np.concatenate([running, recovering, waiting])
-        left = course.state[keys, e.LEFT].astype(np.float64)
-        cached = np.zeros(len(keys))
-        prefixes: dict[int, float] = {}
-        if cache is not None:
-            queued = keys[len(running) :]
-            cached[: len(running)] = cache.shared[running]
-            cached[len(running) :] = cached_tokens(cache, queued, course.state[queued, e.LEFT])
-            left[len(running) :] -= cached[len(running) :]
-            there = cache.resident[: len(cache.users)]
-            prefixes = {int(self.prefixes[g]): float(there[g]) for g in np.flatnonzero(there)}
         self.stated[i] += 1
-        return InstanceState(
-            taken_s=taken_s,
-            keys=keys,
-            running=len(running),
-            recovering=len(recovering),
-            generated_tokens=course.state[keys, e.GENERATED].astype(np.float64),
-            prefill_left_tokens=left,
-            cached_tokens=cached,
-            first_token_s=course.times[keys, e.FIRST],
-            cached_prefixes=prefixes,
-            epoch=int(self.epochs[i]),
-            sequence=int(self.stated[i]),
-        )
-
-    def request_of(self, row: int) -> FleetRequest:
-        w = self.workload
-        shared = w.prefix_id is not None and w.prefix_tokens is not None
-        return FleetRequest(
-            row,
-            float(w.arrival_s[row]),
-            float(w.prompt_tokens[row]),
-            w.quantiles[row],
-            float(w.ttft_s[row]),
-            float(w.tpot_s[row]),
-            float(w.e2e_s[row]),
-            float(w.weight[row]),
-            int(w.prefix_id[row]) if shared and w.prefix_id is not None else NO_PREFIX,
-            float(w.prefix_tokens[row]) if shared and w.prefix_tokens is not None else 0.0,
-        )
+        life = int(self.epochs[i]), int(self.stated[i])
+        state = state_of(self.course, instance, self.prefixes, taken_s, life)
+        self.push(taken_s + delay_s, DELIVER, i, state)
 
     def offer(self, row: int, now_s: float) -> None:
         """The request reaches the router."""
-        request = self.request_of(row)
+        request = request_of(self.workload, row)
         began = time.perf_counter()
         try:
             decisions = self.router_of(row).offer(request, now_s)
