@@ -287,16 +287,25 @@ class Knowledge:
             SPREAD,
         )
 
-    def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:
-        """``(c, 5)``: see `gain.gains`; of a request that was met."""
+    def gains(
+        self,
+        request: FleetRequest,
+        candidates: IntArray,
+        now_s: float,
+        enough: float = math.inf,
+    ) -> FloatArray:
+        """``(c, 5)``: see `gain.gains`; of a request that was met.
+
+        Of the first candidate alone where its gain is ``enough``.
+        """
         found = np.empty((len(candidates), 5))
         cached = self.all_cached(request, candidates)
         self.make_room(int(self.rows.counts[candidates, fr.ALL].max()))
-        gains(
+        asked = gains(
             self.rows, self.known.columns, candidates, self.known.slot(request.key), cached,
-            self.weighing(now_s), self.scratch, found,
+            self.weighing(now_s), self.scratch, enough, found,
         )  # fmt: skip
-        return found
+        return found[:asked]
 
     def make_room(self, rows: int) -> None:
         """For so many rows an instance, and one more."""

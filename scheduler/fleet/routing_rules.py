@@ -158,6 +158,8 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
     """Where the fleet's expected attainment rises most; among equals the least predicted work.
 
     Of many candidates those of the least work are scored, and the one that has most of its prefix.
+    A request can hardly bring more than itself: where the candidate of the least work brings that,
+    it is the choice whatever the others are worth, and they are not asked.
     """
     work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
     if len(among) > MOST_SCORED:
@@ -165,10 +167,11 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
         if r.prefix >= 0:
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
         among, work_s = among[few], work_s[few]
-    found = k.gains(r, among, now_s)
+    among = among[np.argsort(work_s, kind="stable")]
+    enough = (1.0 - NEAR) * r.weight if r.has_objective and r.weight > 0.0 else np.inf
+    found = k.gains(r, among, now_s, enough)
     gain = found[:, GAIN]
-    near = np.flatnonzero(gain >= gain.max() - NEAR * max(r.weight, 1e-9))
-    chosen = near[np.argmin(work_s[near])]
+    chosen = int(np.argmax(gain >= gain.max() - NEAR * max(r.weight, 1e-9)))
     return Choice(int(among[chosen]), float(gain[chosen]), float(found[chosen, CHANCE]))
 
 
