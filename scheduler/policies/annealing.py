@@ -77,7 +77,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
-        self._limits: tuple[float, float] = (np.inf, np.inf)
+        self._limits: tuple[float, float, float] = (np.inf, np.inf, 1.0)
         self._last = LastOrder()
 
     @classmethod
@@ -120,7 +120,7 @@ class AnnealingPolicy:
             late = shot.rows.latest_s[waiting] < shot.now_s
             waiting = np.concatenate([waiting[~late], waiting[late]])
         waiting -= shot.waiting
-        engine, (most, prefill) = shot.engine, best.limits
+        engine, (most, prefill, period) = shot.engine, best.limits
         return Plan(
             order=np.concatenate([rest[0][waiting], rest[1]]),
             cost=-value,
@@ -130,6 +130,7 @@ class AnnealingPolicy:
             preempt=np.flatnonzero(best.given_up),
             max_running=int(most) if most < engine.slots else None,
             max_prefill_tokens=int(prefill) if prefill < engine.batched_tokens else None,
+            prefill_period=int(period) if period > 1.0 else None,
         )
 
     def finished(self, arrival_s: float, met: bool) -> None:
@@ -208,6 +209,8 @@ class AnnealingPolicy:
             kinds.append(s.BATCH)
         if "prefill" in parts and self._may("limits", now_s):
             kinds.append(s.PREFILL)
+        if "period" in parts and picture.engine.eager_s > 0.0 and self._may("limits", now_s):
+            kinds.append(s.PERIOD)
         if may_yield:
             kinds.append(s.SLOT)
         return np.array(kinds, dtype=np.int64)
@@ -234,7 +237,7 @@ class AnnealingPolicy:
         best: s.Parts,
     ) -> None:
         """Step 7, and what the next plan starts from."""
-        self._limits = (float(best.limits[0]), float(best.limits[1]))
+        self._limits = (float(best.limits[0]), float(best.limits[1]), float(best.limits[2]))
         self._last.remember(shot.rows.arrival_s[best.order])
         if self.settings.trust:
             promise_chances(self.trust, shot, picture, best, start, rule)
