@@ -24,12 +24,7 @@ class Settings:
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
-    parts: tuple[str, ...] = (
-        "order",
-        "limits",
-        "prefill",
-        "period",
-    )  # and "slots": what may change
+    parts: tuple[str, ...] = ("order", "limits", "prefill", "period")  # to change; and "slots"
     uncertain_order: bool = False  # whether to search orders where lengths are uncertain, too
     trust: bool = True
 
