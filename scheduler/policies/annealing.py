@@ -209,7 +209,7 @@ class AnnealingPolicy:
             kinds.append(s.BATCH)
         if "prefill" in parts and self._may("limits", now_s):
             kinds.append(s.PREFILL)
-        if "period" in parts and  self._may("limits", now_s):
+        if "period" in parts and self._may("limits", now_s):
             kinds.append(s.PERIOD)
         if may_yield:
             kinds.append(s.SLOT)

@@ -128,8 +128,8 @@ def draw_case(
     prefixes: int,
     skip_late: bool,
     ahead_s: float,
-    period: float,
-    rested: float,
+    period: float = 1.0,
+    rested: float = np.inf,
 ) -> Case:
     rng = np.random.default_rng(seed)
     running = min(running, slots)

@@ -38,7 +38,7 @@ def same(found, wanted):
 PLAIN = {
     "running": 3, "recovering": 1, "waiting": 6, "coming": 4, "slots": 6, "kv_tokens": 50_000,
     "batched_tokens": 130, "speed": 1.0, "max_running": 1e9, "max_prefill": 1e9, "prefixes": 0,
-    "skip_late": False, "ahead_s": 100.0, "period": 1.0, "rested": np.inf,
+    "skip_late": False, "ahead_s": 100.0,
 }  # fmt: skip
 
 

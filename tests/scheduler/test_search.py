@@ -24,7 +24,7 @@ BUSY = {
 def start_of(case):
     """A start as the policy makes one: nobody gives up a slot, limits within the engine's."""
     engine = case.engine
-    limits = np.array([engine.slots, engine.batched_tokens])
+    limits = s.no_limits(engine)
     return s.Parts(case.order.copy(), np.zeros(case.running, dtype=np.int64), limits)
 
 
