@@ -1,4 +1,4 @@
-"""Simulated annealing over a plan's four parts: order, slots given up, batch limit, prefill limit.
+"""Simulated annealing over a plan: order, slots given up, batch limit, prefill limit and period.
 
     plan = best = start;  T = first
     until the steps or the time end:

@@ -1,4 +1,4 @@
-"""The ``sa`` policy: a plan of four parts, found by annealing on an honest rollout.
+"""The ``sa`` policy: a plan of five parts, found by annealing on an honest rollout.
 
 1. Forecast: recent requests stand for the arrivals of the next seconds (``plan.forecast``).
 2. Rows: what everybody needs, and how sure that is (``plan.rows``); ``planning_picture`` has both.
@@ -6,8 +6,9 @@
    the last plan's; each without limits and under the last plan's, with the overdue in front
    (``candidate_starts``).
 4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
-5. Annealing over batch limit and prefill limit, over the order where lengths are known, and
-   where asked for over slots given up (``plan.search``); never worth less than the best start.
+5. Annealing over batch limit, prefill limit and prefill period, over the order where lengths are
+   known, and where asked for over slots given up (``plan.search``); never worth less than the best
+   start.
 6. Out of sample: where lengths are uncertain, lengths drawn anew choose between what was found and
    what it began with (``plan.out_of_sample``).
 7. Promise: what the plan says everybody's chances are, and would be without each of its parts,
