@@ -12,6 +12,7 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
+from lengthwise.scheduler.fleet.known_prefixes import PrefixMemory
 from lengthwise.scheduler.fleet.known_requests import (
     CACHED,
     MEAN,
@@ -20,7 +21,6 @@ from lengthwise.scheduler.fleet.known_requests import (
     KnownRequests,
 )
 from lengthwise.scheduler.fleet.ledger import Ledger
-from lengthwise.scheduler.fleet.prefix_memory import PrefixMemory
 from lengthwise.scheduler.profile import EngineProfile
 
 SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     StepRow,
     StepSummary,
     StepTally,
 )
-from lengthwise.scheduler.vllm_adapter.emulated.front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.nominal_time import NominalTime, pace_plans
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EMULATE_KEY,

@@ -125,7 +125,7 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
     from lengthwise.scheduler.fleet.make_router import make_router
     from lengthwise.scheduler.profile import load_profile
     from lengthwise.scheduler.vllm_adapter.emulated import fleet
-    from lengthwise.scheduler.vllm_adapter.emulated.front import EngineRequest, Front
+    from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
     from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
     from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lengthwise.scheduler.fleet.dispatcher import Dispatcher
 from lengthwise.scheduler.fleet.knowledge import SILENT_AFTER_S
+from lengthwise.scheduler.fleet.known_prefixes import PrefixMemory
 from lengthwise.scheduler.fleet.make_router import ROUTERS
-from lengthwise.scheduler.fleet.prefix_memory import PrefixMemory
 from lengthwise.scheduler.fleet.state_message import Published, PublishedRow
 from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
 from lengthwise.scheduler.simulator.fleet_terms import FleetConditions, FleetPlace

@@ -14,7 +14,7 @@ from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.problem import Plan, Problem
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated import fleet
-from lengthwise.scheduler.vllm_adapter.emulated.front import EngineRequest, Front
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError, PlayerProcess
 from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids

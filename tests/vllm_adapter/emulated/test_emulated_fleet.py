@@ -15,7 +15,7 @@ from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
 from lengthwise.scheduler.fleet.state_message import Published, PublishedRow
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.emulated.front import (
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import (
     FLEET_KEY,
     EngineRequest,
     Front,
