@@ -164,8 +164,8 @@ class OpeningDesk:
         """
         states = list(self._states(watched.request_id))
         if not states or not steps:
-            waits = steps and not watched.known and self._clock() - watched.since_s < _UNSEEN_S
-            return False if waits else None
+            is_new = not watched.known and self._clock() - watched.since_s < _UNSEEN_S
+            return False if steps and is_new else None
         watched.known = True
         begun, done = False, True
         for name, state in states:
