@@ -16,9 +16,6 @@ from lengthwise.predictor.reading import by_levels
 
 OPENING_BLOCKS = ("structure", "text")
 KNOWN_LEVELS = np.array((0.1, 0.3, 0.5, 0.7, 0.9))  # of what the prompt said
-_MEDIAN = 2
-# lengths are learned as multiples of what the prompt said, in units that none is below one of
-_UNITS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class OpeningReading:
     """An estimator of answers that have reached ``tokens`` tokens; its levels are its own.
 
     It knows the prompt's columns, the quantiles said of the prompt, and columns of the opening
-    (``features``), and says by what factor the answer will be off the prompt's median.
+    (``features``).
     """
 
     tokens: int
@@ -51,7 +48,7 @@ class OpeningReading:
         out = np.empty((len(columns), len(self.conformal.levels)))
         for levels, members in by_levels(self.conformal, classes):
             out[members] = self.estimator.predict_log_quantiles(columns[members], levels)
-        return out + (known[:, _MEDIAN] - np.log(_UNITS))[:, None]
+        return out
 
 
 def columns_of(
@@ -59,8 +56,3 @@ def columns_of(
 ) -> NDArray[np.float32]:
     """What is learned from: the prompt's features, what was said of it, the opening's columns."""
     return np.column_stack((rows, known, read)).astype(np.float32)
-
-
-def multiples_of(y: Floats, known: Floats) -> Floats:
-    """Lengths in tokens, (n,), as multiples of what was said of their prompts: what is learned."""
-    return np.maximum(_UNITS * y / np.exp(known[:, _MEDIAN]), 1.0)

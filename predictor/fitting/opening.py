@@ -18,12 +18,7 @@ from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.opening_text import OPENING_TOKENS, opening_of
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.fitting.held_out import crossed_levels
-from lengthwise.predictor.opening import (
-    OPENING_BLOCKS,
-    OpeningReading,
-    columns_of,
-    multiples_of,
-)
+from lengthwise.predictor.opening import OPENING_BLOCKS, OpeningReading, columns_of
 
 _LEAST_ROWS = 300
 _TEXT = {"bits": 15, "components": 24}
@@ -93,7 +88,7 @@ def _fitted(
     seed: int,
     n_jobs: int,
 ) -> OpeningReading:
-    y = multiples_of(table["output_tokens"].to_numpy(np.float64), known)
+    y = table["output_tokens"].to_numpy(np.float64)
     groups = table["group"].astype(str).tolist()
     features = PromptFeatures(HashedText(random_state=seed, **_TEXT), OPENING_BLOCKS)
     texts = pd.DataFrame({"prompt": list(openings), "slo_class": table["slo_class"].tolist()})
@@ -102,6 +97,6 @@ def _fitted(
     columns = columns_of(rows, known, read)
     estimator.fit(columns, y, censored=censored, groups=groups)
     levels = ConformalLevels.none(DEFAULT_LEVELS)
-    if estimator.held_out_:  # shares and calibration are found on multiples, as what is learned
-        levels = crossed_levels(estimator, table.assign(output_tokens=y), {}, seed)
+    if estimator.held_out_:
+        levels = crossed_levels(estimator, table, {}, seed)
     return OpeningReading(after, features, estimator, levels)
