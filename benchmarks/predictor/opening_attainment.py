@@ -41,6 +41,7 @@ from lengthwise.training.bench.comparison.workload_source import (
 )
 
 PREDICTORS = Path(".lengthwise") / "opening-predictors"
+# of which "prompt" is what all others are compared with
 ARMS = ("prompt", "opening", "true after", "oracle")
 SHAPES = ("tiny-cpu", "shape-many-slots", "shape-little-memory", "shape-slow-steps")
 
@@ -55,6 +56,7 @@ class Draw:
     seed: int
     requests: int
     late_tokens: int
+    arms: tuple[str, ...] = ARMS
 
 
 @lru_cache(maxsize=2)
@@ -109,13 +111,15 @@ def play(draw: Draw) -> dict[str, Any]:
     openings = openings_of(requests, pack, draw.late_tokens)
     true, _ = length_rows(requests, "oracle", predictor_of(pack))
     after = OpeningEstimates(openings.after_tokens[:1], true[None])
+    told = {
+        "prompt": (rows, None),
+        "opening": (rows, openings),
+        "true after": (rows, after),
+        "oracle": (true, None),
+    }
     found = {}
-    for arm, known, later in (
-        ("prompt", rows, None),
-        ("opening", rows, openings),
-        ("true after", rows, after),
-        ("oracle", true, None),
-    ):
+    for arm in draw.arms:
+        known, later = told[arm]
         workload = to_sim(requests, known, levels)
         result = simulate(workload, make_policy("sa", seed=draw.seed), profile, openings=later)
         found[arm] = {
@@ -131,7 +135,15 @@ def play(draw: Draw) -> dict[str, Any]:
 def draws_of(options: argparse.Namespace) -> list[Draw]:
     """Every cell and seed."""
     return [
-        Draw(shape, workload, load, seed, options.requests, options.late_tokens)
+        Draw(
+            shape,
+            workload,
+            load,
+            seed,
+            options.requests,
+            options.late_tokens,
+            ("prompt", *options.arms),
+        )
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for shape in options.shapes
         for workload in options.workloads
@@ -144,10 +156,11 @@ def show(lines: list[dict[str, Any]]) -> dict[str, Any]:
     cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for line in lines:
         cells.setdefault((line["shape"], line["workload"], line["load"]), []).append(line["arms"])
-    body, all_gains = [], {arm: [] for arm in ARMS[1:]}
+    arms = [arm for arm in lines[0]["arms"] if arm != "prompt"]
+    body, all_gains = [], {arm: [] for arm in arms}
     for cell, runs in sorted(cells.items()):
         row = [*cell, f"{100 * np.mean([run['prompt']['attainment'] for run in runs]):.1f}"]
-        for arm in ARMS[1:]:
+        for arm in arms:
             gains = [100 * (r[arm]["attainment"] - r["prompt"]["attainment"]) for r in runs]
             all_gains[arm] += gains
             mean, half = interval(gains)
@@ -155,7 +168,7 @@ def show(lines: list[dict[str, Any]]) -> dict[str, Any]:
         body.append(row)
     means = {arm: interval(gains) for arm, gains in all_gains.items()}
     body.append(["all", "", "", "", *(f"{m:+.2f} ± {h:.2f}" for m, h in means.values())])
-    print_table(["shape", "workload", "load", "prompt, %", *(f"{a}, points" for a in ARMS[1:])],
+    print_table(["shape", "workload", "load", "prompt, %", *(f"{arm}, points" for arm in arms)],
                 body)  # fmt: skip
     return {arm: {"points": mean, "half": half} for arm, (mean, half) in means.items()}
 
@@ -171,6 +184,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--workloads", nargs="+", default=["mixed", "paper"])
     parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.2, 1.6])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS[1:]), choices=ARMS[1:])
     parser.add_argument("--table", action="store_true", help="only the table of what is there")
     options = parser.parse_args()
     if options.table:
