@@ -33,7 +33,7 @@ from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
-from lengthwise.predictor.opening import KNOWN_LEVELS, OpeningReading
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, Reading
 
 FORMAT_VERSION = 1

@@ -22,7 +22,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
-from lengthwise.predictor.opening import KNOWN_LEVELS, OpeningReading
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, Reading, by_levels
 
 ANY_CLASS = "*"  # the key of the prior over all classes

@@ -31,7 +31,7 @@ from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.simulator.openings import OpeningEstimates
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.training.bench.comparison.workload_source import (
     capacity_rps,

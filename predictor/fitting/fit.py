@@ -22,15 +22,15 @@ from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.fitting.fit_openings import fit_openings
 from lengthwise.predictor.fitting.held_out import (
     HeldOut,
     conformal_levels,
     crossed_levels,
     weigh,
 )
-from lengthwise.predictor.fitting.opening import fit_openings
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
-from lengthwise.predictor.opening import KNOWN_LEVELS, OpeningReading
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, joined
 
 Progress = Callable[[str, float], None]  # what is being done, share done
@@ -63,7 +63,7 @@ def fit_predictor(
     (`predictor.estimators.blend`), except beside a reader, too dear to be trained once a fold.
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
     `causal_reader` a causal model that says the lengths of what it reads, where that pays;
-    with `openings` answers that have begun are estimated anew (`predictor.opening`), which needs
+    with `openings` answers that have begun are estimated anew (`predictor.opening_reading`), which needs
     the default estimator, no causal reader, and the answers' text.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.

@@ -22,7 +22,7 @@ from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
-from lengthwise.scheduler.simulator.openings import OpeningEstimates
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.prefix_cache import (
     PrefixCacheState,
     cached_tokens,

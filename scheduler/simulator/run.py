@@ -10,7 +10,7 @@ from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
 from lengthwise.scheduler.simulator.instance import Course, PlanCost, SimInstance
-from lengthwise.scheduler.simulator.openings import OpeningEstimates
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
 
 

@@ -42,7 +42,7 @@ def with_answers(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 @pytest.fixture(scope="module", autouse=True)
 def counting_words() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr("lengthwise.predictor.fitting.opening.load_counter", lambda name: words)
+    patch.setattr("lengthwise.predictor.fitting.fit_openings.load_counter", lambda name: words)
     yield
     patch.undo()
 

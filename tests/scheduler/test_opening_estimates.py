@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.simulator.openings import OpeningEstimates
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 

@@ -264,7 +264,7 @@ def _fit(
     steps: console.Steps,
 ) -> LengthPredictor:
     from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor
-    from lengthwise.predictor.fitting.opening import check_openings
+    from lengthwise.predictor.fitting.fit_openings import check_openings
 
     def progress(what: str, share: float) -> None:
         if share < 1:

@@ -18,7 +18,7 @@ from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.opening_text import OPENING_TOKENS, opening_of
 from lengthwise.predictor.features.text import HashedText
 from lengthwise.predictor.fitting.held_out import crossed_levels
-from lengthwise.predictor.opening import OPENING_BLOCKS, OpeningReading, columns_of
+from lengthwise.predictor.opening_reading import OPENING_BLOCKS, OpeningReading, columns_of
 
 _LEAST_ROWS = 300
 _TEXT = {"bits": 15, "components": 24}
@@ -36,7 +36,7 @@ def fit_openings(
     """An estimator for each of OPENING_TOKENS, and what a card says of them.
 
     ``table`` are the rows to learn from, ``rows`` their features, (n, f), ``known`` what the
-    estimator of prompts says of each at `opening.KNOWN_LEVELS` unseen, (n, 5), and ``censored``,
+    estimator of prompts says of each at `opening_reading.KNOWN_LEVELS` unseen, (n, 5), and ``censored``,
     (n,), which answers were cut off. Rows without the
     answer's text are left out; where too few are left there is no estimator. InputError where
     the tokenizer that counted the table cannot be had.

@@ -1,6 +1,6 @@
 """What an answer's opening tells of what is left of it: error with it and without it.
 
-    python -m benchmarks.predictor.opening --packs gpt35 --seeds 5 6
+    python -m benchmarks.predictor.opening_accuracy --packs gpt35 --seeds 5 6
 
 For the test answers that have reached 16 and 48 tokens: error of the median of what is left, its
 order, and the pinball loss of its quantiles. "prompt" is what the default predictor says given that
@@ -104,7 +104,7 @@ def main() -> None:
                 rows.append([tokens, way, *(f"{interval(values)[0]:.3f}" for values in cells)])
         print(f"\n{pack}, seeds {', '.join(map(str, options.seeds))}, tokens left\n")
         print_table(["after", "by", *METRICS], rows)
-    finish("opening", result)
+    finish("opening_accuracy", result)
 
 
 if __name__ == "__main__":
