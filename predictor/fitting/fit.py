@@ -63,8 +63,8 @@ def fit_predictor(
     (`predictor.estimators.blend`), except beside a reader, too dear to be trained once a fold.
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
     `causal_reader` a causal model that says the lengths of what it reads, where that pays;
-    with `openings` answers that have begun are estimated anew (`predictor.opening_reading`), which needs
-    the default estimator, no causal reader, and the answers' text.
+    with `openings` answers that have begun are estimated anew (`predictor.opening_reading`), which
+    needs the default estimator, no causal reader, and the answers' text.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.
     InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
