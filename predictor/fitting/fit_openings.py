@@ -38,7 +38,8 @@ def fit_openings(
     ``table`` are the rows to learn from, ``rows`` their features, (n, f), ``known`` what the
     estimator of prompts says of each at `opening_reading.KNOWN_LEVELS` unseen, (n, 5), and
     ``censored``, (n,), which answers were cut off. Rows without the answer's text are left out;
-    where too few are left there is no estimator. InputError where the tokenizer that counted the table cannot be had.
+    where too few are left there is no estimator. InputError where the tokenizer that counted the
+    table cannot be had.
     """
     answers = table["response"] if "response" in table else pd.Series([None] * len(table))
     has_text = answers.notna().to_numpy()
