@@ -349,11 +349,40 @@ def test_a_predictor_that_was_replaced_is_not_asked():
     assert [version for _, _, version, _ in sent(client)] == ["v2"]  # which the engine refuses
 
 
-def test_vllm_shows_what_is_looked_at():
-    processor = pytest.importorskip("vllm.v1.engine.output_processor")
-    outputs = processor.OutputProcessor(None, log_stats=False)
-    assert outputs.external_req_ids.get("r", ()) == ()
-    assert outputs.request_states == {}
-    detokenizer = pytest.importorskip("vllm.v1.engine.detokenizer")
-    assert callable(detokenizer.IncrementalDetokenizer().num_output_tokens)
-    assert "output_text" in detokenizer.BaseIncrementalDetokenizer.__init__.__code__.co_names
+@pytest.mark.parametrize("detokenize", [True, False])
+def test_vllms_own_outputs_are_read_where_it_makes_text(tiny_dir, detokenize):
+    processing = pytest.importorskip("vllm.v1.engine.output_processor")
+    from transformers import AutoTokenizer
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    client, _, desk, predictor = served()
+    outputs = processing.OutputProcessor(tokenizer if detokenize else None, log_stats=False)
+    client.app.state.engine_client.output_processor = outputs
+    ids = tokenizer.encode(" Certainly, here are the rivers of the world:" * 4)
+    params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY)  # nothing is streamed
+    request = EngineCoreRequest(
+        "r-0-abc", [1, 2], None, params, None, 0.0, None, None, None, external_req_id="r-0"
+    )
+
+    async def scenario():
+        await post(client, chat("a b"))
+        outputs.add_request(request, "a b")
+        desk.look()
+        for token in ids[:18]:
+            outputs.process_outputs([EngineCoreOutput("r-0-abc", [token])])
+        desk.look()
+        await settled(desk, 1)
+        outputs.abort_requests(["r-0-abc"], internal=True)
+        desk.look()
+        assert desk.status()["watched"] == 0
+
+    asyncio.run(scenario())
+    assert desk.counts == {"ok" if detokenize else "textless": 1}
+    if detokenize:
+        ((opening, tokens, _, _),) = predictor.opened
+        whole = tokenizer.decode(ids[:18])
+        assert whole.startswith(opening)
+        assert 0.8 < len(opening) / len(whole) < 0.95
+        assert [(name, tokens) for name, _, _, tokens in sent(client)] == [("r-0-abc", 16)]

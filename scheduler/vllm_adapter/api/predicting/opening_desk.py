@@ -177,8 +177,8 @@ class OpeningDesk:
             passed = max((step for step in steps if step <= generated), default=0)
             if passed > watched.told.get(name, 0):
                 watched.told[name] = passed
-                opening = cut_to(detokenizer.output_text, generated, passed)
-                self._ask(watched, name, passed, opening)
+                text = getattr(detokenizer, "output_text", "")  # none where only ids are wanted
+                self._ask(watched, name, passed, cut_to(text, generated, passed))
             done = done and watched.told.get(name, 0) == steps[-1]
         return None if done else begun
 
@@ -189,7 +189,7 @@ class OpeningDesk:
                 yield name, state
 
     def _ask(self, watched: _Watched, name: str, tokens: int, opening: str) -> None:
-        if not opening:  # not turned into text
+        if not opening:
             self._count("textless")
             return
         asked_s = self._clock()
