@@ -381,7 +381,7 @@ def test_vllms_own_outputs_are_read_where_it_makes_text(tiny_dir, detokenize):
     asyncio.run(scenario())
     assert desk.counts == {"ok" if detokenize else "textless": 1}
     if detokenize:
-        ((opening, tokens, _, _),) = predictor.opened
+        ((opening, _, _, _),) = predictor.opened
         whole = tokenizer.decode(ids[:18])
         assert whole.startswith(opening)
         assert 0.8 < len(opening) / len(whole) < 0.95
