@@ -360,7 +360,7 @@ def test_vllms_own_outputs_are_read_where_it_makes_text(tiny_dir, detokenize):
     client, _, desk, predictor = served()
     outputs = processing.OutputProcessor(tokenizer if detokenize else None, log_stats=False)
     client.app.state.engine_client.output_processor = outputs
-    ids = tokenizer.encode(" Certainly, here are the rivers of the world:" * 4)
+    ids = tokenizer.encode(" Certainly, here are the rivers:" * 9, add_special_tokens=False)
     params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY)  # nothing is streamed
     request = EngineCoreRequest(
         "r-0-abc", [1, 2], None, params, None, 0.0, None, None, None, external_req_id="r-0"
