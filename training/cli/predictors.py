@@ -51,6 +51,12 @@ def train(
             help="Add states of a causal model where they pay: smollm2, a folder, or a hub name."
         ),
     ] = None,
+    openings: Annotated[
+        bool,
+        typer.Option(
+            "--openings", help="Estimate answers anew once they have begun, by their first words."
+        ),
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read a log larger than memory in pieces.")
     ] = False,
@@ -87,6 +93,10 @@ def train(
         raise InputError("--stream reads a request log: give --from-log DIR")
     if reader is not None and stream:
         raise InputError("--reader needs the prompts, and --stream reads features only")
+    if openings and (estimator != "lightgbm" or reader is not None or from_log is not None):
+        raise InputError(
+            "--openings goes with lightgbm and answers' texts, with no --reader or log"
+        )
     from lengthwise.training.train.pipeline import TrainConfig, print_result
     from lengthwise.training.train.pipeline import train as run
 
@@ -96,6 +106,7 @@ def train(
         reader=settings,
         embedding=embedding,
         causal_reader=reader if reader is None or not Path(reader).is_dir() else _absolute(reader),
+        openings=openings,
         stream=stream,
         decision=decision,
         seed=seed,

@@ -39,7 +39,8 @@ class TrainConfig:
 
     ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
     ``embedding`` names a frozen encoder whose columns are added to the features, ``causal_reader``
-    a causal model whose states are, where they pay; with ``stream`` a request log larger than
+    a causal model whose states are, where they pay; with ``openings`` answers that have begun are
+    estimated anew; with ``stream`` a request log larger than
     memory is read in pieces; with ``decision`` the simulator says what the predictor is worth to
     the scheduler.
     """
@@ -51,6 +52,7 @@ class TrainConfig:
     limit: int | None = None
     embedding: str | None = None
     causal_reader: str | None = None
+    openings: bool = False
     stream: bool = False
     decision: bool = False
     register: bool = False
@@ -76,6 +78,7 @@ class TrainResult:
     importances: Mapping[str, float]
     duration_s: float
     causal_reader: Mapping[str, Any] | None = None
+    openings: Mapping[str, Any] | None = None
     unused: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class TrainResult:
             "importances": dict(self.importances),
             "duration_s": round(self.duration_s, 2),
             "causal_reader": None if self.causal_reader is None else dict(self.causal_reader),
+            "openings": None if self.openings is None else dict(self.openings),
             "unused": dict(self.unused),
         }
 
@@ -142,6 +146,7 @@ def train(
             "limit": config.limit,
             "embedding": config.embedding,
             "causal_reader": config.causal_reader,
+            "openings": config.openings,
             **config.reader,
             **{f"rows_{side}": n for side, n in rows.items()},
             "feature_contract": predictor.feature_contract,
@@ -167,6 +172,7 @@ def train(
         importances=predictor.card["importances"],
         duration_s=time.perf_counter() - started,
         causal_reader=predictor.card.get("causal_reader"),
+        openings=predictor.card.get("openings"),
         unused=unused,
     )
 
@@ -258,12 +264,15 @@ def _fit(
     steps: console.Steps,
 ) -> LengthPredictor:
     from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor
+    from lengthwise.predictor.fitting.fit_openings import check_openings
 
     def progress(what: str, share: float) -> None:
         if share < 1:
             steps.step(what)
 
     train_rows, calibration_rows = parts["train"], parts["calibration"]
+    if config.openings:
+        check_openings(train_rows)
     if base is not None:
         if config.estimator != DEFAULT_ESTIMATOR:
             raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
@@ -279,6 +288,7 @@ def _fit(
         seed=config.seed,
         embedding=config.embedding,
         causal_reader=config.causal_reader,
+        openings=config.openings,
         reader_params=dict(config.reader),
         progress=progress,
     )
@@ -334,6 +344,8 @@ def print_result(result: TrainResult) -> None:
         print(line)
     if reader := result.causal_reader:
         print(_reader_line(reader))
+    if result.openings is not None:
+        print(_openings_line(result.openings))
     if result.importances:
         shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
         print(f"Read most (share of the boosters' gain): {shares}")
@@ -349,6 +361,15 @@ def _reader_line(reader: Mapping[str, Any]) -> str:
     gains = ", ".join(f"{name} {gain:.1%}" for name, gain in reader["gains"].items()) or "no class"
     asked = ", ".join(reader["classes"]) or "none, so it is left out"
     return f"Reader {reader['model']}: of what words leave open it explains {gains}; asked: {asked}"
+
+
+def _openings_line(openings: Mapping[str, Any]) -> str:
+    """How many answers each later estimate was learned from."""
+    learned = ", ".join(
+        f"{said['rows']:,} after {tokens} tokens" for tokens, said in openings["after"].items()
+    )
+    lacking = f"; {openings['without_text']:,} without text" if openings["without_text"] else ""
+    return f"Openings of answers learned from: {learned or 'too few'}{lacking}"
 
 
 def _print_decision(decision: Mapping[str, Any]) -> None:

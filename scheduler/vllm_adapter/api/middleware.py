@@ -97,6 +97,7 @@ class LengthwiseMiddleware:
             self.router_status,
             always_several=not self.has_layers,
             reader_status=self.front.reader.status,
+            openings_status=self.front.openings.status,
         )
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)
