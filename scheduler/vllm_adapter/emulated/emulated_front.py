@@ -152,6 +152,9 @@ class Front:
         """The request as the front of a server would describe it."""
         said = request.xargs
         quantiles = said.get("pred_quantiles") or np.ones(len(self._levels))
+        ttft_s, tpot_s, e2e_s = (
+            said.get(f"slo_{name}_ms", math.inf) / 1e3 for name in ("ttft", "tpot", "e2e")
+        )
         prefix = NO_PREFIX
         if request.prefix is not None:
             prefix = self._prefixes.setdefault(request.prefix, len(self._prefixes))
@@ -160,7 +163,9 @@ class Front:
             request.arrival_s,
             float(len(request.prompt_token_ids)),
             np.asarray(quantiles, dtype=np.float64),
-            *(said.get(f"slo_{name}_ms", math.inf) / 1e3 for name in ("ttft", "tpot", "e2e")),
+            ttft_s,
+            tpot_s,
+            e2e_s,
             prefix=prefix,
             prefix_tokens=float(request.prefix_tokens),
         )
