@@ -48,6 +48,7 @@ from lengthwise.scheduler.vllm_adapter.api.request_body import (
 )
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS, Reader
 from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
+from lengthwise.scheduler.vllm_adapter.api.trailers import leave_out_trailers
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -81,6 +82,7 @@ class LengthwiseMiddleware:
         self.front = Front(self.settings, self.service, self._metrics)
         self._readers = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="request-body")
         compile_passes()
+        leave_out_trailers()
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
