@@ -224,7 +224,13 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
         return ()
-    return tuple(sorted(parse_object(text, "--sa-params").items()))
+    from lengthwise.scheduler.policies.policy_params import checked_params
+
+    params = parse_object(text, "--sa-params")
+    try:
+        return tuple(sorted(checked_params("sa", params).items()))
+    except ValueError as error:
+        raise InputError(f"--sa-params: {error}") from error
 
 
 def demo(
