@@ -74,7 +74,8 @@ def promote(
     """
     from lengthwise.training.bench import judge as promotion
     from lengthwise.training.bench.served import server_of
-    from lengthwise.training.registry.models import check_writable, resolve_predictor
+    from lengthwise.training.registry.connection import check_writable
+    from lengthwise.training.registry.models import resolve_predictor
     from lengthwise.training.registry.promotions import roll_back
 
     if rollback:

@@ -21,6 +21,8 @@ from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.training import console
 from lengthwise.training.registry import models as registry
 from lengthwise.training.registry.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training.registry.connection import check_writable
+from lengthwise.training.registry.training_runs import log_training_run
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def train(
     if config.causal_reader is not None:
         steps.step(f"looking for the reader {config.causal_reader}")
         check_reader(config.causal_reader)
-    registry.check_writable(workspace)
+    check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
     predictor, parts, unused = (_fit_streamed if config.stream else _fit_table)(
@@ -133,7 +135,7 @@ def train(
     rows["train"] = int(predictor.card["train_rows"])
     directory = workspace.new_run_dir("train") / "predictor"
     predictor.save(directory)
-    logged = registry.log_training_run(
+    logged = log_training_run(
         directory,
         params={
             "source": source,
