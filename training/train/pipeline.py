@@ -124,8 +124,7 @@ def train(
     steps.step("evaluating")
     metrics = evaluate(predictor, parts["test"], parts.get("train", parts["calibration"]))
     if config.decision:
-        steps.step("simulating what the lengths are worth")
-        metrics["decision"] = decision_value(predictor, parts["test"])
+        metrics["decision"] = decision_value(predictor, parts["test"], steps=steps)
     predictor.card["metrics"] = metrics
     steps.step("drawing")
     label = str(predictor.card["source_label"])
