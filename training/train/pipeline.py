@@ -270,6 +270,8 @@ def _fit(
             raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
         if config.causal_reader is not None:
             raise InputError("a reader needs prompt text, and the log holds none")
+        if config.embedding is not None:
+            raise InputError("an embedding needs prompt text, and the log holds none")
         return fit_on_features(
             base, train_rows, calibration_rows, seed=config.seed, progress=progress
         )
