@@ -8,7 +8,8 @@ from dataclasses import fields
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning_cases import check_plan, draw_problem
+from planning_cases import draw_problem
+from test_policies import check_plan
 
 from lengthwise.scheduler.policies.annealing_settings import Settings
 from lengthwise.scheduler.policies.make import check_policy, make_policy
@@ -85,7 +86,7 @@ def numbers_of(policy, **narrower):
 @settings(max_examples=60, deadline=None)
 @given(numbers_of("sa", iterations=(0, 3), most_expected=(0, 2_000)), st.integers(0, 9))
 def test_within_the_bounds_a_plan_is_made(params, seed):
-    shortest = params.get("shortest_horizon_s", Settings.shortest_horizon_s)
+    shortest = params.get("shortest_horizon_s", Settings().shortest_horizon_s)
     params["longest_horizon_s"] = max(shortest, params.get("longest_horizon_s", 0.0))
     problem = draw_problem(seed, waiting=6)
     check_plan(make_policy("sa", **params)(problem), problem)

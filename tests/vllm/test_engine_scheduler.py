@@ -285,7 +285,7 @@ def test_a_session_goes_on_under_a_plans_limit(engine):
     fake.scheduler.add_request(make_request("s"))  # the end of the input
     fake.run()
     assert {"runs", "r0", "r1", "s"} <= set(fake.finished)
-    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"] == {}
+    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"].keys() <= {"no-prediction"}
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
