@@ -44,6 +44,7 @@ from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import Planned
 from lengthwise.scheduler.vllm_adapter.engine.queue.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.requests.prefix_cache_view import PrefixCacheView
+from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
@@ -201,6 +202,7 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def shutdown(self) -> None:
         """Flush the logs, then vLLM's own."""
+        end_quickly()
         self.core.close()
         super().shutdown()
 
