@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CODE = """
-import atexit, gc, sys
+import atexit, sys
 from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 
 class Told:
@@ -17,7 +17,6 @@ cycle = [Told()]
 cycle.append(cycle)
 del cycle
 atexit.register(print, "handlers run", flush=True)
-gc.disable()
 if "quickly" in sys.argv:
     end_quickly()
     end_quickly()
