@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 _WRAPPED = "lengthwise_wrapped"
+_HOOK = "on_headers_complete"
 
 
 def leave_out_trailers() -> None:
@@ -22,7 +23,7 @@ def leave_out_trailers() -> None:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
         return
-    complete = getattr(HttpToolsProtocol, "on_headers_complete", None)
+    complete = getattr(HttpToolsProtocol, _HOOK, None)
     if complete is None or getattr(complete, _WRAPPED, False):
         return
 
@@ -33,4 +34,4 @@ def leave_out_trailers() -> None:
         protocol.headers = list(getattr(protocol, "headers", ()))
 
     setattr(on_headers_complete, _WRAPPED, True)
-    HttpToolsProtocol.on_headers_complete = on_headers_complete  # type: ignore[method-assign]
+    setattr(HttpToolsProtocol, _HOOK, on_headers_complete)

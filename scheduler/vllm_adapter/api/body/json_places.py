@@ -85,7 +85,7 @@ def _reads_as(text: Bytes, start: int, stop: int, name: Bytes) -> bool:
             return False
         code = 0
         for j in range(i + 2, i + 6):
-            digit = text[j]
+            digit = int(text[j])
             code = code * 16 + (digit - 48 if digit <= 57 else (digit | 32) - 87)
         if code != letter:
             return False

@@ -65,8 +65,7 @@ NAMED = (
     | {"extra_args", "background", "previous_response_id"}
 )
 """Members that are read wherever they stand, and before others where not all can be."""
-_NAMES = np.array([name.encode() for name in sorted(NAMED)])
-_NAMES = _NAMES.view(np.uint8).reshape(len(NAMED), -1)
+_NAMES = np.array(sorted(name.encode() for name in NAMED)).view(np.uint8).reshape(len(NAMED), -1)
 # of images, sound and files, which nobody predicts on
 _NO_TEXT = frozenset(("url", "data", "image_url", "file_data", "image", "audio", "video", "file"))
 
