@@ -5,7 +5,7 @@ workload is simulated four times, with lengths unknown (`none`), one Gaussian a 
 paper's profile), predicted (`learned`) and true (`oracle`).
 
 How many requests are simulated is a budget of planning, not of seconds, so that the figures do not
-depend on the machine: two for each row of the test side, within bounds. More would only draw the
+depend on the machine: four for each row of the test side, within bounds. More would only draw the
 same prompts again.
 """
 
@@ -35,8 +35,9 @@ _MEANING = {
     "learned": "predicted lengths",
     "oracle": "true lengths",
 }
-_REQUESTS_A_ROW = 2
-_LEAST_REQUESTS, MOST_REQUESTS = 400, 2000
+_REQUESTS_A_ROW = 4
+# in fewer no queue builds up, and every source of lengths attains the same
+_LEAST_REQUESTS, MOST_REQUESTS = 1000, 2000
 
 
 def decision_value(

@@ -259,6 +259,7 @@ class Core:
             paused=paused,
             may_yield=self.may_yield,
             held_slots=held_slots,
+            rested_steps=self.timer.rested_steps,
         )
 
     def stepped(

@@ -169,6 +169,7 @@ class Planner:
         tokens_per_step: float,
         draft_tokens: int,
         held_slots: int,
+        rested_steps: float,
     ) -> Problem:
         """The picture as a policy is asked; ``held_slots`` are not there to be given."""
         slots = max(1, self.capacity.max_num_seqs - held_slots)
@@ -184,6 +185,7 @@ class Planner:
             recovering=recovering,
             tokens_per_step=tokens_per_step,
             decode_budget_tokens=1 + draft_tokens,
+            rested_steps=rested_steps,
         )
 
     def capacity_status(self) -> dict[str, int]:
