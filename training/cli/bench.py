@@ -20,12 +20,14 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.pairs import check_predictor_of, refuse
 from lengthwise.training.cli.results_shown import report, show
 from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 ENGINES = ("vllm", "lmdeploy")
+WARPED_ONLY = ("instances", "route", "router", "search_steps", "host_factor", "sa_params", "jobs")
 
 
 def register(app: typer.Typer) -> None:
@@ -183,13 +185,24 @@ def bench(
 
     if engine not in ENGINES or (warp and engine != "vllm"):
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, --warp is vllm's: {engine}")
-    if router is not None and not warp:
-        raise InputError("several instances are measured in warped time: --router needs --warp")
+    wanted = parse_arms(arms)
+    if not warp:
+        refuse(ctx, WARPED_ONLY, "goes with --warp")
+    elif instances == 1:
+        refuse(ctx, ("route", "router"), "chooses among several --instances")
+    if all(arm.policy != "sa" for arm in wanted):
+        refuse(ctx, ("sa_params",), f"no arm of {arms} is policy sa")
+    if duration is not None:
+        refuse(ctx, ("requests",), f"stands for --duration {duration:g}: give one of them")
+    if recalibrate:
+        why = "is taken as it is, got --recalibrate with it"
+        refuse(ctx, ("emulate", "profile", "capacity_rps"), why)
+    if Path(workload).is_file():
+        refuse(ctx, ("source", "arrivals"), f"goes with a named workload, got the file {workload}")
+    predictor_or_none = check_predictor_of(wanted, predictor, "--predictor")
     params = read_params(sa_params)
     settings = BenchSettings(
-        arms=tuple(
-            replace(arm, params=params) if arm.policy == "sa" else arm for arm in parse_arms(arms)
-        ),
+        arms=tuple(replace(arm, params=params) if arm.policy == "sa" else arm for arm in wanted),
         workload=workload,
         source=source,
         arrivals=arrivals,
@@ -200,7 +213,7 @@ def bench(
         seed=seed,
         timeout_s=timeout,
         capacity_rps=capacity_rps,
-        predictor=predictor,
+        predictor=predictor_or_none,
         profile=profile,
         plan_budget_ms=plan_budget_ms,
         model=model,
@@ -237,7 +250,13 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
         return ()
-    return tuple(sorted(parse_object(text, "--sa-params").items()))
+    from lengthwise.scheduler.policies.policy_params import checked_params
+
+    params = parse_object(text, "--sa-params")
+    try:
+        return tuple(sorted(checked_params("sa", params).items()))
+    except ValueError as error:
+        raise InputError(f"--sa-params: {error}") from error
 
 
 def demo(

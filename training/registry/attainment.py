@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.training.registry.card import flatten
-from lengthwise.training.registry.model_names import MODEL_NAME
-from lengthwise.training.registry.models import (
-    EXPERIMENT,
-    KIND_TAG,
-    MODEL_ID_TAG,
-    ResolvedPredictor,
-    connect,
-    experiment_id,
-)
+from lengthwise.training.registry.connection import EXPERIMENT, connect, experiment_id
+from lengthwise.training.registry.model_names import KIND_TAG, MODEL_ID_TAG, MODEL_NAME
+from lengthwise.training.registry.models import ResolvedPredictor
 from lengthwise.training.workspace import Workspace
 
 VERSION_TAG = "lengthwise.version"

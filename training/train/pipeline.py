@@ -21,6 +21,8 @@ from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.training import console
 from lengthwise.training.registry import models as registry
 from lengthwise.training.registry.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training.registry.connection import check_writable
+from lengthwise.training.registry.training_runs import log_training_run
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def train(
     if config.causal_reader is not None:
         steps.step(f"looking for the reader {config.causal_reader}")
         check_reader(config.causal_reader)
-    registry.check_writable(workspace)
+    check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
     predictor, parts, unused = (_fit_streamed if config.stream else _fit_table)(
@@ -126,8 +128,7 @@ def train(
     steps.step("evaluating")
     metrics = evaluate(predictor, parts["test"], parts.get("train", parts["calibration"]))
     if config.decision:
-        steps.step("simulating what the lengths are worth")
-        metrics["decision"] = decision_value(predictor, parts["test"])
+        metrics["decision"] = decision_value(predictor, parts["test"], steps=steps)
     predictor.card["metrics"] = metrics
     steps.step("drawing")
     label = str(predictor.card["source_label"])
@@ -137,7 +138,7 @@ def train(
     rows["train"] = int(predictor.card["train_rows"])
     directory = workspace.new_run_dir("train") / "predictor"
     predictor.save(directory)
-    logged = registry.log_training_run(
+    logged = log_training_run(
         directory,
         params={
             "source": source,
@@ -278,6 +279,8 @@ def _fit(
             raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
         if config.causal_reader is not None:
             raise InputError("a reader needs prompt text, and the log holds none")
+        if config.embedding is not None:
+            raise InputError("an embedding needs prompt text, and the log holds none")
         return fit_on_features(
             base, train_rows, calibration_rows, seed=config.seed, progress=progress
         )
