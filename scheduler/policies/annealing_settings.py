@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PARTS = ("order", "slots", "limits", "prefill", "period")  # of a plan
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -29,7 +31,7 @@ class Settings:
     trust: bool = True
 
     def __post_init__(self) -> None:
-        if unknown := set(self.parts) - {"order", "slots", "limits", "prefill", "period"}:
+        if unknown := set(self.parts) - set(PARTS):
             raise ValueError(f"unknown parts {sorted(unknown)}")
         if not 0 < self.shortest_horizon_s <= self.longest_horizon_s or self.horizon <= 0:
             raise ValueError(

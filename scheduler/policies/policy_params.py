@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lengthwise.data.errors import shown
+from lengthwise.scheduler.policies.annealing_settings import PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "head": Number(2, _ROWS, whole=True),
         "reach": Number(2, _ROWS, whole=True),
         "losing": Number(0, 1),
-        "parts": Words(("order", "slots", "limits", "prefill")),
+        "parts": Words(PARTS),
         "uncertain_order": Flag(),
         "trust": Flag(),
     },
