@@ -20,6 +20,7 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.demo_real import demo_real
 from lengthwise.training.cli.results_shown import report, show
 from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
@@ -37,13 +38,12 @@ def register(app: typer.Typer) -> None:
     app.command("bench", context_settings=passing_on)(bench)
     app.command("report")(report)
     app.command("demo")(demo)
+    app.command("demo-real")(demo_real)
 
 
 def calibrate(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Option(help=MODEL_HELP)
-    ] = "tiny",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Profile to write.")] = None,
     workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "paper",
     source: SourceOption = None,
@@ -111,9 +111,7 @@ def bench(
         int | None,
         typer.Option("--repeats", "--seeds", help="Runs of every arm [3; a file is played once]."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help=MODEL_HELP)
-    ] = "tiny",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "tiny",
     predictor: Annotated[
         str, typer.Option(help="Model URI or directory, for learned and class lengths.")
     ] = DEFAULT_PREDICTOR,

@@ -69,7 +69,7 @@ class GeneratedRunner(EngineRunner):
         return replace(done, records=records)
 
     def describe(self) -> dict[str, Any]:
-        """Model, limits and machine, how answers were drawn, and how alike those of the arms are."""
+        """Model, limits, machine, how answers were drawn, and how alike those of the arms are."""
         generation = self._generation
         base = next(iter(self._records), None)
         return super().describe() | {
@@ -124,13 +124,16 @@ def agreement(ours: Sequence[RequestRecord], base: Sequence[RequestRecord]) -> s
 def asked_of(source: WorkloadSource, profile: EngineProfile) -> WorkloadSource:
     """A named workload with objectives this engine can be asked for, its prompts as they are.
 
-    Those of the arena are of an engine whose step takes a few milliseconds; a file's stand.
+    Those of the arena are of an engine whose step takes a few milliseconds; a file's stand. The
+    name says that lengths are not the source's.
     """
+    name = f"{source.name}-generated"
     if source.table is None:
-        return source
+        return replace(source, name=name)
     workload = source.workload or arena_workload(source.name)
     return replace(
         source,
+        name=name,
         workload=replace(workload, gpu=replace(workload.gpu, prompts=1.0)),
         profile=replace(profile, scale="gpu"),
     )
