@@ -29,7 +29,8 @@ from lengthwise.training.real_demo.real_stages import Stages
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
-FEWEST_PROMPTS = 150  # of which a fifth and less judge and calibrate: see train.pipeline.MIN_ROWS
+FEWEST_PROMPTS = 200  # a seventh of them calibrates, and train.pipeline.MIN_ROWS are needed
+ARENA_SEED = 0  # of the split whose test side the arena draws from
 RPS = 1.0  # only the order of the drawn requests is used where they are sent closed loop
 
 
@@ -98,7 +99,8 @@ def run_real_demo(
     given = ["--source", source] if settings.source else []
 
     def foreign() -> dict[str, Any]:
-        return site.run("train", "--pack", source, "--seed", str(settings.seed), "--register",
+        # the arena judges on the test side of this split
+        return site.run("train", "--pack", source, "--seed", str(ARENA_SEED), "--register",
                         "--no-decision", "--json")  # fmt: skip
 
     def calibrated() -> dict[str, Any]:
@@ -167,10 +169,13 @@ def learn(
             answers = send(
                 server.url, PACKAGED, todo, settings.generation, slots=slots, on_done=steps.advance
             )
-        trained = site.run("train", "--from-log", str(log), "--seed", str(settings.seed),
+        # its prompts are one side of the arena's split: they are split by another seed
+        trained = site.run("train", "--from-log", str(log), "--seed", str(ARENA_SEED + 1),
                            "--alias", "challenger", "--no-decision", "--json")  # fmt: skip
-        decision = site.run("promote", "--from-log", str(log), "--champion", version,
-                            "--challenger", str(trained["model_uri"]), "--json", refusable=True)  # fmt: skip
+        decision = site.run(
+            "promote", "--from-log", str(log), "--champion", version,
+            "--challenger", str(trained["model_uri"]), "--json", refusable=True,
+        )  # fmt: skip
         served, reload_s = version, None
         if decision["promoted"]:
             served = str(trained["model_uri"])
