@@ -56,13 +56,13 @@ def send(
     slots: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Send them, somewhat more at a time than the engine has slots; what came back, in figures.
+    """Send them, somewhat more at a time than the engine has slots; how it went, in figures.
 
     Raises:
         BenchError: more than one in twenty got no answer.
     """
     if not requests:
-        return {"sent": 0, "lost": 0}
+        return {"sent": 0, "lost": 0, "tokens_per_s": None}
     bodies = [chat_body(r, i, generation, model=model) for i, r in enumerate(requests)]
     replies = asyncio.run(
         drive_closed(
@@ -77,13 +77,19 @@ def send(
     if len(lost) > _LOST_SHARE * len(replies):
         raise BenchError(f"{len(lost)} of {len(replies)} prompts got no answer: {lost[0]}")
     done = [r for r in replies if not r.error]
-    tokens = np.array([r.output_tokens for r in done])
+    tokens = sum(r.output_tokens for r in done)
     ends = [r.send_s + (r.e2e_s or 0.0) for r in done]
+    return {"sent": len(replies), "lost": len(lost), "tokens_per_s": tokens / max(ends)}
+
+
+def log_figures(log: Path) -> dict[str, Any]:
+    """How many answers a log holds, how many were cut at the limit, and how long they are."""
+    frame = read_request_log(log)
+    frame = frame[answered(frame)]
+    tokens = frame["output_tokens"].to_numpy(float)
     return {
-        "sent": len(replies),
-        "lost": len(lost),
-        "cut_at_max_tokens": sum(r.cut for r in done),
+        "answered": len(frame),
+        "cut_at_max_tokens": int((frame["status"] == "length").sum()),
         "mean_tokens": float(tokens.mean()),
         "quartiles_tokens": [float(q) for q in np.quantile(tokens, (0.25, 0.5, 0.75))],
-        "tokens_per_s": float(tokens.sum() / max(ends)),
     }

@@ -23,7 +23,12 @@ from lengthwise.training import console
 from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.generation import Generation
 from lengthwise.training.packaged_model import DESCRIPTION, packaged_model
-from lengthwise.training.real_demo.own_traffic import left_to_send, real_prompts, send
+from lengthwise.training.real_demo.own_traffic import (
+    left_to_send,
+    log_figures,
+    real_prompts,
+    send,
+)
 from lengthwise.training.real_demo.real_site import RealSite
 from lengthwise.training.real_demo.real_stages import Stages
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
@@ -186,7 +191,7 @@ def learn(
         status = server.status()
     return {
         "foreign": version,
-        "answers": answers | {"wanted": len(drawn)},
+        "answers": answers | log_figures(log),
         "trained": trained,
         "decision": decision,
         "reload_s": reload_s,

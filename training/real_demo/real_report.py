@@ -189,4 +189,6 @@ def _arm_row(arm: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> list[str
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
+    if value is None:
+        return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
