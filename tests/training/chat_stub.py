@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from bench_stub import Stub
+from bench_stub import Stub, running
+
+
+__all__ = ["ChatStub", "running"]
 
 
 @dataclass
