@@ -19,17 +19,6 @@ def ours_but(*kept):
     return {f"lengthwise.{package}" for package in OURS if package not in kept}
 
 
-# what names LMDeploy and torch; the rest of its adapter runs in ours
-IN_LMDEPLOYS_PROCESS = (
-    "cpu_attention",
-    "cpu_device",
-    "cpu_engine_process",
-    "live_pool",
-    "lmdeploy_server",
-    "planned_pool",
-    "timed_executor",
-    "virtual_engine",
-)
 WALLS = {
     # package: (forbidden, modules left out because they may)
     "data": (ENGINE | LEARNING | {"mlflow", "matplotlib"} | ours_but("data"), ()),
@@ -46,7 +35,7 @@ WALLS = {
         (
             "lengthwise.scheduler.vllm_adapter",
             "lengthwise.scheduler.ray_adapter",
-            *(f"lengthwise.scheduler.lmdeploy_adapter.{name}" for name in IN_LMDEPLOYS_PROCESS),
+            "lengthwise.scheduler.lmdeploy_adapter.inside",
         ),
     ),
     "training": (ENGINE | {"mlflow"}, ("lengthwise.training.registry.pyfunc_model",)),
@@ -136,8 +125,8 @@ def test_only_its_adapter_names_ray():
 
 
 def test_only_its_adapter_names_lmdeploy():
-    files = {f"{LMDEPLOY_ADAPTER}/{name}.py" for name in IN_LMDEPLOYS_PROCESS}
-    assert who_imports("lmdeploy") == files - {f"{LMDEPLOY_ADAPTER}/live_pool.py"}
+    where = {Path(path).parent.as_posix() for path in who_imports("lmdeploy")}
+    assert where == {f"{LMDEPLOY_ADAPTER}/inside"}
 
 
 def test_the_scheduler_core_needs_numpy_numba_scipy_and_data_only():
@@ -169,6 +158,8 @@ ROOM_WALLS = {
     LMDEPLOY_ADAPTER: (ADAPTER, RAY_ADAPTER),
     f"{ADAPTER}/api": (f"{ADAPTER}/engine", f"{ADAPTER}/worker"),
     f"{ADAPTER}/engine": (f"{ADAPTER}/api", f"{ADAPTER}/worker"),
+    f"{ADAPTER}/engine/queue": (f"{ADAPTER}/engine/plans", f"{ADAPTER}/engine/observed"),
+    f"{ADAPTER}/engine/requests": (f"{ADAPTER}/engine/plans", f"{ADAPTER}/engine/observed"),
     f"{ADAPTER}/worker": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),
     f"{ADAPTER}/server": (f"{ADAPTER}/api", f"{ADAPTER}/engine"),
     f"{ADAPTER}/wire": tuple(f"{ADAPTER}/{room}" for room in ("api", "engine", "server", "worker")),

@@ -12,7 +12,10 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_predictor
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import (
+    PredictionService,
+    load_predictor,
+)
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

@@ -27,10 +27,10 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.step_decisions import Decision
+from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed

@@ -32,7 +32,7 @@ def main() -> None:
         print(json.dumps({"version": metadata.version("lmdeploy")}), file=out, flush=True)
         play_all(sys.stdin, out)
     elif command == "serve":
-        from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_server import ServeOptions, serve
+        from lengthwise.scheduler.lmdeploy_adapter.inside.lmdeploy_server import ServeOptions, serve
 
         serve(ServeOptions(**json.loads(sys.argv[2])))
     else:
@@ -41,8 +41,8 @@ def main() -> None:
 
 def play_all(tasks: TextIO, out: TextIO) -> None:
     """Answer every line of ``tasks`` with one line."""
+    from lengthwise.scheduler.lmdeploy_adapter.inside.virtual_engine import play
     from lengthwise.scheduler.lmdeploy_adapter.play_messages import read_task, result_line
-    from lengthwise.scheduler.lmdeploy_adapter.virtual_engine import play
 
     logging.getLogger("lmdeploy").setLevel(logging.ERROR)
     for line in tasks:

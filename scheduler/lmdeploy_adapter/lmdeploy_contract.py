@@ -87,7 +87,9 @@ def _engine() -> Iterable[str]:
 
 def _executor() -> Iterable[str]:
     base = import_module("lmdeploy.pytorch.engine.executor.base").ExecutorBase
-    ours = import_module("lengthwise.scheduler.lmdeploy_adapter.timed_executor").TimedExecutor
+    ours = import_module(
+        "lengthwise.scheduler.lmdeploy_adapter.inside.timed_executor"
+    ).TimedExecutor
     wanted = ("cache_config", "backend_config", "dist_config", "misc_config")
     missing = _untaken(base.__init__, *wanted)
     own = {name for name in vars(ours) if callable(getattr(ours, name)) and name[0] != "_"}

@@ -25,10 +25,10 @@ from lengthwise.scheduler.ray_adapter.router_list import routers
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics, api_metrics
 from lengthwise.scheduler.vllm_adapter.api.asgi import Receive, Scope, Send, read_body, send_whole
-from lengthwise.scheduler.vllm_adapter.api.data_parallel import without_rank
-from lengthwise.scheduler.vllm_adapter.api.fleet_desk import FleetRequests
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, current_call
+from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import without_rank
+from lengthwise.scheduler.vllm_adapter.api.instances.fleet_desk import FleetRequests
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, current_call
 from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER, ServerSettings, make_settings
 
 logger = logging.getLogger("ray.serve")

@@ -50,7 +50,7 @@ class LengthwiseServer(LLMServer):
     async def _join(self) -> None:
         """Stand before the engine's client, and build the application."""
         from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-        from lengthwise.scheduler.vllm_adapter.api.sequences import attach
+        from lengthwise.scheduler.vllm_adapter.api.body.sequences import attach
 
         client = self._client()
         unread = api_metrics().unread
@@ -59,7 +59,7 @@ class LengthwiseServer(LLMServer):
 
     async def forward(self, request: Forwarded) -> AsyncIterator[Started | bytes]:
         """Answer a client's request: first `Started`, then pieces of the body as they come."""
-        from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
+        from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, calling
 
         said = request.call
         call = Call(scope={"path": request.path})

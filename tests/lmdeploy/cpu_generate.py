@@ -13,7 +13,7 @@ os.environ |= {"LMDEPLOY_ENABLE_CHECK_ENV": "0", "LMDEPLOY_SKIP_WARMUP": "1"}
 
 import torch
 
-from lengthwise.scheduler.lmdeploy_adapter import cpu_device
+from lengthwise.scheduler.lmdeploy_adapter.inside import cpu_device
 
 TOKENS = {"memory": 120}
 SETTINGS = {

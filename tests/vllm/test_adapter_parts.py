@@ -14,11 +14,11 @@ from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.api.batching import _round_for_log
-from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit, better_model
-from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
-from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
-from lengthwise.scheduler.vllm_adapter.engine.steps import StepTimer, TokensPerStep
+from lengthwise.scheduler.vllm_adapter.api.predicting.batching import _round_for_log
+from lengthwise.scheduler.vllm_adapter.engine.observed.refit import StepTimeRefit, better_model
+from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepTimer, TokensPerStep
+from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import RequestTable, Tracked
 from lengthwise.scheduler.vllm_adapter.priors import generic_priors, load_priors
 from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles

@@ -7,7 +7,7 @@ import time
 import pytest
 from engineless import FakeEngine, make_request
 
-from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
+from lengthwise.scheduler.vllm_adapter.engine.requests.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]

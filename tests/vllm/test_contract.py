@@ -14,7 +14,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter import supported
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler, VllmQueue
 from lengthwise.scheduler.vllm_adapter.server.hooks import probe
 from lengthwise.scheduler.vllm_adapter.supported import (

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from toy_engine import ToyEngine, make_request
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 

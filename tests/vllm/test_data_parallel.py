@@ -12,13 +12,17 @@ from lengthwise.data.slo import Slo
 from lengthwise.scheduler.fleet.state_message import VERSION
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.data_parallel import (
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
+from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import (
     DataParallelRouter,
     data_parallel_router,
     without_rank,
 )
-from lengthwise.scheduler.vllm_adapter.api.engines import ask_all, one_answer, status_of_all
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach, calling
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import (
+    ask_all,
+    one_answer,
+    status_of_all,
+)
 from lengthwise.scheduler.vllm_adapter.server.command import cores_of_each, data_parallel_size
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS

@@ -14,8 +14,8 @@ from vllm.v1.request import RequestStatus
 
 from lengthwise.data.request_log import STATUSES, read_request_log
 from lengthwise.scheduler.problem import Plan
+from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import ANSWERED
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import _STATUS, _accepted, outcome_status
-from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import ANSWERED
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
 
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api import large_body, request_body
-from lengthwise.scheduler.vllm_adapter.api.large_body import pieces, read_large, spliced
-from lengthwise.scheduler.vllm_adapter.api.request_body import MOST_INLINE_BYTES, parse_body
+from lengthwise.scheduler.vllm_adapter.api.body import large_body, request_body
+from lengthwise.scheduler.vllm_adapter.api.body.large_body import pieces, read_large, spliced
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import MOST_INLINE_BYTES, parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 
 SLOS = SloTable.from_dict(TABLE)
@@ -328,7 +328,7 @@ def test_many_prompts_leave_others_their_turn():
 def test_a_server_that_is_ready_compiles_nothing_more():
     """In a process of its own: one version of each pass, for bytes and bytearrays."""
     code = """
-from lengthwise.scheduler.vllm_adapter.api import large_body
+from lengthwise.scheduler.vllm_adapter.api.body import large_body
 large_body.compile_passes()
 passes = [large_body.extent, large_body.find_parts, large_body.ends_of_text]
 print(*(len(one.signatures) for one in passes))

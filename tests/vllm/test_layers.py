@@ -17,7 +17,7 @@ from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.scheduler.vllm_adapter.api import middleware
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 ORIGIN = {"origin": "http://page.example"}

@@ -11,8 +11,8 @@ import pytest
 from engineless import FakeEngine, make_request
 from prometheus_client import REGISTRY
 
-from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.vllm_adapter.engine.observed.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 

@@ -11,13 +11,13 @@ from prometheus_client import REGISTRY
 from toy_engine import ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
-from lengthwise.scheduler.vllm_adapter.engine import planning
-from lengthwise.scheduler.vllm_adapter.engine.in_force import (
+from lengthwise.scheduler.vllm_adapter.engine.plans import planning
+from lengthwise.scheduler.vllm_adapter.engine.plans.in_force import (
     LEAST_STEPS,
     STALE_INTERVALS,
     PlanInForce,
 )
-from lengthwise.scheduler.vllm_adapter.engine.plan_thread import PlanThread
+from lengthwise.scheduler.vllm_adapter.engine.plans.plan_thread import PlanThread
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 LIMIT_S = 20.0

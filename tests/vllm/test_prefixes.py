@@ -14,8 +14,8 @@ from toy_engine import make_request as toy_request
 
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
-from lengthwise.scheduler.vllm_adapter.engine.prefixes import PLACES
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.requests.prefixes import PLACES
 
 SHARED = list(range(5, 5 + 10 * BLOCK))
 

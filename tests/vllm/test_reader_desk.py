@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 from test_middleware import CHAT, COMPLETIONS, Client, WordPredictor
 
-from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import REESTIMATE_METHOD
 
 

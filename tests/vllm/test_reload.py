@@ -14,10 +14,10 @@ from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.api import candidate
-from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.candidate import PROBES, load_checked
 from lengthwise.scheduler.vllm_adapter.api.own_routes import configuring
+from lengthwise.scheduler.vllm_adapter.api.predicting import candidate
+from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.predicting.candidate import PROBES, load_checked
 from lengthwise.scheduler.vllm_adapter.live import (
     LivePredictor,
     LiveState,

@@ -13,7 +13,7 @@ from test_middleware import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.batch_runner import install, vllm_runner
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 

@@ -13,7 +13,7 @@ from test_middleware import CHAT, COMPLETIONS, Client, Params, WordPredictor
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach, calling
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 
 LISTED = ["Say yes.", "Write a long story about a lighthouse keeper."]
@@ -231,8 +231,8 @@ def test_a_whole_that_is_said_to_end_early_waits_for_what_still_runs(tiny_dir):
 )
 def test_every_whole_is_booked_once_whatever_comes(wholes, order):
     """Parts known or not, some never started, ends in any order, the word of the end too."""
-    from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
-    from lengthwise.scheduler.vllm_adapter.engine.wholes import Wholes, together
+    from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import Outcome
+    from lengthwise.scheduler.vllm_adapter.engine.observed.wholes import Wholes, together
     from lengthwise.scheduler.vllm_adapter.wire.hints import Whole
 
     gathered, events, booked = Wholes(), [], []

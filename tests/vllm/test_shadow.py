@@ -11,8 +11,8 @@ from test_middleware import COMPLETIONS, Client, WordPredictor
 from test_reload import Live, role
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.shadow import Shadow
+from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
+from lengthwise.scheduler.vllm_adapter.api.predicting.shadow import Shadow
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 

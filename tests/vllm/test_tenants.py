@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.tenants import (
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.requests.tenants import (
     MOST_TENANTS,
     OTHER,
     TenantIds,

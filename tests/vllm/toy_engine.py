@@ -11,9 +11,9 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.vllm_adapter.engine.control import Control
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 

@@ -30,7 +30,7 @@ FAULTS = (
 
 def injected_faults(bench: Bench) -> None:
     """Everything that one pair of servers can bear."""
-    with small_disk(bench.scratch / "disk", "64m") as limited:
+    with small_disk(bench.scratch / "disk", "256m") as limited:
         log_dir = bench.scratch / "disk" / "log"
         faults = Faults(bench.scratch / "faults.json")
         stock = bench.server("stock", None, [])

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints

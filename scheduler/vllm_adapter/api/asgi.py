@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.api.large_body import pieces
+from lengthwise.scheduler.vllm_adapter.api.body.large_body import pieces
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

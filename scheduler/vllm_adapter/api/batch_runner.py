@@ -18,12 +18,12 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.engines import engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import ParsedRequest, parse_body
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
-from lengthwise.scheduler.vllm_adapter.api.prediction import load_service
-from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, parse_body
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import load_service
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS, settings_from_environment
 
 _SHUTDOWN_S = 10

@@ -16,16 +16,16 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.data_parallel import (
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import ParsedRequest, hints_of
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach
+from lengthwise.scheduler.vllm_adapter.api.body.texts import prompt_texts
+from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import (
     DataParallelRouter,
     data_parallel_router,
 )
-from lengthwise.scheduler.vllm_adapter.api.engines import ask_all
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
-from lengthwise.scheduler.vllm_adapter.api.reader_desk import ReaderDesk
-from lengthwise.scheduler.vllm_adapter.api.request_body import ParsedRequest, hints_of
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, attach
-from lengthwise.scheduler.vllm_adapter.api.texts import prompt_texts
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.predicting.reader_desk import ReaderDesk
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction

@@ -30,24 +30,27 @@ from lengthwise.scheduler.vllm_adapter.api.asgi import (
     read_limited,
     route_path,
 )
-from lengthwise.scheduler.vllm_adapter.api.data_parallel import without_rank
-from lengthwise.scheduler.vllm_adapter.api.earlier_responses import history_of
-from lengthwise.scheduler.vllm_adapter.api.engines import engine_client_of, engine_core_of
-from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
-from lengthwise.scheduler.vllm_adapter.api.large_body import compile_passes
-from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
-from lengthwise.scheduler.vllm_adapter.api.own_routes import OwnRoutes, configuring, is_authorized
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService, load_service
-from lengthwise.scheduler.vllm_adapter.api.refuse import INVALID, refuse, shed
-from lengthwise.scheduler.vllm_adapter.api.reload import LiveReloader
-from lengthwise.scheduler.vllm_adapter.api.request_body import (
+from lengthwise.scheduler.vllm_adapter.api.body.earlier_responses import history_of
+from lengthwise.scheduler.vllm_adapter.api.body.large_body import compile_passes
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import (
     MOST_INLINE_BYTES,
     ParsedRequest,
     parse_body,
     parse_headers,
 )
+from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, calling
+from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
+from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import without_rank
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import engine_client_of, engine_core_of
+from lengthwise.scheduler.vllm_adapter.api.layers import put_innermost
+from lengthwise.scheduler.vllm_adapter.api.own_routes import OwnRoutes, configuring, is_authorized
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import (
+    PredictionService,
+    load_service,
+)
+from lengthwise.scheduler.vllm_adapter.api.predicting.reload import LiveReloader
+from lengthwise.scheduler.vllm_adapter.api.refuse import INVALID, refuse, shed
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS, Reader
-from lengthwise.scheduler.vllm_adapter.api.sequences import Call, calling
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,

@@ -22,14 +22,20 @@ from lengthwise.scheduler.vllm_adapter.api.asgi import (
     read_limited,
     send_json,
 )
-from lengthwise.scheduler.vllm_adapter.api.engines import (
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import (
     ask_all,
     engine_client_of,
     engine_core_of,
     one_answer,
     status_of_all,
 )
-from lengthwise.scheduler.vllm_adapter.api.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.vllm_adapter.api.predicting.reload import (
+    FAILED,
+    REFUSED,
+    LiveReloader,
+    Outcomes,
+)
 from lengthwise.scheduler.vllm_adapter.api.refuse import (
     CONFLICT,
     FORBIDDEN,
@@ -38,7 +44,6 @@ from lengthwise.scheduler.vllm_adapter.api.refuse import (
     UNAVAILABLE,
     refuse,
 )
-from lengthwise.scheduler.vllm_adapter.api.reload import FAILED, REFUSED, LiveReloader, Outcomes
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.wire.configure_request import ConfigureRequest, parse_request
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import CONFIGURE_METHOD, STATUS_METHOD

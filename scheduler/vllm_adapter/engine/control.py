@@ -13,8 +13,8 @@ from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
 from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
 from lengthwise.scheduler.vllm_adapter.engine.engine_admission import EngineAdmission
-from lengthwise.scheduler.vllm_adapter.engine.prepared_policy import prepare_policy
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.prepared_policy import prepare_policy
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer
 from lengthwise.scheduler.vllm_adapter.wire.configure_request import EngineRequest, parse_request

@@ -19,26 +19,30 @@ from typing import Any
 from lengthwise.data.request_log import limited_writer
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.engine.ages import QueueAges, RunningDeadlines
-from lengthwise.scheduler.vllm_adapter.engine.cached_share import CachedShare
-from lengthwise.scheduler.vllm_adapter.engine.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
-from lengthwise.scheduler.vllm_adapter.engine.hold_back import HoldBack
-from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.engine.outcomes import OutcomeRecorder
-from lengthwise.scheduler.vllm_adapter.engine.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.planning import Planner
-from lengthwise.scheduler.vllm_adapter.engine.prefixes import PrefixGroups, PrefixLooks
-from lengthwise.scheduler.vllm_adapter.engine.progress import Progress
-from lengthwise.scheduler.vllm_adapter.engine.reestimates import Reestimates
-from lengthwise.scheduler.vllm_adapter.engine.refit import StepTimeRefit
-from lengthwise.scheduler.vllm_adapter.engine.request_table import RequestTable, Tracked
-from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import TELLS_LENGTH, Outcome
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running, SnapshotSource
-from lengthwise.scheduler.vllm_adapter.engine.start_order import InStartOrder
-from lengthwise.scheduler.vllm_adapter.engine.step_decisions import Decision, StepDecisions
-from lengthwise.scheduler.vllm_adapter.engine.steps import StepFeatures, StepTimer, TokensPerStep
-from lengthwise.scheduler.vllm_adapter.engine.tenants import TenantIds
+from lengthwise.scheduler.vllm_adapter.engine.observed.drift_watch import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.observed.outcomes import OutcomeRecorder
+from lengthwise.scheduler.vllm_adapter.engine.observed.refit import StepTimeRefit
+from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import TELLS_LENGTH, Outcome
+from lengthwise.scheduler.vllm_adapter.engine.observed.start_order import InStartOrder
+from lengthwise.scheduler.vllm_adapter.engine.observed.steps import (
+    StepFeatures,
+    StepTimer,
+    TokensPerStep,
+)
+from lengthwise.scheduler.vllm_adapter.engine.plans.hold_back import HoldBack
+from lengthwise.scheduler.vllm_adapter.engine.plans.planning import Planner
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running, SnapshotSource
+from lengthwise.scheduler.vllm_adapter.engine.plans.step_decisions import Decision, StepDecisions
+from lengthwise.scheduler.vllm_adapter.engine.queue.ages import QueueAges, RunningDeadlines
+from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.vllm_adapter.engine.requests.cached_share import CachedShare
+from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival, Intake
+from lengthwise.scheduler.vllm_adapter.engine.requests.prefixes import PrefixGroups, PrefixLooks
+from lengthwise.scheduler.vllm_adapter.engine.requests.progress import Progress
+from lengthwise.scheduler.vllm_adapter.engine.requests.reestimates import Reestimates
+from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import RequestTable, Tracked
+from lengthwise.scheduler.vllm_adapter.engine.requests.tenants import TenantIds
 from lengthwise.scheduler.vllm_adapter.priors import load_priors
 from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
 from lengthwise.scheduler.vllm_adapter.supported import versions

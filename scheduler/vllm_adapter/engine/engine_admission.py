@@ -19,10 +19,10 @@ from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
-from lengthwise.scheduler.vllm_adapter.engine.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.plan_making import Tenants, fair_plan
-from lengthwise.scheduler.vllm_adapter.engine.sequence_outcome import Outcome
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import Outcome
+from lengthwise.scheduler.vllm_adapter.engine.plans.plan_making import Tenants, fair_plan
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 

@@ -15,8 +15,8 @@ from lengthwise.scheduler.fleet.state_message import Published, PublishedRow
 from lengthwise.scheduler.problem import RequestArrays
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.vllm_adapter.engine.core import Core
-from lengthwise.scheduler.vllm_adapter.engine.request_table import Tracked
-from lengthwise.scheduler.vllm_adapter.engine.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.wire.fleet_key import front_of
 
 _MOST_ROWS = 2048  # of a queue beyond, those that are served last are left out

@@ -20,7 +20,7 @@ import numpy as np
 from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.lmdeploy_adapter.cpu_engine_process import STEPS_VARIABLE
+from lengthwise.scheduler.lmdeploy_adapter.inside.cpu_engine_process import STEPS_VARIABLE
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import start_server
 from lengthwise.training.bench.engines.client import BenchError, Call
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm

@@ -1,0 +1,1 @@
+"""A request's body: read in parts, understood by route, and split into sequences."""

@@ -1,0 +1,1 @@
+"""The engines behind one API process, and our router over them."""

@@ -1,0 +1,1 @@
+"""What the engine process knows of its requests: intake, table, tenants, prefixes, estimates."""
