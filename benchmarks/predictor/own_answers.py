@@ -240,7 +240,8 @@ def main() -> None:
     result: dict[str, Any] = {"prompts": len(rows), "max_tokens": options.max_tokens, **speed}
     for temperature in options.temperatures:
         own = answered_table(rows, answers, temperature, 0)
-        second = answered_table(rows, answers, temperature, 1) if options.answers > 1 else None
+        twice = any(key[1:] == (temperature, 1) for key in answers)
+        second = answered_table(rows, answers, temperature, 1) if twice else None
         runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for seed in options.seeds:
             note(f"temperature {temperature:g}, split {seed}")

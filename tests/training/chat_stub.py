@@ -8,7 +8,6 @@ from typing import Any
 from aiohttp import web
 from bench_stub import Stub, running
 
-
 __all__ = ["ChatStub", "running"]
 
 
