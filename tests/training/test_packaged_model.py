@@ -15,6 +15,8 @@ from lengthwise.training import packaged_model as served
 from lengthwise.training.cli.app import app
 from lengthwise.training.packaged_model import check_weights, packaged_model
 
+ALWAYS = ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]
+
 
 def write_weights(folder: Path, *, short_by: int = 0) -> Path:
     header = json.dumps(
@@ -43,14 +45,15 @@ def test_it_is_served_by_its_name_with_limits_for_two_cores(converted):
     assert folder == str(converted)
     assert args == [
         "--served-model-name", "smollm2", "--max-num-seqs", "16",
-        "--kv-cache-memory-bytes", "1073741824", "--port", "9",
+        "--kv-cache-memory-bytes", "1073741824", *ALWAYS, "--port", "9",
     ]  # fmt: skip
 
 
 def test_options_that_are_given_win(converted):
     _, args = packaged_model("smollm2", ["--max_num_seqs=4", "--served-model-name", "mine"])
     assert args == [
-        "--kv-cache-memory-bytes", "1073741824", "--max_num_seqs=4", "--served-model-name", "mine",
+        "--kv-cache-memory-bytes", "1073741824", *ALWAYS,
+        "--max_num_seqs=4", "--served-model-name", "mine",
     ]  # fmt: skip
 
 

@@ -100,7 +100,8 @@ def run_real_demo(
     source = settings.source or arena_workload(settings.workload).default_source
     folder, vllm_args = packaged_model(PACKAGED, [])
     model = {"description": DESCRIPTION, "weights": weights_digest(Path(folder))}
-    upstream = settings.of("seed", "workload") | {"source": source, **model}
+    limits = given_options(vllm_args)
+    upstream = settings.of("seed", "workload") | {"source": source, "limits": limits, **model}
     given = ["--source", source] if settings.source else []
 
     def foreign() -> dict[str, Any]:
@@ -123,7 +124,6 @@ def run_real_demo(
         return learn(settings, site, first["result"]["model_uri"], profile, log)
 
     own = stages.run("learn", learning, learned)
-    limits = given_options(vllm_args)
     compared = learning | settings.of("requests", "load", "arms")
     predictor = str(own["result"]["served"])
 
@@ -168,7 +168,9 @@ def learn(
     ]  # fmt: skip
     with site.serving(*arguments) as server:
         todo = left_to_send(drawn, log)
-        site.say(f"{len(todo)} prompts to answer, {len(drawn) - len(todo)} answered before")
+        site.say(
+            f"{len(todo)} of {len(drawn)} prompts to answer: the others repeat, or were before"
+        )
         with console.progress() as steps:
             steps.step("answering", len(todo))
             answers = send(
