@@ -80,7 +80,7 @@ def write_missing(rows: PromptTable, path: Path, options: Any) -> dict[str, floa
     ]
     if not missing:
         return {}
-    model = started(options)
+    model = started()
     from vllm import SamplingParams
 
     began, tokens = time.perf_counter(), 0
@@ -115,7 +115,7 @@ def write_missing(rows: PromptTable, path: Path, options: Any) -> dict[str, floa
     return {"tokens": float(tokens), "seconds": time.perf_counter() - began}
 
 
-def started(options: Any) -> Any:
+def started() -> Any:
     """The packaged model in vLLM, in this process."""
     from lengthwise.training.packaged_model import packaged_model
 
@@ -125,8 +125,9 @@ def started(options: Any) -> Any:
     from vllm import LLM
 
     return LLM(
-        model=folder, max_num_seqs=SLOTS, kv_cache_memory_bytes=KV_BYTES,
-        enforce_eager=options.eager, disable_log_stats=True,
+        model=folder, max_num_seqs=SLOTS, kv_cache_memory_bytes=KV_BYTES, enforce_eager=True,
+        # a piece of a prompt of a seeded request ends vLLM's CPU worker
+        enable_chunked_prefill=False, max_num_batched_tokens=8192,
     )  # fmt: skip
 
 
@@ -228,7 +229,6 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     arguments.add_argument("--jobs", type=int, default=1, help="LightGBM threads")
     arguments.add_argument("--reader", help="causal reader whose states are added")
-    arguments.add_argument("--eager", action="store_true", help="vLLM without compilation")
     arguments.add_argument("--out", type=Path, required=True, help="lengths, a line an answer")
     options = arguments.parse_args()
     rows = asked(options.pack, options.prompts)
