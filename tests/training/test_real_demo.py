@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,22 @@ from typer.testing import CliRunner
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.bench_settings import BenchSettings
+from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.generation import Generation
+from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
+from lengthwise.training.bench.results.report import write_run
+from lengthwise.training.bench.runners.generated_runner import GeneratedRunner
 from lengthwise.training.cli.app import app
 from lengthwise.training.real_demo import real_demo
 from lengthwise.training.real_demo.own_traffic import left_to_send, log_figures, send
 from lengthwise.training.real_demo.real_demo import RealSettings, run_real_demo
+from lengthwise.training.real_demo.real_report import lost_answers, real_report, show_report
 from lengthwise.training.real_demo.real_site import RealSite
 from lengthwise.training.real_demo.real_stages import Stages
+from lengthwise.training.registry import models as registry
 from lengthwise.training.workspace import Workspace
 
 FIRST, OWN = "models:/output-length/1", "models:/output-length/2"
@@ -219,6 +228,60 @@ def test_a_second_run_does_nothing_anew_and_another_load_only_the_bench(tmp_path
         other = RealSettings(prompts=200, requests=20, source="synthetic", max_tokens=5, load=2.0)
         run_real_demo(other, workspace=workspace, say=silent, site=site)
     assert [g[0] for g in site.given[given:]] == ["bench"]
+
+
+def test_the_report_says_what_ran_and_what_is_modeled(workspace, predictor_dir, capsys):
+    version = registry.register(predictor_dir, workspace=workspace).model_uri
+    settings = RealSettings(requests=12, source="synthetic", max_tokens=9)
+    drawn = replace(real_demo.real_prompts("paper", "synthetic", "tiny-cpu"), split="test")
+    generation = settings.generation
+    with (
+        running(ChatStub(ttft_s=0.001, itl_s=0.0)) as ours,
+        running(ChatStub(ttft_s=0.001, itl_s=0.0)) as stock,
+    ):
+        servers = BenchServers(
+            ours, stock, "stub", 64, ReplayIds.random(4), (), generation=generation
+        )
+        told = BenchSettings(parse_arms("sa:none"), load=1.0, requests=12, repeats=1)
+        runner = GeneratedRunner(servers, generation)
+        outcome = compare(drawn, told, runner, capacity_rps=500.0)
+    directory = workspace.new_run_dir("bench")
+    write_run(directory, outcome.result, outcome.records, outcome.queue)
+    side = {"predictor": version, "attainment": 0.5, "coverage": 0.8, "mae": 9.0}
+    metrics = {"tau": 0.1, "mae": 5.0, "baselines": {"class_quantiles": {"tau": 0.0, "mae": 6.0}}}
+    learned = {
+        "foreign": version, "served": version, "reload_s": None,
+        "answers": {"sent": 3, "lost": 1, "tokens_per_s": None, "quartiles_tokens": [1.0, 2.0]},
+        "trained": {"model_uri": version, "rows": {"train": 2}, "metrics": metrics},
+        "decision": {
+            "promoted": False, "reasons": ["worse"], "requests": 3, "difference_ci95": [-0.1, 0.0],
+            "attainment_difference": -0.05, "champion": side, "challenger": side,
+        },
+    }  # fmt: skip
+    stage = {"seconds": 1.0, "load_average": [0.5, None], "at": "now"}
+    found = {
+        "model": {"description": "a stub", "weights": "ab"},
+        "source": "synthetic",
+        "settings": asdict(settings),
+        "stages": {
+            "calibrate": stage | {"result": {"profile": "tiny-cpu"}},
+            "learn": stage | {"result": learned},
+            "bench": stage
+            | {"result": {"document": json.loads(outcome.result.to_line()),
+                          "directory": str(directory)}},
+        },
+    }  # fmt: skip
+    report = real_report(found, workspace=workspace)
+    show_report(report, workspace.root / "report.json")
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1]) == report
+    assert json.loads((workspace.root / "report.json").read_text()) == report
+    assert lost_answers(report) == 1
+    judged = report["measured"]["predictors_on_the_bench"]
+    assert judged["answers"] == 12
+    assert judged["own"]["mae"] >= 0
+    for words in ("a stub", "synthetic", "refused: worse", "modeled", "12 of 12"):
+        assert words in printed, words
 
 
 @pytest.mark.parametrize(
