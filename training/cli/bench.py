@@ -20,7 +20,6 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
-from lengthwise.training.cli.demo_real import demo_real
 from lengthwise.training.cli.results_shown import report, show
 from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
@@ -38,7 +37,6 @@ def register(app: typer.Typer) -> None:
     app.command("bench", context_settings=passing_on)(bench)
     app.command("report")(report)
     app.command("demo")(demo)
-    app.command("demo-real")(demo_real)
 
 
 def calibrate(

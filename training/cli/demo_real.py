@@ -14,6 +14,11 @@ from lengthwise.training.workspace import HOME_VARIABLE, Workspace
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
+def register(app: typer.Typer) -> None:
+    """Add it to the app."""
+    app.command("demo-real")(demo_real)
+
+
 def demo_real(
     prompts: Annotated[int, typer.Option(help="Answers to learn from.")] = 300,
     requests: Annotated[int, typer.Option(help="Requests of the comparison, per arm.")] = 150,
