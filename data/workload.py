@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.files import whole_file
 from lengthwise.data.lines import read_json_lines
 from lengthwise.data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
 
@@ -105,7 +106,7 @@ def read_workload(path: str | Path) -> list[WorkloadRequest]:
 
 def write_workload(path: str | Path, requests: Iterable[WorkloadRequest]) -> None:
     """Write a workload file; `read_workload` returns equal requests."""
-    with Path(path).open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for request in requests:
             file.write(json.dumps(_row(request), ensure_ascii=False) + "\n")
 

@@ -6,6 +6,7 @@
     estimator/         the estimator's own files
     reader/            a fine-tuned encoder, where the predictor has one: safetensors, tokenizer
     causal_reader/     what was learned with a causal reader, where it has one: not its weights
+    opening_16/ ...    features, estimator and levels of answers that have begun, where it has them
 
 `card.json` is written last, so a directory with a card is complete.
 """
@@ -32,6 +33,7 @@ from lengthwise.predictor.features.columns import LAYOUT_VERSION, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, Reading
 
 FORMAT_VERSION = 1
@@ -53,6 +55,7 @@ class Parts(NamedTuple):
     card: dict[str, Any]
     reading: Reading | None = None
     causal: CausalReading | None = None
+    openings: tuple[OpeningReading, ...] = ()
 
 
 def estimator_class(name: str) -> type[LengthRegressor]:
@@ -81,6 +84,8 @@ def write(directory: Path, parts: Parts) -> None:
         _write_object(directory / "reader" / "calibration.json", levels)
     if parts.causal is not None:
         _write_causal(directory / _CAUSAL, parts.causal)
+    for opening in parts.openings:
+        _write_opening(directory / f"opening_{opening.tokens}", opening)
     _write_features(directory, parts.features)
     _write_object(directory / "card.json", parts.card | {"format_version": FORMAT_VERSION})
 
@@ -118,7 +123,8 @@ def read(directory: Path) -> Parts:
                 f"{directory / _CAUSAL}: the estimator reads {causal.estimator.reads_columns} "
                 f"features, there are {wanted}"
             )
-    return Parts(features, estimator, conformal, card, reading, causal)
+    openings = _read_openings(directory, card, columns)
+    return Parts(features, estimator, conformal, card, reading, causal, openings)
 
 
 def _read_estimator(directory: Path, wanted: dict[str, Any]) -> LengthRegressor:
@@ -192,6 +198,34 @@ def _read_causal(directory: Path, card: dict[str, Any]) -> CausalReading | None:
         raise InputError(f"{path}: cannot be read: {error}") from error
     conformal = ConformalLevels.from_json(read_object(directory / "calibration.json"))
     return CausalReading(reader, estimator, conformal)
+
+
+def _write_opening(directory: Path, opening: OpeningReading) -> None:
+    (directory / "estimator").mkdir(parents=True, exist_ok=True)
+    opening.estimator.save_files(directory / "estimator")
+    _write_object(directory / "calibration.json", opening.conformal.to_json())
+    _write_features(directory, opening.features)
+
+
+def _read_openings(
+    directory: Path, card: dict[str, Any], columns: int
+) -> tuple[OpeningReading, ...]:
+    """What the card names; older ones name none. `columns` are those of the prompts' features."""
+    said = card.get("openings") or {}
+    found = []
+    for tokens, told in said.get("after", {}).items():
+        place = directory / f"opening_{tokens}"
+        features = _read_features(place)
+        estimator = _read_estimator(place, told["estimator"])
+        wanted = columns + len(KNOWN_LEVELS) + len(features.get_feature_names_out())
+        if estimator.reads_columns not in (None, wanted):
+            raise InputError(
+                f"{place}: the estimator reads {estimator.reads_columns} features, "
+                f"there are {wanted}"
+            )
+        levels = ConformalLevels.from_json(read_object(place / "calibration.json"))
+        found.append(OpeningReading(int(tokens), features, estimator, levels))
+    return tuple(found)
 
 
 def _write_features(directory: Path, features: PromptFeatures) -> None:

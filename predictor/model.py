@@ -2,7 +2,8 @@
 
 A booster reads the feature row; where the predictor has a reader (a fine-tuned encoder), that
 reads the text, and the log-quantiles of the two are averaged before the conformal levels. Where it
-has a causal reader, what that says of a prompt replaces the rest.
+has a causal reader, what that says of a prompt replaces the rest. Once an answer has begun, its
+opening says more (`reestimate`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.features.columns import PromptFeatures
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, Reading, by_levels
 
 ANY_CLASS = "*"  # the key of the prior over all classes
@@ -42,12 +44,14 @@ class LengthPredictor:
         card: dict[str, Any],
         reading: Reading | None = None,
         causal: CausalReading | None = None,
+        openings: Sequence[OpeningReading] = (),
     ) -> None:
         self.prompt_features = features
         self.estimator = estimator
         self.conformal = conformal
         self.reading = reading
         self.causal = causal
+        self.openings = {opening.tokens: opening for opening in openings}
         self.full: LengthPredictor | None = None
         self.card = card
         self.version = str(card.get("version", "unversioned"))
@@ -145,6 +149,34 @@ class LengthPredictor:
         classes, _ = self._known(len(rows), slo_class, None)
         return self._distribution(self._log_quantiles(rows, classes), max_tokens)
 
+    @property
+    def opening_tokens(self) -> tuple[int, ...]:
+        """After how many tokens of an answer `reestimate` can say more of it; ascending."""
+        return tuple(sorted(self.openings))
+
+    def reestimate(
+        self,
+        openings: Sequence[str],
+        tokens: int,
+        prompts: Sequence[str],
+        slo_class: Sequence[str | None] | None = None,
+        prompt_tokens: Sequence[int | None] | None = None,
+    ) -> LengthDistribution:
+        """Lengths of n whole answers, of which `openings` are the first `tokens` tokens.
+
+        InputError where that is none of `opening_tokens`.
+        """
+        if tokens not in self.openings:
+            known = ", ".join(map(str, self.opening_tokens)) or "none"
+            raise InputError(f"tokens must be one of {known}, got {tokens}")
+        if len(openings) != len(prompts):
+            raise InputError(f"openings must have {len(prompts)} rows, got {len(openings)}")
+        classes, counts = self._known(len(prompts), slo_class, prompt_tokens)
+        rows = self.prompt_features.rows(prompts, classes, counts)
+        said = self.estimator.predict_log_quantiles(rows, KNOWN_LEVELS)
+        logs = self.openings[tokens].log_quantiles(openings, rows, said, classes)
+        return self._distribution(logs, None)
+
     def class_prior(self, slo_class: str | None) -> Floats:
         """Quantiles of the class's answers in training, (q,); of all answers if unknown."""
         return self._prior("class_priors", slo_class)
@@ -158,8 +190,9 @@ class LengthPredictor:
         none = ConformalLevels.none(self.levels)
         reading = self.reading and replace(self.reading, conformal=none)
         causal = self.causal and replace(self.causal, conformal=none)
+        openings = [replace(one, conformal=none) for one in self.openings.values()]
         return LengthPredictor(
-            self.prompt_features, self.estimator, none, self.card, reading, causal
+            self.prompt_features, self.estimator, none, self.card, reading, causal, openings
         )
 
     def without_reader(self) -> LengthPredictor:
@@ -168,7 +201,7 @@ class LengthPredictor:
         `full` of it is this one.
         """
         parts = (self.prompt_features, self.estimator, self.conformal, self.card, self.reading)
-        quick = LengthPredictor(*parts)
+        quick = LengthPredictor(*parts, openings=tuple(self.openings.values()))
         quick.full = self
         return quick
 
@@ -176,7 +209,13 @@ class LengthPredictor:
         """Write the artifact directory (see `lengthwise.predictor.artifact`)."""
         card = self.card | {"version": self.version}
         parts = artifact.Parts(
-            self.prompt_features, self.estimator, self.conformal, card, self.reading, self.causal
+            self.prompt_features,
+            self.estimator,
+            self.conformal,
+            card,
+            self.reading,
+            self.causal,
+            tuple(self.openings.values()),
         )
         artifact.write(Path(directory), parts)
 

@@ -5,7 +5,9 @@
 A cell is a fleet (how many instances, of which profiles in turn), a workload, a load and a policy
 that all instances serve by; its arms are the routers, on the same requests, seed by seed.
 Differences are to the base router, paired over seeds, with 95 % intervals. ``--conditions all``
-plays what happens to the knowledge as well: states late or lost, an instance that dies or joins.
+plays what may happen as well: states late, lost or out of order, an instance that dies, joins,
+hangs, slows or begins anew, two fronts. ``--pooled`` adds one engine of all slots as a bound,
+where the instances are equal and nothing happens.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ from benchmarks.simulator.cells import predictor_of
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
-from lengthwise.scheduler.simulator.fleet_terms import FleetConditions, FleetPlace
+from lengthwise.scheduler.simulator.fleet_terms import (
+    FleetConditions,
+    FleetPlace,
+    pooled_profile,
+)
+from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.training.bench.comparison.workload_source import (
     WorkloadSource,
     length_rows,
@@ -37,17 +44,40 @@ from lengthwise.training.bench.runners.fleet_runner import fleet_capacity_rps
 from lengthwise.training.bench.runners.simulator_runner import simulated_policy
 
 FLEETS = ("shape-many-slots", "shape-many-slots,shape-slow-steps")
-# name: (conditions, seconds at which instance 1 dies, at which the last joins)
-CONDITIONS: dict[str, tuple[FleetConditions, float, float]] = {
-    "as usual": (FleetConditions(), np.inf, 0.0),
-    "states 0.5 s late": (FleetConditions(state_delay_s=0.5), np.inf, 0.0),
-    "states 2 s late": (FleetConditions(state_delay_s=2.0), np.inf, 0.0),
-    "states 4 s late": (FleetConditions(state_delay_s=4.0), np.inf, 0.0),
-    "states 10 s late": (FleetConditions(state_delay_s=10.0), np.inf, 0.0),
-    "half of the states lost": (FleetConditions(state_loss=0.5), np.inf, 0.0),
-    "no states at all": (FleetConditions(state_loss=1.0), np.inf, 0.0),
-    "one dies": (FleetConditions(detect_s=0.5), 20.0, 0.0),
-    "one joins": (FleetConditions(), np.inf, 20.0),
+POOLED = "pooled"
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """How states travel, what befalls some places (by number), and how many fronts there are."""
+
+    conditions: FleetConditions = field(default_factory=FleetConditions)
+    places: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    fronts: int = 1
+
+
+def on_one(**what: Any) -> Happening:
+    """This befalls instance 1, and is found out half a second later."""
+    return Happening(FleetConditions(detect_s=0.5), {1: what})
+
+
+CONDITIONS: dict[str, Happening] = {
+    "as usual": Happening(),
+    "states 0.5 s late": Happening(FleetConditions(state_delay_s=0.5)),
+    "states 2 s late": Happening(FleetConditions(state_delay_s=2.0)),
+    "states 4 s late": Happening(FleetConditions(state_delay_s=4.0)),
+    "states 10 s late": Happening(FleetConditions(state_delay_s=10.0)),
+    "states out of order": Happening(FleetConditions(state_jitter_s=1.0)),
+    "half of the states lost": Happening(FleetConditions(state_loss=0.5)),
+    "no states at all": Happening(FleetConditions(state_loss=1.0)),
+    "one dies": on_one(dies_s=20.0),
+    "one joins": Happening(places={-1: {"joins_s": 20.0}}),
+    "one begins anew": on_one(restarts_s=20.0),
+    "one hangs for 10 s": on_one(hangs_s=(20.0, 30.0)),
+    "one hangs and dies 30 s later": on_one(hangs_s=(20.0, np.inf), dies_s=50.0),
+    "one slows to a third": on_one(slows_s=20.0),
+    "one slows to a third, refitted after 5 s": on_one(slows_s=20.0, refit_s=5.0),
+    "two fronts": Happening(fronts=2),
 }
 
 
@@ -65,6 +95,7 @@ class FleetCell:
     requests: int
     routers: tuple[str, ...]
     conditions: str = "as usual"
+    pooled: bool = False
 
 
 @lru_cache(maxsize=8)
@@ -87,20 +118,22 @@ def play(cell: FleetCell) -> dict[str, Any]:
     predictor = predictor_of(source.source_label) if cell.lengths == "learned" else None
     rows, levels = length_rows(requests, cell.lengths, predictor)
     workload = to_sim(requests, rows, levels)
-    conditions, dies_s, joins_s = CONDITIONS[cell.conditions]
+    happening = CONDITIONS[cell.conditions]
     places = [FleetPlace(load_profile(name)) for name in names]
-    if np.isfinite(dies_s):
-        places[1] = FleetPlace(places[1].profile, dies_s=dies_s)
-    if joins_s:
-        places[-1] = FleetPlace(places[-1].profile, joins_s=joins_s)
+    for i, what in happening.places.items():
+        places[i] = FleetPlace(places[i].profile, **what)
     arms = {}
     for name in cell.routers:
+        routers = [
+            make_router(name, levels, policy=cell.policy, rng=np.random.default_rng(cell.seed + r))
+            for r in range(happening.fronts)
+        ]
         result = simulate_fleet(
             workload,
-            make_router(name, levels, policy=cell.policy, rng=np.random.default_rng(cell.seed)),
+            routers,
             places,
             lambda i: None if cell.policy == "fcfs" else simulated_policy(cell.policy, i),
-            conditions=conditions,
+            conditions=happening.conditions,
             rng=np.random.default_rng(cell.seed),
         )
         decide_us = 1e6 * np.array(result.decide_s)
@@ -112,6 +145,17 @@ def play(cell: FleetCell) -> dict[str, Any]:
             "decide_us_p50": float(np.median(decide_us)),
             "decide_us_p99": float(np.quantile(decide_us, 0.99)),
         }
+    if cell.pooled and len(kinds) == 1 and happening == CONDITIONS["as usual"]:
+        engine = pooled_profile(places[0].profile, cell.instances)
+        alone = simulate(workload, simulated_policy(cell.policy, 0), engine)
+        arms[POOLED] = {
+            "attainment": float(alone.met(workload).mean()),
+            "lost": 0,
+            "sent_again": 0,
+            "mean_ttft_s": float(np.nanmean(alone.first_token_s - workload.arrival_s)),
+            "decide_us_p50": float("nan"),
+            "decide_us_p99": float("nan"),
+        }
     return asdict(cell) | {"arms": arms}
 
 
@@ -120,7 +164,7 @@ def cells_of(args: argparse.Namespace) -> list[FleetCell]:
     return [
         FleetCell(
             instances, profiles, workload, load, policy, args.lengths, seed,
-            args.requests * instances, tuple(args.routers), condition,
+            args.requests * instances, tuple(args.routers), condition, args.pooled,
         )
         for instances in args.instances
         for profiles in args.profiles
@@ -175,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--pooled", action="store_true", help="one engine of all slots as well")
     parser.add_argument(
         "--conditions", nargs="+", choices=[*CONDITIONS, "all"], default=["as usual"]
     )

@@ -1,6 +1,7 @@
 """The server's request log: one JSON line per request that ended, which is training data later."""
 
 from lengthwise.data.request_log.groups import RowGroup, largest_group, of_group
+from lengthwise.data.request_log.played import logged_workload
 from lengthwise.data.request_log.reader import (
     answered,
     log_batches,
@@ -23,6 +24,7 @@ __all__ = [
     "limited_writer",
     "log_batches",
     "log_to_table",
+    "logged_workload",
     "newest_requests",
     "newest_table",
     "of_group",

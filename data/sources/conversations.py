@@ -13,7 +13,7 @@ from lengthwise.data.table import prompt_group
 
 # an id stem shared by more conversations is a set's prefix, not one conversation in parts
 _MOST_PARTS = 100
-# "continue" or "hi" opens unrelated conversations
+# "continue" or "hi" opens conversations that are not related
 _TELLING_CHARACTERS = 40
 
 
@@ -40,7 +40,9 @@ class Stems:
 def groups_of(examples: Sequence[Example], stems: Stems) -> list[str]:
     """A group per example: the one its row names, else its conversation's, else its prompt's.
 
-    Conversations that begin alike or are parts of one share a group.
+    Conversations that begin alike or are parts of one share a group. A prompt that several groups
+    hold, up to case, spacing and punctuation, is a group of its own: "hi" is one question, but
+    ties no conversations.
     """
     parent: dict[str, str] = {}
 
@@ -60,9 +62,20 @@ def groups_of(examples: Sequence[Example], stems: Stems) -> list[str]:
             parent[here] = here = root(f"stem {example.stem}")
         if len(example.opening or "") >= _TELLING_CHARACTERS:
             parent[here] = root(f"text {prompt_group(example.opening or '')}")
+    prompts = [prompt_group(e.prompt) for e in examples]
+    groups = [
+        prompt if e.talk is None else prompt_group(root(f"row {e.talk}"))
+        for e, prompt in zip(examples, prompts, strict=True)
+    ]
+    one: dict[str, str] = {}
+    several = {
+        prompt
+        for prompt, group in zip(prompts, groups, strict=True)
+        if one.setdefault(prompt, group) != group
+    }
     return [
-        e.group or prompt_group(e.prompt if e.talk is None else root(f"row {e.talk}"))
-        for e in examples
+        e.group or (prompt if prompt in several else group)
+        for e, prompt, group in zip(examples, prompts, groups, strict=True)
     ]
 
 

@@ -22,6 +22,7 @@ from lengthwise.predictor.features.columns import DEFAULT_BLOCKS, PromptFeatures
 from lengthwise.predictor.features.embedding import SentenceEmbedding
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.features.text import HashedText
+from lengthwise.predictor.fitting.fit_openings import fit_openings
 from lengthwise.predictor.fitting.held_out import (
     HeldOut,
     conformal_levels,
@@ -29,6 +30,7 @@ from lengthwise.predictor.fitting.held_out import (
     weigh,
 )
 from lengthwise.predictor.model import ANY_CLASS, LengthPredictor
+from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, joined
 
 Progress = Callable[[str, float], None]  # what is being done, share done
@@ -50,6 +52,7 @@ def fit_predictor(
     blocks: tuple[str, ...] = DEFAULT_BLOCKS,
     embedding: str | None = None,
     causal_reader: str | CausalReader | None = None,
+    openings: bool = False,
     text_params: dict[str, Any] | None = None,
     reader_params: dict[str, Any] | None = None,
     **params: Any,
@@ -59,13 +62,18 @@ def fit_predictor(
     From CROSSED_ROWS rows on the default learns from both and is calibrated out of fold
     (`predictor.estimators.blend`), except beside a reader, too dear to be trained once a fold.
     `embedding` names a frozen encoder whose columns are added (block "embedding"),
-    `causal_reader` a causal model that says the lengths of what it reads, where that pays.
+    `causal_reader` a causal model that says the lengths of what it reads, where that pays;
+    with `openings` answers that have begun are estimated anew (`predictor.opening_reading`), which
+    needs the default estimator, no causal reader, and the answers' text.
     `params` go to the booster, `reader_params` to `bert_fit.fit_reader`: "bert" is a fine-tuned
     encoder, "stack" its average with the default booster. Rows without prompt text are left out.
     InputError where too few rows are left; with under 30 calibration rows the quantiles stay as
     the estimator gives them.
     """
     report = progress or _silent
+    if openings and (estimator != DEFAULT_BOOSTER or causal_reader is not None):
+        other = estimator if causal_reader is None else "a causal reader"
+        raise InputError(f"openings go with {DEFAULT_BOOSTER} alone, got {other}")
     train = _rows_with(table_train, "prompt", _MIN_ROWS)
     calibration = _rows_with(table_calibration, "prompt", 0)
     booster = DEFAULT_BOOSTER if estimator in READERS else estimator
@@ -100,13 +108,22 @@ def fit_predictor(
             **(reader_params or {}),
         )
     report("calibrating", 0.95)
+    unseen: dict[str, Floats] = {}
+    if openings and isinstance(model, LGBMBlendRegressor):
+        unseen = model.held_out_quantiles(KNOWN_LEVELS)
     levels = _calibrated(model, features.transform, learned, train, calibration, params, seed)
     card = make_card(train, estimator, booster, model, features)
+    opened: tuple[OpeningReading, ...] = ()
+    if unseen and isinstance(model, LGBMBlendRegressor):
+        report("reading answers' openings", 0.96)
+        opened, card["openings"] = fit_openings(
+            learned, rows, model.mixed(unseen), censored_rows(learned), seed=seed
+        )
     reading = None
     if reader is not None:
         held_out = HeldOut.of(calibration) if len(calibration) >= _MIN_CALIBRATION else None
-        unseen = features.transform(calibration)
-        reading = weigh(reader, model, unseen, held_out, share=READERS[estimator])
+        apart = features.transform(calibration)
+        reading = weigh(reader, model, apart, held_out, share=READERS[estimator])
         card["reader"] = {"share": reading.share, "int8": reader.int8} | (reader_params or {})
     causal = None
     if causal_reader is not None:
@@ -121,7 +138,7 @@ def fit_predictor(
             "estimator": {"name": booster, "params": second.get_params()}
         }
     report("done", 1.0)
-    return LengthPredictor(features, model, levels, card, reading, causal)
+    return LengthPredictor(features, model, levels, card, reading, causal, opened)
 
 
 def _with_reader(

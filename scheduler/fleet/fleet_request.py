@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,10 +49,6 @@ class FleetRequest:
         return min(self.ttft_s, self.tpot_s, self.e2e_s) < math.inf
 
 
-def _nothing() -> Mapping[int, float]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class InstanceState:
     """What an instance holds at ``taken_s``, a time on the router's clock.
@@ -60,7 +56,8 @@ class InstanceState:
     ``keys (n,)``: first ``running`` that run, then ``recovering`` that the engine preempted, then
     those that wait, the next first. Of each ``(n,)``: tokens generated, prompt tokens still to
     compute (without what a prefix cache has), tokens cached or shared, and the first token's time,
-    NaN before. ``cached_prefixes`` gives the tokens that a newcomer with that prefix would find.
+    NaN before. ``cached_prefixes`` gives the tokens that a newcomer with that prefix would find,
+    None where the instance does not say.
     ``epoch`` changes when the instance starts anew, ``sequence`` grows within it.
     """
 
@@ -72,7 +69,7 @@ class InstanceState:
     prefill_left_tokens: FloatArray
     cached_tokens: FloatArray
     first_token_s: FloatArray
-    cached_prefixes: Mapping[int, float] = field(default_factory=_nothing)
+    cached_prefixes: Mapping[int, float] | None = None
     epoch: int = 0
     sequence: int = 0
     draining: bool = False

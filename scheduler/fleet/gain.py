@@ -150,11 +150,13 @@ def gains(
     cached: FloatArray,
     w: Weighing,
     s: Scratch,
+    enough: float,
     found: FloatArray,
-) -> None:
+) -> int:
     """``found (c, 5)``: gain, own chance, first token, finish and work of request ``slot`` on each.
 
-    ``cached (c,)`` tokens it would find there. It is then the row after the last of each.
+    ``cached (c,)`` tokens it would find there. It is then the row after the last of each. The
+    others are not asked where the first gives ``enough``; how many were.
     """
     prompt = known.figures[slot, PROMPT]
     for c in range(len(candidates)):
@@ -176,6 +178,9 @@ def gains(
         found[c, FIRST_S] = np.inf if np.isnan(first_s) else first_s
         found[c, FINISH_S] = s.work.finish_s[k]
         found[c, WORK_S] = work_of(r, i, k)
+        if c == 0 and found[c, GAIN] >= enough:
+            return 1
+    return len(candidates)
 
 
 @njit

@@ -12,7 +12,14 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
-from lengthwise.scheduler.fleet.known_requests import CACHED, MEAN, SENT, KnownRequests
+from lengthwise.scheduler.fleet.known_prefixes import PrefixMemory
+from lengthwise.scheduler.fleet.known_requests import (
+    CACHED,
+    MEAN,
+    PREFIX_TOKENS,
+    SENT,
+    KnownRequests,
+)
 from lengthwise.scheduler.fleet.ledger import Ledger
 from lengthwise.scheduler.profile import EngineProfile
 
@@ -33,8 +40,9 @@ class Member:
     alive: bool = True
     epoch: int | None = None
     sequence: int = -1
-    cached_prefixes: Mapping[int, float] = field(default_factory=dict)
+    cached_prefixes: Mapping[int, float] | None = None  # None: it does not say
     sent_prefixes: dict[int, float] = field(default_factory=dict)
+    begun_prefixes: PrefixMemory = field(default_factory=PrefixMemory)
 
 
 class Knowledge:
@@ -124,6 +132,9 @@ class Knowledge:
         self.counts[i] = self.ledger.outstanding(i)
         self.lost_bookings += len(settled.lost)
         slots = self.known.slots(keys)
+        if state.cached_prefixes is None and member.profile.prefix_cache is not None:
+            running = slots[: state.running]
+            self._note_prefixes(i, running[state.prefill_left_tokens[: state.running] <= 0.0])
         self.unknown_rows += int((slots < 0).sum()) if len(slots) else 0
         booked = self.known.slots(settled.unseen)
         self.make_room(len(slots) + len(booked))
@@ -138,14 +149,32 @@ class Knowledge:
         return orphans
 
     def _began_anew(self, i: int, state: InstanceState) -> list[int]:
-        """The instance has restarted: what it had before is not there."""
+        """The instance has restarted: what it had before is not there.
+
+        What was sent after the state was taken is on its way to the new life.
+        """
         listed = set(state.keys.tolist())
-        orphans = [key for key in self.ledger.keys(i) if key not in listed]
+        orphans = [
+            key
+            for key in self.ledger.keys(i)
+            if key not in listed and self.ledger.sent_s(key) <= state.taken_s
+        ]
         for key in orphans:
             self.ledger.end(key)
             self.known.forget(key)
         self.members[i].sent_prefixes = {}
+        self.members[i].begun_prefixes = PrefixMemory()
         return orphans
+
+    def _note_prefixes(self, i: int, slots: IntArray) -> None:
+        """These requests' beginnings are computed there."""
+        columns, member = self.known.columns, self.members[i]
+        there = slots[slots >= 0]
+        there = there[columns.prefix[there] >= 0]
+        room = float(member.profile.capacity.kv_tokens)
+        for slot in there.tolist():
+            tokens = float(columns.figures[slot, PREFIX_TOKENS])
+            member.begun_prefixes.note(int(columns.prefix[slot]), tokens, room)
 
     def meet(self, request: FleetRequest) -> int:
         """A request is to be sent: its slot, and the running means with it."""
@@ -182,7 +211,11 @@ class Knowledge:
         i = self.ledger.end(key)
         if i is None:
             return None
-        fr.remove_rows(self.rows, i, self.known.slot(key))
+        slot = self.known.slot(key)
+        fr.remove_rows(self.rows, i, slot)
+        member = self.members[i]
+        if member.cached_prefixes is None and member.profile.prefix_cache is not None:
+            self._note_prefixes(i, np.array([slot]))
         self.known.forget(key)
         self.counts[i] -= 1
         self.sign_s[i] = max(self.sign_s[i], now_s)
@@ -213,10 +246,14 @@ class Knowledge:
 
     def cached_tokens(self, i: int, request: FleetRequest) -> float:
         """Prompt tokens that the request would find computed on the instance, whole blocks."""
-        cache = self.members[i].profile.prefix_cache
+        member = self.members[i]
+        cache = member.profile.prefix_cache
         if cache is None or request.prefix < 0:
             return 0.0
-        there = self.members[i].cached_prefixes.get(request.prefix, 0.0)
+        if member.cached_prefixes is None:
+            there = member.begun_prefixes.tokens(request.prefix)
+        else:
+            there = member.cached_prefixes.get(request.prefix, 0.0)
         most = min(there, request.prefix_tokens, request.prompt_tokens - 1.0)
         return float(most // cache.block_tokens * cache.block_tokens)
 
@@ -250,16 +287,25 @@ class Knowledge:
             SPREAD,
         )
 
-    def gains(self, request: FleetRequest, candidates: IntArray, now_s: float) -> FloatArray:
-        """``(c, 5)``: see `gain.gains`; of a request that was met."""
+    def gains(
+        self,
+        request: FleetRequest,
+        candidates: IntArray,
+        now_s: float,
+        enough: float = math.inf,
+    ) -> FloatArray:
+        """``(c, 5)``: see `gain.gains`; of a request that was met.
+
+        Of the first candidate alone where its gain is ``enough``.
+        """
         found = np.empty((len(candidates), 5))
         cached = self.all_cached(request, candidates)
         self.make_room(int(self.rows.counts[candidates, fr.ALL].max()))
-        gains(
+        asked = gains(
             self.rows, self.known.columns, candidates, self.known.slot(request.key), cached,
-            self.weighing(now_s), self.scratch, found,
+            self.weighing(now_s), self.scratch, enough, found,
         )  # fmt: skip
-        return found
+        return found[:asked]
 
     def make_room(self, rows: int) -> None:
         """For so many rows an instance, and one more."""

@@ -83,6 +83,10 @@ class Ledger:
             del self._bookings[key]
         return keys
 
+    def sent_s(self, key: int) -> float:
+        """When the request was sent; KeyError for one that is not booked."""
+        return self._bookings[key].sent_s
+
     def where(self, key: int) -> int | None:
         """The instance a request is booked on."""
         booking = self._bookings.get(key)

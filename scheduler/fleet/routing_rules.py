@@ -70,6 +70,25 @@ def least_outstanding(
     return Choice(t.least(among, k.counts[among]))
 
 
+def vllm_balance(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
+    """vLLM's own among data-parallel engines: who runs and waits, the latter more where KV is full.
+
+    ``max(in flight, waiting + running) + 6 waiting max(0, KV usage - 0.5)``, by the last states and
+    what was sent since.
+    """
+    counts = k.rows.counts[among]
+    waiting = counts[:, fr.ALL] - counts[:, fr.RUNNING]
+    held = np.array(
+        [
+            (k.rows.target[i, :n] - k.rows.left[i, :n]).sum()
+            for i, n in zip(among.tolist(), counts[:, fr.RUNNING].tolist(), strict=True)
+        ]
+    )
+    pressure = np.maximum(held / k.rows.engines[among, fr.KV_TOKENS] - 0.5, 0.0)
+    load = np.maximum(k.counts[among], counts[:, fr.ALL]) + 6.0 * waiting * pressure
+    return Choice(t.least(among, load))
+
+
 def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
     """The least predicted work, this request's own there included."""
     return Choice(t.least(among, k.backlogs_s(now_s)[among] + own_work_s(k, r, among)))
@@ -139,6 +158,8 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
     """Where the fleet's expected attainment rises most; among equals the least predicted work.
 
     Of many candidates those of the least work are scored, and the one that has most of its prefix.
+    A request can hardly bring more than itself: where the candidate of the least work brings that,
+    it is the choice whatever the others are worth, and they are not asked.
     """
     work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
     if len(among) > MOST_SCORED:
@@ -146,10 +167,11 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
         if r.prefix >= 0:
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
         among, work_s = among[few], work_s[few]
-    found = k.gains(r, among, now_s)
+    among = among[np.argsort(work_s, kind="stable")]
+    enough = (1.0 - NEAR) * r.weight if r.has_objective and r.weight > 0.0 else np.inf
+    found = k.gains(r, among, now_s, enough)
     gain = found[:, GAIN]
-    near = np.flatnonzero(gain >= gain.max() - NEAR * max(r.weight, 1e-9))
-    chosen = near[np.argmin(work_s[near])]
+    chosen = int(np.argmax(gain >= gain.max() - NEAR * max(r.weight, 1e-9)))
     return Choice(int(among[chosen]), float(gain[chosen]), float(found[chosen, CHANCE]))
 
 
@@ -157,6 +179,7 @@ ROUTING_RULES: dict[str, Rule] = {
     "round-robin": round_robin,
     "power-of-two": power_of_two,
     "least-outstanding": least_outstanding,
+    "vllm": vllm_balance,
     "least-work": least_work,
     "prefix": prefix_match,
     "free-memory": free_memory,

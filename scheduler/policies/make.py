@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lengthwise.scheduler.policies.annealing import AnnealingPolicy
 from lengthwise.scheduler.policies.paper import PaperPolicy, PaperSettings
 from lengthwise.scheduler.policies.policy import Policy
+from lengthwise.scheduler.policies.policy_params import checked_params
 from lengthwise.scheduler.policies.rules import RULES, RulePolicy
 
 POLICIES = (
@@ -32,17 +34,21 @@ def make_policy(
     steps of a plan; ``sa-paper`` takes the fields of ``PaperSettings``. Without ``budget_s``,
     seconds a plan may take, plans depend on the problems and the seed alone.
 
-    Raises ValueError for an unknown name or parameter.
+    Raises ValueError for an unknown name, and for a parameter that is unknown or out of bounds.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
-    try:
-        if name == "sa":
-            return AnnealingPolicy.with_params(budget_s, seed, **params)
-        if name == "sa-paper":
-            return PaperPolicy(budget_s, seed, PaperSettings(**params))
-    except TypeError as error:
-        raise ValueError(f"policy {name!r}: {error}") from error
-    if params:
-        raise ValueError(f"policy {name!r} takes no parameters, got {sorted(params)}")
+    params = checked_params(name, params)
+    if name == "sa":
+        return AnnealingPolicy.with_params(budget_s, seed, **params)
+    if name == "sa-paper":
+        return PaperPolicy(budget_s, seed, PaperSettings(**params))
     return RulePolicy(name, RULES[name])
+
+
+def check_policy(name: str, params: Mapping[str, Any]) -> None:
+    """Whether somebody's file may ask for this policy with these parameters.
+
+    Raises ValueError as ``make_policy`` does, and for what the server sets itself.
+    """
+    make_policy(name, **(checked_params(name, params) if name in POLICIES else {}))

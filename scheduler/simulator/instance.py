@@ -22,6 +22,7 @@ from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.prefix_cache import (
     PrefixCacheState,
     cached_tokens,
@@ -37,13 +38,25 @@ NOBODY = np.empty(0, dtype=np.int64)
 class Course:
     """Where each request of a workload stands, a row each; instances change it in place.
 
-    ``known`` is what policies are told of the requests, where that is not the workload itself.
+    ``known`` is what policies are told of the requests, where that is not the workload itself;
+    ``openings`` replace their lengths once answers have begun.
     """
 
-    def __init__(self, workload: SimWorkload, known: SimWorkload | None = None) -> None:
+    def __init__(
+        self,
+        workload: SimWorkload,
+        known: SimWorkload | None = None,
+        openings: OpeningEstimates | None = None,
+    ) -> None:
         n = len(workload)
         self.workload = workload
         self.known = workload if known is None else known
+        self.openings = openings
+        if openings is not None and openings.quantiles.shape[1:] != workload.quantiles.shape:
+            raise ValueError(
+                f"openings must have quantiles {workload.quantiles.shape} at each time, "
+                f"got {openings.quantiles.shape[1:]}"
+            )
         self.state = np.zeros((n, 5), dtype=np.int64)
         self.state[:, e.LEFT] = self.state[:, e.PROMPT] = workload.prompt_tokens
         self.state[:, e.ANSWER] = workload.output_tokens
@@ -61,6 +74,9 @@ class Course:
     def rows(self, index: IntArray, cache: PrefixCacheState | None, waiting: bool) -> RequestArrays:
         """The given rows as a policy sees them."""
         known, state = self.known, self.state
+        quantiles = known.quantiles[index]
+        if self.openings is not None:
+            quantiles = self.openings.known(quantiles, index, state[index, e.GENERATED])
         rows = RequestArrays(
             arrival_s=known.arrival_s[index],
             queued_s=self.queued_s[index],
@@ -73,7 +89,7 @@ class Course:
             e2e_s=known.e2e_s[index],
             weight=known.weight[index],
             class_id=known.class_id[index],
-            quantiles=known.quantiles[index],
+            quantiles=quantiles,
         )
         if cache is None:
             return rows

@@ -10,6 +10,7 @@ from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
 from lengthwise.scheduler.simulator.instance import Course, PlanCost, SimInstance
+from lengthwise.scheduler.simulator.opening_estimates import OpeningEstimates
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
 
 
@@ -45,6 +46,7 @@ def simulate(
     admission: AdmissionControl | None = None,
     admission_policy: Policy | None = None,
     believed: EngineProfile | None = None,
+    openings: OpeningEstimates | None = None,
 ) -> SimResult:
     """Serve the whole workload; deterministic when the policy is and ``plan_cost`` is "free".
 
@@ -53,9 +55,12 @@ def simulate(
     the back of the queue, requests the engine preempted at its front. ``admission`` judges
     newcomers by the orders of ``admission_policy``, another instance of the policy, since
     policies remember. ``believed`` is the profile the policy is told, where it is not the true one.
+    ``openings`` replace the lengths that plans go by once answers have begun; they are no reason
+    to plan.
     """
     check_memory(workload, profile)
-    course = Course(workload, None if admission is None else _own_objectives(workload))
+    known = None if admission is None else _own_objectives(workload)
+    course = Course(workload, known, openings)
     instance = SimInstance(
         course,
         policy,

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import write_whole
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.make import check_policy
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, first_fault
 
 _MOST_BYTES = 4 * 1024 * 1024
@@ -43,14 +43,14 @@ class LiveState(BaseModel):
     shadow: LivePredictor | None = None
     policy: str | None = None
     policy_params: dict[str, Any] = Field(default_factory=dict)
-    slo_table: dict[str, dict[str, float]] | None = None
+    slo_table: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> LiveState:
         if self.policy is not None:
-            make_policy(self.policy, **self.policy_params)
+            check_policy(self.policy, self.policy_params)
         elif self.policy_params:
-            raise ValueError("policy_params need a policy")
+            raise ValueError(f"policy_params need a policy, got {shown(self.policy_params)}")
         if self.slo_table is not None:
             SloTable.from_dict(self.slo_table)
         return self

@@ -130,6 +130,8 @@ def make_settings(values: Mapping[str, Any]) -> ServerSettings:
 def first_fault(error: ValidationError) -> str:
     """One line for the first thing pydantic found: key, rule, value."""
     first = error.errors()[0]
+    if not first["loc"] and first["type"] == "value_error":  # a rule over several, which says it
+        return str(first["ctx"]["error"])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: no such key, got {shown(first['input'])}"

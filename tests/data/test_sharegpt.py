@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lengthwise.data.chat import rendered
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.containers import rows_of
 from lengthwise.data.sources.prompt_files import read_file
+from lengthwise.data.splits import split_of
+from lengthwise.data.table import prompt_group
 from lengthwise.predictor.features.request_text import text_of_request
 
 LONG = "Please explain to me in some detail how a refrigerator works"
@@ -86,8 +92,38 @@ def test_parts_and_equal_openings_share_a_group(tmp_path):
         conversation("z_0", "continue", "D"),
     ]
     groups = read_file(written(tmp_path, rows))["group"].tolist()
-    assert groups[0] == groups[1] == groups[2]
-    assert groups[3] != groups[0]
+    assert groups[0] == groups[2]
+    assert groups[1] == groups[3] != groups[0]  # one question, which ties nothing
+
+
+words = st.sampled_from(["hi", "Hi!", "continue", " continue.", "??", "!!", LONG, LONG + "?"])
+talks = st.tuples(
+    st.lists(st.tuples(words, words), min_size=1, max_size=3), st.sampled_from(["x", "y", "z"])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(talks, min_size=1, max_size=12), st.lists(words, max_size=8), st.integers(0, 9))
+def test_no_question_is_on_two_sides_however_short(tmp_path_factory, chats, asked, seed):
+    """Up to case, spacing and punctuation; whatever a chat says besides stays together."""
+    rows = []
+    for number, (turns, stem) in enumerate(chats):
+        rows.append(conversation(f"{stem}_{number}", *chain(*turns)))
+    rows += [{"prompt": text, "output_tokens": 5} for text in asked]
+    table = read_file(written(tmp_path_factory.mktemp("chats"), rows))
+    questions = table["prompt"].map(prompt_group)
+    assert table["group"].groupby(questions).nunique().max() == 1
+    sides = pd.Series(split_of(table["group"].tolist(), seed))
+    assert sides.groupby(questions.to_numpy()).nunique().max() == 1
+
+
+def test_what_a_chat_says_beside_a_short_question_stays_together(tmp_path):
+    chats = [conversation(f"{n}", "hi", *(f"{n} says {i}" for i in range(7))) for n in range(20)]
+    table = read_file(written(tmp_path, chats))
+    first = table["prompt"] == "hi"
+    assert table["group"][first].nunique() == 1
+    assert first.sum() == 20
+    assert table["group"][~first].nunique() == 20
 
 
 def test_an_id_prefix_of_a_whole_set_is_not_one_conversation(tmp_path):

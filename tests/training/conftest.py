@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.connection import connect
 from lengthwise.training.workspace import Workspace
 
 
@@ -24,7 +24,7 @@ def quick_collections():
 def empty_store(tmp_path_factory):
     """A migrated MLflow database: making one takes seconds, copying it none."""
     workspace = Workspace(tmp_path_factory.mktemp("store"))
-    with registry.connect(workspace, writing=True) as mlflow:
+    with connect(workspace, writing=True) as mlflow:
         mlflow.MlflowClient().search_registered_models()
     return workspace.database
 

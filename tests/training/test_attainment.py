@@ -2,7 +2,8 @@ import json
 
 from lengthwise.training.cli.versions import as_json, latest, print_versions
 from lengthwise.training.registry.attainment import log_bench, versions_table
-from lengthwise.training.registry.models import connect, register, resolve_predictor
+from lengthwise.training.registry.connection import connect
+from lengthwise.training.registry.models import register, resolve_predictor
 
 
 def arm(policy, lengths, attainment, ci=None):

@@ -63,6 +63,33 @@ def test_simulate_ends_with_the_document_after_the_table(invoke, workload_file, 
     assert page.read_text(encoding="utf-8") == first
 
 
+def test_a_request_log_becomes_a_workload_that_is_played(invoke, tmp_path):
+    rows = [
+        {"request_id": f"r{i}", "status": "finished", "arrival_unix_s": 1e9 + i,
+         "slo_class": "chat", "slo_e2e_ms": 9000.0, "prompt_tokens": 5, "output_tokens": 20}
+        for i in range(30)
+    ]  # fmt: skip
+    rows += [rows[0] | {"status": "aborted"}, rows[1] | {"prompt_tokens": 0}]
+    (tmp_path / "log").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "log" / "requests-1.jsonl").write_text(lines)
+    made = tmp_path / "w.jsonl"
+    done = invoke("data", "workload", tmp_path / "log", "--output", made)
+    assert done.exit_code == 0, done.output
+    first, *others = done.stdout.splitlines()
+    assert first == f"30 requests in 29.0 s -> {made}"
+    assert len(others) == 2
+    assert all(line.startswith("Skipped 1 row: ") for line in others)
+    document = json.loads(
+        invoke(
+            "data", "workload", tmp_path / "log", "--output", made, "--limit", 9, "--json"
+        ).stdout
+    )
+    assert (document["requests"], document["span_s"]) == (9, 8.0)
+    played = invoke("simulate", "--workload", made, "--lengths", "oracle", "--no-bound", "--json")
+    assert [arm["requests"] for arm in json.loads(played.stdout)["arms"]] == [9, 9, 9]
+
+
 def test_simulate_takes_processes_and_a_plan_budget(invoke, workload_file):
     args = ["simulate", "--workload", workload_file, "--policy", "fcfs,sa", "--lengths", "oracle"]
     one, two = (invoke(*args, "--jobs", n, "--no-bound", "--json") for n in (1, 2))
@@ -108,6 +135,8 @@ BAD = {
     "requests must be above 0, got 0": ["bench", "--requests", "0", "--source", "synthetic"],
     "repeats must be above 0, got 0": ["bench", "--repeats", "0", "--source", "synthetic"],
     "unknown policy 'x'": ["bench", "--arms", "x:learned"],
+    "--router needs --warp": ["bench", "--router", "gain"],
+    "unknown router 'nope'": ["bench", "--emulate", "tiny-cpu", "--warp", "--router", "nope"],
     "unknown arrivals 'x'": ["bench", "--arrivals", "x"],
     "predictor 'nope' is neither": ["bench", "--predictor", "nope", "--source", "synthetic"],
     "unexpected argument 'stray'": ["bench", "stray"],

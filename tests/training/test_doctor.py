@@ -2,6 +2,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from lengthwise.scheduler.vllm_adapter import supported
 from lengthwise.scheduler.vllm_adapter.server import hooks
+from lengthwise.training import console
 from lengthwise.training.cli.app import app
 from lengthwise.training.doctor import checks as doctor
 from lengthwise.training.doctor import places
@@ -180,3 +182,38 @@ def test_the_command_exits_by_what_it_found(workspace, engine):
     broken = runner.invoke(app, ["doctor"])
     assert broken.exit_code == 1
     assert "fail waiting queue" in broken.stdout
+
+
+def test_it_says_what_it_looks_at_before_it_looks(workspace, monkeypatch, tmp_path):
+    told = []
+
+    class Told:
+        def step(self, description, total=None):
+            told.append(description)
+
+        def advance(self, amount=1):
+            raise AssertionError("nothing is counted")
+
+    for name in ("_installation", "_vllm", "_lmdeploy", "_workspace", "_tracking", "_model"):
+        genuine = getattr(doctor, name)
+
+        def looked(*args, name=name, genuine=genuine):
+            told.append(name)
+            return genuine(*args)
+
+        monkeypatch.setattr(doctor, name, looked)
+    doctor.run_checks(
+        workspace=workspace, model="tiny", port=0, log_dir=tmp_path / "log", steps=Told()
+    )
+    named = [what for what in told if what.startswith("_")]
+    assert len(named) == 6
+    assert all(told[told.index(what) - 1].startswith("looking at ") for what in named)
+    assert len(told) - len(named) == 11
+
+
+def test_where_nobody_sees_bars_a_slow_look_is_told_in_a_line(workspace, monkeypatch):
+    monkeypatch.setattr(console, "TOLD_EVERY_S", 0.01)
+    monkeypatch.setattr(hooks, "probe", lambda: time.sleep(0.2) or [hooks.Check("vllm", True, "")])
+    done = CliRunner().invoke(app, ["doctor", "--port", "65000"])
+    assert any("looking at vLLM" in line for line in done.stderr.splitlines())
+    assert "looking at" not in done.stdout

@@ -36,6 +36,7 @@ from lengthwise.training.bench.results.emulation import (
 )
 from lengthwise.training.bench.results.report import read_run, warnings, write_run
 from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.bench.runners.fleet_runner import routed
 from lengthwise.training.bench.runners.simulator_runner import lengths_of
 from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.session import tell_throughput
@@ -209,6 +210,32 @@ def test_draws_and_load_come_from_the_settings(runner, source):
     assert max(arrivals) == pytest.approx(89 / 2.0)
 
 
+def test_routers_are_arms_and_stock_stands_behind_the_route(player, cache, source, tmp_path):
+    routers = ("power-of-two", "gain")
+    profiles = [load_profile(DEVICE), load_profile("tiny-cpu")]
+    settings = WarpSettings(instances=3, route="prefix", routers=routers)
+    device = f"{DEVICE}, tiny-cpu"
+    runner = WarpedRunner(
+        [player], device, profiles[0], cache / "tiny", lengths_of(None), settings
+    )  # fmt: skip
+    outcome = played(runner, source, arms=routed(parse_arms("feasible-edf:oracle"), routers))
+    result = outcome.result
+    assert [arm.label for arm in result.arms] == [
+        "prefix/stock",
+        "power-of-two/feasible-edf:oracle",
+        "gain/feasible-edf:oracle",
+    ]
+    assert all((arm.requests, arm.lost) == (90, 0) for arm in result.arms)
+    assert result.run["profile"] == device
+    assert result.emulation is not None
+    assert (result.emulation.profile, result.emulation.instances) == (device, 3)
+    told = result.diagnostics["gain/feasible-edf:oracle"]["router"]
+    assert (told["router"], told["unknown_rows"], told["errors"]) == ("gain", 0, 0)
+    assert len(told["instances"]) == 3
+    write_run(tmp_path / "run", result, outcome.records, outcome.queue)
+    assert read_run(tmp_path / "run")[0] == result
+
+
 def test_a_host_too_slow_for_its_steps_is_told(player, cache, source, tmp_path):
     fast = json.loads(load_profile(DEVICE).to_json())
     fast["step_time"] |= {"base_s": 1e-5, "decode_seq_s": 1e-7, "prefill_token_s": 1e-8,
@@ -254,6 +281,7 @@ def test_senseless_settings_are_refused(values, words):
         ({"vllm_args": ("--seed", "1")}, "no server starts in warped time"),
         ({"emulate": "nowhere"}, "no profile 'nowhere'"),
         ({"profile": "nowhere"}, "no profile 'nowhere'"),
+        ({"emulate": f"{DEVICE},tiny-cpu"}, "2 profiles need as many --instances, got 1"),
     ],
 )
 def test_a_session_refuses_what_warped_time_has_not(tmp_path, values, words):

@@ -23,7 +23,8 @@ from lengthwise.training.bench.judge import Side, _objections, judge, logged_tra
 from lengthwise.training.bench.served import SERVED_FILE, Server, server_of, write_served
 from lengthwise.training.bench.session import profile_path
 from lengthwise.training.cli.app import app
-from lengthwise.training.registry.models import connect, register, resolve_predictor
+from lengthwise.training.registry.connection import connect
+from lengthwise.training.registry.models import register, resolve_predictor
 
 SLOS = {"chat": {"slo_ttft_ms": 1500.0}, "code": {"slo_e2e_ms": 20_000.0}}
 

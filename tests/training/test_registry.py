@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from lengthwise.training.registry import models as registry
+from lengthwise.training.registry.connection import connect
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.registry.models import register, resolve_predictor
 from lengthwise.training.registry.store import RegistryError
@@ -67,7 +67,7 @@ def test_a_moved_workspace_keeps_its_models(workspace, predictor_dir, tmp_path):
 def test_the_version_carries_data_and_schema(workspace, predictor_dir):
     version = register(predictor_dir, workspace=workspace)
     card = json.loads((predictor_dir / "card.json").read_text())
-    with registry.connect(workspace, writing=False) as mlflow:
+    with connect(workspace, writing=False) as mlflow:
         client = mlflow.MlflowClient()
         tags = client.get_model_version("output-length", "1").tags
         assert tags["source_label"] == "synthetic"
@@ -153,7 +153,7 @@ def test_a_corrupt_card_is_told(workspace, tmp_path):
 def test_an_alias_mlflow_would_refuse_registers_nothing(workspace, predictor_dir, alias):
     with pytest.raises(RegistryError, match="alias"):
         register(predictor_dir, alias=alias, workspace=workspace)
-    with registry.connect(workspace, writing=False) as mlflow:
+    with connect(workspace, writing=False) as mlflow:
         assert not mlflow.MlflowClient().search_registered_models()
 
 
@@ -186,12 +186,12 @@ def test_a_server_that_only_fails_is_told(workspace, monkeypatch):
 
 FIRST_USE = """
 import sys
-from lengthwise.training.registry import models
+from lengthwise.training.registry import connection
 from lengthwise.training.workspace import Workspace
 workspace = Workspace.current()
-models.check_writable(workspace)
-with models.connect(workspace, writing=True) as mlflow:
-    print(models.experiment_id(mlflow, workspace))
+connection.check_writable(workspace)
+with connection.connect(workspace, writing=True) as mlflow:
+    print(connection.experiment_id(mlflow, workspace))
 """
 
 

@@ -34,6 +34,7 @@ def make_request(
     prompt: list[int] | None = None,
     priority: int = 0,
     min_tokens: int = 0,
+    resumable: bool = False,
     **extra: Any,
 ) -> Request:
     """`prompt` gives the token ids and has their blocks hashed, for an engine with a cache;
@@ -50,6 +51,7 @@ def make_request(
         arrival_time=arrival_time,
         block_hasher=None if prompt is None else _hasher(),
         priority=priority,
+        resumable=resumable,
     )
 
 

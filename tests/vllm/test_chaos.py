@@ -422,7 +422,7 @@ def test_a_real_store_read_only_or_locked_halfway(predictor_dir, tmp_path, monke
     assert found is not None
     assert found.version == 1
     monkeypatch.setattr(
-        "lengthwise.training.registry.models.check_store", lambda uri, writing: None
+        "lengthwise.training.registry.connection.check_store", lambda uri, writing: None
     )
     with locked(workspace.database):
         assert "locked" in refused("register", predictor_dir)

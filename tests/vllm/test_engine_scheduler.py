@@ -258,6 +258,57 @@ def test_a_plans_batch_limit_holds_and_ends_with_the_queue(engine):
     assert len(fake.finished) == 12
 
 
+@pytest.mark.parametrize("limit", [1, 2, 4])
+@pytest.mark.parametrize("sessions", [1, 2, 3])
+def test_sessions_that_wait_for_input_take_nothing_of_a_plans_limit(engine, sessions, limit):
+    """vLLM counts them as running: under a limit no larger than their number nobody came in."""
+    fake = engine()
+    for i in range(sessions):
+        fake.add(make_request(f"s{i}", resumable=True), output_tokens=2)
+    for _ in range(4):
+        fake.step()
+    assert fake.scheduler.num_waiting_for_streaming_input == sessions
+    seen = []
+
+    class Watching(Limiting):
+        def __call__(self, problem):
+            seen.append(problem.capacity.max_num_seqs)
+            return super().__call__(problem)
+
+    fake.scheduler.core.planner.policy = Watching(max_running=limit)
+    for i in range(5):
+        fake.add(make_request(f"r{i}"), output_tokens=3)
+    most = 0
+    for _ in range(40):
+        fake.step()
+        most = max(most, len(fake.scheduler.running))
+    assert set(fake.finished) == {f"r{i}" for i in range(5)} | {f"s{i}" for i in range(sessions)}
+    assert most == min(limit, 4 - sessions)
+    assert set(seen) == {4 - sessions}
+
+
+def test_a_session_goes_on_under_a_plans_limit(engine):
+    fake = engine()
+    fake.add(make_request("s", resumable=True), output_tokens=2)
+    for _ in range(4):
+        fake.step()
+    fake.scheduler.core.planner.policy = Limiting(max_running=1)
+    fake.add(make_request("runs"), output_tokens=30)
+    for i in range(2):
+        fake.add(make_request(f"r{i}"), output_tokens=30)
+    fake.step()
+    turns = fake.tokens["s"]
+    fake.scheduler.add_request(make_request("s", resumable=True))
+    fake.step()
+    fake.step()
+    assert fake.tokens["s"] > turns
+    assert "runs" not in fake.finished
+    fake.scheduler.add_request(make_request("s"))  # the end of the input
+    fake.run()
+    assert {"runs", "r0", "r1", "s"} <= set(fake.finished)
+    assert fake.scheduler.lengthwise_status()["plan"]["fallbacks"].keys() <= {"no-prediction"}
+
+
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_planned_in_a_thread_everything_is_served_whole(engine, ahead):
     fake = engine(policy="sa", plan_in_thread=True, blocks=60, ahead=ahead)

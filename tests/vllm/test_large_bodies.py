@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,7 @@ from lengthwise.scheduler.vllm_adapter.api.body.request_body import MOST_INLINE_
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 
 SLOS = SloTable.from_dict(TABLE)
-BATCH = "/v1/chat/completions/batch"
+BATCH, TOKENS = "/v1/chat/completions/batch", "/inference/v1/generate"
 
 characters = st.sampled_from(['"', "\\", "é", "漢", "😀", "\ud83d", "\ude00", "\n", "a", "]", "}"])
 texts = st.lists(characters, max_size=60).map("".join)
@@ -109,6 +110,83 @@ def test_of_many_messages_the_first_and_the_last_are_read():
     (found,) = parse_body(raw, {}, SLOS, READERS[CHAT]).prompts
     (wanted,) = READERS[CHAT](json.loads(raw)).prompts
     assert found == request_body._shortened(wanted)
+
+
+WHERE = {
+    "the body": (COMPLETIONS, "{%s}"),
+    "its arguments": (CHAT, '{"messages": [], "vllm_xargs": {%s}}'),
+    "its parameters": (TOKENS, '{"token_ids": [1], "sampling_params": {%s}}'),
+    "arguments of theirs": (TOKENS, '{"sampling_params": {"n": 1, "extra_args": {%s}}}'),
+    "a message": (CHAT, '{"messages": [{"role": "user", %s}]}'),
+}
+OURS = {
+    "prompt": '"What is it, %d?"',
+    "content": '"What is it, %d?"',
+    "max_tokens": "7%d",
+    "min_tokens": "7%d",
+    "ignore_eos": "true",
+    "slo_e2e_ms": "7%d",
+    "slo_class": '"chat"',
+    "tenant": '"me-%d"',
+    "osl": "9%d",
+    "vllm_xargs": '{"slo_ttft_ms": 8%d}',
+    "extra_args": '{"slo_tpot_ms": 9%d}',
+}
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.sampled_from(sorted(WHERE)),
+    st.lists(st.tuples(st.sampled_from(sorted(OURS)), st.integers(0, 12_000)), max_size=6),
+    st.integers(1, 12_000),
+    st.sampled_from(['""', '"' + "x" * 40 + '"']),
+    st.booleans(),
+)
+def test_members_of_ours_are_read_wherever_they_stand(where, ours, others, value, escaped):
+    """Among thousands of others, however they are written; of one said twice the last counts."""
+
+    def written(name):
+        return "".join(f"\\u{ord(letter):04x}" for letter in name) if escaped else name
+
+    members = [f'"a{i}": {value}' for i in range(others)]
+    for nth, (name, place) in enumerate(ours):
+        member = f'"{written(name)}": {OURS[name].replace("%d", str(nth))}'
+        members.insert(min(place, len(members)), member)
+    path, whole = WHERE[where]
+    raw = (whole % ", ".join(members)).encode()
+    with pytest.MonkeyPatch.context() as limit:
+        limit.setattr(request_body, "MOST_INLINE_BYTES", 10**9)
+        wanted = parse_body(raw, {}, SLOS, READERS[path])
+        limit.setattr(request_body, "MOST_INLINE_BYTES", 0)
+        found = parse_body(raw, {}, SLOS, READERS[path])
+    for name in ("slo", "tenant", "prompts", "osl", "max_tokens", "fixed_tokens"):
+        assert getattr(found, name) == getattr(wanted, name), name
+
+
+def test_every_member_that_a_route_asks_for_is_among_those(monkeypatch):
+    asked = set()
+
+    class Asked(dict):
+        def get(self, key, default=None):
+            asked.add(key)
+            return super().get(key, default)
+
+        def __contains__(self, key):
+            asked.add(key)
+            return super().__contains__(key)
+
+    for reader in READERS.values():
+        for body in ({}, {"messages": []}):
+            parts = reader(Asked(body), lambda _: None)
+            request_body._fixed(replace(parts, sampling=Asked()))
+        asked.update(parts.limits)
+    assert asked <= large_body.NAMED
+
+
+def test_an_objective_behind_large_arguments_of_others_is_read():
+    others = {f"a{i}": "x" * 15_000 for i in range(40)}
+    body = {"prompt": "a", "vllm_xargs": others | {"slo_e2e_ms": 70}}
+    assert parse_body(json.dumps(body).encode(), {}, SLOS, READERS[COMPLETIONS]).slo.e2e_s == 0.07
 
 
 def test_an_image_costs_no_room_and_its_text_is_read():

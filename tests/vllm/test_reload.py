@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -10,18 +11,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from test_middleware import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.slo import OBJECTIVES
+from lengthwise.scheduler.policies.policy_params import KNOBS
 from lengthwise.scheduler.vllm_adapter.api.own_routes import configuring
 from lengthwise.scheduler.vllm_adapter.api.predicting import candidate
 from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
 from lengthwise.scheduler.vllm_adapter.api.predicting.candidate import PROBES, load_checked
+from lengthwise.scheduler.vllm_adapter.engine.plans.prepared_policy import prepare_policy
 from lengthwise.scheduler.vllm_adapter.live import (
     LivePredictor,
     LiveState,
     live_state,
+    make_live,
     read_live,
     write_live,
 )
@@ -219,7 +226,15 @@ def test_policy_and_slo_table_reload_in_both_processes(served):
         '{"policy": "magic"}',
         '{"policy": "edf", "policy_params": {"warp": 9}}',
         '{"policy_params": {"warp": 9}}',
+        '{"policy": "sa", "policy_params": {"budget_s": -1}}',
+        '{"policy": "sa", "policy_params": {"name": "edf"}}',
+        '{"policy": "sa", "policy_params": {"horizon": "2"}}',
+        '{"policy": "sa", "policy_params": {"head": 2.5}}',
+        '{"policy": "sa", "policy_params": {"tokens_price": NaN}}',
         '{"policy": "edf", "slo_table": {"chat": {"ttft_ms": -3}}}',
+        '{"policy": "edf", "slo_table": {"chat": {"weight": true}}}',
+        '{"policy": "edf", "slo_table": {"chat": {"e2e_ms": 1e400}}}',
+        '{"policy": "edf", "slo_table": {"chat": 5}}',
         '{"policy": "edf", "predictor": {"directory": ""}}',
         '{"policy": "edf", "predictor": "models:/m/1"}',
         "\udcff",
@@ -237,6 +252,33 @@ def test_a_wrong_file_is_refused_whole(served, content):
     assert "\n" not in str(error.value)
     served.write(policy="edf")
     assert served.check()["policy"] == "loaded"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(
+        [("policy_params", "sa", name) for name in (*KNOBS["sa"], "budget_s", "seed", "name")]
+        + [("policy_params", "sa-paper", name) for name in (*KNOBS["sa-paper"], "budget_s")]
+        + [("slo_table", "chat", f"{name}_ms") for name in OBJECTIVES]
+        + [("slo_table", "chat", "weight")]
+    ),
+    st.floats() | st.integers() | st.booleans() | st.text(max_size=3) | st.none(),
+)
+def test_every_number_of_the_file_is_taken_or_refused_in_one_line(place, value):
+    part, of, name = place
+    said = {"policy": of} if part == "policy_params" else {}
+    said[part] = {name: value} if part == "policy_params" else {of: {name: value}}
+    try:
+        state = make_live(json.loads(json.dumps(said)), "live file 'x'")
+    except InputError as error:
+        state, refused = None, str(error)
+    if state is None:
+        assert refused.startswith("live file 'x': ")
+        assert len(refused.splitlines()) == 1
+        assert "error" not in refused.lower()
+    elif state.policy is not None:
+        prepared = prepare_policy(make_settings({}), state.policy, state.policy_params)
+        assert prepared.policy.name == of
 
 
 def test_a_missing_file_is_told_once_and_read_when_it_comes(served):
@@ -339,8 +381,8 @@ def test_reload_and_status_ask_for_vllms_key_where_there_is_one(served, method, 
     path = f"/lengthwise/{path}"
     assert served.call(method, path).status_code == 401
     assert served.core.asked == []
-    for given, status in (("wrong", 401), ("secret", 200)):
-        headers = {"authorization": f"Bearer {given}"}
+    for key, status in (("wrong", 401), ("secret", 200)):
+        headers = {"authorization": f"Bearer {key}"}
         assert served.call(method, path, headers=headers).status_code == status
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.emulated.options import emulable_profile
+from lengthwise.scheduler.vllm_adapter.emulated.player import profiles_in_turn
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
-from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
+from lengthwise.training.bench.comparison.workload_source import open_workload
 from lengthwise.training.bench.results.report import write_run
+from lengthwise.training.bench.runners.fleet_runner import fleet_capacity_rps, routed
 from lengthwise.training.bench.runners.simulator_runner import lengths_of
 from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
 from lengthwise.training.bench.session import (
@@ -39,8 +41,9 @@ def measure_warped(
     """Play stock vLLM and every arm on emulated engines, faster than real time.
 
     Args:
-        settings: as for a bench; `emulate` is the device's profile, `profile` what our planner
-            takes it for, load 1 what all instances together can carry.
+        settings: as for a bench; `emulate` is the device's profile (with commas, those of the
+            instances in turn), `profile` what our planner takes it for, load 1 what all
+            instances together can carry.
         warp: how it is played; seed, wait and the planner's profile come from `settings`.
         workspace: for runs, the tiny model and MLflow.
         steps: progress bars.
@@ -56,16 +59,23 @@ def measure_warped(
         raise InputError(f"warped time has the model {TINY_NAME!r} only, got {settings.model!r}")
     if settings.vllm_args:
         raise InputError(f"no server starts in warped time, so no options: {settings.vllm_args}")
-    profile = emulable_profile(settings.emulate)
+    given = settings.emulate.split(",")
+    if len(given) > warp.instances:
+        raise InputError(f"{len(given)} profiles need as many --instances, got {warp.instances}")
+    names = profiles_in_turn(settings.emulate, warp.instances)
+    profiles = [emulable_profile(name) for name in names]
     if settings.profile is not None:
         read_profile(settings.profile)
     source = open_workload(
-        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profile
+        settings.workload, source=settings.source, arrivals=settings.arrivals, profile=profiles[0]
     )
     settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
+    settings = replace(settings, arms=routed(settings.arms, warp.routers))
     resolved = find_predictor(settings, workspace)
-    capacity = settings.capacity_rps or capacity_rps(source, profile)
-    say(f"capacity of {source.name}: {capacity:.2f} requests/s an engine ({profile.name})")
+    capacity = fleet_capacity_rps(source, profiles)
+    if settings.capacity_rps is not None:
+        capacity = settings.capacity_rps * warp.instances
+    say(f"capacity of {source.name}: {capacity:.2f} requests/s of {', '.join(names)}")
     warp = replace(
         warp,
         planned_profile=settings.profile,
@@ -80,7 +90,7 @@ def measure_warped(
                 for number in range(warp.jobs)
             ],
             device=settings.emulate,
-            profile=profile,
+            profile=profiles[0],
             model_dir=build_tiny_model(workspace.cache / TINY_NAME),
             lengths=lengths_of(load_predictor(resolved)),
             settings=warp,
@@ -90,7 +100,7 @@ def measure_warped(
             source,
             settings,
             runner,
-            capacity_rps=capacity * warp.instances,
+            capacity_rps=capacity,
             predictor_label=None if resolved is None else resolved.label,
             workers=warp.jobs,
             on_run=progress_of(steps, settings.times(source)),

@@ -20,6 +20,7 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.pairs import check_predictor_of, refuse
 from lengthwise.training.cli.results_shown import report, show
 from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
@@ -27,6 +28,7 @@ from lengthwise.training.workspace import Workspace
 
 ENGINES = ("vllm", "lmdeploy")
 MODEL_HELP = "'tiny', 'smollm2' (if installed) or a model vLLM can load."
+WARPED_ONLY = ("instances", "route", "router", "search_steps", "host_factor", "sa_params", "jobs")
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +135,8 @@ def bench(
         str | None,
         typer.Option(
             help="Engine profile, a name or a file: real servers on a device that takes its time "
-            "and computes nothing. --profile is then what the planner takes it for."
+            "and computes nothing; of --instances in turn, with commas. --profile is then what "
+            "the planner takes it for."
         ),
     ] = None,
     warp: Annotated[
@@ -144,8 +147,16 @@ def bench(
     ] = False,
     instances: Annotated[int, typer.Option(min=1, help="With --warp: engines side by side.")] = 1,
     route: Annotated[
-        str, typer.Option(help="With --instances: least-outstanding | round-robin.")
+        str,
+        typer.Option(
+            help="With --instances: the router before stock vLLM, and before all without "
+            "--router: least-outstanding | round-robin | power-of-two | prefix."
+        ),
     ] = "least-outstanding",
+    router: Annotated[
+        str | None,
+        typer.Option(help="With --instances: comma-separated routers, each before every arm."),
+    ] = None,
     search_steps: Annotated[
         int | None, typer.Option(min=0, help="With --warp: annealing steps a plan [its own].")
     ] = None,
@@ -192,11 +203,26 @@ def bench(
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, --warp is vllm's: {engine}")
     if generated and (warp or emulate or engine != "vllm"):
         raise InputError("--generated is of the real engine: no --emulate, --warp, --engine")
+    if not generated:
+        refuse(ctx, ("max_tokens", "temperature"), "goes with --generated")
+    wanted = parse_arms(arms)
+    if not warp:
+        refuse(ctx, WARPED_ONLY, "goes with --warp")
+    elif instances == 1:
+        refuse(ctx, ("route", "router"), "chooses among several --instances")
+    if all(arm.policy != "sa" for arm in wanted):
+        refuse(ctx, ("sa_params",), f"no arm of {arms} is policy sa")
+    if duration is not None:
+        refuse(ctx, ("requests",), f"stands for --duration {duration:g}: give one of them")
+    if recalibrate:
+        why = "is taken as it is, got --recalibrate with it"
+        refuse(ctx, ("emulate", "profile", "capacity_rps"), why)
+    if Path(workload).is_file():
+        refuse(ctx, ("source", "arrivals"), f"goes with a named workload, got the file {workload}")
+    predictor_or_none = check_predictor_of(wanted, predictor, "--predictor")
     params = read_params(sa_params)
     settings = BenchSettings(
-        arms=tuple(
-            replace(arm, params=params) if arm.policy == "sa" else arm for arm in parse_arms(arms)
-        ),
+        arms=tuple(replace(arm, params=params) if arm.policy == "sa" else arm for arm in wanted),
         workload=workload,
         source=source,
         arrivals=arrivals,
@@ -207,7 +233,7 @@ def bench(
         seed=seed,
         timeout_s=timeout,
         capacity_rps=capacity_rps,
-        predictor=predictor,
+        predictor=predictor_or_none,
         profile=profile,
         plan_budget_ms=plan_budget_ms,
         model=model,
@@ -219,12 +245,14 @@ def bench(
     workspace, say = Workspace.current(), console.stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:
         if warp:
+            from lengthwise.training.bench.runners.fleet_runner import parse_routers
             from lengthwise.training.bench.runners.warped_runner import WarpSettings
             from lengthwise.training.bench.warped_session import measure_warped
 
             played = WarpSettings(
                 instances=instances,
                 route=route,
+                routers=() if router is None else parse_routers(router),
                 search_steps=search_steps,
                 host_factor=host_factor,
                 jobs=jobs,
@@ -243,7 +271,13 @@ def read_params(text: str | None) -> tuple[tuple[str, Any], ...]:
     """The parameters of a policy in a JSON object; InputError when it is none."""
     if text is None:
         return ()
-    return tuple(sorted(parse_object(text, "--sa-params").items()))
+    from lengthwise.scheduler.policies.policy_params import checked_params
+
+    params = parse_object(text, "--sa-params")
+    try:
+        return tuple(sorted(checked_params("sa", params).items()))
+    except ValueError as error:
+        raise InputError(f"--sa-params: {error}") from error
 
 
 def demo(

@@ -1,4 +1,5 @@
-"""Commands under ``lengthwise data``: ``list``, ``fetch``, ``describe``, ``synthesize``."""
+"""Commands under ``lengthwise data``: ``list``, ``fetch``, ``describe``, ``workload``,
+``synthesize``."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_sources)
     group.command("fetch")(fetch)
     group.command("describe")(describe)
+    group.command("workload")(workload)
     group.command("synthesize")(synthesize)
     app.add_typer(group, name="data")
 
@@ -91,6 +93,50 @@ def describe(
         console.print_json(description)
     else:
         render(description, console.stdout())
+
+
+def workload(
+    log: Annotated[Path, typer.Argument(help="A server's request log, a directory or a file.")],
+    output_file: Annotated[Path, typer.Option("--output", help="Workload file to write (JSONL).")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest so many.")] = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="With the texts that the log holds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the traffic of a request log as a workload file.
+
+    For simulate, bench and calibrate --workload: arrivals, lengths, classes and objectives of the
+    requests that were answered. What is left out is counted.
+    """
+    from lengthwise.data.request_log import logged_workload
+    from lengthwise.data.skipped import skipped_line
+    from lengthwise.data.workload import write_workload
+
+    with console.progress(quiet=as_json) as steps:
+        reading = console.Megabytes(steps, str(log))
+        requests, skipped = logged_workload(log, limit, with_prompts=prompts, watch=reading)
+        steps.step("writing")
+        write_workload(output_file, requests)
+    span_s = requests[-1].arrival_s
+    if as_json:
+        console.print_json(
+            {
+                "workload": str(output_file),
+                "requests": len(requests),
+                "span_s": span_s,
+                "with_prompt_text": sum(r.prompt is not None for r in requests),
+                "skipped_rows": skipped.rows,
+                "skipped": skipped.to_list(),
+                "torn_lines": skipped.torn,
+            }
+        )
+        return
+    print(f"{len(requests):,} requests in {span_s:,.1f} s -> {output_file}")
+    for entry in skipped.to_list():
+        print(f"Skipped {skipped_line(entry)}")
+    if skipped.torn:
+        print(f"Skipped {skipped.torn:,} lines that were cut off")
 
 
 def synthesize(

@@ -49,7 +49,14 @@ def doctor(
     """
     from lengthwise.training.doctor.checks import failed, run_checks
 
-    checks = run_checks(workspace=Workspace.current(), model=model, port=port, log_dir=request_log)
+    with console.progress(quiet=as_json) as steps:
+        checks = run_checks(
+            workspace=Workspace.current(),
+            model=model,
+            port=port,
+            log_dir=request_log,
+            steps=steps,
+        )
     if as_json:
         console.print_json({"ok": not failed(checks), "checks": [asdict(c) for c in checks]})
     else:

@@ -9,6 +9,7 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
+from lengthwise.training.cli.pairs import refuse
 from lengthwise.training.workspace import Workspace
 
 ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student"
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    ctx: typer.Context,
     pack: Annotated[str | None, typer.Option(help="A pack under $LENGTHWISE_DATA.")] = None,
     input_file: Annotated[
         Path | None,
@@ -51,6 +53,12 @@ def train(
             help="Add states of a causal model where they pay: smollm2, a folder, or a hub name."
         ),
     ] = None,
+    openings: Annotated[
+        bool,
+        typer.Option(
+            "--openings", help="Estimate answers anew once they have begun, by their first words."
+        ),
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read a log larger than memory in pieces.")
     ] = False,
@@ -85,8 +93,16 @@ def train(
             raise InputError(f"--{next(iter(settings))} goes with {names}, not with {estimator}")
     if stream and from_log is None:
         raise InputError("--stream reads a request log: give --from-log DIR")
-    if reader is not None and stream:
-        raise InputError("--reader needs the prompts, and --stream reads features only")
+    if stream:
+        refuse(ctx, ("reader", "embedding"), "needs the prompts, and --stream reads features only")
+        refuse(ctx, ("estimator",), "--stream trains lightgbm_student")
+        refuse(ctx, ("limit",), "--stream reads all of a log")
+    if alias is not None and not register:
+        refuse(ctx, ("register",), f"the alias {alias} is a version's")
+    if openings and (estimator != "lightgbm" or reader is not None or from_log is not None):
+        raise InputError(
+            "--openings goes with lightgbm and answers' texts, with no --reader or log"
+        )
     from lengthwise.training.train.pipeline import TrainConfig, print_result
     from lengthwise.training.train.pipeline import train as run
 
@@ -96,6 +112,7 @@ def train(
         reader=settings,
         embedding=embedding,
         causal_reader=reader if reader is None or not Path(reader).is_dir() else _absolute(reader),
+        openings=openings,
         stream=stream,
         decision=decision,
         seed=seed,

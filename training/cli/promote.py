@@ -9,6 +9,7 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
+from lengthwise.training.cli.pairs import refuse
 from lengthwise.training.cli.serve_inputs import read_slo_table
 from lengthwise.training.workspace import Workspace
 
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def promote(
+    ctx: typer.Context,
     challenger: Annotated[
         str, typer.Option(help="The version to judge.")
     ] = "models:/output-length@challenger",
@@ -72,9 +74,18 @@ def promote(
     """
     from lengthwise.training.bench import judge as promotion
     from lengthwise.training.bench.served import server_of
-    from lengthwise.training.registry.models import check_writable, resolve_predictor
+    from lengthwise.training.registry.connection import check_writable
+    from lengthwise.training.registry.models import resolve_predictor
     from lengthwise.training.registry.promotions import roll_back
 
+    if rollback:
+        others = (name for name in ctx.params if name not in ("rollback", "as_json"))
+        refuse(ctx, others, "belongs to a comparison, got --rollback with it")
+    if dry_run:
+        refuse(ctx, ("force",), "promotes, got --dry-run with it, which writes nothing")
+    if from_log is not None:
+        why = f"is of a workload, got --from-log {from_log} with it"
+        refuse(ctx, ("workload", "source", "seeds"), why)
     workspace = Workspace.current()
     if not dry_run:
         check_writable(workspace)  # now, not after minutes of replaying

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.training import console
 from lengthwise.training.cli.operate import doctor, follow
 from lengthwise.training.cli.serve_inputs import (
     NO_PREDICTOR,
+    check_options,
     check_policy,
     check_start,
     emulated_device,
@@ -142,6 +142,7 @@ def serve(
     """
     from lengthwise.training.packaged_model import packaged_model
 
+    check_options(ctx)
     name = model
     model, vllm_args = packaged_model(name, ctx.args)
     check_start(model, vllm_args)
@@ -211,8 +212,6 @@ def serve(
         Follower(workspace, say, alias) if alias else None, say, tuple(readers), poll_s
     )
     if instances > 1:
-        if device is not None:
-            raise InputError("--emulate serves one instance, got --instances with it")
         raise typer.Exit(serve_instances(model, settings, vllm_args, instances, workspace, keeper))
     raise typer.Exit(
         serve_forever(

@@ -8,13 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
+from lengthwise.training.cli.pairs import NO_PREDICTOR, refuse
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
     from lengthwise.training.registry.models import ResolvedPredictor
 
-NO_PREDICTOR = "none"
+SERVED_LENGTHS = ("learned", "class", "none")
+
+
+def check_options(ctx: Any) -> None:
+    """InputError for options of `serve` that contradict one another."""
+    given = ctx.params
+    if given["request_log"] is None:
+        names = ("log_prompts", "request_log_max_mb", "request_log_max_age_days")
+        refuse(ctx, names, "there is no request log without --request-log DIR")
+    if given["policy_file"] is not None:
+        refuse(ctx, ("policy",), f"and --policy-file {given['policy_file']}: give one of them")
+    if not given["fair_tenants"]:
+        refuse(ctx, ("tenant_weights",), "weighs fair shares, got --no-fair-tenants with it")
+    if given["instances"] > 1:
+        refuse(ctx, ("emulate",), "serves one instance, got --instances with it")
+    lengths = given["lengths"]
+    if lengths is not None and lengths not in SERVED_LENGTHS:
+        raise InputError(f"--lengths must be one of {', '.join(SERVED_LENGTHS)}, got {lengths!r}")
+    if given["predictor"] == NO_PREDICTOR and lengths in ("learned", "class"):
+        raise InputError(
+            f"--lengths {lengths} are a predictor's, got --predictor {NO_PREDICTOR}: name one, or "
+            "take lengths none"
+        )
 
 
 def check_start(model: str, vllm_args: Sequence[str]) -> None:

@@ -16,11 +16,13 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.pairs import check_predictor_of, refuse
 from lengthwise.training.cli.results_shown import show
 from lengthwise.training.workspace import Workspace
 
 
 def simulate(
+    ctx: typer.Context,
     workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "paper",
     load: Annotated[
         float | None, typer.Option(help="Multiple of capacity [1.5; a file keeps its own pace].")
@@ -87,9 +89,12 @@ def simulate(
     from lengthwise.training.bench.session import run_modeled
 
     named = is_arena(workload)
+    if Path(workload).is_file():
+        refuse(ctx, ("source", "arrivals"), f"goes with a named workload, got the file {workload}")
+    arms = parse_arms(policy, default_lengths=lengths, policies=with_lmdeploy(POLICIES))
     routers = parse_routers(router or "gain") if router or instances > 1 else ()
     settings = BenchSettings(
-        arms=parse_arms(policy, default_lengths=lengths, policies=with_lmdeploy(POLICIES)),
+        arms=arms,
         workload=workload,
         source=source,
         arrivals=arrivals,
@@ -97,7 +102,7 @@ def simulate(
         requests=ARENA_REQUESTS * instances if requests is None and named else requests,
         repeats=seeds,
         seed=seed,
-        predictor=model,
+        predictor=check_predictor_of(arms, model, "--model"),
         profile=profile,
         plan_budget_ms=plan_budget_ms,
         max_wait_s=max_wait,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lengthwise.data.errors import InputError
+from lengthwise.training import console
 from lengthwise.training.doctor.places import (
     Check,
     metrics_dir,
@@ -33,26 +34,38 @@ _INSTALL = "make setup, or pip install -e ."
 
 
 def run_checks(
-    *, workspace: Workspace, model: str, port: int, log_dir: Path | None = None
+    *,
+    workspace: Workspace,
+    model: str,
+    port: int,
+    log_dir: Path | None = None,
+    steps: console.Steps | None = None,
 ) -> list[Check]:
     """Every check, in the order in which a stranger would have to mend things.
 
-    ``log_dir`` is the folder that the request log is to go to, if there is to be one.
+    ``log_dir`` is the folder that the request log is to go to, if there is to be one. ``steps``
+    is told what is being looked at.
     """
-    checks: list[Callable[[], Sequence[Check]]] = [
-        _installation,
-        _vllm,
-        lambda: _lmdeploy(workspace),
-        lambda: [numba_cache()],
-        lambda: _workspace(workspace),
-        lambda: _tracking(workspace),
-        lambda: _model(model),
-        _data,
-        lambda: [metrics_dir()],
-        lambda: [request_log(log_dir)] if log_dir is not None else [],
-        lambda: [port_free(port)],
-    ]
-    return [found for check in checks for found in check()]
+    steps = steps or console.SilentSteps()
+    checks: dict[str, Callable[[], Sequence[Check]]] = {
+        "the installation": _installation,
+        "vLLM: importing it to look at its hooks": _vllm,
+        "LMDeploy: importing it in its own environment": lambda: _lmdeploy(workspace),
+        "compiled code: importing it": lambda: [numba_cache()],
+        "the workspace": lambda: _workspace(workspace),
+        "the tracking store and its champion": lambda: _tracking(workspace),
+        f"the model {model}": lambda: _model(model),
+        "data": _data,
+        "the metrics folder": lambda: [metrics_dir()],
+        f"the port {port}": lambda: [port_free(port)],
+    }
+    if log_dir is not None:
+        checks[f"the request log {log_dir}"] = lambda: [request_log(log_dir)]
+    found: list[Check] = []
+    for what, check in checks.items():
+        steps.step(f"looking at {what}")
+        found += check()
+    return found
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.training.registry.card import flatten
-from lengthwise.training.registry.model_names import MODEL_NAME
-from lengthwise.training.registry.models import (
-    EXPERIMENT,
-    KIND_TAG,
-    MODEL_ID_TAG,
-    ResolvedPredictor,
-    connect,
-    experiment_id,
-)
+from lengthwise.training.registry.connection import EXPERIMENT, connect, experiment_id
+from lengthwise.training.registry.model_names import KIND_TAG, MODEL_ID_TAG, MODEL_NAME
+from lengthwise.training.registry.models import ResolvedPredictor
 from lengthwise.training.workspace import Workspace
 
 VERSION_TAG = "lengthwise.version"
@@ -105,8 +99,9 @@ def log_bench(
 
 
 def arm_label(arm: Mapping[str, Any]) -> str:
-    """``sa:learned``; stock vLLM, which has no lengths, is ``stock``."""
-    return "stock" if arm["policy"] == "stock" else f"{arm['policy']}:{arm['lengths']}"
+    """``sa:learned``; stock vLLM, which has no lengths, is ``stock``; behind its router, if any."""
+    kind = "stock" if arm["policy"] == "stock" else f"{arm['policy']}:{arm['lengths']}"
+    return kind if arm.get("router") is None else f"{arm['router']}/{kind}"
 
 
 def _numbers(arm: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the registered model and its aliases are called."""
+"""What the registered model, its aliases and our tags are called."""
 
 from __future__ import annotations
 
@@ -7,3 +7,6 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 SHADOW = "shadow"
 DEFAULT_PREDICTOR = f"models:/{MODEL_NAME}@{CHAMPION}"
+
+KIND_TAG = "lengthwise.kind"
+MODEL_ID_TAG = "lengthwise.model_id"

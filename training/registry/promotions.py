@@ -7,14 +7,15 @@ from typing import Any
 
 from lengthwise.training import figures
 from lengthwise.training.registry.card import flatten
-from lengthwise.training.registry.model_names import CHALLENGER, CHAMPION, MODEL_NAME
-from lengthwise.training.registry.models import (
+from lengthwise.training.registry.connection import connect, experiment_id
+from lengthwise.training.registry.model_names import (
+    CHALLENGER,
+    CHAMPION,
     KIND_TAG,
     MODEL_ID_TAG,
-    ResolvedPredictor,
-    connect,
-    experiment_id,
+    MODEL_NAME,
 )
+from lengthwise.training.registry.models import ResolvedPredictor
 from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.workspace import Workspace
 

@@ -21,6 +21,8 @@ from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.training import console
 from lengthwise.training.registry import models as registry
 from lengthwise.training.registry.card import METRIC_HEADINGS, flatten, headline, metric_cells
+from lengthwise.training.registry.connection import check_writable
+from lengthwise.training.registry.training_runs import log_training_run
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ class TrainConfig:
 
     ``reader`` holds settings of `predictor.bert_fit.fit_reader`, for the estimators that have one;
     ``embedding`` names a frozen encoder whose columns are added to the features, ``causal_reader``
-    a causal model whose states are, where they pay; with ``stream`` a request log larger than
+    a causal model whose states are, where they pay; with ``openings`` answers that have begun are
+    estimated anew; with ``stream`` a request log larger than
     memory is read in pieces; with ``decision`` the simulator says what the predictor is worth to
     the scheduler.
     """
@@ -51,6 +54,7 @@ class TrainConfig:
     limit: int | None = None
     embedding: str | None = None
     causal_reader: str | None = None
+    openings: bool = False
     stream: bool = False
     decision: bool = False
     register: bool = False
@@ -76,6 +80,7 @@ class TrainResult:
     importances: Mapping[str, float]
     duration_s: float
     causal_reader: Mapping[str, Any] | None = None
+    openings: Mapping[str, Any] | None = None
     unused: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +96,7 @@ class TrainResult:
             "importances": dict(self.importances),
             "duration_s": round(self.duration_s, 2),
             "causal_reader": None if self.causal_reader is None else dict(self.causal_reader),
+            "openings": None if self.openings is None else dict(self.openings),
             "unused": dict(self.unused),
         }
 
@@ -113,7 +119,7 @@ def train(
     if config.causal_reader is not None:
         steps.step(f"looking for the reader {config.causal_reader}")
         check_reader(config.causal_reader)
-    registry.check_writable(workspace)
+    check_writable(workspace)
     steps.step("reading the table")
     source = config.source or default_source()
     predictor, parts, unused = (_fit_streamed if config.stream else _fit_table)(
@@ -122,8 +128,7 @@ def train(
     steps.step("evaluating")
     metrics = evaluate(predictor, parts["test"], parts.get("train", parts["calibration"]))
     if config.decision:
-        steps.step("simulating what the lengths are worth")
-        metrics["decision"] = decision_value(predictor, parts["test"])
+        metrics["decision"] = decision_value(predictor, parts["test"], steps=steps)
     predictor.card["metrics"] = metrics
     steps.step("drawing")
     label = str(predictor.card["source_label"])
@@ -133,7 +138,7 @@ def train(
     rows["train"] = int(predictor.card["train_rows"])
     directory = workspace.new_run_dir("train") / "predictor"
     predictor.save(directory)
-    logged = registry.log_training_run(
+    logged = log_training_run(
         directory,
         params={
             "source": source,
@@ -142,6 +147,7 @@ def train(
             "limit": config.limit,
             "embedding": config.embedding,
             "causal_reader": config.causal_reader,
+            "openings": config.openings,
             **config.reader,
             **{f"rows_{side}": n for side, n in rows.items()},
             "feature_contract": predictor.feature_contract,
@@ -167,6 +173,7 @@ def train(
         importances=predictor.card["importances"],
         duration_s=time.perf_counter() - started,
         causal_reader=predictor.card.get("causal_reader"),
+        openings=predictor.card.get("openings"),
         unused=unused,
     )
 
@@ -258,17 +265,22 @@ def _fit(
     steps: console.Steps,
 ) -> LengthPredictor:
     from lengthwise.predictor.fitting.fit import fit_on_features, fit_predictor
+    from lengthwise.predictor.fitting.fit_openings import check_openings
 
     def progress(what: str, share: float) -> None:
         if share < 1:
             steps.step(what)
 
     train_rows, calibration_rows = parts["train"], parts["calibration"]
+    if config.openings:
+        check_openings(train_rows)
     if base is not None:
         if config.estimator != DEFAULT_ESTIMATOR:
             raise InputError(f"{config.estimator} needs prompt text, and the log holds none")
         if config.causal_reader is not None:
             raise InputError("a reader needs prompt text, and the log holds none")
+        if config.embedding is not None:
+            raise InputError("an embedding needs prompt text, and the log holds none")
         return fit_on_features(
             base, train_rows, calibration_rows, seed=config.seed, progress=progress
         )
@@ -279,6 +291,7 @@ def _fit(
         seed=config.seed,
         embedding=config.embedding,
         causal_reader=config.causal_reader,
+        openings=config.openings,
         reader_params=dict(config.reader),
         progress=progress,
     )
@@ -334,6 +347,8 @@ def print_result(result: TrainResult) -> None:
         print(line)
     if reader := result.causal_reader:
         print(_reader_line(reader))
+    if result.openings is not None:
+        print(_openings_line(result.openings))
     if result.importances:
         shares = ", ".join(f"{n} {s:.0%}" for n, s in list(result.importances.items())[:8])
         print(f"Read most (share of the boosters' gain): {shares}")
@@ -349,6 +364,15 @@ def _reader_line(reader: Mapping[str, Any]) -> str:
     gains = ", ".join(f"{name} {gain:.1%}" for name, gain in reader["gains"].items()) or "no class"
     asked = ", ".join(reader["classes"]) or "none, so it is left out"
     return f"Reader {reader['model']}: of what words leave open it explains {gains}; asked: {asked}"
+
+
+def _openings_line(openings: Mapping[str, Any]) -> str:
+    """How many answers each later estimate was learned from."""
+    learned = ", ".join(
+        f"{said['rows']:,} after {tokens} tokens" for tokens, said in openings["after"].items()
+    )
+    lacking = f"; {openings['without_text']:,} without text" if openings["without_text"] else ""
+    return f"Openings of answers learned from: {learned or 'too few'}{lacking}"
 
 
 def _print_decision(decision: Mapping[str, Any]) -> None:

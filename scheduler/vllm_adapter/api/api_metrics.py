@@ -40,6 +40,11 @@ class ApiMetrics:
             "From a request's quick estimate to the reader's, which replaces it.",
             buckets=_READER_SECONDS,
         )
+        self.openings = Counter(
+            "lengthwise_openings",
+            "Openings of answers to estimate their lengths anew by, by what became of that.",
+            ["outcome"],
+        )
         self.reloads = Counter(
             "lengthwise_reloads",
             "Parts of the live file that changed, by what became of them.",

@@ -24,6 +24,7 @@ from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import (
     data_parallel_router,
 )
 from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.predicting.opening_desk import OpeningDesk
 from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.predicting.reader_desk import ReaderDesk
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
@@ -82,6 +83,7 @@ class Front:
         self.service = service
         self.texts = prompt_texts(settings)
         self.reader = ReaderDesk(settings, service, metrics)
+        self.openings = OpeningDesk(service, metrics)
         self.admission: AdmissionDesk | None = None
         if settings.admission.mode != "off":
             self.admission = AdmissionDesk(settings.admission, metrics)
@@ -97,6 +99,7 @@ class Front:
         if engine_client is None or engine_client is self._attached:
             return
         self._attached = engine_client
+        self.openings.attach(engine_client)
         self.router = data_parallel_router(self._settings, engine_client, self._metrics)
         if not attach(engine_client, self._count_unread, self.router):
             logger.warning("the engine client has no generate: requests go on without hints")
@@ -125,6 +128,7 @@ class Front:
             texts=parsed.prompts,
             keep=None if self.texts is None else self.texts.keep,
             read=partial(self.reader.take, core),
+            watch=partial(self.openings.watch, core),
             whole_id=secrets.token_hex(8),
             is_open=parsed.is_open,
             levels=self.service.levels if self.service.takes_told_lengths else 0,

@@ -51,6 +51,8 @@ from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import (
 from lengthwise.scheduler.vllm_adapter.api.predicting.reload import LiveReloader
 from lengthwise.scheduler.vllm_adapter.api.refuse import INVALID, refuse, shed
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS, Reader
+from lengthwise.scheduler.vllm_adapter.api.trailers import leave_out_trailers
+from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 from lengthwise.scheduler.vllm_adapter.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -84,6 +86,8 @@ class LengthwiseMiddleware:
         self.front = Front(self.settings, self.service, self._metrics)
         self._readers = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="request-body")
         compile_passes()
+        leave_out_trailers()
+        end_quickly()
         self.reloader: LiveReloader | None = None
         if self.settings.live_file is not None:
             self.reloader = LiveReloader(
@@ -97,6 +101,7 @@ class LengthwiseMiddleware:
             self.router_status,
             always_several=not self.has_layers,
             reader_status=self.front.reader.status,
+            openings_status=self.front.openings.status,
         )
         self.app: App = app
         self._outer, self._innermost = put_innermost(app, self._behind)

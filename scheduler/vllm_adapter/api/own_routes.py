@@ -57,8 +57,8 @@ RELOAD_PATH = "/lengthwise/reload"
 RouterStatus = Callable[[], Awaitable[Mapping[str, Any] | None]]
 
 
-def _no_reader() -> None:
-    """No causal reader is served."""
+def _nothing() -> None:
+    """Nothing of the kind is served."""
 
 
 class OwnRoutes:
@@ -66,7 +66,7 @@ class OwnRoutes:
 
     ``router_status`` is that of a router over several engines, None where there is none; with
     ``always_several`` a status lists its engines also where there is one. ``reader_status`` is
-    that of the causal reader.
+    that of the causal reader, ``openings_status`` that of estimates from answers' openings.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class OwnRoutes:
         router_status: RouterStatus,
         *,
         always_several: bool = False,
-        reader_status: Callable[[], Mapping[str, Any] | None] = _no_reader,
+        reader_status: Callable[[], Mapping[str, Any] | None] = _nothing,
+        openings_status: Callable[[], Mapping[str, Any] | None] = _nothing,
     ) -> None:
         self._settings = settings
         self._service = service
@@ -87,6 +88,7 @@ class OwnRoutes:
         self._router_status = router_status
         self._always_several = always_several
         self._reader_status = reader_status
+        self._openings_status = openings_status
         self._answers = {
             ("GET", STATUS_PATH): self._status,
             ("POST", RELOAD_PATH): self._reload,
@@ -118,6 +120,7 @@ class OwnRoutes:
             "shadow_version": None if service.shadow is None else service.shadow.served.version,
             "levels": service.levels,
             "reader": self._reader_status(),
+            "openings": self._openings_status(),
             "live": None if reloader is None else _shown(reloader.last),
         }
         router = await self._router_status()

@@ -6,15 +6,16 @@ No API server and no sockets: what a request costs there is left out. Enter
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     StepRow,
     StepSummary,
@@ -39,17 +40,6 @@ _EOS_TOKEN = 2  # of the tiny model
 # A thread would plan in real time, while the engine's jumps ahead; a search that its time ends
 # would not repeat, so its steps end it.
 _WARPED: dict[str, Any] = {"plan_in_thread": False, "plan_budget_ms": 1000.0}
-
-
-@dataclass(frozen=True, slots=True)
-class FleetRequest:
-    """A request to a fleet. ``name`` is its id and its key in the replay table."""
-
-    name: str
-    arrival_s: float
-    prompt_token_ids: list[int]
-    max_tokens: int
-    xargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -126,7 +116,6 @@ class Engine:
     def __init__(self, core: Any) -> None:
         self.core = core
         self.at_s = 0.0
-        self.outstanding = 0
         self.host_cpu_s: list[float] = []
         self.preemptions = 0
         self._tally = StepTally()
@@ -140,13 +129,12 @@ class Engine:
         core = self.core
         return bool(self._inbox or core.batch_queue or core.scheduler.has_requests())
 
-    def send(self, request: FleetRequest) -> None:
+    def send(self, request: EngineRequest, now_s: float) -> None:
         """A request reaches it; it is taken in between two steps, as in a server."""
         if not self.busy:
-            self.at_s = max(self.at_s, request.arrival_s)
-        core_request = self.core.preprocess_add_request(_core_request(request))
-        self._inbox.append((request.arrival_s, core_request))
-        self.outstanding += 1
+            self.at_s = max(self.at_s, now_s)
+        core_request = _core_request(request, now_s - request.arrival_s)
+        self._inbox.append((now_s, self.core.preprocess_add_request(core_request)))
 
     def step(self) -> list[Any]:
         """One turn of its loop, the clock being at its time; outputs of requests."""
@@ -174,6 +162,11 @@ class Engine:
     def status(self) -> dict[str, Any] | None:
         """Our scheduler's status; None with another scheduler."""
         ask = getattr(self.core.scheduler, "lengthwise_status", None)
+        return None if ask is None else dict(ask())
+
+    def load(self) -> dict[str, Any] | None:
+        """What our scheduler publishes to routers; None with another scheduler."""
+        ask = getattr(self.core.scheduler, "lengthwise_load", None)
         return None if ask is None else dict(ask())
 
     def close(self) -> None:
@@ -210,32 +203,17 @@ def paced_planner(engine: Engine, clock: WarpClock) -> NominalTime | None:
     return pace_plans(core.planner, clock, ServerSettings().plan_budget_ms / 1e3)
 
 
-Route = Callable[[Sequence[Engine], FleetRequest], int]
-
-
-def least_outstanding(engines: Sequence[Engine], request: FleetRequest) -> int:
-    """The engine with the fewest requests not yet answered, the first of several."""
-    return min(range(len(engines)), key=lambda index: engines[index].outstanding)
-
-
-def round_robin() -> Route:
-    """Each engine in turn."""
-    turn = count()
-    return lambda engines, request: next(turn) % len(engines)
-
-
 def play(
     clock: WarpClock,
     engines: Sequence[Engine],
-    requests: Iterable[FleetRequest],
-    route: Route = least_outstanding,
+    requests: Iterable[EngineRequest],
+    front: Front,
     on_end: Callable[[], None] = lambda: None,
 ) -> dict[str, Served]:
-    """Serve all requests; by name what became of each.
+    """Serve all requests, sent on by ``front``; by name what became of each.
 
-    What happens next is an arrival or the turn of the engine furthest behind. A router sees each
-    engine as it is after the turn under way when the request arrives. ``on_end`` is called as
-    each request ends.
+    What happens next is an arrival, a look of the front at what it holds back, or the turn of the
+    engine furthest behind. ``on_end`` is called as each request ends.
 
     Raises:
         InputError: a request that no engine of these can ever hold.
@@ -246,16 +224,23 @@ def play(
     served: dict[str, Served] = {}
     while True:
         behind = min((e for e in engines if e.busy), key=lambda e: e.at_s, default=None)
-        if coming and (behind is None or coming[0].arrival_s <= behind.at_s):
-            request = coming.popleft()
-            clock.set(request.arrival_s)
-            index = route(engines, request)
-            served[request.name] = Served(index)
-            engines[index].send(request)
+        arrival_s = coming[0].arrival_s if coming else math.inf
+        look_s = front.next_s()
+        turn_s = math.inf if behind is None else behind.at_s
+        now_s = min(arrival_s, look_s, turn_s)
+        if math.isinf(now_s):
+            return served
+        clock.set(now_s)
+        if arrival_s == now_s or look_s == now_s:
+            arrived = arrival_s == now_s
+            sent = front.offer(coming.popleft(), now_s) if arrived else front.look(now_s)
+            for request, index in sent:
+                served[request.name] = Served(index)
+                engines[index].send(request, now_s)
         elif behind is not None:
-            clock.set(behind.at_s)
             outputs = behind.step()
             behind.at_s = clock.now()
+            front.turned(engines.index(behind))
             for output in outputs:
                 one = served[output.request_id]
                 if output.new_token_ids:
@@ -264,13 +249,11 @@ def play(
                     one.tokens += len(output.new_token_ids)
                 if output.finish_reason is not None:
                     one.reason = str(output.finish_reason)
-                    behind.outstanding -= 1
+                    front.ended(output.request_id, behind.at_s)
                     on_end()
-        else:
-            return served
 
 
-def _check_fits(request: FleetRequest, engines: Sequence[Engine]) -> None:
+def _check_fits(request: EngineRequest, engines: Sequence[Engine]) -> None:
     most = min(int(e.core.vllm_config.model_config.max_model_len) for e in engines)
     if len(request.prompt_token_ids) + 1 > most:
         raise InputError(
@@ -279,7 +262,7 @@ def _check_fits(request: FleetRequest, engines: Sequence[Engine]) -> None:
         )
 
 
-def _core_request(request: FleetRequest) -> Any:
+def _core_request(request: EngineRequest, held_s: float) -> Any:
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
@@ -292,7 +275,7 @@ def _core_request(request: FleetRequest) -> Any:
         mm_features=None,
         sampling_params=params,
         pooling_params=None,
-        arrival_time=time.time(),
+        arrival_time=time.time() - held_s,
         lora_request=None,
         cache_salt=None,
         data_parallel_rank=None,

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 
-ROUTES = ("least-outstanding", "round-robin")
+ROUTES = ("least-outstanding", "round-robin", "power-of-two", "prefix")  # need no states
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,12 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: ``settings`` of our scheduler, None for vLLM's own."""
+    """One run: ``settings`` of our scheduler, None for vLLM's own.
+
+    The ``instances`` are of the profiles that ``profile`` names, with commas, in turn; what our
+    planner takes each for is its own where the settings name none. ``route`` is a router's name,
+    of ROUTES with vLLM's own scheduler; ``levels`` are those of the requests' quantiles.
+    """
 
     profile: str
     model_dir: str
@@ -49,6 +55,7 @@ class Job:
     settings: Mapping[str, Any] | None = None
     instances: int = 1
     route: str = ROUTES[0]
+    levels: tuple[float, ...] = DEFAULT_LEVELS
     host_factor: float = 0.0
     async_scheduling: bool = True
     seed: int = 0
@@ -63,6 +70,7 @@ class Job:
         """The inverse of ``write``."""
         values = json.loads(path.read_text(encoding="utf-8"))
         values["requests"] = tuple(JobRequest(**row) for row in values["requests"])
+        values["levels"] = tuple(values["levels"])
         return cls(**values)
 
 
@@ -73,6 +81,7 @@ class JobOutcome:
     ``first_s`` and ``last_s`` are None without a token. ``steps`` has the fields of
     ``StepSummary`` for each engine, ``status`` what our schedulers say of themselves;
     ``prefill_tokens`` counts what was computed, again or for the first time, not what was cached.
+    ``router`` is the router's status.
     """
 
     first_s: list[float | None]
@@ -88,6 +97,7 @@ class JobOutcome:
     host_cpu_ms_p99: float
     virtual_s: float
     cpu_s: float
+    router: dict[str, Any]
 
     def write(self, path: Path) -> Path:
         """Write the outcome as JSON; return the path."""
@@ -112,7 +122,10 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
 
     import numpy as np
 
+    from lengthwise.scheduler.fleet.make_router import make_router
+    from lengthwise.scheduler.profile import load_profile
     from lengthwise.scheduler.vllm_adapter.emulated import fleet
+    from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
     from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
     from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
@@ -122,38 +135,50 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         table, {name: r.output_tokens for name, r in zip(names, job.requests, strict=True)}
     )
     prompts = prompt_token_ids(job.requests, job.seed)
+    profiles = profiles_in_turn(job.profile, job.instances)
     engines = [
         fleet.Engine(
             fleet.make_core(
-                job.profile,
+                profile,
                 job.model_dir,
-                settings=job.settings,
+                settings=_of_engine(job.settings, profile),
                 scheduler_cls=None if job.settings is None else SCHEDULER_CLASS,
                 replay_table=table,
                 async_scheduling=job.async_scheduling,
             )
         )
-        for _ in range(job.instances)
+        for profile in profiles
     ]
-    context_tokens = int(engines[0].core.vllm_config.model_config.max_model_len)
+    context_tokens = min(int(e.core.vllm_config.model_config.max_model_len) for e in engines)
     paced = [
         plans for engine in engines if (plans := fleet.paced_planner(engine, clock)) is not None
     ]
     requests = [
-        fleet.FleetRequest(
+        EngineRequest(
             name,
             r.arrival_s,
             prompt,
             r.max_tokens or max(1, context_tokens - len(prompt)),
             dict(r.xargs),
+            r.prefix,
+            r.prefix_tokens,
         )
         for name, r, prompt in zip(names, job.requests, prompts, strict=True)
     ]
-    route = fleet.least_outstanding if job.route == ROUTES[0] else fleet.round_robin()
+    levels = np.array(job.levels)
+    router = make_router(
+        job.route,
+        levels,
+        policy="fcfs" if job.settings is None else str(job.settings.get("policy", "sa")),
+        rng=np.random.default_rng(job.seed),
+        max_wait_s=120.0 if job.settings is None else float(job.settings.get("max_wait_s", 120.0)),
+    )
+    front = Front(router, engines, [load_profile(name) for name in profiles], levels)
     clock.restart(job.host_factor)
     began_cpu_s = time.process_time()
-    served = fleet.play(clock, engines, requests, route)
+    served = fleet.play(clock, engines, requests, front)
     cpu_s = time.process_time() - began_cpu_s
+    clock.set(max(engine.at_s for engine in engines))
     rows = [served[name] for name in names]
     host_ms = 1e3 * np.concatenate([engine.host_cpu_s for engine in engines])
     outcome = JobOutcome(
@@ -170,10 +195,23 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         host_cpu_ms_p99=float(np.quantile(host_ms, 0.99)),
         virtual_s=max((row.last_s for row in rows if row.last_s is not None), default=0.0),
         cpu_s=cpu_s,
+        router=front.status(clock.now()),
     )
     for engine in engines:
         engine.close()
     return outcome
+
+
+def profiles_in_turn(names: str, instances: int) -> list[str]:
+    """The profile of each instance: those named, with commas, in turn."""
+    each = [name.strip() for name in names.split(",")]
+    return [each[i % len(each)] for i in range(instances)]
+
+
+def _of_engine(settings: Mapping[str, Any] | None, profile: str) -> Mapping[str, Any] | None:
+    if settings is None or settings.get("profile") is not None:
+        return settings
+    return {**settings, "profile": profile}
 
 
 @contextmanager

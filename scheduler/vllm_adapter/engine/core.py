@@ -243,20 +243,22 @@ class Core:
         now_s: float,
         *,
         paused: bool = False,
+        held_slots: int = 0,
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
-        While the engine is ``paused`` no plan holds.
+        While the engine is ``paused`` no plan holds; ``held_slots`` are taken by who does not run.
         """
         if self._deadlines.passed(now_s) and self.may_yield:
             self.planner.changed()
-        free_slots = self.slots - running_count
+        free_slots = self.slots - running_count - held_slots
         return self.decisions.before_step(
             free_slots,
             running,
             now_s,
             paused=paused,
             may_yield=self.may_yield,
+            held_slots=held_slots,
             rested_steps=self.timer.rested_steps,
         )
 

@@ -44,6 +44,7 @@ from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import Planned
 from lengthwise.scheduler.vllm_adapter.engine.queue.tiered_queue import TieredQueue
 from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.engine.requests.prefix_cache_view import PrefixCacheView
+from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
@@ -147,7 +148,11 @@ class LengthwiseScheduler(AsyncScheduler):
         with self.core.advice("plan"):
             now_s = time.monotonic()
             decision = self.core.before_step(
-                len(self.running), self._running_now, now_s, paused=self._is_paused()
+                len(self.running),
+                self._running_now,
+                now_s,
+                paused=self._is_paused(),
+                held_slots=self._held_slots(),
             )
             self._take_slots(decision.preempt, now_s)
         self._limit(decision)
@@ -197,6 +202,7 @@ class LengthwiseScheduler(AsyncScheduler):
 
     def shutdown(self) -> None:
         """Flush the logs, then vLLM's own."""
+        end_quickly()
         self.core.close()
         super().shutdown()
 
@@ -249,6 +255,13 @@ class LengthwiseScheduler(AsyncScheduler):
         """How many requests may run; before vLLM 0.31 admission had no limit of its own."""
         limit = getattr(self, "max_num_active_reqs", None)
         return int(self.max_num_running_reqs if limit is None else limit)
+
+    def _held_slots(self) -> int:
+        """Slots of streaming-input sessions that do not run: they wait for the client's next
+        input, which vLLM counts as running, or have it and go before the queue."""
+        first = getattr(self, "kv_holding_waiting", ())
+        ready = sum(one.resumable and one.status == RequestStatus.WAITING for one in first)
+        return int(getattr(self, "num_waiting_for_streaming_input", 0)) + ready
 
     def _limit(self, decision: Decision) -> None:
         """Hold the next step to the plan's limits; None: to vLLM's own."""
@@ -306,7 +319,7 @@ class LengthwiseScheduler(AsyncScheduler):
             coming = -(-request.num_output_placeholders // most)  # at least one a step
             generated.append(int(request.num_output_tokens + coming))
             left.append(_prefill_left(request))
-        return Running(ids, generated, left)
+        return Running(ids, generated, left, self._held_slots())
 
     def _cached_tokens(self, request_id: str) -> int | None:
         request = self.requests.get(request_id)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.make import check_policy
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EMULATE_VARIABLE,
@@ -125,7 +125,7 @@ def check_startable(settings: ServerSettings) -> None:
     load_priors(settings.predictor_dir)
     if settings.profile is not None:
         load_profile(settings.profile)
-    make_policy(settings.policy, **settings.policy_params)
+    check_policy(settings.policy, settings.policy_params)
 
 
 def server_environment(

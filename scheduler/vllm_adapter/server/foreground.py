@@ -16,6 +16,7 @@ from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
 from lengthwise.scheduler.vllm_adapter.live import LiveKeeper, live_state
+from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 from lengthwise.scheduler.vllm_adapter.server.command import (
     default_cache,
     server_command,
@@ -56,6 +57,7 @@ def serve_forever(
 
     Raises InputError for an address that is taken, a model that is none and a full disk.
     """
+    end_quickly()
     table = settings.replay_table if settings is not None else None
     address = address_of(vllm_args)
     with contextlib.ExitStack() as until_the_end:

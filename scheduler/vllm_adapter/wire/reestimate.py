@@ -10,23 +10,31 @@ from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
 
 @dataclass(frozen=True, slots=True)
 class Reestimate:
-    """Quantiles in tokens by a predictor's version, for the sequences whose hints have this key."""
+    """Quantiles in tokens by a predictor's version, for the sequences whose hints have this key.
+
+    Where ``after_tokens`` of the answer were looked at, it is of one sequence, and ``key`` is the
+    engine's own name for that.
+    """
 
     key: str
     quantiles: tuple[float, ...]
     version: str | None
+    after_tokens: int = 0
 
     def to_wire(self) -> list[Any]:
         """Plain values, which ``from_wire`` reads back."""
-        return [self.key, list(self.quantiles), self.version]
+        seen = [self.after_tokens] if self.after_tokens else []
+        return [self.key, list(self.quantiles), self.version, *seen]
 
     @classmethod
     def from_wire(cls, said: Any, levels: int) -> Reestimate | None:
         """An estimate at so many levels; None of one that is malformed."""
-        if not isinstance(said, list | tuple) or len(said) != 3:
+        if not isinstance(said, list | tuple) or len(said) not in (3, 4):
             return None
-        key, values, version = said
+        key, values, version, *seen = said
         row = check_quantiles(values, levels)
         if row is None or not isinstance(key, str) or not isinstance(version, str | None):
             return None
-        return cls(key, tuple(row.tolist()), version)
+        if seen and (type(seen[0]) is not int or seen[0] < 1):
+            return None
+        return cls(key, tuple(row.tolist()), version, *seen)

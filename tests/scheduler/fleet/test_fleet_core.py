@@ -17,12 +17,19 @@ from lengthwise.scheduler.fleet.gain import (
     BY_DEADLINE,
     BY_SELECTION,
     GAIN,
+    NEAR,
     queue_order,
 )
 from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.known_requests import KnownRequests
 from lengthwise.scheduler.fleet.ledger import LOST_AFTER_S, Ledger
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
+from lengthwise.scheduler.fleet.routing_rules import (
+    MOST_SCORED,
+    SAMPLED,
+    most_gain,
+    own_work_s,
+)
 from lengthwise.scheduler.plan.rows import snapshot
 from lengthwise.scheduler.plan.starts import selection_order
 from lengthwise.scheduler.problem import Problem, RequestArrays
@@ -263,6 +270,17 @@ def test_what_is_cached_is_no_work():
     assert router.knowledge.cached_tokens(0, asked) == 0.0
 
 
+def test_vllms_balancing_counts_who_waits_more_where_memory_is_short():
+    router = fleet("vllm", n=2, slots=4, kv=256)
+    others = [request(k, tokens=200.0, prompt=56.0) for k in range(7)]
+    router.observe(0, state(1.0, running=range(2), waiting=range(2, 4), generated=60.0), others[:4])
+    router.observe(1, state(1.0, running=range(4, 7), generated=1.0), others[4:])
+    # 4 requests of which 2 wait, at 230 of 256 tokens; 3 that run
+    assert router.route(request(10, 1.0), 1.0).instance == 1
+    # 4 and 4, but one waits while memory is short
+    assert router.route(request(11, 1.0), 1.0).instance == 1
+
+
 # -- what it rests on -------------------------------------------------------------------------
 
 
@@ -347,3 +365,53 @@ def test_a_rule_that_fails_costs_no_request(monkeypatch, caplog):
 def test_unknown_routers_are_named():
     with pytest.raises(ValueError, match="unknown router 'best'; known are round-robin"):
         make_router("best", LEVELS, policy="sa", rng=np.random.default_rng(0))
+
+
+# -- the idlest is asked first ----------------------------------------------------------------
+
+
+@given(
+    m=st.integers(2, 12),
+    seed=st.integers(0, 1000),
+    busy=st.integers(0, 8),
+    policy=st.sampled_from(["fcfs", "feasible-edf", "sa"]),
+    weight=st.sampled_from([0.5, 1.0, 3.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_not_asking_the_others_changes_no_choice(m, seed, busy, policy, weight):
+    """But where one of them gives more than the request is worth, by helping somebody else."""
+    rng = np.random.default_rng(seed)
+    router = router_named("gain", policy)
+    key = 1000
+    for i in range(m):
+        router.add(f"i{i}", engine(speed=float(rng.choice([0.5, 1.0])), cache=True), 0.0)
+        there = [
+            request(key + p, tokens=float(rng.integers(5, 60)), e2e_s=rng.uniform(0.5, 5.0))
+            for p in range(int(rng.integers(0, busy + 1)))
+        ]
+        key += len(there)
+        keys, runs = [one.key for one in there], min(len(there), 4)
+        said = state(1.0, running=keys[:runs], waiting=keys[runs:], generated=2.0)
+        router.observe(i, said, there)
+    k = router.knowledge
+    for number in range(8):
+        now_s = 1.0 + 0.01 * number
+        asked = request(
+            number, now_s, tokens=float(rng.integers(2, 60)), e2e_s=rng.uniform(0.3, 6.0),
+            weight=weight, prefix=int(rng.integers(-1, 2)), prefix_tokens=16.0,
+        )  # fmt: skip
+        k.meet(asked)
+        among = k.open(now_s)
+        work_s = k.backlogs_s(now_s)[among] + own_work_s(k, asked, among)
+        if len(among) > MOST_SCORED:
+            few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
+            if asked.prefix >= 0:
+                few = np.union1d(few, int(np.argmax(k.all_cached(asked, among))))
+            among, work_s = among[few], work_s[few]
+        gain = k.gains(asked, among, now_s)[:, GAIN]
+        near = np.flatnonzero(gain >= gain.max() - NEAR * weight)
+        chosen = most_gain(k, asked, k.open(now_s), now_s, router._turns)
+        if gain.max() <= weight:
+            assert chosen.instance == among[near[np.argmin(work_s[near])]]
+        assert chosen.gain == gain[among.tolist().index(chosen.instance)]
+        k.send(asked, chosen.instance, now_s)

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.problem import Plan, Problem
+from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated import fleet
+from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError, PlayerProcess
 from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
 OURS = {
@@ -33,6 +37,8 @@ STEP_TIME = {
     "decode_seq_s": 1e-5,
     "context_token_s": 1e-8,
 }
+
+LEVELS = np.array(DEFAULT_LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +159,17 @@ def test_slots_taken_back_by_a_plan_lose_no_token(folder, tmp_path):
         engine = fleet.Engine(core)
         core.scheduler.core.planner.policy = TakesSlots()
         prompts = prompt_token_ids(requests)
+        router = make_router(
+            "least-outstanding", LEVELS, policy="fcfs", rng=np.random.default_rng(0)
+        )
         served = fleet.play(
             clock,
             [engine],
             [
-                fleet.FleetRequest(f"q{i}", r.arrival_s, prompt, 2000)
+                EngineRequest(f"q{i}", r.arrival_s, prompt, 2000)
                 for i, (r, prompt) in enumerate(zip(requests, prompts, strict=True))
             ],
+            Front(router, [engine], [load_profile(job.profile)], LEVELS),
         )
         status = engine.status()
         engine.close()
@@ -214,7 +224,7 @@ def test_engines_in_one_process_keep_their_own_time(player, folder):
     turns = player.run(replace(job, route="round-robin"))
     check_lengths(three, job)
     assert set(three.engine) == {0, 1, 2}
-    assert turns.engine == [i % 3 for i in range(60)]
+    assert turns.engine == [(i + 1) % 3 for i in range(60)]
     assert np.mean(three.last_s) < np.mean(one.last_s)
 
 

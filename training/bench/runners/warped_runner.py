@@ -21,10 +21,17 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
-from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens
-from lengthwise.scheduler.vllm_adapter.emulated.player import ROUTES, Job, JobOutcome, JobRequest
+from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens, emulable_profile
+from lengthwise.scheduler.vllm_adapter.emulated.player import (
+    ROUTES,
+    Job,
+    JobOutcome,
+    JobRequest,
+    profiles_in_turn,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.training.bench.comparison.arms import STOCK_ARM, Arm
 from lengthwise.training.bench.comparison.compare import Comparison, PlanTimes, Run, Tick, no_tick
 from lengthwise.training.bench.comparison.workload_source import (
@@ -32,7 +39,12 @@ from lengthwise.training.bench.comparison.workload_source import (
     check_fit,
     cut_at_max_tokens,
 )
-from lengthwise.training.bench.results.emulation import emulation_of, load_average, step_figures
+from lengthwise.training.bench.results.emulation import (
+    emulation_of,
+    load_average,
+    profile_sha256,
+    step_figures,
+)
 from lengthwise.training.bench.results.provenance import describe_machine, engine_version
 from lengthwise.training.bench.results.result import Provenance
 from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
@@ -44,7 +56,8 @@ from lengthwise.training.bench.runners.simulator_runner import plan_times as tim
 class WarpSettings:
     """How warped time is played.
 
-    `instances` engines side by side, a request sent on by `route`. `search_steps`: of the
+    `instances` engines side by side behind each of the `routers`, which are the arms'; without
+    any, and for stock vLLM, behind `route`. `search_steps`: of the
     annealing a plan, None for its own number. `host_factor` charges the clock with the host's
     processor time so many times; 0 makes a run repeat to the bit. `planned_profile`: what our
     planner takes the engine for, None for what it is. `jobs`: player processes.
@@ -52,6 +65,7 @@ class WarpSettings:
 
     instances: int = 1
     route: str = ROUTES[0]
+    routers: tuple[str, ...] = ()
     search_steps: int | None = None
     host_factor: float = 0.0
     planned_profile: str | None = None
@@ -73,14 +87,14 @@ class WarpSettings:
 
 
 class WarpedRunner:
-    """Plays the requests on engines of one profile; stock vLLM is the base.
+    """Plays the requests on emulated engines; stock vLLM is the base.
 
-    `device` is the profile's name or file, `predictor_dir` where our schedulers find the classes'
-    lengths. Runs do not disturb each other: `compare` may have as many workers as players.
+    `device` names their profiles or files, with commas, which the instances take in turn; `profile`
+    is the first. In `predictor_dir` our schedulers find the classes' lengths. Runs do not disturb
+    each other: `compare` may have as many workers as players.
     """
 
     provenance: Provenance = "emulated, warped"
-    base_arms: tuple[Arm, ...] = (STOCK_ARM,)
 
     def __init__(
         self,
@@ -92,9 +106,13 @@ class WarpedRunner:
         settings: WarpSettings | None = None,
         predictor_dir: Path | None = None,
     ) -> None:
-        self.engine = f"{engine_version()}, device {profile.name}"
         self.profile = profile
         self.settings = settings or WarpSettings()
+        names = profiles_in_turn(device, self.settings.instances)
+        self.profiles = [emulable_profile(name) for name in names]
+        self.engine = f"{engine_version()}, device {self._device_names}"
+        routed = self.settings.route if self.settings.routers else None
+        self.base_arms: tuple[Arm, ...] = (replace(STOCK_ARM, router=routed),)
         self._device = device
         self._model_dir = model_dir
         self._lengths = lengths
@@ -105,6 +123,10 @@ class WarpedRunner:
         for player in players:
             self._players.put(player)
 
+    @property
+    def _device_names(self) -> str:
+        return ", ".join(dict.fromkeys(profile.name for profile in self.profiles))
+
     def start(self, source: WorkloadSource) -> None:
         """Nothing to get ready."""
 
@@ -112,8 +134,9 @@ class WarpedRunner:
         self, arm: Arm, requests: Sequence[WorkloadRequest], repeat: int, tick: Tick = no_tick
     ) -> Run:
         """One run of one arm on fresh engines; InputError for a request they cannot hold."""
-        check_fit(requests, self.profile)
-        check_context(requests, context_tokens(self.profile))
+        for profile in self.profiles:
+            check_fit(requests, profile)
+            check_context(requests, context_tokens(profile))
         seed = self.settings.seed + repeat
         told = None if arm.is_stock else self._lengths(arm, requests)
         rows = None if told is None else cut_at_max_tokens(told[0], requests)
@@ -123,7 +146,8 @@ class WarpedRunner:
             requests=tuple(job_requests(requests, rows)),
             settings=None if arm.is_stock else self._server_settings(arm, seed),
             instances=self.settings.instances,
-            route=self.settings.route,
+            route=arm.router or self.settings.route,
+            levels=DEFAULT_LEVELS if told is None else tuple(map(float, told[1])),
             host_factor=self.settings.host_factor,
             seed=seed,
         )
@@ -151,12 +175,13 @@ class WarpedRunner:
         """Profile, how it was played, and the machine."""
         settings = self.settings
         return {
-            "profile": self.profile.name,
+            "profile": self._device_names,
             "profile_provenance": self.profile.provenance,
             "planned_profile": settings.planned_profile,
             "machine": describe_machine(),
             "instances": settings.instances,
             "route": settings.route if settings.instances > 1 else None,
+            "routers": list(settings.routers) or None,
             "search_steps": settings.search_steps,
             "max_wait_s": settings.max_wait_s,
         }
@@ -174,6 +199,10 @@ class WarpedRunner:
             instances=self.settings.instances,
             host_factor=self.settings.host_factor,
         )
+        if len(set(self.profiles)) > 1:
+            several = dict.fromkeys(profile_sha256(profile) for profile in self.profiles)
+            names = {"profile": self._device_names, "profile_sha256": ", ".join(several)}
+            facts = facts.model_copy(update=names)
         diagnostics = {
             label: checks | step_figures(steps[label]) | run_figures(self._outcomes[label])
             for label, checks in outcome.result.diagnostics.items()
@@ -194,7 +223,7 @@ class WarpedRunner:
             "lengths": "class" if arm.lengths == "none" else arm.lengths,
             "predictor_dir": None if self._predictor_dir is None else str(self._predictor_dir),
             "max_wait_s": self.settings.max_wait_s,
-            "profile": self.settings.planned_profile or self._device,
+            "profile": self.settings.planned_profile,  # None: what each engine is
             "refit_steps": 0,
             "seed": seed,
         }
@@ -255,6 +284,7 @@ def run_figures(runs: Sequence[JobOutcome]) -> dict[str, Any]:
         "preemptions": sum(run.preemptions for run in runs),
         "yields": sum(int(status["queue"].get("yields", 0)) for status in statuses),
         "prefill_tokens": sum(run.prefill_tokens for run in runs),
+        **({"router": runs[-1].router} if runs and len(runs[-1].steps) > 1 else {}),
         "host_cpu_ms_p50": float(np.mean([run.host_cpu_ms_p50 for run in runs])),
         "host_cpu_ms_p99": max(run.host_cpu_ms_p99 for run in runs),
         "virtual_s": sum(run.virtual_s for run in runs),

@@ -68,11 +68,47 @@ def extent(text: Bytes, begin: int) -> tuple[int, int]:
 
 
 @njit(nogil=True)
-def find_parts(text: Bytes, start: int, stop: int, first: int, spans: np.ndarray) -> int:
+def _reads_as(text: Bytes, start: int, stop: int, name: Bytes) -> bool:
+    """Whether the string text[start:stop] says this ASCII name, padded with zeros; escapes
+    included."""
+    i, last = start + 1, stop - 1
+    for place in range(name.size):
+        letter = name[place]
+        if letter == 0 or i >= last:
+            return letter == 0 and i == last
+        if text[i] != 92:
+            if text[i] != letter:
+                return False
+            i += 1
+            continue
+        if i + 6 > last or text[i + 1] != 117:
+            return False
+        code = 0
+        for j in range(i + 2, i + 6):
+            digit = int(text[j])
+            code = code * 16 + (digit - 48 if digit <= 57 else (digit | 32) - 87)
+        if code != letter:
+            return False
+        i += 6
+    return i == last
+
+
+@njit(nogil=True)
+def find_parts(
+    text: Bytes,
+    start: int,
+    stop: int,
+    first: int,
+    spans: np.ndarray,
+    names: np.ndarray,
+    named: np.ndarray,
+) -> int:
     """How many parts the object or array has that is text[start:stop]; -1 if it is malformed.
 
     Rows of `spans`, (n, 4): start and stop of the key (0 in an array), then of the value. The
     first so many stand in order, of the others the last ones, each in the place of an older one.
+    Beyond the first, the last member of each of `names`, (m, bytes), also stands in its row of
+    `named`, (m, 4).
     """
     keyed = text[start] == 123
     closing = 125 if keyed else 93
@@ -102,6 +138,10 @@ def find_parts(text: Bytes, start: int, stop: int, first: int, spans: np.ndarray
         spans[row, 1] = key_stop
         spans[row, 2] = value_start
         spans[row, 3] = i
+        if keyed and count >= first:
+            for place in range(len(names)):
+                if _reads_as(text, key_start, key_stop, names[place]):
+                    named[place] = spans[row]
         count += 1
         i = _after_blanks(text, i, stop)
         if i >= stop:

@@ -4,7 +4,8 @@ Python's JSON reader keeps the interpreter for a whole document, and so does fre
 on whatever thread, the event loop waits. So a compiled pass that needs no interpreter finds where
 members and items begin and end, and only what a reader of requests can use of them becomes
 objects, a little at a time: the first and last characters of a text (`shortened`), the first and
-last items of a list. What is left out is None, or absent.
+last items of a list, the members that have a meaning to us wherever in an object they stand. What
+is left out is None, or absent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lengthwise.scheduler.vllm_adapter.api.body.json_places import (
     extent,
     find_parts,
 )
+from lengthwise.scheduler.vllm_adapter.wire.seal import PUBLIC_KEYS
 
 Span = tuple[int, int]
 
@@ -36,12 +38,34 @@ _LONGEST_CHARACTER = 12  # bytes of one character: two escapes, \ud83d\ude00
 _HEAD_BYTES, _TAIL_BYTES = HEAD_CHARS * _LONGEST_CHARACTER, TAIL_CHARS * _LONGEST_CHARACTER
 _BATCH_BYTES = 1024 * 1024  # of a list of conversations
 _MOST_DEPTH = 6  # of what is read in parts: body, messages, message, content, part, its input
-_KEY_BYTES = 64
+_KEY_BYTES = 256  # a name of ours with every letter written as an escape has 140
 _UNKNOWN_BYTES = 256  # a member that no reader asks for is read if it is as small as a number
 _BREATH_S = 0.001  # others get the interpreter as often as this
 
 _TEXTS = frozenset(("prompt", "messages", "input", "instructions", "system", "tools"))
 _OBJECTS = frozenset(("vllm_xargs", "sampling_params", "prompt_embeds"))
+_LIMITS = frozenset(
+    (
+        *("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "ignore_eos"),
+        *("stop", "stop_token_ids", "stop_sequences", "repetition_detection", "use_beam_search"),
+    )
+)
+_OF_MESSAGES = frozenset(
+    (
+        *("role", "content", "type", "text", "tool_calls", "function", "name", "arguments"),
+        *("output", "tool_use_id"),
+    )
+)
+NAMED = (
+    _TEXTS
+    | _OBJECTS
+    | _LIMITS
+    | _OF_MESSAGES
+    | PUBLIC_KEYS
+    | {"extra_args", "background", "previous_response_id"}
+)
+"""Members that are read wherever they stand, and before others where not all can be."""
+_NAMES = np.array(sorted(name.encode() for name in NAMED)).view(np.uint8).reshape(len(NAMED), -1)
 # of images, sound and files, which nobody predicts on
 _NO_TEXT = frozenset(("url", "data", "image_url", "file_data", "image", "audio", "video", "file"))
 
@@ -184,14 +208,15 @@ class _Reading:
         return items
 
     def _members(self, start: int, stop: int, depth: int, left_bytes: int) -> dict[str, Any]:
+        places = self.places(start, stop)
         members: dict[str, Any] = {}
-        for key, (begin, end) in self.places(start, stop).items():
+        for key in sorted(places, key=lambda name: name not in NAMED):
             if left_bytes <= 0:
                 break
             before = self._read_bytes
-            members[key] = self._value(begin, end, depth, left_bytes, key)
+            members[key] = self._value(*places[key], depth, left_bytes, key)
             left_bytes -= self._read_bytes - before
-        return members
+        return {key: members[key] for key in places if key in members}
 
     def _ends(self, start: int, stop: int) -> str:
         """The text between these quotes, as `shortened` leaves it."""
@@ -211,13 +236,17 @@ class _Reading:
     def _parts(self, start: int, stop: int) -> Sequence[Sequence[int]]:
         """Start and stop of key (an object's) and value of each part; ValueError if malformed."""
         spans = np.empty((_FIRST + _LAST, 4), np.int64)
-        count = find_parts(self._text, start, stop, _FIRST, spans)
+        named = np.full((len(_NAMES), 4), -1, np.int64)
+        count = find_parts(self._text, start, stop, _FIRST, spans, _NAMES, named)
         if count < 0:
             raise ValueError("malformed JSON")
         if count > len(spans):
             turned = np.roll(spans[_FIRST:], -((count - _FIRST) % _LAST), axis=0)
-            spans = np.concatenate((spans[:_FIRST], turned))
-        found: list[list[int]] = spans[:count].tolist()
+            between = named[named[:, 0] >= 0]
+            spans = np.concatenate((spans[:_FIRST], between, turned))
+        else:
+            spans = spans[: max(0, count)]
+        found: list[list[int]] = spans.tolist()
         return found
 
     def _note(self, size_bytes: int) -> None:

@@ -44,8 +44,10 @@ class Call:
     ``instance`` is where a router put the first of them, ``placing`` held while it decides.
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
     given of the prompts that are started, and ``read(key, text, slo_class)``, which tells whether a
-    better estimate may follow under this key. ``levels`` is the width of a prediction, 0 where
-    lengths that the parameters fix are not to be told. ``max_tokens`` is the client's limit.
+    better estimate may follow under this key. ``watch(request_id, text, slo_class)`` is told of
+    those whose answers may be estimated anew once they have begun. ``levels`` is the width of a
+    prediction, 0 where lengths that the parameters fix are not to be told. ``max_tokens`` is the
+    client's limit.
     """
 
     hints: Sequence[Hints] | None = None
@@ -55,6 +57,7 @@ class Call:
     texts: Sequence[str | None] = ()
     keep: Callable[[str, str], None] | None = None
     read: Callable[[str, str, str], bool] | None = None
+    watch: Callable[[str, str, str], None] | None = None
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
@@ -99,6 +102,14 @@ class Call:
         if fleet_key is not None:
             changed["fleet_key"] = fleet_key
         return replace(hints, **changed) if changed else hints
+
+    def begun(self, request_id: str, hints: Hints) -> None:
+        """The last sequence group that was given its hints goes to the engine under this name."""
+        place = self.started - 1
+        text = self.texts[place] if 0 <= place < len(self.texts) else None
+        known = hints.quantiles is None or hints.version in TOLD_LENGTHS
+        if self.watch is not None and text is not None and not known:
+            self.watch(request_id, text, hints.slo.slo_class)
 
     def all_hints(self) -> list[Hints]:
         """Those of all prompts at once, for a process that starts the sequences elsewhere."""
@@ -174,6 +185,7 @@ def attach(engine_client: Any, on_unread: OnUnread, steering: Steering | None = 
         try:
             key = None if steering is None else steering.new_key()
             args, kwargs, hints = _with_hints(args, kwargs, on_unread, key)
+            _tell_of(args, kwargs, hints)
         except Exception as error:  # what we add must never cost a request
             logger.warning("a sequence goes on without its hints: %r", error)
         if steering is None or hints is None:
@@ -200,6 +212,14 @@ def _with_hints(
     if named:
         return args, kwargs | {"sampling_params": params}, hints
     return (args[0], params, *args[2:]), kwargs, hints
+
+
+def _tell_of(args: tuple[Any, ...], kwargs: dict[str, Any], hints: Hints | None) -> None:
+    """Say to the call by what name, ``generate``'s third argument, its sequence group begins."""
+    call = _current.get()
+    name = kwargs.get("request_id", args[2] if len(args) > 2 else None)
+    if call is not None and call.hints is not None and hints is not None and isinstance(name, str):
+        call.begun(name, hints)
 
 
 def prepared_params(

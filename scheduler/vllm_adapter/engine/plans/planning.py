@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lengthwise.data.arrays import FloatArray
@@ -168,15 +168,17 @@ class Planner:
         arrival_rate_rps: float,
         tokens_per_step: float,
         draft_tokens: int,
+        held_slots: int,
         rested_steps: float,
     ) -> Problem:
-        """The picture as a policy is asked."""
+        """The picture as a policy is asked; ``held_slots`` are not there to be given."""
+        slots = max(1, self.capacity.max_num_seqs - held_slots)
         return Problem(
             now_s=now_s,
             levels=levels,
             waiting=waiting,
             running=running,
-            capacity=self.capacity,
+            capacity=replace(self.capacity, max_num_seqs=slots),
             step_time=self.step_time,
             max_wait_s=self._settings.max_wait_s,
             arrival_rate_rps=arrival_rate_rps,

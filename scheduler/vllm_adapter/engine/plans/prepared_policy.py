@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.make import check_policy, make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
@@ -32,6 +32,7 @@ def prepare_policy(
     """A policy ready to plan, with the settings' parameters unless given; else ValueError."""
     given = settings.policy_params if name == settings.policy else {}
     chosen = dict(given if params is None else params)
+    check_policy(name, chosen)
 
     def build() -> Policy:
         budget_s = settings.plan_budget_ms / 1e3

@@ -31,12 +31,14 @@ _LOOKED_AT_RECOVERING = 8  # of those preempted, whose cached beginnings are ask
 class Running:
     """The running requests in the engine's order: answer tokens, prompt tokens to come.
 
-    Both as they will be when the steps that are planned already have ended.
+    Both as they will be when the steps that are planned already have ended. ``held_slots`` are
+    taken by others, who do not run.
     """
 
     ids: Sequence[str]
     generated_tokens: Sequence[int]
     prefill_left_tokens: Sequence[int]
+    held_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class SnapshotSource:
                 arrival_rate_rps=rate_rps,
                 tokens_per_step=tokens,
                 draft_tokens=drafts,
+                held_slots=running.held_slots,
                 rested_steps=rested_steps,
             )
             tenants = None

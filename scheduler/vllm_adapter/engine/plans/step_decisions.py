@@ -29,7 +29,7 @@ class Decision:
     """What the engine is to do before its next step, beside taking the queue as it stands.
 
     ``preempt`` names running requests that give up their slots; ``max_running`` is how many may
-    run and ``max_prefill_tokens`` how many prompt tokens the step may take beside its decodes,
+    have one and ``max_prefill_tokens`` how many prompt tokens the step may take beside its decodes,
     None for as many as the engine would. A step that ``rests`` takes none while anybody decodes.
     """
 
@@ -82,11 +82,13 @@ class StepDecisions:
         *,
         paused: bool,
         may_yield: bool,
+        held_slots: int = 0,
         rested_steps: float = math.inf,
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
-        While the engine is ``paused`` no plan holds: whoever runs, runs on.
+        While the engine is ``paused`` no plan holds: whoever runs, runs on. A plan's limit is on
+        those that run, beside ``held_slots`` of who does not.
         """
         planner, queue = self._planner, self._queue
         planned = planner.finished(now_s) if self._settings.plan_in_thread else None
@@ -123,9 +125,8 @@ class StepDecisions:
             overdue_s = now_s - self._settings.max_wait_s
             self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
         limits = self.in_force
-        return Decision(
-            preempt, limits.max_running, limits.max_prefill_tokens, limits.rests(rested_steps)
-        )
+        most = None if limits.max_running is None else limits.max_running + held_slots
+        return Decision(preempt, most, limits.max_prefill_tokens, limits.rests(rested_steps))
 
     def plan_ahead(self, running: Callable[[], Running], now_s: float) -> None:
         """While the device computes the step, the thread plans for those who still wait."""

@@ -114,6 +114,10 @@ class PlannedQueue:
         """How many requests go before any plan."""
         return len(self._recovery)
 
+    def is_plannable(self, request_id: str) -> bool:
+        """Whether a plan may order this request."""
+        return request_id in self._planned or request_id in self._unplanned
+
     def plannable_ids(self) -> Iterator[str]:
         """Ids that a plan may order, in their present order, found as they are asked for."""
         yield from self._planned.ids()

@@ -5,7 +5,7 @@ What a plan orders, it orders within a tier: an operator's priority is no object
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
@@ -31,6 +31,8 @@ class TieredQueue(PlannedQueue):
         self._levels: list[int] = []
         self._level_of: dict[str, int] = {}
         self._members: Counter[int] = Counter()
+        self._shared: set[int] = set()  # tiers of several requests, which alone have an order
+        self._plannable: dict[str, None] = {}
         self._size = 0
         self._recovering: set[int] = set()  # tiers in which somebody goes before any plan
         self._yielding: set[int] = set()  # in which somebody's slot was taken
@@ -44,6 +46,7 @@ class TieredQueue(PlannedQueue):
         level = self._first()
         request = self._tiers[level].pop_request()
         self._size -= 1
+        self._plannable.pop(request.request_id, None)
         self._note_recovery(level)
         self._pinned = None
         return request
@@ -85,7 +88,7 @@ class TieredQueue(PlannedQueue):
 
     def plannable_members(self) -> list[str]:
         """All of them in any order, which costs less."""
-        return [name for tier in self._in_turn() for name in tier.plannable_members()]
+        return list(self._plannable)
 
     def recovery_ids(self) -> list[str]:
         """Ids of those who go before any plan, next first."""
@@ -101,11 +104,11 @@ class TieredQueue(PlannedQueue):
         """Serve in this order within each tier."""
         named: defaultdict[int, list[str]] = defaultdict(list)
         for request_id in request_ids:
-            if (level := self._level_of.get(request_id)) is not None:
+            level = self._level_of.get(request_id)
+            if level is not None and level in self._shared:
                 named[level].append(request_id)
-        for level, tier in self._tiers.items():
-            if self._members[level] > 1:
-                tier.set_order(named[level])
+        for level in self._shared:
+            self._tiers[level].set_order(named[level])
 
     def clear_order(self) -> None:
         """Forget the plan: back to order of arrival within each tier."""
@@ -121,6 +124,7 @@ class TieredQueue(PlannedQueue):
         """A plan took the slot of this request, now queued: it waits at the end of its tier's."""
         if (level := self._level_of.get(request_id)) is not None:
             self._tiers[level].demote(request_id)
+            self._note_place(request_id, level)
             self._note_recovery(level)
             self._yielding.add(level)
             self._pinned = None
@@ -128,7 +132,11 @@ class TieredQueue(PlannedQueue):
     def reinstate(self) -> None:
         """The plan holds no more: those whose slots it took stand first in their tiers."""
         for level in self._yielding:
-            self._tiers[level].reinstate()
+            tier = self._tiers[level]
+            names = tier.yielded_ids()
+            tier.reinstate()
+            for name in names:
+                self._note_place(name, level)
             self._note_recovery(level)
         self._yielding.clear()
 
@@ -151,9 +159,11 @@ class TieredQueue(PlannedQueue):
             return
         self._tiers[level].forget(request_id)
         self._members[level] -= 1
-        if not self._members[level]:
+        if self._members[level] == 1:
+            self._shared.discard(level)
+        elif not self._members[level]:
             del self._members[level], self._tiers[level]
-            self._levels.remove(level)
+            del self._levels[bisect_left(self._levels, level)]
             self._recovering.discard(level)
             self._yielding.discard(level)
 
@@ -163,6 +173,7 @@ class TieredQueue(PlannedQueue):
             return
         self._tiers[level]._discard(request_id)
         self._size -= 1
+        self._plannable.pop(request_id, None)
         self._note_recovery(level)
 
     def _enter_tier(self, request: Request, put: Callable[[PlannedQueue], None]) -> None:
@@ -171,7 +182,14 @@ class TieredQueue(PlannedQueue):
         self._size -= len(tier)  # whoever is here already is only moved
         put(tier)
         self._size += len(tier)
+        self._note_place(request.request_id, level)
         self._note_recovery(level)
+
+    def _note_place(self, request_id: str, level: int) -> None:
+        if self._tiers[level].is_plannable(request_id):
+            self._plannable[request_id] = None
+        else:
+            self._plannable.pop(request_id, None)
 
     def _note_recovery(self, level: int) -> None:
         if self._tiers[level].recovery_count:
@@ -186,6 +204,8 @@ class TieredQueue(PlannedQueue):
         if level is None:
             level = self._level_of[request_id] = self._priority(request)
             self._members[level] += 1
+            if self._members[level] == 2:
+                self._shared.add(level)
         if level not in self._tiers:
             self._tiers[level] = self._make()
             insort(self._levels, level)

@@ -122,7 +122,7 @@ class Intake:
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )
-        tracked.quantiles = self._planned_with(tracked)
+        tracked.quantiles = self._planned_with(tracked, predicted)
         return tracked
 
     def reestimated(
@@ -133,20 +133,32 @@ class Intake:
         That is where lengths are not learned, where the client's own is known, and where the
         prediction is of another predictor than the one that said the first.
         """
+        if not self._wants(tracked, version):
+            return False
+        tracked.predicted, tracked.predictor = np.array(quantiles), version
+        tracked.length_source = "learned"
+        tracked.quantiles = self._planned_with(tracked, tracked.predicted)
+        return True
+
+    def opened(self, tracked: Tracked, quantiles: Sequence[float], version: str | None) -> bool:
+        """Plan with lengths, (q,) tokens, that an answer's opening tells; False as above.
+
+        What was predicted of the prompt stays: the log, the correction and drift go by that.
+        """
+        if tracked.length_source != "learned" or not self._wants(tracked, version):
+            return False
+        tracked.quantiles = self._planned_with(tracked, np.array(quantiles))
+        return True
+
+    def _wants(self, tracked: Tracked, version: str | None) -> bool:
         if self.lengths != "learned" or tracked.length_source not in ("learned", "prior"):
             return False
         if tracked.length_source == "learned" and tracked.predictor != version:
             return False
-        if not self._corrigible("learned", version):
-            return False
-        tracked.predicted, tracked.predictor = np.array(quantiles), version
-        tracked.length_source = "learned"
-        tracked.quantiles = self._planned_with(tracked)
-        return True
+        return self._corrigible("learned", version)
 
-    def _planned_with(self, tracked: Tracked) -> FloatArray:
-        """The predicted lengths, corrected and within what the request allows."""
-        quantiles = tracked.predicted
+    def _planned_with(self, tracked: Tracked, quantiles: FloatArray) -> FloatArray:
+        """These lengths, corrected and within what the request allows."""
         if self._corrigible(tracked.length_source, tracked.predictor):
             levels, slo_class = self.priors.levels, tracked.slo.slo_class
             quantiles = self.correction.correct(quantiles, levels, slo_class)
