@@ -8,10 +8,13 @@ PY     = $(BIN)/python
 
 LMDEPLOY := .lengthwise/lmdeploy
 
-.PHONY: demo test test-fast vllm-matrix lmdeploy chaos soak lint format setup wheel clean
+.PHONY: demo demo-real test test-fast vllm-matrix lmdeploy chaos soak lint format setup wheel clean
 
 demo: $(READY)            ## train, register, calibrate, serve, compare with stock vLLM
 	$(PY) -m lengthwise demo
+
+demo-real: $(READY) $(VENV)/.reader  ## a real model: its own answers learned from, then compared (40 min)
+	$(PY) -m lengthwise demo-real
 
 test: $(READY)            ## the whole suite, real vLLM included: the engine's tests have the cores to themselves
 	$(PY) -m pytest -m "not vllm"
@@ -46,6 +49,10 @@ setup: $(READY)
 
 $(READY): requirements/setup.sh requirements/torch.txt requirements/pinned.txt requirements/dev.txt requirements/fleet.txt pyproject.toml
 	PYTHON="$(PYTHON)" sh requirements/setup.sh $(VENV)
+	touch $@
+
+$(VENV)/.reader: $(READY) requirements/reader.txt
+	$(PY) -m pip --disable-pip-version-check install -q --no-deps -r requirements/reader.txt
 	touch $@
 
 $(LMDEPLOY)/.ready: requirements/setup.sh requirements/torch.txt requirements/lmdeploy.txt

@@ -61,7 +61,9 @@ class Stub:
             finally:
                 self.running -= 1
 
-    async def _stream(self, request: web.Request, n: int, fault: str | None) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, n: int, fault: str | None, ended: str = "stop"
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
 
@@ -77,7 +79,9 @@ class Stub:
             if fault == "error" and i == 1:
                 await send({"error": {"message": "engine died"}})
                 return response
-            await send({"choices": [{"index": 0, "text": 'x"usage"'}], "usage": None})
+            reason = ended if i == n - 1 else None
+            choice = {"index": 0, "text": 'x"usage"', "finish_reason": reason}
+            await send({"choices": [choice], "usage": None})
         if fault != "no usage":
             usage = {"prompt_tokens": 7, "completion_tokens": n}
             await send({"choices": [], "usage": usage})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,9 +17,11 @@ from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.comparison.workload_source import open_workload
 from lengthwise.training.bench.engines.calibrate import calibrate_server, write_profile
+from lengthwise.training.bench.engines.generation import Generation
 from lengthwise.training.bench.engines.servers import BenchServers, ReplayIds
 from lengthwise.training.bench.results.result import BenchResult
 from lengthwise.training.bench.runners.engine_runner import EngineRunner
+from lengthwise.training.bench.runners.generated_runner import GeneratedRunner
 
 pytestmark = pytest.mark.vllm
 
@@ -77,3 +80,20 @@ def test_calibration_fits_the_engine(servers, source, tmp_path):
     step_s = profile.step_time.step_s(0, 8, 800)
     assert 1e-4 < step_s < 1.0
     assert 0.3 < profile.capacity_scale < 3.0
+
+
+def test_the_model_ends_its_answers_where_nothing_is_forced(servers, source):
+    """Random weights seldom end by themselves: most answers reach the users' limit.
+
+    Greedy: a prompt of a request that samples from a seed must not come in pieces on a CPU.
+    """
+    free = replace(servers, generation=Generation(24, 0.0, 3))
+    settings = BenchSettings(parse_arms("fcfs:none,sa:learned"), requests=16)
+    outcome = compare(source, settings, GeneratedRunner(free, free.generation))
+    document = BenchResult.model_validate_json(outcome.result.to_line())
+    assert {(arm.requests, arm.lost) for arm in document.arms} == {(16, 0)}
+    records = outcome.records["fcfs:none"]
+    assert max(r.output_tokens for r in records) <= 24
+    assert {r.output_tokens for r in records if r.cut} == {24}
+    assert [r.target_tokens for r in records] == [r.output_tokens for r in records]
+    assert document.run["same_length"]["sa:learned as fcfs:none"].split()[1:3] == ["of", "16,"]

@@ -41,6 +41,12 @@ from lengthwise.training.bench.runners.fleet_runner import (
     fleet_capacity_rps,
     routed,
 )
+from lengthwise.training.bench.runners.generated_runner import (
+    GeneratedRunner,
+    asked_of,
+    check_generated,
+    generated_capacity_rps,
+)
 from lengthwise.training.bench.runners.simulator_runner import (
     SimulatorRunner,
     lengths_of,
@@ -104,6 +110,15 @@ def measure(
         arrivals=settings.arrivals,
         profile=device or profile,
     )
+    generation = settings.generation
+    if generation is not None:
+        check_generated(settings.arms)
+        if profile is None or device is not None:
+            raise InputError(
+                f"--generated needs the times of the real engine: `lengthwise calibrate --model "
+                f"{settings.model}`, or --profile, and no --emulate"
+            )
+        source = asked_of(source, profile)
     settings.count(source, settings.capacity_rps or 1.0)  # says now what is missing
     resolved = find_predictor(settings, workspace)
     predictor = load_predictor(resolved)
@@ -126,17 +141,21 @@ def measure(
         max_wait_s=settings.max_wait_s,
         seed=settings.seed,
         emulate=settings.emulate,
+        generation=generation,
         **own,
     ) as servers:
         say(f"both servers are up: stock vLLM and lengthwise, model {servers.model}")
         if settings.load is not None and capacity is None and profile is None:
             steps.step("calibrating")
             profile = calibrate(settings, servers, source, workspace, say)
+        if capacity is None and generation is not None and profile is not None:
+            steps.step("measuring what it can carry")
+            capacity = generated_capacity_rps(servers, source, profile.capacity.max_num_seqs)
+            say(f"capacity of {source.name}: {capacity:.2f} generated answers/s, measured")
         if capacity is None and profile is not None:
             capacity = capacity_rps(source, profile)
             say(f"capacity of {source.name}: {capacity:.2f} requests/s ({profile.provenance})")
-        make_runner = EngineRunner if device is None else EmulatedRunner
-        runner = make_runner(servers, predictor=predictor, timeout_s=settings.timeout_s)
+        runner = make_runner(settings, servers, predictor)
         outcome = compare(
             source,
             settings,
@@ -153,6 +172,16 @@ def measure(
     page = write_run(directory, outcome.result, outcome.records, outcome.queue)
     run_id = log_run(outcome, resolved, directory, page, workspace)
     return BenchReport(outcome, directory, page, run_id)
+
+
+def make_runner(
+    settings: BenchSettings, servers: BenchServers, predictor: LengthPredictor | None
+) -> EngineRunner:
+    """What drives these servers: replayed lengths, or generated answers; on a device or not."""
+    known: dict[str, Any] = {"predictor": predictor, "timeout_s": settings.timeout_s}
+    if settings.generation is not None:
+        return GeneratedRunner(servers, settings.generation, **known)
+    return (EngineRunner if settings.emulate is None else EmulatedRunner)(servers, **known)
 
 
 def tell_throughput(

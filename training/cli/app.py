@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
-from lengthwise.training.cli import bench, data, predictors, promote, serve
+from lengthwise.training.cli import bench, data, demo_real, predictors, promote, serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 
@@ -81,5 +81,5 @@ def main(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-for module in (data, predictors, promote, bench, serve):
+for module in (data, predictors, promote, bench, demo_real, serve):
     module.register(app)

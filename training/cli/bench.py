@@ -27,6 +27,7 @@ from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 ENGINES = ("vllm", "lmdeploy")
+MODEL_HELP = "'tiny', 'smollm2' (if installed) or a model vLLM can load."
 WARPED_ONLY = ("instances", "route", "router", "search_steps", "host_factor", "sa_params", "jobs")
 
 
@@ -42,10 +43,11 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Profile to write.")] = None,
     workload: Annotated[str, typer.Option(help=WORKLOAD_HELP)] = "paper",
     source: SourceOption = None,
+    short: Annotated[bool, typer.Option("--short", help="Half the steps and requests.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the step-time model to the real engine and measure what it can carry.
@@ -82,7 +84,7 @@ def calibrate(
             with_stock=False,
         ) as servers,
     ):
-        done = calibrate_server(servers, requests, name=path.stem, on_stage=say)
+        done = calibrate_server(servers, requests, name=path.stem, short=short, on_stage=say)
     write_profile(done, path)
     if as_json:
         console.print_json({"profile": str(path), **done.report})
@@ -109,7 +111,7 @@ def bench(
         int | None,
         typer.Option("--repeats", "--seeds", help="Runs of every arm [3; a file is played once]."),
     ] = None,
-    model: Annotated[str, typer.Option(help="'tiny' or a model vLLM can load.")] = "tiny",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "tiny",
     predictor: Annotated[
         str, typer.Option(help="Model URI or directory, for learned and class lengths.")
     ] = DEFAULT_PREDICTOR,
@@ -168,6 +170,19 @@ def bench(
         str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --warp: processes to play in.")] = 1,
+    generated: Annotated[
+        bool,
+        typer.Option(
+            "--generated",
+            help="Force no length: send chats and let the model end its answers (a real model).",
+        ),
+    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="With --generated: the limit that each user sets.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="With --generated: of the sampling; 0 is greedy.")
+    ] = 0.7,
     engine: Annotated[
         str, typer.Option(help="vllm, or lmdeploy: its own order against ours (make lmdeploy).")
     ] = "vllm",
@@ -181,10 +196,15 @@ def bench(
     from lengthwise.training.bench.comparison.arms import parse_arms
     from lengthwise.training.bench.comparison.bench_settings import BenchSettings
     from lengthwise.training.bench.comparison.workload_source import is_arena
+    from lengthwise.training.bench.engines.generation import Generation
     from lengthwise.training.bench.session import measure
 
     if engine not in ENGINES or (warp and engine != "vllm"):
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, --warp is vllm's: {engine}")
+    if generated and (warp or emulate or engine != "vllm"):
+        raise InputError("--generated is of the real engine: no --emulate, --warp, --engine")
+    if not generated:
+        refuse(ctx, ("max_tokens", "temperature"), "goes with --generated")
     wanted = parse_arms(arms)
     if not warp:
         refuse(ctx, WARPED_ONLY, "goes with --warp")
@@ -220,6 +240,7 @@ def bench(
         recalibrate=recalibrate,
         vllm_args=vllm_args(ctx),
         emulate=emulate,
+        generation=Generation(max_tokens, temperature, seed) if generated else None,
     )
     workspace, say = Workspace.current(), console.stage_printer()
     with engine_errors(), console.progress(quiet=as_json) as steps:

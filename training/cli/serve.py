@@ -20,7 +20,6 @@ from lengthwise.training.cli.serve_inputs import (
     check_start,
     emulated_device,
     find_predictor,
-    packaged_model,
     read_admission,
     read_slo_table,
 )
@@ -141,8 +140,11 @@ def serve(
     over without a restart, and one with the alias 'shadow' predicts along without being obeyed.
     SIGHUP reads the registry, --slo-table and --policy-file anew.
     """
+    from lengthwise.training.packaged_model import packaged_model
+
     check_options(ctx)
-    model, vllm_args = packaged_model(model, ctx.args)
+    name = model
+    model, vllm_args = packaged_model(name, ctx.args)
     check_start(model, vllm_args)
     if instances > 1:
         from lengthwise.scheduler.ray_adapter.run_fleet import check_ray
@@ -196,10 +198,10 @@ def serve(
         from lengthwise.training.bench.served import write_served
 
         try:
-            write_served(request_log, model, settings.model_dump(mode="json"), vllm_args)
+            write_served(request_log, name, settings.model_dump(mode="json"), vllm_args)
         except OSError as error:
             say(f"{request_log} cannot be written to: {error}")
-    say(f"{model} with {label}, policy {settings.policy}, lengths {settings.lengths}")
+    say(f"{name} with {label}, policy {settings.policy}, lengths {settings.lengths}")
     alias = followed_alias(predictor)
     readers: list[Callable[[], dict[str, Any]]] = []
     if slo_table is not None:

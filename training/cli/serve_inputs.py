@@ -56,20 +56,6 @@ def check_start(model: str, vllm_args: Sequence[str]) -> None:
         hold_address(address).close()
 
 
-def packaged_model(model: str, vllm_args: Sequence[str]) -> tuple[str, list[str]]:
-    """Where vLLM finds a model and under which name: "smollm2" is the packaged one, converted once.
-
-    Any other is given back as it is. InputError where its package is missing.
-    """
-    from lengthwise.predictor.features.reader_weights import PACKAGED, reader_folder
-
-    if model != PACKAGED or Path(model).exists():
-        return model, list(vllm_args)
-    named = any(given.startswith("--served-model-name") for given in vllm_args)
-    name = [] if named else ["--served-model-name", PACKAGED]
-    return str(reader_folder(PACKAGED)), [*name, *vllm_args]
-
-
 def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:
     """What `--emulate` asks for, checked.
 

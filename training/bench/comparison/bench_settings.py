@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lengthwise.data.errors import InputError
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource
+from lengthwise.training.bench.engines.generation import Generation
 
 ARENA_DURATION_S = 60.0
 ARENA_REPEATS = 3
@@ -25,7 +26,8 @@ class BenchSettings:
     `profile` (a name or path), `recalibrate`, `model` and `vllm_args` say which engine. `emulate`
     is the profile of a device that takes the engine's place; `profile` is then what the planner
     takes it for. `instances` of the profiles, which take turns where several stand in `profile`
-    with commas, serve behind each of the `routers`; without routers there is one instance.
+    with commas, serve behind each of the `routers`; without routers there is one instance. With
+    `generation` the served model ends its answers itself, else lengths are replayed.
     """
 
     arms: tuple[Arm, ...]
@@ -49,6 +51,7 @@ class BenchSettings:
     emulate: str | None = None
     instances: int = 1
     routers: tuple[str, ...] = ()
+    generation: Generation | None = None
 
     def __post_init__(self) -> None:
         positive = {

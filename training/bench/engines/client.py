@@ -22,6 +22,7 @@ import aiohttp
 
 from lengthwise.data.workload import WorkloadRequest
 
+COMPLETION_PATH = "/v1/completions"
 QUEUE_METRICS = {
     "vllm:num_requests_waiting": "waiting",
     "vllm:num_requests_running": "running",
@@ -34,15 +35,19 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request ready to go: when, s from the start, and the encoded JSON body."""
+    """One request ready to go: when, s from the start, the encoded JSON body, and where to."""
 
     arrival_s: float
     body: bytes
+    path: str = COMPLETION_PATH
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `send_s` from the run's start, `ttft_s` and `e2e_s` from the send."""
+    """What came back. `send_s` from the run's start, `ttft_s` and `e2e_s` from the send.
+
+    `cut` says that the answer ended at `max_tokens`.
+    """
 
     send_s: float
     ttft_s: float | None = None
@@ -50,6 +55,7 @@ class Reply:
     prompt_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ async def _read_stream(response: aiohttp.ClientResponse, sent: float, reply: Rep
     """Follow the server-sent events of one answer. `sent` is the clock at the send."""
     first = last = None
     prompt_tokens = output_tokens = 0
+    cut = False
     async for raw in response.content:
         if not raw.startswith(b"data:"):
             continue
@@ -120,9 +127,10 @@ async def _read_stream(response: aiohttp.ClientResponse, sent: float, reply: Rep
         event = json.loads(payload)
         if "error" in event:
             return replace(reply, error=f"server: {event['error']}"[:300])
-        if event.get("choices"):
+        if choices := event.get("choices"):
             last = time.perf_counter()
             first = first or last
+            cut = cut or choices[0].get("finish_reason") == "length"
         if usage := event.get("usage"):
             prompt_tokens = int(usage.get("prompt_tokens", 0))
             output_tokens = int(usage.get("completion_tokens", 0))
@@ -136,11 +144,18 @@ async def _read_stream(response: aiohttp.ClientResponse, sent: float, reply: Rep
         e2e_s=last - sent,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
+        cut=cut,
     )
 
 
 async def complete(
-    session: aiohttp.ClientSession, url: str, body: bytes, *, start: float, timeout_s: float
+    session: aiohttp.ClientSession,
+    url: str,
+    body: bytes,
+    *,
+    start: float,
+    timeout_s: float,
+    path: str = COMPLETION_PATH,
 ) -> Reply:
     """Send one body, follow the stream to its end; a failure is a reply with `error` set."""
     sent = time.perf_counter()
@@ -149,7 +164,7 @@ async def complete(
         async with (
             asyncio.timeout(timeout_s),
             session.post(
-                f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+                f"{url}{path}", data=body, headers={"Content-Type": "application/json"}
             ) as response,
         ):
             if response.status != 200:
@@ -229,8 +244,10 @@ async def replay(
         watch = _QueueWatch(url, queue_period_s or 1.0, start)
         watcher = asyncio.create_task(watch.run(session)) if queue_period_s else None
 
-        async def one(body: bytes) -> Reply:
-            reply = await complete(session, url, body, start=start, timeout_s=timeout_s)
+        async def one(call: Call) -> Reply:
+            reply = await complete(
+                session, url, call.body, start=start, timeout_s=timeout_s, path=call.path
+            )
             on_done()
             return reply
 
@@ -240,7 +257,7 @@ async def replay(
                 delay_s = start + call.arrival_s - time.perf_counter()
                 if delay_s > 0:
                     await asyncio.sleep(delay_s)
-                tasks.append(asyncio.create_task(one(call.body)))
+                tasks.append(asyncio.create_task(one(call)))
             replies = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -268,6 +285,7 @@ async def drive_closed(
     concurrency: int,
     timeout_s: float = 600.0,
     on_done: Callable[[], None] = lambda: None,
+    path: str = COMPLETION_PATH,
 ) -> tuple[Reply, ...]:
     """Send `bodies` with at most `concurrency` in flight (closed loop, for calibration)."""
     gate = asyncio.Semaphore(concurrency)
@@ -276,7 +294,9 @@ async def drive_closed(
 
         async def one(body: bytes) -> Reply:
             async with gate:
-                reply = await complete(session, url, body, start=start, timeout_s=timeout_s)
+                reply = await complete(
+                    session, url, body, start=start, timeout_s=timeout_s, path=path
+                )
             on_done()
             return reply
 

@@ -33,6 +33,8 @@ from lengthwise.training.bench.engines.client import (
 )
 from lengthwise.training.bench.engines.cores import bound_cores, keep_off, off_cores, punctual
 from lengthwise.training.bench.engines.emulated_servers import EmulatedServers, StepReader
+from lengthwise.training.bench.engines.generation import CHAT_PATH, Generation, chat_body
+from lengthwise.training.packaged_model import packaged_model
 from lengthwise.training.registry.models import ResolvedPredictor
 
 REPLAY_LIMIT_TOKENS = 16_384
@@ -86,6 +88,7 @@ class BenchServers:
     """Running servers of one model. `stock` is None where only ours is wanted.
 
     `context_tokens` are what a prompt and its answer may take together; 0 where that is unknown.
+    With `generation` answers have the model's own lengths, else the replayed ones.
     """
 
     ours: ServerHandle
@@ -97,11 +100,21 @@ class BenchServers:
     step_log: Path | None = None  # where `ours` logs its steps while it is told to
     emulated: EmulatedServers | None = None
     context_tokens: int = 0
+    generation: Generation | None = None
 
     def calls(
         self, requests: Sequence[WorkloadRequest], *, salt: str, tell_length: bool = False
     ) -> list[Call]:
         """Encoded calls for `requests`; `salt` keeps the prefix caches of two runs apart."""
+        if self.generation is not None:
+            return [
+                Call(
+                    r.arrival_s,
+                    chat_body(r, i, self.generation, model=self.model, cache_salt=salt),
+                    CHAT_PATH,
+                )
+                for i, r in enumerate(requests)
+            ]
         return [
             Call(
                 r.arrival_s,
@@ -160,6 +173,7 @@ def start_servers(
     vllm_args: Sequence[str] = (),
     with_stock: bool = True,
     emulate: str | None = None,
+    generation: Generation | None = None,
     **settings: Any,
 ) -> Iterator[BenchServers]:
     """Start both servers at once, wait until they answer, stop them at the end.
@@ -168,7 +182,7 @@ def start_servers(
     off the cores that their engines are bound to, and the thread runs as it wakes (`cores`).
 
     Args:
-        model: `tiny` or anything vLLM serves.
+        model: `tiny`, `smollm2` or anything vLLM serves.
         directory: for the servers' logs and the replay table.
         cache_dir: where the built-in model is kept.
         predictor: what our server predicts with; None for a server without one.
@@ -176,12 +190,14 @@ def start_servers(
         vllm_args: passed to both servers alike.
         with_stock: start stock vLLM too.
         emulate: profile, by name or file, of the device that takes the engine's place.
+        generation: let the model end its answers; nothing that could force a length is loaded.
         settings: further fields of ServerSettings.
     """
 
     directory.mkdir(parents=True, exist_ok=True)
     if model == TINY_NAME:
         vllm_args = (*TINY_ARGS, *vllm_args)
+    model, vllm_args = packaged_model(model, vllm_args)
     replay = ReplayIds.random(REPLAY_LIMIT_TOKENS)
     table = replay.write(directory / "replay.json")
     step_log = (directory / "steps.jsonl").absolute()
@@ -206,7 +222,7 @@ def start_servers(
     common: dict[str, Any] = {
         "vllm_args": list(vllm_args),
         "cache_dir": cache_dir,
-        "replay_table": table,
+        "replay_table": table if generation is None else None,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(leaving_on_sigterm())
@@ -248,6 +264,7 @@ def start_servers(
             max_tokens=min(REPLAY_LIMIT_TOKENS, context_tokens // 2),
             context_tokens=context_tokens,
             replay=replay,
+            generation=generation,
             vllm_args=tuple(vllm_args),
             step_log=step_log,
             emulated=None
@@ -282,6 +299,8 @@ async def warm_up(servers: BenchServers, url: str, requests: Sequence[WorkloadRe
         BenchError: the server answers none of them.
     """
     calls = servers.calls(requests, salt="warm-up")
-    replies = await drive_closed(url, [c.body for c in calls], concurrency=16, timeout_s=120)
+    replies = await drive_closed(
+        url, [c.body for c in calls], concurrency=16, timeout_s=120, path=calls[0].path
+    )
     if all(reply.error for reply in replies):
         raise BenchError(f"the server at {url} fails every request: {replies[0].error}")

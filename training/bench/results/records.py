@@ -25,7 +25,8 @@ class RequestRecord:
     """What happened to one request; times in s.
 
     `arrival_s` and `send_s` count from the run's start, `ttft_s` and `e2e_s` from the send; the
-    latter two are None where nothing came back.
+    latter two are None where nothing came back. `target_tokens` is the true length: the replayed
+    one, or where nothing was forced what the model made of it. `cut` says it ended at `max_tokens`.
     """
 
     index: int
@@ -40,6 +41,7 @@ class RequestRecord:
     e2e_s: float | None = None
     error: str | None = None
     predicted_tokens: float | None = None
+    cut: bool = False
 
     @property
     def ok(self) -> bool:

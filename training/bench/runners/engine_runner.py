@@ -138,6 +138,7 @@ def to_records(
             e2e_s=reply.e2e_s,
             error=reply.error,
             predicted_tokens=None if predicted is None else float(predicted[i]),
+            cut=reply.cut,
         )
         for i, (request, reply) in enumerate(zip(requests, log.replies, strict=True))
     ]
