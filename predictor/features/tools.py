@@ -345,6 +345,15 @@ def _read_tools(
 
 
 @njit
+def _names_parameters(hashes: np.ndarray) -> bool:
+    """Whether the word stands anywhere, without which there is no tool: most prompts lack it."""
+    found = False
+    for h in hashes:
+        found |= h == _KEY_PARAMETERS
+    return found
+
+
+@njit
 def read_tools(
     text: np.ndarray,
     kinds: np.ndarray,
@@ -355,6 +364,8 @@ def read_tools(
 ) -> None:
     """Fill `out`, (len(TOOL_NAMES),) float64, from one prompt's bytes and tokens."""
     out[:] = 0.0
+    if not _names_parameters(hashes):
+        return
     depths = np.empty(kinds.size, np.int32)
     if _mark_objects(text, kinds, hashes, starts, stops, depths) == 0:
         return
