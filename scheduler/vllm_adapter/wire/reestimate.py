@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import quantile_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Reestimate:
         if not isinstance(said, list | tuple) or len(said) != 3:
             return None
         key, values, version = said
-        row = check_quantiles(values, levels)
+        row = quantile_row(values, levels)
         if row is None or not isinstance(key, str) or not isinstance(version, str | None):
             return None
-        return cls(key, tuple(row.tolist()), version)
+        return cls(key, row, version)
