@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -158,6 +159,7 @@ class Problem:
     ``recovering`` are those the engine preempted, next first: they go before any plan. A decode
     step yields ``tokens_per_step`` tokens a sequence on the mean and takes
     ``decode_budget_tokens`` of the step's budget (drafts are checked, not all are kept).
+    ``rested_steps`` counts the steps since the last one with prompt tokens.
     """
 
     now_s: float
@@ -171,6 +173,7 @@ class Problem:
     recovering: RequestArrays | None = None
     tokens_per_step: float = 1.0
     decode_budget_tokens: int = 1
+    rested_steps: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_step", "decode_budget_tokens"):
@@ -195,6 +198,9 @@ class Plan:
     ``max_prefill_tokens`` is how many prompt tokens a step may take beside its decodes until the
     next plan, None for what the engine's own budget leaves: a step's budget is then
     ``decode tokens + max(LEAST_PREFILL_TOKENS, max_prefill_tokens)``, so that no prompt starves.
+    With a ``prefill_period`` of n steps, prompts are begun and go on in every n-th step at most
+    while anybody decodes: fewer and larger steps with prompts, where each such step has a price
+    of its own (``StepTimeModel.eager_s``). None for every step.
     ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
     ``degraded`` says why the answer is simpler than asked, or None.
     """
@@ -208,8 +214,11 @@ class Plan:
     preempt: IntArray = field(default_factory=_nobody)
     max_running: int | None = None
     max_prefill_tokens: int | None = None
+    prefill_period: int | None = None
 
     def __post_init__(self) -> None:
+        if self.prefill_period is not None and self.prefill_period < 1:
+            raise ValueError(f"prefill_period must be at least 1, got {self.prefill_period}")
         if self.max_prefill_tokens is not None and self.max_prefill_tokens < 0:
             raise ValueError(f"max_prefill_tokens must not be negative: {self.max_prefill_tokens}")
 

@@ -134,6 +134,7 @@ class OnePlan:
             shot.engine, shot.rows, shot.running, between, expected, order, given_up,
             float(self.limited.get("max_running", shot.engine.slots)),
             float(self.limited.get("max_prefill_tokens", shot.engine.batched_tokens)),
+            float(self.limited.get("prefill_period", 1)), problem.rested_steps,
             False, problem.now_s, until_s, w,
         )  # fmt: skip
         worth(

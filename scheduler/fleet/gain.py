@@ -134,7 +134,7 @@ def value_at(
     given_up = s.given_up[:running]
     rollout(
         engine, rows, running, recovering, r.counts[i, fr.STATED], order, given_up, engine.slots,
-        engine.batched_tokens, skip_late, begin_s, until_s, s.work,
+        engine.batched_tokens, 1.0, np.inf, skip_late, begin_s, until_s, s.work,
     )  # fmt: skip
     return worth(
         engine, rows, running, recovering, order, given_up, begin_s, until_s, o, s.work, s.chance

@@ -9,7 +9,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan.rollout_state import work_for
 from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.search import Parts, Picture, value_of
+from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import Problem
 
@@ -36,13 +36,13 @@ def played(problem: Problem, order: IntArray, horizon_s: float = HORIZON_S) -> P
     shot = snapshot(problem, everybody, waiting, k, 0.5)
     engine, now_s = shot.engine, problem.now_s
     picture = Picture(
-        engine, shot.rows, running, waiting - running, k, now_s, now_s + horizon_s,
+        engine, shot.rows, running, waiting - running, k, np.inf, now_s, now_s + horizon_s,
         CERTAIN._replace(spread=SPREAD, tpot_spread=TPOT_SPREAD), work_for(k), np.zeros(k),
     )  # fmt: skip
     parts = Parts(
         np.asarray(order, dtype=np.int64) + waiting,
         np.zeros(running, dtype=np.int64),
-        np.array([engine.slots, engine.batched_tokens]),
+        no_limits(engine),
     )
     value_of(picture, parts, False)
     w = picture.work

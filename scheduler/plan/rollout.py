@@ -55,6 +55,8 @@ def rollout(
     given_up: IntArray,
     max_running: float,
     max_prefill: float,
+    period: float,
+    rested: float,
     skip_late: bool,
     begin_s: float,
     until_s: float,
@@ -65,7 +67,8 @@ def rollout(
     ``running`` rows come first, then ``recovering`` ones, who queue before the ``order`` of all
     others; rows from ``expected`` on arrive later. ``given_up (running,)`` marks those who lose
     their slots now and queue behind everybody. ``skip_late`` sends who can no longer meet
-    anything there too when its turn comes.
+    anything there too when its turn comes. Prompts are computed in every ``period``-th step while
+    anybody decodes, the last time ``rested`` steps before the first.
     """
     k = len(rows.need)
     speed, kv = engine.tokens_per_step, engine.kv_tokens
@@ -160,6 +163,9 @@ def rollout(
             preemptions += 1
             preempted = True
         budget = min(engine.batched_tokens - active * engine.decode_budget, limit)
+        rests = active > 0 and rested < period - 1.0
+        if rests:
+            budget = 0.0
         prefill = 0.0
         for q in range(filling):
             i = w.filling[q]
@@ -242,7 +248,7 @@ def rollout(
             else:
                 taken += 1
         steps = 1
-        if prefill == 0.0 and filling == 0 and active > 0:
+        if prefill == 0.0 and (filling == 0 or rests) and active > 0:
             while heap > 0:  # entries of the preempted are stale
                 i = w.heap[0] & ROW_MASK
                 if w.phase[i] == DECODING and w.ends[i] == w.heap[0] >> ROW_BITS:
@@ -255,11 +261,14 @@ def rollout(
             if arrived < k and (not blocked or (alive < slots and front == 0)):
                 soonest = min(soonest, rows.arrival_s[arrived])
             steps = min(steps, steps_within(engine, soonest - t, active, context))
+            if rests:
+                steps = min(steps, int(period - 1.0 - rested))
         decodes_s = decode_s(engine, steps, active, context)
         t += decodes_s
         if prefill > 0.0:
             t += more_s(engine, prefill, active, decodes_s)
         step += steps
+        rested = 0.0 if prefill > 0.0 else rested + steps
         used += steps * active * speed
         context += steps * active * speed
         while heap > 0 and (w.heap[0] >> ROW_BITS) <= step:

@@ -1,4 +1,4 @@
-"""Simulated annealing over a plan's four parts: order, slots given up, batch limit, prefill limit.
+"""Simulated annealing over a plan: order, slots given up, batch limit, prefill limit and period.
 
     plan = best = start;  T = first
     until the steps or the time end:
@@ -29,8 +29,10 @@ LONGEST_BLOCK = 8
 LEAST_PREFILL_LIMIT = 64.0
 WIDEST_BATCH_MOVE = 0.5  # log of the factor a move changes a limit by, at most
 WIDEST_PREFILL_MOVE = 1.5
-SWAP, INSERT, BLOCK, BATCH, PREFILL, SLOT = range(6)
-MAX_RUNNING, MAX_PREFILL = 0, 1
+WIDEST_PERIOD_MOVE = 1.2
+LONGEST_PERIOD = 32.0
+SWAP, INSERT, BLOCK, BATCH, PREFILL, SLOT, PERIOD = range(7)
+MAX_RUNNING, MAX_PREFILL, PREFILL_PERIOD = 0, 1, 2
 
 
 class Picture(NamedTuple):
@@ -41,6 +43,7 @@ class Picture(NamedTuple):
     running: int
     recovering: int
     expected: int
+    rested: float
     begin_s: float
     until_s: float
     objective: Objective
@@ -49,12 +52,19 @@ class Picture(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A plan's parts: ``order`` of all that queue or will, ``given_up (running,)``, and
-    ``limits``: most running, most prefill tokens a step."""
+    """A plan's parts: ``order`` of all that queue or will, ``given_up (running,)``, and ``limits``.
+
+    These are most running, most prefill tokens a step, and from one step with prompts to the next.
+    """
 
     order: IntArray
     given_up: IntArray
     limits: FloatArray
+
+
+def no_limits(engine: Engine) -> FloatArray:
+    """Limits that the engine has anyway."""
+    return np.array([engine.slots, engine.batched_tokens, 1.0])
 
 
 def copied(parts: Parts) -> Parts:
@@ -68,8 +78,8 @@ def value_of(picture: Picture, parts: Parts, skip_late: bool) -> float:
     p = picture
     rollout(
         p.engine, p.rows, p.running, p.recovering, p.expected, parts.order, parts.given_up,
-        parts.limits[MAX_RUNNING], parts.limits[MAX_PREFILL], skip_late, p.begin_s, p.until_s,
-        p.work,
+        parts.limits[MAX_RUNNING], parts.limits[MAX_PREFILL], parts.limits[PREFILL_PERIOD],
+        p.rested, skip_late, p.begin_s, p.until_s, p.work,
     )  # fmt: skip
     return worth(
         p.engine, p.rows, p.running, p.recovering, parts.order, parts.given_up, p.begin_s,
@@ -104,7 +114,7 @@ def move(
     """Change ``parts`` in place by one move; False where there was nothing to change.
 
     swap, insert and block rearrange the ``head`` positions from ``first`` on, with rows from as
-    far as ``reach``; batch and prefill scale a limit or lift it; slot takes one of the
+    far as ``reach``; batch, prefill and period scale a limit or lift it; slot takes one of the
     ``losing`` rows' slots or gives it back.
     """
     if kind <= BLOCK:
@@ -137,6 +147,9 @@ def move(
         limits[MAX_PREFILL] = max(least, math.floor(wanted / 16.0) * 16.0)
         if wanted >= most:
             limits[MAX_PREFILL] = most
+    elif kind == PERIOD:
+        wanted = limits[PREFILL_PERIOD] * math.exp((2.0 * u[1] - 1.0) * WIDEST_PERIOD_MOVE)
+        limits[PREFILL_PERIOD] = min(max(1.0, math.floor(wanted + 0.5)), LONGEST_PERIOD)
     else:
         if len(losing) == 0:
             return False

@@ -1,4 +1,4 @@
-"""The ``sa`` policy: a plan of four parts, found by annealing on an honest rollout.
+"""The ``sa`` policy: a plan of five parts, found by annealing on an honest rollout.
 
 1. Forecast: recent requests stand for the arrivals of the next seconds (``plan.forecast``).
 2. Rows: what everybody needs, and how sure that is (``plan.rows``); ``planning_picture`` has both.
@@ -6,8 +6,9 @@
    the last plan's; each without limits and under the last plan's, with the overdue in front
    (``candidate_starts``).
 4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
-5. Annealing over batch limit and prefill limit, over the order where lengths are known, and
-   where asked for over slots given up (``plan.search``); never worth less than the best start.
+5. Annealing over batch limit, prefill limit and prefill period, over the order where lengths are
+   known, and where asked for over slots given up (``plan.search``); never worth less than the best
+   start.
 6. Out of sample: where lengths are uncertain, lengths drawn anew choose between what was found and
    what it began with (``plan.out_of_sample``).
 7. Promise: what the plan says everybody's chances are, and would be without each of its parts,
@@ -77,7 +78,7 @@ class AnnealingPolicy:
         self.pace = StepPace()
         self.trust = Trust()
         self._now_s = 0.0
-        self._limits: tuple[float, float] = (np.inf, np.inf)
+        self._limits: tuple[float, float, float] = (np.inf, np.inf, 1.0)
         self._last = LastOrder()
 
     @classmethod
@@ -120,7 +121,7 @@ class AnnealingPolicy:
             late = shot.rows.latest_s[waiting] < shot.now_s
             waiting = np.concatenate([waiting[~late], waiting[late]])
         waiting -= shot.waiting
-        engine, (most, prefill) = shot.engine, best.limits
+        engine, (most, prefill, period) = shot.engine, best.limits
         return Plan(
             order=np.concatenate([rest[0][waiting], rest[1]]),
             cost=-value,
@@ -130,6 +131,7 @@ class AnnealingPolicy:
             preempt=np.flatnonzero(best.given_up),
             max_running=int(most) if most < engine.slots else None,
             max_prefill_tokens=int(prefill) if prefill < engine.batched_tokens else None,
+            prefill_period=int(period) if period > 1.0 else None,
         )
 
     def finished(self, arrival_s: float, met: bool) -> None:
@@ -208,6 +210,8 @@ class AnnealingPolicy:
             kinds.append(s.BATCH)
         if "prefill" in parts and self._may("limits", now_s):
             kinds.append(s.PREFILL)
+        if "period" in parts and self._may("limits", now_s):
+            kinds.append(s.PERIOD)
         if may_yield:
             kinds.append(s.SLOT)
         return np.array(kinds, dtype=np.int64)
@@ -234,7 +238,7 @@ class AnnealingPolicy:
         best: s.Parts,
     ) -> None:
         """Step 7, and what the next plan starts from."""
-        self._limits = (float(best.limits[0]), float(best.limits[1]))
+        self._limits = (float(best.limits[0]), float(best.limits[1]), float(best.limits[2]))
         self._last.remember(shot.rows.arrival_s[best.order])
         if self.settings.trust:
             promise_chances(self.trust, shot, picture, best, start, rule)

@@ -24,12 +24,12 @@ class Settings:
     head: int = 48  # positions the search rearranges
     reach: int = 128  # positions it draws rows from
     losing: float = 0.02  # chance up to which a running request may lose its slot
-    parts: tuple[str, ...] = ("order", "limits", "prefill")  # and "slots": what may be changed
+    parts: tuple[str, ...] = ("order", "limits", "prefill", "period")  # to change; and "slots"
     uncertain_order: bool = False  # whether to search orders where lengths are uncertain, too
     trust: bool = True
 
     def __post_init__(self) -> None:
-        if unknown := set(self.parts) - {"order", "slots", "limits", "prefill"}:
+        if unknown := set(self.parts) - {"order", "slots", "limits", "prefill", "period"}:
             raise ValueError(f"unknown parts {sorted(unknown)}")
         if not 0 < self.shortest_horizon_s <= self.longest_horizon_s or self.horizon <= 0:
             raise ValueError(

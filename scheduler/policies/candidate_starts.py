@@ -17,7 +17,7 @@ from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.last_order import LastOrder
 from lengthwise.scheduler.plan.rows import Snapshot
-from lengthwise.scheduler.plan.search import Parts, Picture, value_of
+from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.starts import balanced_order, density_order, selection_order
 from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front
 from lengthwise.scheduler.policies.rules import RULES
@@ -66,7 +66,7 @@ def candidate_starts(
     queue: RequestArrays,
     gap_s: float,
     last: LastOrder,
-    last_limits: tuple[float, float] | None,
+    last_limits: tuple[float, float, float] | None,
     allowed: Collection[str] | None,
 ) -> Iterator[Start]:
     """The ``allowed`` orders (None: all) of ``queue``, the likeliest first, each under every limit.
@@ -75,11 +75,12 @@ def candidate_starts(
     between two slots that come free.
     """
     now_s, engine = problem.now_s, shot.engine
-    none = np.array([engine.slots, engine.batched_tokens])
+    none = no_limits(engine)
     under = [none]
     if last_limits is not None:
-        limited = np.minimum(none, last_limits)
-        if (limited < none).any():
+        most, prefill, period = last_limits
+        limited = np.array([min(most, none[0]), min(prefill, none[1]), period])
+        if (limited != none).any():
             under.append(limited)
     overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
     orders = list(_orders(problem, shot, queue, last))

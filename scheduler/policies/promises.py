@@ -11,7 +11,7 @@ import numpy as np
 from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
 from lengthwise.scheduler.plan.rollout_state import END_S, END_STEPS
 from lengthwise.scheduler.plan.rows import Snapshot
-from lengthwise.scheduler.plan.search import Parts, Picture, value_of
+from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.policies.candidate_starts import Start
 from lengthwise.scheduler.problem import Problem
@@ -32,12 +32,11 @@ def promise_chances(
 
     Without its order the best ``rule`` would serve.
     """
-    engine = shot.engine
     real = np.r_[: shot.running, shot.waiting : shot.expected]
     real = real[shot.rows.weight[real] > 0]
-    none = np.array([engine.slots, engine.batched_tokens])
+    none = no_limits(shot.engine)
     variants = {"order": (best._replace(order=rule.order), rule.skip_late)}
-    if (best.limits < none).any():
+    if (best.limits != none).any():
         variants["limits"] = best._replace(limits=none), start.skip_late
     if best.given_up.any():
         nobody = np.zeros_like(best.given_up)

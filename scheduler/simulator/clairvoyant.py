@@ -70,7 +70,7 @@ def clairvoyant(
     best_value, best = -np.inf, None
     for order in starts:
         for share in LIMITS:
-            limits = np.array([max(1.0, round(share * engine.slots)), engine.batched_tokens])
+            limits = np.array([max(1.0, round(share * engine.slots)), engine.batched_tokens, 1.0])
             parts = s.Parts(np.asarray(order, dtype=np.int64).copy(), nobody, limits)
             if (value := s.value_of(picture, parts, True)) > best_value:
                 best_value, best = value, parts
@@ -182,5 +182,15 @@ def _picture(workload: SimWorkload, profile: EngineProfile) -> s.Picture:
     shot = snapshot(problem, rows, 0, 0, 0.5)
     end_s = float(workload.arrival_s[-1]) + 1e6
     return s.Picture(
-        shot.engine, shot.rows, 0, 0, 0, problem.now_s, end_s, CERTAIN, work_for(n), np.zeros(n)
+        shot.engine,
+        shot.rows,
+        0,
+        0,
+        0,
+        np.inf,
+        problem.now_s,
+        end_s,
+        CERTAIN,
+        work_for(n),
+        np.zeros(n),
     )

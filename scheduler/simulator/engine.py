@@ -33,7 +33,7 @@ LEFT, GENERATED, COMPUTED, ANSWER, PROMPT = range(5)
 # Row times.
 ADMITTED, FIRST, FINISH = range(3)
 # Engine clock and counters.
-NOW, STEPS, PREEMPTIONS, OUTPUT, PREFILLED, KV_PEAK, CACHED = range(7)
+NOW, STEPS, PREEMPTIONS, OUTPUT, PREFILLED, KV_PEAK, CACHED, RESTED = range(8)
 
 
 class SpeculationState(NamedTuple):
@@ -65,13 +65,14 @@ def run_until(
     """Step until ``until_s``, idleness, or the first finish at or after ``finish_stop_s``.
 
     ``step_time`` is StepTimeModel.numbers; ``limits`` slots, KV tokens, token budget, and
-    the most prompt tokens a step may take beside its decodes (the budget for no limit).
+    the most prompt tokens a step may take beside its decodes (the budget for no limit), and in
+    every how manyth step prompts are computed while anybody decodes.
     ``running`` and ``queue`` hold row numbers, their first ``*_count`` entries valid (the
     queue's first = next). Everything is changed in place; returns the new counts. A step in
     flight at ``until_s`` is completed, as an engine would.
     """
     slots, kv, budget_tokens = limits[0], limits[1], limits[2]
-    prefill_limit = max(limits[3], LEAST_PREFILL_TOKENS)
+    prefill_limit, period = max(limits[3], LEAST_PREFILL_TOKENS), limits[4]
     decode_budget = 1
     if speculation is not None:
         decode_budget = speculation.budget_tokens
@@ -93,17 +94,20 @@ def run_until(
                 used += cache.resident[p]
     stop = False
     while not stop and clock[NOW] < until_s and (running_count > 0 or head < tail):
-        budget = budget_tokens
-        if prefill_limit < budget_tokens:
+        budget, rests = budget_tokens, False
+        if prefill_limit < budget_tokens or period > 1:
             decoding = 0
             for p in range(running_count):
                 decoding += rows[running[p], LEFT] == 0
             budget = min(budget_tokens, decoding * decode_budget + prefill_limit)
+            rests = decoding > 0 and clock[RESTED] < period - 1
         prefill, decodes, context = 0, 0, 0
         preempted = False
         p = 0
         while p < running_count and budget > 0:
             row = running[p]
+            if rests and rows[row, LEFT] > 0:
+                break  # whoever is still in his prompt runs behind those who decode
             want = 1 if rows[row, LEFT] == 0 else min(rows[row, LEFT], budget)
             if speculation is not None and rows[row, LEFT] == 0:
                 due = int(speculation.owed[row] + speculation.accepted)
@@ -144,7 +148,7 @@ def run_until(
                 pc.compute(cache, row, rows[row, COMPUTED], want)
             p += 1
         scheduled = p
-        while not preempted and head < tail and running_count < slots and budget > 0:
+        while not (preempted or rests) and head < tail and running_count < slots and budget > 0:
             row = buffer[head]
             if cache is None:
                 if used + rows[row, LEFT] > kv:
@@ -186,6 +190,7 @@ def run_until(
         clock[NOW] += duration
         clock[STEPS] += 1
         clock[PREFILLED] += prefill
+        clock[RESTED] = 0 if prefill > 0 else clock[RESTED] + 1
         kept = 0
         for q in range(running_count):
             row = running[q]

@@ -116,12 +116,13 @@ class SimInstance:
         self.assumed = believed or profile
         n, capacity = len(course.workload), profile.capacity
         self._budget = budget = capacity.max_num_batched_tokens
-        self._limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget])
+        self._limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, budget, 1])
         self._coefficients = np.array(profile.scaled_step_time.numbers)
         self.running = np.empty(capacity.max_num_seqs + 1, dtype=np.int64)
         self.queue = np.empty(capacity.max_num_seqs + 64, dtype=np.int64)
         self.running_count = self.queue_count = 0
-        self.clock = np.zeros(7)
+        self.clock = np.zeros(8)
+        self.clock[e.RESTED] = np.inf
         self.cache = _cache(course.workload, profile)
         self.speculation = None
         if profile.speculation is not None:
@@ -245,6 +246,7 @@ class SimInstance:
         now_s, budget = self.now_s, self._budget
         if not self.queue_count:  # whom they were to protect no plan knows any more
             self._limits[0], self._limits[3] = self.profile.capacity.max_num_seqs, budget
+            self._limits[4] = 1
         while self._inbox and self._inbox[0][0] <= now_s:
             at_s, row = self._inbox.popleft()
             self._take_in(at_s, row)
@@ -299,6 +301,7 @@ class SimInstance:
             recovering=course.rows(recovering, cache, True),
             tokens_per_step=speculation.accepted if speculation else 1.0,
             decode_budget_tokens=speculation.budget_tokens if speculation else 1,
+            rested_steps=float(self.clock[e.RESTED]),
         )
 
     def _plan(self, policy: Policy, now_s: float) -> None:
@@ -320,6 +323,7 @@ class SimInstance:
         slots, budget = self.profile.capacity.max_num_seqs, self._budget
         limits[0] = min(slots, plan.max_running or slots)
         limits[3] = budget if plan.max_prefill_tokens is None else plan.max_prefill_tokens
+        limits[4] = plan.prefill_period or 1
         victims = running[plan.preempt]
         kept = np.delete(running, plan.preempt)
         self.running_count, self.queue_count = len(kept), self.queue_count + len(victims)

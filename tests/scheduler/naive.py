@@ -69,6 +69,8 @@ class Play:
     max_prefill: float
     skip_late: bool
     now_s: float
+    period: float = 1.0
+    rested: float = math.inf
     steps: int = 0
     preemptions: int = 0
     recomputed: float = 0.0
@@ -159,6 +161,9 @@ class Play:
             self.engine.batched_tokens - len(self.decoding) * self.engine.decode_budget,
             max(self.max_prefill, LEAST_PREFILL),
         )
+        rests = bool(self.decoding) and self.rested < self.period - 1
+        if rests:
+            budget = 0.0
         prefill = self.continue_prompts(budget)
         if made_room:
             self.blocked = True
@@ -175,13 +180,14 @@ class Play:
             if prefill + len(decoding) > self.engine.graph_tokens:
                 self.now_s = max(self.now_s, began_s + self.engine.eager_s)
         self.steps += 1
+        self.rested = 0 if prefill > 0 else self.rested + 1
         ended = self.decode(decoding)
         filling = [q for q in self.running if q.state == "prefilling"]
         self.end_prompts(filling)
         # a line that memory blocks is looked at again when something has changed but decodes
         came = len(self.arrived) > before and not self.front
         full = self.used + self.decodes_need > self.engine.kv_tokens
-        if ended or prefill > 0 or filling or came or full:
+        if ended or prefill > 0 or filling or came or full or rests:
             self.blocked = False
 
     def make_room(self) -> bool:

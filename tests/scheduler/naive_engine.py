@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class NaiveEngine:
     workload: SimWorkload
     profile: EngineProfile
     max_prefill_tokens: int | None = None
+    prefill_period: int = 1  # of steps, in one of which prompts are computed
+    rested: float = math.inf
     now_s: float = 0.0
     used: int = 0
     prefilled: int = 0
@@ -142,8 +145,9 @@ class NaiveEngine:
     def step(self) -> None:
         capacity = self.profile.capacity
         budget = capacity.max_num_batched_tokens
+        decoding = sum(r.left == 0 for r in self.running)
+        rests = decoding > 0 and self.rested < self.prefill_period - 1
         if self.max_prefill_tokens is not None:
-            decoding = sum(r.left == 0 for r in self.running)
             limit = max(16, self.max_prefill_tokens)
             budget = min(budget, decoding * self.decode_budget + limit)
         prefill = decodes = context = 0
@@ -153,6 +157,8 @@ class NaiveEngine:
             if r not in self.running or budget <= 0:
                 continue
             decode = r.left == 0
+            if rests and not decode:
+                continue
             want = min(r.left, budget)
             if decode:
                 want = min(int(r.owed + self.accepted), r.answer - r.generated)
@@ -179,6 +185,7 @@ class NaiveEngine:
         while (
             self.queue
             and not preempted
+            and not rests
             and budget > 0
             and len(self.running) < capacity.max_num_seqs
         ):
@@ -208,6 +215,7 @@ class NaiveEngine:
             self.compute(r, chunk)
         self.now_s += self.profile.scaled_step_time.step_s(prefill, decodes, context)
         self.prefilled += prefill
+        self.rested = 0 if prefill else self.rested + 1
         for r in list(self.running):
             if r.left == 0 and r.row in gained:
                 r.generated += gained[r.row]
@@ -238,7 +246,11 @@ class CompiledEngine:
     """The product's kernel behind the same calls."""
 
     def __init__(
-        self, workload: SimWorkload, profile: EngineProfile, max_prefill_tokens: int | None = None
+        self,
+        workload: SimWorkload,
+        profile: EngineProfile,
+        max_prefill_tokens: int | None = None,
+        prefill_period: int = 1,
     ) -> None:
         n, capacity = len(workload), profile.capacity
         self.state = np.zeros((n, 5), dtype=np.int64)
@@ -247,11 +259,14 @@ class CompiledEngine:
         self.times = np.full((n, 3), np.nan)
         budget = capacity.max_num_batched_tokens
         limit = budget if max_prefill_tokens is None else max_prefill_tokens
-        self.limits = np.array([capacity.max_num_seqs, capacity.kv_tokens, budget, limit])
+        self.limits = np.array(
+            [capacity.max_num_seqs, capacity.kv_tokens, budget, limit, prefill_period]
+        )
         self.step_time = np.array(profile.scaled_step_time.numbers)
         self.running, self.queue = np.empty(capacity.max_num_seqs + 1, int), np.empty(n, int)
         self.counts = (0, 0)
-        self.clock = np.zeros(7)
+        self.clock = np.zeros(8)
+        self.clock[e.RESTED] = np.inf
         self.cache = self.speculation = None
         if profile.prefix_cache:
             ids = np.full(n, -1) if workload.prefix_id is None else workload.prefix_id

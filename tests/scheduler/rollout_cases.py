@@ -35,26 +35,28 @@ class Case:
     skip_late: bool
     until_s: float
     begin_s: float = BEGIN_S
+    period: float = 1.0
+    rested: float = np.inf
 
     def played(self):
         """The compiled rollout's work."""
         w = work_for(len(self.rows.need))
         rollout(
             self.engine, self.rows, self.running, self.recovering, self.expected, self.order,
-            self.given_up, self.max_running, self.max_prefill, self.skip_late, self.begin_s,
-            self.until_s, w,
+            self.given_up, self.max_running, self.max_prefill, self.period, self.rested,
+            self.skip_late, self.begin_s, self.until_s, w,
         )  # fmt: skip
         return w
 
     def picture(self, objective: Objective = OBJECTIVE) -> Picture:
         k = len(self.rows.need)
         return Picture(
-            self.engine, self.rows, self.running, self.recovering, self.expected, self.begin_s,
-            self.until_s, objective, work_for(k), np.zeros(k),
+            self.engine, self.rows, self.running, self.recovering, self.expected, self.rested,
+            self.begin_s, self.until_s, objective, work_for(k), np.zeros(k),
         )  # fmt: skip
 
     def parts(self) -> Parts:
-        limits = np.array([self.max_running, self.max_prefill])
+        limits = np.array([self.max_running, self.max_prefill, self.period])
         return Parts(self.order.copy(), self.given_up.copy(), limits)
 
 
@@ -126,6 +128,8 @@ def draw_case(
     prefixes: int,
     skip_late: bool,
     ahead_s: float,
+    period: float = 1.0,
+    rested: float = np.inf,
 ) -> Case:
     rng = np.random.default_rng(seed)
     running = min(running, slots)
@@ -142,7 +146,7 @@ def draw_case(
     return Case(
         engine, rows, running, recovering, expected, order.astype(np.int64),
         (rng.random(running) < rng.choice([0.0, 0.3])).astype(np.int64), max_running, max_prefill,
-        skip_late, BEGIN_S + ahead_s,
+        skip_late, BEGIN_S + ahead_s, period=period, rested=rested,
     )  # fmt: skip
 
 
@@ -162,4 +166,6 @@ cases = st.builds(
     prefixes=st.integers(0, 3),
     skip_late=st.booleans(),
     ahead_s=st.sampled_from([0.05, 0.5, 3.0, 100.0]),
+    period=st.sampled_from([1.0, 1.0, 2.0, 7.0]),
+    rested=st.sampled_from([0.0, 3.0, np.inf]),
 )

@@ -68,9 +68,10 @@ def fcfs(workload: SimWorkload, profile: EngineProfile):
     limit=st.sampled_from([None, 0, 40]),
     take_back=st.integers(0, 2),
     eager=st.sampled_from([(0.0, 0.0), (0.03, 24.0), (0.1, 0.0)]),
+    period=st.sampled_from([1, 1, 2, 6]),
 )
 def test_the_kernel_is_its_readable_twin(
-    seed, n, prefixes, block, accepted, kv, limit, take_back, eager
+    seed, n, prefixes, block, accepted, kv, limit, take_back, eager, period
 ):
     profile = replace(
         PLAIN,
@@ -80,7 +81,8 @@ def test_the_kernel_is_its_readable_twin(
         speculation=None if accepted is None else Speculation(accepted),
     )
     workload = shared_workload(seed, n, prefixes)
-    naive, compiled = (kind(workload, profile, limit) for kind in (NaiveEngine, CompiledEngine))
+    kinds = (NaiveEngine, CompiledEngine)
+    naive, compiled = (kind(workload, profile, limit, period) for kind in kinds)
     for row, at_s in enumerate([*workload.arrival_s, np.inf]):
         for engine in (naive, compiled):
             engine.run_until(at_s)

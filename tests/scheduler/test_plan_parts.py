@@ -15,7 +15,7 @@ from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.step_time import StepTimeModel
 
 SLOTS = 4
-ALL = ("order", "slots", "limits", "prefill")
+ALL = ("order", "slots", "limits", "prefill", "period")
 # 2 ms, and 1 ms more for each sequence: 12 ms a token at 10, 34 ms at 32
 STEEP = StepTimeModel(2e-3, 0.0, 0.0, 1e-3, 0.0)
 FLAT = StepTimeModel(8e-3, 0.0, 0.0, 1e-5, 0.0)
@@ -67,6 +67,7 @@ def test_others_keep_their_slots(problem):
         ("slots", lambda plan: len(plan.preempt)),
         ("limits", lambda plan: plan.max_running is not None),
         ("prefill", lambda plan: plan.max_prefill_tokens is not None),
+        ("period", lambda plan: plan.prefill_period is not None),
     ],
 )
 def test_each_part_can_be_switched_off(part, given):
@@ -91,7 +92,8 @@ def queue(tpot_s, ttft_s=60.0, n=64) -> Problem:
 
 def test_fewer_run_where_a_tight_pace_asks_for_it():
     problem = queue(tpot_s=0.020)
-    limits = [make_policy("sa", seed=seed)(problem).max_running for seed in range(5)]
+    parts = ("order", "limits", "prefill")  # one plan's search finds either limit, not always both
+    limits = [make_policy("sa", seed=seed, parts=parts)(problem).max_running for seed in range(5)]
     kept = [limit for limit in limits if limit is not None]
     assert len(kept) >= 4
     assert all(STEEP.step_s(0, limit, 0) <= 0.020 * 1.05 for limit in kept)
@@ -143,3 +145,18 @@ def test_whoever_gave_way_still_ends_once():
     assert np.isfinite(result.finish_s).all()
     assert (result.output_tokens == workload.output_tokens).all()
     assert result.met(workload).mean() >= kept.met(workload).mean()
+
+
+def test_prompts_are_gathered_where_each_step_with_some_is_dear():
+    """A slot comes free every few steps; a prompt in each would halve the pace of all others."""
+    floor = replace(FLAT, eager_s=0.06)
+    lengths = np.linspace(110.0, 600.0, 32)[:, None] * np.ones(len(LEVELS))
+    running = RequestArrays.build(
+        lengths, 0.0, generated_tokens=100.0, prefill_left_tokens=0.0, prompt_tokens=10,
+        first_token_s=0.1, tpot_s=1.5 * FLAT.step_s(0, 32, 0),
+    )  # fmt: skip
+    problem = replace(queue(tpot_s=np.inf), running=running, step_time=floor)
+    alone = [make_policy("sa", seed=seed, parts=("period",)) for seed in range(5)]
+    periods = [policy(problem).prefill_period or 1 for policy in alone]
+    assert sum(period > 4 for period in periods) >= 3
+    assert make_policy("sa", parts=("order", "limits", "prefill"))(problem).prefill_period is None

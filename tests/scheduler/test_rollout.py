@@ -27,7 +27,7 @@ def plainly(case):
     return naive.Play(
         case.engine, case.rows, case.running, case.recovering, case.expected, case.order.tolist(),
         case.given_up.astype(bool).tolist(), case.max_running, case.max_prefill, case.skip_late,
-        case.begin_s,
+        case.begin_s, case.period, case.rested,
     ).until(case.until_s)  # fmt: skip
 
 
@@ -47,6 +47,7 @@ PLAIN = {
 @example(case=draw_case(1, **PLAIN))
 @example(case=draw_case(2, **PLAIN | {"kv_tokens": 180}))
 @example(case=draw_case(3, **PLAIN | {"prefixes": 2, "speed": 2.5}))
+@example(case=draw_case(4, **PLAIN | {"period": 7.0, "rested": 2.0}))
 def test_the_compiled_rollout_equals_its_plain_twin(case):
     w, play = case.played(), plainly(case)
     for i, request in enumerate(play.requests):

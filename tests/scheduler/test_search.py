@@ -24,7 +24,7 @@ BUSY = {
 def start_of(case):
     """A start as the policy makes one: nobody gives up a slot, limits within the engine's."""
     engine = case.engine
-    limits = np.array([engine.slots, engine.batched_tokens])
+    limits = s.no_limits(engine)
     return s.Parts(case.order.copy(), np.zeros(case.running, dtype=np.int64), limits)
 
 
@@ -57,6 +57,7 @@ def check_parts(case, parts):
     assert 1.0 <= parts.limits[s.MAX_RUNNING] <= engine.slots
     least = min(s.LEAST_PREFILL_LIMIT, engine.batched_tokens)
     assert least <= parts.limits[s.MAX_PREFILL] <= engine.batched_tokens
+    assert 1.0 <= parts.limits[s.PREFILL_PERIOD] <= s.LONGEST_PERIOD
 
 
 @given(case=cases, seed=st.integers(0, 100))
@@ -69,7 +70,7 @@ def test_never_worth_less_than_the_start_and_still_a_plan(case, seed):
         assert s.value_of(case.picture(), parts, case.skip_late) == value
 
 
-@given(case=cases, kind=st.integers(0, 5), seed=st.integers(0, 1000))
+@given(case=cases, kind=st.integers(0, 6), seed=st.integers(0, 1000))
 def test_each_move_leaves_a_plan_and_says_whether_it_moved(case, kind, seed):
     parts, picture = start_of(case), case.picture()
     before, rng = copied(parts), np.random.default_rng(seed)
@@ -94,9 +95,9 @@ def test_each_move_leaves_a_plan_and_says_whether_it_moved(case, kind, seed):
 def test_the_limits_reach_both_their_ends_and_lift_again():
     case = draw_case(1, **BUSY)
     parts, picture, rng = start_of(case), case.picture(), np.random.default_rng(0)
-    seen = {s.MAX_RUNNING: set(), s.MAX_PREFILL: set()}
+    seen = {s.MAX_RUNNING: set(), s.MAX_PREFILL: set(), s.PREFILL_PERIOD: set()}
     for _ in range(400):
-        for kind in (s.BATCH, s.PREFILL):
+        for kind in (s.BATCH, s.PREFILL, s.PERIOD):
             s.move(picture, parts, kind, rng.random(s.UNIFORMS), 0, 1, 1, np.arange(0))
         for limit, values in seen.items():
             values.add(parts.limits[limit])
@@ -104,6 +105,7 @@ def test_the_limits_reach_both_their_ends_and_lift_again():
     assert seen[s.MAX_RUNNING] == {1.0, 2.0, 3.0, 4.0}
     assert min(seen[s.MAX_PREFILL]) == s.LEAST_PREFILL_LIMIT
     assert max(seen[s.MAX_PREFILL]) == engine.batched_tokens
+    assert {1.0, 2.0, s.LONGEST_PERIOD} <= seen[s.PREFILL_PERIOD]
 
 
 def test_same_uniforms_same_plan():

@@ -129,6 +129,35 @@ def test_no_prefill_limit_starves_anybody(seed, limit, tight):
     check_conservation(workload, simulate(workload, FixedPrefill(limit), profile), profile)
 
 
+class FixedPeriod(FixedPrefill):
+    """Arrival order, prompts in every n-th step."""
+
+    def __init__(self, period):
+        self.period = period
+
+    def __call__(self, problem):
+        order = np.arange(len(problem.waiting), dtype=np.int64)
+        return Plan(order, prefill_period=self.period)
+
+
+@given(seed=st.integers(0, 300), period=st.integers(1, 40), tight=st.booleans())
+def test_no_prefill_period_starves_anybody(seed, period, tight):
+    profile = TIGHT if tight else SMALL
+    workload = draw_workload(seed, 25, rate_rps=100.0)
+    check_conservation(workload, simulate(workload, FixedPeriod(period), profile), profile)
+
+
+def test_prompts_gathered_under_a_floor_spare_everybody():
+    """A step with prompts takes a tenth of a second, however few they are."""
+    floor = replace(SMALL, step_time=replace(SMALL.step_time, eager_s=0.1))
+    workload = draw_workload(11, 80, rate_rps=100.0)
+    each, gathered = (simulate(workload, FixedPeriod(period), floor) for period in (1, 8))
+    assert gathered.end_s < 0.95 * each.end_s
+    assert gathered.tpot_s().mean() < each.tpot_s().mean()
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        FixedPeriod(0)(draw_problem(0, 3))
+
+
 def test_a_limit_below_a_block_is_a_block():
     workload = draw_workload(10, 40, rate_rps=100.0)
     zero, block = (simulate(workload, FixedPrefill(limit), SMALL) for limit in (0, 16))

@@ -219,6 +219,27 @@ def test_a_prefill_limit_of_nothing_still_lets_a_prompt_through(engine):
     assert 16 in fake.scheduler.core.timer.samples()[:, 0]
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_prompts_are_computed_in_every_nth_step_while_anybody_decodes(engine, ahead):
+    fake = engine(ahead=ahead, max_num_seqs=4)
+    fake.scheduler.core.planner.policy = Limiting(prefill_period=5)
+    for i in range(12):
+        fake.add(make_request(f"r{i}", prompt_tokens=30), output_tokens=7 + i)
+    while fake.scheduler.waiting:
+        fake.step()
+    rows = fake.scheduler.core.timer.samples()
+    beside = np.flatnonzero((rows[:, 0] > 0) & (rows[:, 1] > 0))  # prompts while others decode
+    last = [np.flatnonzero(rows[:step, 0] > 0)[-1] for step in beside]
+    assert len(beside) > 1
+    assert (beside - last >= 5).all()
+    fake.run()
+    assert len(fake.finished) == 12
+    assert {fake.tokens[f"r{i}"] - i for i in range(12)} == {7}
+    fake.add(make_request("later"), output_tokens=2)
+    fake.run()
+    assert not fake.scheduler.core.decisions.in_force.rests(0)
+
+
 def test_a_plans_batch_limit_holds_and_ends_with_the_queue(engine):
     fake = engine()
     fake.scheduler.core.planner.policy = Limiting(max_running=2)

@@ -97,12 +97,15 @@ def test_a_slow_thread_is_left_to_itself():
 def test_limits_hold_until_the_plan_is_stale():
     force = PlanInForce()
     assert (force.stale(1e9), force.age_s(5.0)) == (False, 0.0)
-    force.adopt(Plan(np.arange(2), max_running=3, max_prefill_tokens=64), 10.0, 2.0)
+    plan = Plan(np.arange(2), max_running=3, max_prefill_tokens=64, prefill_period=4)
+    force.adopt(plan, 10.0, 2.0)
+    assert [force.rests(steps) for steps in (0, 2, 3, np.inf)] == [True, True, False, False]
     assert (force.max_running, force.max_prefill_tokens, force.age_s(11.5)) == (3, 64, 1.5)
     assert not force.stale(10.0 + 2.0 * STALE_INTERVALS)
     assert force.stale(10.1 + 2.0 * STALE_INTERVALS)
     force.lift()
     assert (force.max_running, force.max_prefill_tokens) == (None, None)
+    assert not force.rests(0)
     assert not force.stale(1e9)
     assert force.adopted == 1
 

@@ -252,7 +252,12 @@ class Core:
             self.planner.changed()
         free_slots = self.slots - running_count
         return self.decisions.before_step(
-            free_slots, running, now_s, paused=paused, may_yield=self.may_yield
+            free_slots,
+            running,
+            now_s,
+            paused=paused,
+            may_yield=self.may_yield,
+            rested_steps=self.timer.rested_steps,
         )
 
     def stepped(

@@ -253,15 +253,21 @@ class LengthwiseScheduler(AsyncScheduler):
     def _limit(self, decision: Decision) -> None:
         """Hold the next step to the plan's limits; None: to vLLM's own."""
         most = decision.max_running
+        decode_tokens = self._decode_tokens() if decision.limits_prefill else 0
+        rests = decision.rests and decode_tokens > 0
+        if rests:
+            most = len(self.running)
         limit = self._most_running if most is None else min(self._most_running, most)
         if hasattr(self, "max_num_active_reqs"):
             self.max_num_active_reqs: int = limit
         else:  # vLLM holds whoever runs to this one too
             self.max_num_running_reqs: int = max(limit, len(self.running))
         budget = self._token_budget
-        if decision.max_prefill_tokens is not None:
+        if rests:
+            budget = min(budget, decode_tokens)
+        elif decision.max_prefill_tokens is not None:
             prefill = max(LEAST_PREFILL_TOKENS, decision.max_prefill_tokens)
-            budget = min(budget, self._decode_tokens() + prefill)
+            budget = min(budget, decode_tokens + prefill)
         self.max_num_scheduled_tokens: int = budget
 
     def _decode_tokens(self) -> int:

@@ -8,6 +8,7 @@ timed from its planning.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -33,6 +34,7 @@ class StepTimer:
 
     def __init__(self, window: int = 2048, log_path: str | None = None) -> None:
         self.steps = 0
+        self.rested_steps = math.inf  # planned since the last one with prompt tokens
         self._rows = np.zeros((window, 4))
         self.last_features: StepFeatures = (0, 0, 0)  # of the step planned last
         self._in_flight: deque[tuple[StepFeatures, float]] = deque()
@@ -43,6 +45,7 @@ class StepTimer:
     def begin(self, features: StepFeatures, now_s: float) -> None:
         """A step with this work was planned."""
         self.last_features = features
+        self.rested_steps = 0 if features[0] else self.rested_steps + 1
         self._in_flight.append((features, now_s))
 
     def end(self, now_s: float, unix_s: float, running: int, waiting: int) -> float | None:

@@ -24,6 +24,7 @@ class PlanInForce:
 
     max_running: int | None = None
     max_prefill_tokens: int | None = None
+    prefill_period: int | None = None
     adopted: int = 0
     _made_s: float = -math.inf
     _until_s: float = -math.inf
@@ -39,6 +40,7 @@ class PlanInForce:
         """
         self.max_running = plan.max_running
         self.max_prefill_tokens = plan.max_prefill_tokens
+        self.prefill_period = plan.prefill_period
         self.adopted += 1
         self._made_s, self._until_s = made_s, made_s + STALE_INTERVALS * interval_s
         self._pace_s, self._changed_s = max(pace_s, LEAST_PACE_S), math.inf
@@ -57,6 +59,10 @@ class PlanInForce:
         changed = now_s > self._changed_s + STALE_INTERVALS * self._pace_s
         return now_s > self._until_s or (changed and self._steps > LEAST_STEPS)
 
+    def rests(self, rested_steps: float) -> bool:
+        """Whether the next step is one without prompt tokens, so many after the last with some."""
+        return self.prefill_period is not None and rested_steps < self.prefill_period - 1
+
     @property
     def holds(self) -> bool:
         """Whether a plan is in force."""
@@ -64,7 +70,7 @@ class PlanInForce:
 
     def lift(self) -> None:
         """No plan is in force: the engine's own limits hold."""
-        self.max_running = self.max_prefill_tokens = None
+        self.max_running = self.max_prefill_tokens = self.prefill_period = None
         self._holds = False
 
     def age_s(self, now_s: float) -> float:

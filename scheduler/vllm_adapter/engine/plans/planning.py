@@ -168,6 +168,7 @@ class Planner:
         arrival_rate_rps: float,
         tokens_per_step: float,
         draft_tokens: int,
+        rested_steps: float,
     ) -> Problem:
         """The picture as a policy is asked."""
         return Problem(
@@ -182,6 +183,7 @@ class Planner:
             recovering=recovering,
             tokens_per_step=tokens_per_step,
             decode_budget_tokens=1 + draft_tokens,
+            rested_steps=rested_steps,
         )
 
     def capacity_status(self) -> dict[str, int]:

@@ -90,6 +90,7 @@ class SnapshotSource:
         several = self._fair_tenants and len(table.tenants) > 1
         weights = table.tenants.weights() if several else None
         rate_rps, tokens, drafts = planner.arrivals.rps(now_s), speed.mean, speed.draft_tokens
+        rested_steps = self._timer.rested_steps
 
         def build() -> Snapshot:
             names, by_arrival = _by_arrival(table, ids)
@@ -114,6 +115,7 @@ class SnapshotSource:
                 arrival_rate_rps=rate_rps,
                 tokens_per_step=tokens,
                 draft_tokens=drafts,
+                rested_steps=rested_steps,
             )
             tenants = None
             if several:

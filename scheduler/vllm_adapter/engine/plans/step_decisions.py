@@ -7,6 +7,7 @@ engine is paused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,18 @@ class Decision:
 
     ``preempt`` names running requests that give up their slots; ``max_running`` is how many may
     run and ``max_prefill_tokens`` how many prompt tokens the step may take beside its decodes,
-    None for as many as the engine would.
+    None for as many as the engine would. A step that ``rests`` takes none while anybody decodes.
     """
 
     preempt: list[str] = field(default_factory=list)
     max_running: int | None = None
     max_prefill_tokens: int | None = None
+    rests: bool = False
+
+    @property
+    def limits_prefill(self) -> bool:
+        """Whether prompt tokens of the step are limited at all."""
+        return self.rests or self.max_prefill_tokens is not None
 
 
 class StepDecisions:
@@ -75,6 +82,7 @@ class StepDecisions:
         *,
         paused: bool,
         may_yield: bool,
+        rested_steps: float = math.inf,
     ) -> Decision:
         """Bring the queue in order; what else the engine is to do before it takes from it.
 
@@ -115,7 +123,9 @@ class StepDecisions:
             overdue_s = now_s - self._settings.max_wait_s
             self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
         limits = self.in_force
-        return Decision(preempt, limits.max_running, limits.max_prefill_tokens)
+        return Decision(
+            preempt, limits.max_running, limits.max_prefill_tokens, limits.rests(rested_steps)
+        )
 
     def plan_ahead(self, running: Callable[[], Running], now_s: float) -> None:
         """While the device computes the step, the thread plans for those who still wait."""
@@ -158,6 +168,7 @@ class StepDecisions:
             "age_s": self.in_force.age_s(now_s),
             "max_running": self.in_force.max_running,
             "max_prefill_tokens": self.in_force.max_prefill_tokens,
+            "prefill_period": self.in_force.prefill_period,
         }
 
     def _adopt(self, planned: Planned, free_slots: int, now_s: float, may_yield: bool) -> list[str]:
