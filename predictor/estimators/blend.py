@@ -23,6 +23,7 @@ from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.folded import FoldedRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
 from lengthwise.predictor.estimators.nets import MLPHazardRegressor
+from lengthwise.predictor.estimators.packed_blend import PackedBlend
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
 from lengthwise.predictor.folds import grouped_folds
@@ -92,6 +93,7 @@ class LGBMBlendRegressor(LengthRegressor):
             part.fit_members(X, log_y, weight, censored, fold)
             if fold is not None:
                 self.held_out_[name] = part.held_out_scores(X, fold)
+        self._pack()
 
     def fitted(self) -> Iterator[tuple[str, FoldedRegressor]]:
         """Names and estimators of the parts in use."""
@@ -134,11 +136,14 @@ class LGBMBlendRegressor(LengthRegressor):
 
     def predict_log_quantiles(self, X: NDArray[np.floating], levels: Floats) -> Floats:
         """Weighted mean of the parts, (n, q)."""
+        if self._packed is not None and X.dtype == np.float32:
+            return self._packed.log_quantiles(X, levels, float(self.net_share))
         return self.mixed({n: part.predict_log_quantiles(X, levels) for n, part in self.fitted()})
 
     def drop(self, name: str) -> None:
         """Do without a part, where its share was found to be nothing."""
         self.parts_ = [kept for kept in self.parts_ if kept != name]
+        self._pack()
 
     def save_files(self, directory: Path) -> None:
         """As in `LengthRegressor`, and a directory for each part."""
@@ -154,6 +159,12 @@ class LGBMBlendRegressor(LengthRegressor):
         self.held_out_ = {}
         for name, part in self.fitted():
             part.load_files(directory / name)
+        self._pack()
+
+    def _pack(self) -> None:
+        """Have the default pair of parts ready for a server's rows."""
+        is_default = self.parts_ == ["student", "nets"]
+        self._packed = PackedBlend.of(self.student_, self.nets_) if is_default else None
 
     def _make_parts(self, names: Sequence[str]) -> None:
         common = {"random_state": self.random_state, "n_jobs": self.n_jobs}

@@ -99,12 +99,12 @@ def bins_lived(
 def hazard_log_quantiles(scores: Floats, edges: Floats, levels: Floats) -> Floats:
     """Log-odds to end in each bin once it is reached, (n, b), to log-tokens at levels, (n, q)."""
     out = np.empty((len(scores), len(levels)))
-    _read_quantiles(np.exp(-scores), edges, levels, out)
+    read_quantiles(np.exp(-scores), edges, levels, out)
     return out
 
 
 @njit(nogil=True)
-def _read_quantiles(
+def read_quantiles(
     odds: np.ndarray, edges: np.ndarray, levels: np.ndarray, out: np.ndarray
 ) -> None:
     """Log-tokens at the levels, (n, q), from the odds to live through each bin, (n, bins).

@@ -81,7 +81,7 @@ class MLPHazardRegressor(FoldedRegressor):
         self.edges_ = bin_edges(log_y, self.bins)
         self.center_, self.per_spread_ = _standardising(X)
         columns = np.empty(X.shape, np.float32)
-        _standard_scores(X, self.center_, self.per_spread_, columns)
+        standard_scores(X, self.center_, self.per_spread_, columns)
         members = [np.arange(len(X))] * self.nets
         if fold is not None:
             members = [np.flatnonzero(fold != k) for k in range(fold.max() + 1)]
@@ -262,7 +262,7 @@ class _AdamW:
 
 
 @njit(nogil=True)
-def _standard_scores(
+def standard_scores(
     X: np.ndarray, center: np.ndarray, per_spread: np.ndarray, out: np.ndarray
 ) -> None:
     """(x - mean) / deviation, within +-4, (n, f); 0 for what is unknown."""
@@ -288,31 +288,51 @@ def _run_nets(
     out: np.ndarray,
 ) -> None:
     """Log-odds to end in each bin by each network, (n, nets, b)."""
-    nets, width, upper = w2.shape
     columns = np.empty((1, X.shape[1]), np.float32)
     first = np.empty(b1.size, np.float32)
-    second = np.empty(upper, np.float32)
-    odds = np.empty(b3.shape[2], np.float32)
+    second = np.empty(w2.shape[2], np.float32)
     for row in range(X.shape[0]):
-        _standard_scores(X[row : row + 1], center, per_spread, columns)
-        first[:] = b1
-        for column in range(X.shape[1]):
-            score = columns[0, column]
-            if score != 0.0:
-                for unit in range(b1.size):
-                    first[unit] += score * w1[column, unit]
-        for net in range(nets):
-            second[:] = b2[net, 0]
-            for below in range(width):
-                value = first[net * width + below]
-                if value > 0.0:
-                    for unit in range(upper):
-                        second[unit] += value * w2[net, below, unit]
-            odds[:] = b3[net, 0]
-            for below in range(upper):
-                value = second[below]
-                if value > 0.0:
-                    for at in range(odds.size):
-                        odds[at] += value * w3[net, below, at]
-            for at in range(odds.size):
-                out[row, net, at] = odds[at]
+        standard_scores(X[row : row + 1], center, per_spread, columns)
+        run_nets(columns[0], w1, b1, w2, b2, w3, b3, first, second, out[row])
+
+
+@njit(nogil=True)
+def run_nets(
+    columns: np.ndarray,
+    w1: np.ndarray,
+    b1: np.ndarray,
+    w2: np.ndarray,
+    b2: np.ndarray,
+    w3: np.ndarray,
+    b3: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Log-odds of one row's standard scores, (f,), by each network, (nets, b).
+
+    `first` and `second` are room for the hidden layers: of all networks, and of one.
+    """
+    nets, width, upper = w2.shape
+    odds = np.empty(b3.shape[2], np.float32)
+    first[:] = b1
+    for column in range(columns.size):
+        score = columns[column]
+        if score != 0.0:
+            for unit in range(b1.size):
+                first[unit] += score * w1[column, unit]
+    for net in range(nets):
+        second[:] = b2[net, 0]
+        for below in range(width):
+            value = first[net * width + below]
+            if value > 0.0:
+                for unit in range(upper):
+                    second[unit] += value * w2[net, below, unit]
+        odds[:] = b3[net, 0]
+        for below in range(upper):
+            value = second[below]
+            if value > 0.0:
+                for at in range(odds.size):
+                    odds[at] += value * w3[net, below, at]
+        for at in range(odds.size):
+            out[net, at] = odds[at]

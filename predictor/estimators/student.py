@@ -25,7 +25,7 @@ from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.boosting import BoosterRegressor, Rows, check_rows
 from lengthwise.predictor.estimators.folded import FoldedRegressor
 
-_LOG_SCALE_LIMITS = (-4.0, 2.0)
+LOG_SCALE_LIMITS = (-4.0, 2.0)
 
 
 @dataclass(eq=False, repr=False)
@@ -133,7 +133,7 @@ def start_and_ceiling(log_y: Floats, censored: NDArray[np.bool_]) -> tuple[Float
 
 def location_scale(scores: Floats) -> tuple[Floats, Floats]:
     """Location and scale, (n,) each, of location and log-scale, (n, 2)."""
-    low, high = _LOG_SCALE_LIMITS  # not np.clip, which takes as long as the trees do
+    low, high = LOG_SCALE_LIMITS  # not np.clip, which takes as long as the trees do
     return scores[:, 0], np.exp(np.minimum(np.maximum(scores[:, 1], low), high))
 
 
@@ -141,12 +141,12 @@ def student_log_quantiles(scores: Floats, dof: float, levels: Floats, ceiling: f
     """Location and log-scale, (n, 2), to log-tokens at the levels, (n, q), at most the ceiling."""
     mu, scale = location_scale(scores)
     out = np.empty((len(mu), len(levels)))
-    _spread(mu, scale, student_quantiles(dof, levels), float(ceiling), out)
+    spread(mu, scale, student_quantiles(dof, levels), float(ceiling), out)
     return out
 
 
 @njit(nogil=True)
-def _spread(
+def spread(
     mu: np.ndarray, scale: np.ndarray, standard: np.ndarray, ceiling: float, out: np.ndarray
 ) -> None:
     """mu + scale times the standard quantiles, (n, q), at most the ceiling."""
@@ -170,7 +170,7 @@ def student_gradients(
     log_y: Floats, mu: Floats, log_scale: Floats, dof: float, censored: NDArray[np.bool_]
 ) -> tuple[Floats, Floats]:
     """First derivatives and Fisher curvature of the loss by (mu, s): (n, 2) each."""
-    scale = np.exp(np.clip(log_scale, *_LOG_SCALE_LIMITS))
+    scale = np.exp(np.clip(log_scale, *LOG_SCALE_LIMITS))
     z = (log_y - mu) / scale
     pull = (dof + 1.0) * z / (dof + z * z)
     gradient = np.column_stack((-pull / scale, 1.0 - pull * z))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ REQUEST_NAMES = ("request_slo_class", "request_log_prompt_tokens")
 _TOKEN_COLUMNS = [STRUCTURE_NAMES.index(f"layout_{name}") for name in ("bytes", "words")]
 _BYTES_AT, _WORDS_AT = _TOKEN_COLUMNS
 _STRUCTURE = len(STRUCTURE_NAMES)
+_NOTHING = np.empty((1, 0))  # columns of nothing more
 
 
 @njit
@@ -99,6 +101,45 @@ def _join_rows(
                 size = token_fit[0] + token_fit[1] * counted[i, _BYTES_AT]
                 size += token_fit[2] * counted[i, _WORDS_AT]
             out[i, last + 1] = size
+
+
+@njit
+def _read_row(
+    text: np.ndarray,
+    keys: np.ndarray,
+    masks: np.ndarray,
+    numbers: np.ndarray,
+    char_max: int,
+    row_of: np.ndarray,
+    weights: np.ndarray,
+    split: int,
+    ridge: int,
+    offset: float,
+    more: np.ndarray,
+    number: float,
+    size: float,
+    token_fit: np.ndarray,
+    width: int,
+    left_out: int,
+    out: np.ndarray,
+) -> None:
+    """A prompt's whole row into `out`, (1, f): `_read_prompt` and `_join_rows` in one call.
+
+    `width` columns are counted; `more`, (m,), follow the text's; `number` is the class's.
+    """
+    sums = np.empty(weights.shape[1] - 1)
+    of_text = 0 if sums.size == 0 else split + 2 * (sums.size > split)
+    counted = np.empty((1, width))
+    columns = np.empty((1, of_text + more.size))
+    _read_prompt(
+        text, keys, masks, numbers, char_max, row_of, weights, split, ridge, offset,
+        counted[0], sums, columns[0, :of_text],
+    )  # fmt: skip
+    columns[0, of_text:] = more
+    request = np.empty((1, 2))
+    request[0, 0] = number
+    request[0, 1] = size
+    _join_rows(counted, columns, request, token_fit, left_out, out)
 
 
 class PromptFeatures(TextTransformer):
@@ -181,20 +222,24 @@ class PromptFeatures(TextTransformer):
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
         """`transform` on bare columns: the serving path, with no frame in between."""
-        n, read = len(prompts), self.text_
-        counted = np.empty((n, self._width))
-        columns = np.empty((n, read.n_columns))
-        sums = np.empty(read.n_sums)
-        for i, (prompt, name) in enumerate(zip(prompts, classes, strict=True)):
+        n, read, known = len(prompts), self.text_, self.classes_
+        more = _NOTHING
+        if self.embedding_ is not None:
+            more = np.ascontiguousarray(self.embedding_.transform(prompts, classes), np.float64)
+        width, left_out = self._width, self._left_out
+        last = width - left_out + read.n_columns + more.shape[1]
+        out = np.empty((n, last + 2 * ("request" in self.blocks)), np.float32)
+        for i, (prompt, name, count) in enumerate(zip(prompts, classes, tokens, strict=True)):
             ridge, offset = ridge_of(name, read.classes_, read.class_offsets_)
-            _read_prompt(
+            _read_row(
                 encode(prompt), KEYS, MASKS, NUMBERS,
                 read.char_max, read.row_of_, read.weights_, read.n_svd_, ridge, offset,
-                counted[i], sums, columns[i],
+                more[i if more is not _NOTHING else 0],
+                float(known.index(name)) if name in known else -1.0,
+                math.nan if count is None else float(np.log1p(count)),
+                self.token_fit_, width, left_out, out[i : i + 1],
             )  # fmt: skip
-        if self.embedding_ is not None:
-            columns = np.column_stack((columns, self.embedding_.transform(prompts, classes)))
-        return self._join(counted, columns, classes, tokens)
+        return out
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.str_]:
         """Column names, each with its block as prefix."""
@@ -231,6 +276,11 @@ class PromptFeatures(TextTransformer):
         """Columns that are counted; the structure's always are, as token counts come from them."""
         return _STRUCTURE + len(TOOL_NAMES) * ("tools" in self.blocks)
 
+    @property
+    def _left_out(self) -> int:
+        """How many columns are counted and not wanted."""
+        return 0 if "structure" in self.blocks else _STRUCTURE
+
     def _counted(self, prompts: Sequence[str]) -> Floats:
         out = np.zeros((len(prompts), self._width))
         for i, prompt in enumerate(prompts):
@@ -249,7 +299,7 @@ class PromptFeatures(TextTransformer):
         classes: Sequence[str | None],
         tokens: Sequence[int | None],
     ) -> NDArray[np.float32]:
-        left_out = 0 if "structure" in self.blocks else _STRUCTURE
+        left_out = self._left_out
         # no columns, if neither text nor embedding was asked for
         last = counted.shape[1] - left_out + columns.shape[1]
         request = np.zeros((0, 2))

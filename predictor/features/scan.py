@@ -128,13 +128,18 @@ def scan(
     return kinds[:count], hashes[:count], values[:count], starts[:count], stops[:count]
 
 
+def tokens_of(phrase: str) -> list[str]:
+    """The words, digits and marks of a phrase of the lexicon."""
+    return re.findall(r"[a-z_]+|\d|[^\w\s]", phrase.lower())
+
+
 def word_hash(phrase: str) -> np.uint64:
     """The hash of a word, or for a phrase the fold of its tokens' hashes, as `scan` computes them.
 
     Plain Python, so that reading the lexicon compiles nothing.
     """
     folded: int | None = None
-    for token in re.findall(r"[a-z_]+|\d|[^\w\s]", phrase.lower()):
+    for token in tokens_of(phrase):
         h = 0xCBF29CE484222325
         for byte in token.encode():
             h = ((h ^ byte) * 0x100000001B3) & _MASK

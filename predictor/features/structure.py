@@ -18,6 +18,7 @@ from lengthwise.predictor.features.scan import (
     PUNCTUATION,
     WORD,
     combine,
+    tokens_of,
     word_hash,
 )
 
@@ -46,6 +47,7 @@ STRUCTURE_NAMES: tuple[str, ...] = (
 )
 
 _LEXICON_BITS = np.uint64((1 << N_LEXICON) - 1)
+_STARTS_PHRASE = np.uint64(1 << 63)  # only behind such a word a phrase is looked up
 _TABLE_SIZE = 1 << 11  # a few times the words, and small: every token of a prompt is looked up
 _REQUIRED = word_hash("required")
 _HTTP = word_hash("http")
@@ -70,6 +72,9 @@ def _build_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for group, words in enumerate([*LEXICON.values(), *UNITS.values()]):
         for word in words:
             masks[slot(word)] |= np.uint64(1) << np.uint64(group)
+            first, *further = tokens_of(word)
+            if further:
+                masks[slot(first)] |= _STARTS_PHRASE
     for word, value in NUMBER_WORDS.items():
         numbers[slot(word)] = value
     return keys, masks, numbers
@@ -134,7 +139,7 @@ def _read_words(
                     if (mask >> np.uint64(N_LEXICON + unit)) & np.uint64(1):
                         column = N_SCALAR + unit
                         out[column] = max(out[column], np.log1p(pending))
-        if t + 1 < count:
+        if at >= 0 and masks[at] & _STARTS_PHRASE and t + 1 < count:
             pair = combine(hashes[t], hashes[t + 1])
             at = _find(keys, pair)
             if at >= 0:

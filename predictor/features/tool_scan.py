@@ -65,6 +65,15 @@ def _escaped(text: np.ndarray, at: int) -> bool:
 
 
 @njit
+def names_parameters(hashes: np.ndarray) -> bool:
+    """Whether the word stands anywhere, without which there is no tool: most prompts lack it."""
+    found = False
+    for h in hashes:
+        found |= h == _KEY_PARAMETERS
+    return found
+
+
+@njit
 def mark_objects(
     text: np.ndarray,
     kinds: np.ndarray,

@@ -32,6 +32,7 @@ from lengthwise.predictor.features.tool_scan import (
     STRINGS,
     TYPES,
     mark_objects,
+    names_parameters,
     slot_of,
     stem_hash,
     tool_rows,
@@ -139,6 +140,8 @@ def read_tools(
 ) -> None:
     """Fill `out`, (len(TOOL_NAMES),) float64, from one prompt's bytes and tokens."""
     out[:] = 0.0
+    if not names_parameters(hashes):
+        return
     depths = np.empty(kinds.size, np.int32)
     if mark_objects(text, kinds, hashes, starts, stops, depths) == 0:
         return

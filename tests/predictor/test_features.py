@@ -218,3 +218,23 @@ def test_ngrams_are_counted_whatever_the_size_of_the_table(words, total):
     buckets, counts = count_ngrams(text, kinds, hashes, starts, stops, 0, total)
     assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == wanted
     assert len(set(buckets.tolist())) == len(buckets)
+
+
+def test_a_row_in_one_call_is_what_its_blocks_say_one_by_one() -> None:
+    texts = [
+        "List 5 rivers in one sentence.",
+        "Write 200 words\nabout ice, step by step",
+        "",
+        "a b",
+    ]
+    frame = pd.DataFrame({"prompt": texts * 6, "slo_class": ["chat", "code", None, "new"] * 6,
+                          "prompt_tokens": [7, None, 1, None] * 6})  # fmt: skip
+    for blocks in (("structure", "tools", "text", "request"), ("text",), ("tools", "request")):
+        features = PromptFeatures(text=HashedText(min_class_rows=4), blocks=blocks)
+        features.fit(frame[frame["slo_class"] != "new"], y=np.arange(18) + 1.0)
+        classes = [name if isinstance(name, str) else None for name in frame["slo_class"]]
+        tokens = [None if np.isnan(count) else int(count) for count in frame["prompt_tokens"]]
+        text = features.text_
+        columns = text.transform(texts * 6, classes) if "text" in blocks else np.empty((24, 0))
+        parted = features._join(features._counted(texts * 6), columns, classes, tokens)
+        assert features.rows(texts * 6, classes, tokens).tobytes() == parted.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,17 +50,25 @@ def fixed_tokens(
     return max_tokens if max_tokens == 1 or least >= max_tokens or endless else None
 
 
-def check_quantiles(values: Any, count: int) -> FloatArray | None:
-    """A prediction off the wire as ``(q,)`` non-decreasing tokens >= 1; None when malformed."""
+def quantile_row(values: Any, count: int) -> tuple[float, ...] | None:
+    """A prediction off the wire as non-decreasing tokens >= 1, (q,); None when malformed.
+
+    Of a dozen numbers Python's own calls take a fifth of numpy's time.
+    """
     if not isinstance(values, list | tuple) or len(values) != count:
         return None
     try:
-        row = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+        row = tuple(map(float, values))
+    except (TypeError, ValueError, OverflowError):
         return None
-    if not np.isfinite(row).all() or row[0] < 1 or row[-1] > MAX_TOKENS_LIMIT:
-        return None
-    return row if bool((np.diff(row) >= 0).all()) else None
+    in_order = all(map(operator.le, row, row[1:]))  # which NaN is with nothing
+    return row if in_order and row[0] >= 1 and row[-1] <= MAX_TOKENS_LIMIT else None
+
+
+def check_quantiles(values: Any, count: int) -> FloatArray | None:
+    """`quantile_row` as an array."""
+    row = quantile_row(values, count)
+    return None if row is None else np.array(row)
 
 
 def clip_to_max_tokens(quantiles: FloatArray, max_tokens: int | None) -> FloatArray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable, parse_slo
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import quantile_row
 from lengthwise.scheduler.vllm_adapter.wire.fleet_key import read_fleet_key
 from lengthwise.scheduler.vllm_adapter.wire.seal import is_genuine, sealed, without_private
 from lengthwise.scheduler.vllm_adapter.wire.tenant_name import is_tenant
@@ -125,10 +125,10 @@ class Hints:
             on_fault("unsealed", None)
             said = without_private(said)
         given = said.get("pred_quantiles")
-        quantiles = None if given is None else _row(given, levels)
+        quantiles = None if given is None else quantile_row(given, levels)
         if given is not None and quantiles is None:
             on_fault("bad-prediction", given)
-        features, shadow = said.get("lw_features"), _row(said.get("lw_shadow"), levels)
+        features, shadow = said.get("lw_features"), quantile_row(said.get("lw_shadow"), levels)
         return cls(
             slo=_read_slo(said, tables, on_fault),
             tenant=said["tenant"] if is_tenant(said.get("tenant")) else None,
@@ -163,11 +163,6 @@ def _read_slo(said: Mapping[str, Any], tables: Sequence[SloTable], on_fault: OnF
             first = first or error
     on_fault("slo", first)
     return Slo()
-
-
-def _row(values: Any, levels: int) -> tuple[float, ...] | None:
-    row = check_quantiles(values, levels)
-    return None if row is None else tuple(row.tolist())
 
 
 def _text(value: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
+from lengthwise.scheduler.vllm_adapter.wire.answer_length import quantile_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Reestimate:
         if not isinstance(said, list | tuple) or len(said) not in (3, 4):
             return None
         key, values, version, *seen = said
-        row = check_quantiles(values, levels)
+        row = quantile_row(values, levels)
         if row is None or not isinstance(key, str) or not isinstance(version, str | None):
             return None
         if seen and (type(seen[0]) is not int or seen[0] < 1):
             return None
-        return cls(key, tuple(row.tolist()), version, *seen)
+        return cls(key, row, version, *seen)

@@ -12,9 +12,8 @@ import hashlib
 import hmac
 import multiprocessing
 import os
-from array import array
+import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 SECRET_VARIABLE = "LENGTHWISE_SECRET"
@@ -40,15 +39,19 @@ def without_private(xargs: Mapping[str, Any]) -> dict[str, Any]:
 def sealed(xargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with the seal that makes their private keys count, where there are any."""
     private = _private(xargs)
-    given = {key: value for key, value in xargs.items() if key != _SEAL}
-    return given | {_SEAL: _seal(private)} if private else given
+    given = dict(xargs)
+    given.pop(_SEAL, None)
+    if private:
+        given[_SEAL] = _seal(private)
+    return given
 
 
 def is_genuine(xargs: Mapping[str, Any]) -> bool:
     """Whether the private keys, if there are any, are sealed by a process of this server."""
-    if not any(is_private(key) for key in xargs):
+    private = _private(xargs)
+    if not private and _SEAL not in xargs:
         return True
-    said, seal = xargs.get(_SEAL), _seal(_private(xargs))
+    said, seal = xargs.get(_SEAL), _seal(private)
     if seal is None or not isinstance(said, str) or not said.isascii():
         return False
     return hmac.compare_digest(said, seal)
@@ -62,8 +65,8 @@ def _seal(private: Mapping[str, Any]) -> str | None:
     """A keyed hash of the keys and values, tuples as lists; None for what cannot be written."""
     said: list[bytes] = []
     try:
-        for key, value in sorted(private.items()):
-            name, written = key.encode("utf-8", "surrogatepass"), _written(value)
+        for key in sorted(private):
+            name, written = key.encode("utf-8", "surrogatepass"), _written(private[key])
             said += (len(name).to_bytes(8), name, len(written).to_bytes(8), written)
     except (ValueError, RecursionError):  # what a client nested or numbered beyond Python's limits
         return None
@@ -76,9 +79,11 @@ def _seal(private: Mapping[str, Any]) -> str | None:
 def _written(value: Any) -> bytes:
     """The value in bytes; the hundreds of numbers of a row of features at once."""
     if isinstance(value, list | tuple):
-        with suppress(TypeError, OverflowError):
-            return b"numbers" + array("d", value).tobytes()
-        value = list(value)
+        try:
+            # half of the time that `array` takes to look at each
+            return b"numbers" + struct.pack(f"{len(value)}d", *value)
+        except (struct.error, TypeError, OverflowError):
+            value = list(value)
     return repr(value).encode("utf-8", "surrogatepass")
 
 
