@@ -26,6 +26,7 @@ from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
 from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor
+from lengthwise.predictor.estimators.one_block import in_one_block
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
 from lengthwise.predictor.estimators.student import LGBMLengthRegressor
@@ -266,7 +267,7 @@ def _read_features(directory: Path) -> PromptFeatures:
 
 def _with_arrays(settings: dict[str, Any], arrays: dict[str, Any]) -> PromptFeatures:
     text = HashedText(**settings["text"])
-    text.weights_, text.row_of_ = arrays["weights"], arrays["row_of"]
+    text.weights_, text.row_of_ = in_one_block(arrays["weights"], arrays["row_of"])
     text.n_svd_ = int(settings["n_svd"])
     text.classes_, text.class_offsets_ = list(settings["ridge_classes"]), arrays["class_offsets"]
     features = PromptFeatures(HashedText(**settings["text"]), tuple(settings["blocks"]))

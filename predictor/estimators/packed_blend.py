@@ -16,12 +16,8 @@ from lengthwise.data.arrays import njit
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.hazard import read_quantiles
 from lengthwise.predictor.estimators.nets import MLPHazardRegressor, run_nets, standard_scores
-from lengthwise.predictor.estimators.packed_trees import (
-    PackedTrees,
-    add_leaves,
-    fill_keys,
-    pack_trees,
-)
+from lengthwise.predictor.estimators.one_block import in_one_block
+from lengthwise.predictor.estimators.packed_trees import add_leaves, fill_keys, pack_trees
 from lengthwise.predictor.estimators.student import (
     LOG_SCALE_LIMITS,
     LGBMLengthRegressor,
@@ -32,43 +28,46 @@ from lengthwise.predictor.estimators.student import (
 
 @dataclass(frozen=True, eq=False)
 class PackedBlend:
-    """What a prediction reads of both parts."""
+    """What a prediction reads of both parts; `numbers` are the arrays in the order of `_score`."""
 
     student: LGBMLengthRegressor
     nets: MLPHazardRegressor
-    trees: PackedTrees
+    room: int
+    numbers: tuple[NDArray[np.generic], ...]
 
     @classmethod
     def of(cls, student: LGBMLengthRegressor, nets: MLPHazardRegressor) -> PackedBlend | None:
         """Of fitted parts; None where their trees cannot be packed."""
         trees = pack_trees(student.trees_)
-        return None if trees is None else cls(student, nets, trees)
+        if trees is None:
+            return None
+        numbers = in_one_block(
+            trees.nodes, trees.roots, trees.leaf_starts, trees.leaves, student.start_,
+            nets.center_, nets.per_spread_,
+            nets.w1_, nets.b1_, nets.w2_, nets.b2_, nets.w3_, nets.b3_,
+        )  # fmt: skip
+        return cls(student, nets, trees.room, numbers)
 
     def log_quantiles(self, X: NDArray[np.float32], levels: Floats, net_share: float) -> Floats:
         """Log-tokens at the levels, (n, q), of rows in single precision, (n, f)."""
-        student, nets, trees = self.student, self.nets, self.trees
-        scores = np.empty((len(X), 1 + nets.edges_.size))
-        _score(
-            np.ascontiguousarray(X), *trees, student.start_, nets.center_, nets.per_spread_,
-            nets.w1_, nets.b1_, nets.w2_, nets.b2_, nets.w3_, nets.b3_, scores,
-        )  # fmt: skip
+        student, edges = self.student, self.nets.edges_
+        scores = np.empty((len(X), 1 + edges.size))
+        _score(np.ascontiguousarray(X), self.room, *self.numbers, scores)
         out = np.empty((len(X), len(levels)))
         standard = student_quantiles(student.dof, levels)
-        _read(
-            scores, np.exp(scores[:, 1:]), standard, student.ceiling_, nets.edges_, levels,
-            net_share, out,
-        )  # fmt: skip
+        exps = np.exp(scores[:, 1:])
+        _read(scores, exps, standard, student.ceiling_, edges, levels, net_share, out)
         return out
 
 
 @njit(nogil=True)
 def _score(
     X: np.ndarray,
+    room: int,
     nodes: np.ndarray,
     roots: np.ndarray,
     leaf_starts: np.ndarray,
     leaves: np.ndarray,
-    room: int,
     start: np.ndarray,
     center: np.ndarray,
     per_spread: np.ndarray,

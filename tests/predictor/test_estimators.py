@@ -12,7 +12,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.artifact import estimator_class
 from lengthwise.predictor.estimators.baselines import BASELINES, MaxTokensLength
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
-from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor, _read_quantiles
+from lengthwise.predictor.estimators.hazard import LGBMHazardRegressor, read_quantiles
 from lengthwise.predictor.estimators.nets import MLPHazardRegressor
 from lengthwise.predictor.estimators.rank import LGBMRankRegressor
 from lengthwise.predictor.estimators.regressor import LengthRegressor
@@ -113,7 +113,7 @@ def test_quantiles_are_read_off_as_interp_does_to_the_bit() -> None:
         edges = np.cumsum(rng.uniform(0.0, 1.0, bins + 1))
         levels = np.sort(np.append(rng.uniform(0.0005, 0.9995, 11), 1.0))
         out = np.empty((40, 12))
-        _read_quantiles(odds, edges, levels, out)
+        read_quantiles(odds, edges, levels, out)
         hazard = 1.0 / (1.0 + odds)
         hazard[:, -1] = 1.0
         ended = np.insert(1.0 - np.cumprod(1.0 - hazard, axis=1), 0, 0.0, axis=1)

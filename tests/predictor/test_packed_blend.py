@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lengthwise.predictor.distribution import DEFAULT_LEVELS
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
+from lengthwise.predictor.estimators.one_block import in_one_block
 from lengthwise.predictor.estimators.packed_trees import (
     add_leaves,
     fill_keys,
@@ -127,6 +128,19 @@ def test_a_server_is_told_what_the_parts_say_one_by_one(fitted, count, seed, sha
     parts = {name: part.predict_log_quantiles(wide, LEVELS) for name, part in fitted.fitted()}
     assert said.tobytes() == fitted.mixed(parts).tobytes()
     assert said.tobytes() == fitted.predict_log_quantiles(wide, LEVELS).tobytes()
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from("?bdfiQ")), max_size=6))
+def test_arrays_in_one_block_are_equal_and_apart(drawn):
+    arrays = [np.arange(3 * size).astype(kind).reshape(size, 3) for size, kind in drawn]
+    copies = in_one_block(*arrays)
+    for array, copy in zip(arrays, copies, strict=True):
+        assert (copy.dtype, copy.shape) == (array.dtype, array.shape)
+        assert copy.tobytes() == array.tobytes()
+        assert copy.flags.c_contiguous
+        assert copy.flags.aligned
+        copy[...] = 1
+    assert all((copy == 1).all() for copy in copies)
 
 
 def test_a_part_that_was_dropped_is_not_asked(fitted):
