@@ -208,6 +208,21 @@ def test_a_plans_prefill_limit_holds_at_every_step_and_ends_with_the_queue(engin
     assert fake.tokens["x"] == 3
 
 
+def test_prompts_that_go_in_one_piece_are_not_limited(engine):
+    """As under ``--no-enable-chunked-prefill``, where vLLM admits whole prompts only."""
+    fake = engine()
+    fake.scheduler._in_pieces = False
+    fake.add(make_request("a"), output_tokens=60)
+    fake.step()
+    own = fake.scheduler.max_num_scheduled_tokens
+    fake.scheduler.core.planner.policy = Limiting(max_prefill_tokens=32)
+    fake.add(make_request("x", prompt_tokens=200), output_tokens=3)
+    while fake.scheduler.waiting:
+        fake.step()
+        assert fake.scheduler.max_num_scheduled_tokens == own
+    assert 200 in fake.scheduler.core.timer.samples()[:, 0]
+
+
 def test_a_prefill_limit_of_nothing_still_lets_a_prompt_through(engine):
     fake = engine(max_num_seqs=2)
     fake.scheduler.core.planner.policy = Limiting(max_prefill_tokens=0)

@@ -102,6 +102,7 @@ class LengthwiseScheduler(AsyncScheduler):
         self.waiting: PlannedQueue = VllmTieredQueue() if by_priority else VllmQueue()
         self._most_running = self._slots()
         self._token_budget = int(self.max_num_scheduled_tokens)
+        self._in_pieces = bool(getattr(self.scheduler_config, "enable_chunked_prefill", True))
         self._prefix_cache = PrefixCacheView(
             self.kv_cache_manager,
             groups=len(self.kv_cache_config.kv_cache_groups),
@@ -278,7 +279,8 @@ class LengthwiseScheduler(AsyncScheduler):
         budget = self._token_budget
         if rests:
             budget = min(budget, decode_tokens)
-        elif decision.max_prefill_tokens is not None:
+        elif decision.max_prefill_tokens is not None and self._in_pieces:
+            # without chunked prefill a prompt beyond the limit would wait for the plan's end
             prefill = max(LEAST_PREFILL_TOKENS, decision.max_prefill_tokens)
             budget = min(budget, decode_tokens + prefill)
         self.max_num_scheduled_tokens: int = budget
