@@ -18,7 +18,6 @@ PAIRS = [
     ("--lengths learned", "--predictor none", "serve tiny --predictor none --lengths learned"),
     ("--lengths class", "--predictor none", "serve tiny --predictor none --lengths class"),
     ("--lengths", "'oracle'", "serve tiny --predictor none --lengths oracle"),
-    ("--log-prompts", "--request-log", "serve tiny --predictor none --log-prompts"),
     ("--request-log-max-mb 5.0", "--request-log", "serve tiny --request-log-max-mb 5"),
     ("--request-log-max-age-days", "--request-log", "serve tiny --request-log-max-age-days 3"),
     ("--policy edf", "--policy-file", "serve tiny --policy edf --policy-file p.json"),

@@ -72,4 +72,4 @@ def test_the_command_line_refuses_a_reader_where_there_are_no_prompts(workspace,
         app, ["train", "--from-log", str(tmp_path), "--stream", "--reader", "smollm2"]
     )
     assert done.exit_code != 0
-    assert "--reader needs the prompts" in f"{done.exception} {done.output}"
+    assert "--reader smollm2: needs the prompts" in f"{done.exception} {done.output}"

@@ -22,7 +22,7 @@ def check_options(ctx: Any) -> None:
     """InputError for options of `serve` that contradict one another."""
     given = ctx.params
     if given["request_log"] is None:
-        names = ("log_prompts", "request_log_max_mb", "request_log_max_age_days")
+        names = ("request_log_max_mb", "request_log_max_age_days")
         refuse(ctx, names, "there is no request log without --request-log DIR")
     if given["policy_file"] is not None:
         refuse(ctx, ("policy",), f"and --policy-file {given['policy_file']}: give one of them")
