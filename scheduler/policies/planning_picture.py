@@ -90,7 +90,7 @@ def picture_of(
     until_s = problem.now_s + horizon_s
     return Picture(
         shot.engine, shot.rows, shot.running, shot.waiting - shot.running, shot.expected,
-        problem.rested_steps, problem.now_s, until_s, objective, work_for(len(shot)),
+        float(problem.rested_steps), problem.now_s, until_s, objective, work_for(len(shot)),
         np.zeros(len(shot)),
     )  # fmt: skip
 

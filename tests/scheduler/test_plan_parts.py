@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planning_cases import LEVELS, MODEL, draw_workload
 
+from lengthwise.scheduler.plan.search import anneal, value_of
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
@@ -160,3 +161,13 @@ def test_prompts_are_gathered_where_each_step_with_some_is_dear():
     periods = [policy(problem).prefill_period or 1 for policy in alone]
     assert sum(period > 4 for period in periods) >= 3
     assert make_policy("sa", parts=("order", "limits", "prefill"))(problem).prefill_period is None
+
+
+def test_nothing_is_compiled_anew_whatever_the_engine_counts_in():
+    """Kernels compiled while serving take the engine's cores for most of a minute."""
+    policy, problem = make_policy("sa"), queue(tpot_s=0.02)
+    policy(problem)
+    known = len(value_of.signatures), len(anneal.signatures)
+    for rested in (0, 3, 5.0, np.inf):
+        policy(replace(problem, now_s=problem.now_s + 0.1, rested_steps=rested))
+    assert (len(value_of.signatures), len(anneal.signatures)) == known

@@ -45,7 +45,7 @@ class StepTimer:
     def begin(self, features: StepFeatures, now_s: float) -> None:
         """A step with this work was planned."""
         self.last_features = features
-        self.rested_steps = 0 if features[0] else self.rested_steps + 1
+        self.rested_steps = 0.0 if features[0] else self.rested_steps + 1.0
         self._in_flight.append((features, now_s))
 
     def end(self, now_s: float, unix_s: float, running: int, waiting: int) -> float | None:
