@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lengthwise.predictor.features.opening_text import cut_to
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.predicting.estimate_sender import (
+    EstimateSender,
+    WireRow,
+    wire_rows,
+)
 from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.predicting.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles, rounded
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import REESTIMATE_METHOD
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -92,7 +92,7 @@ class OpeningDesk:
         self._reading = False
         self._looking: asyncio.Task[None] | None = None
         self._faults = 0
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sender = EstimateSender()
         self.counts: Counter[str] = Counter()
 
     def attach(self, engine_client: Any) -> None:
@@ -219,7 +219,7 @@ class OpeningDesk:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: Sequence[_Opening],
-        work: Work[list[tuple[float, ...] | None]],
+        work: Work[list[WireRow]],
         version: str | None,
     ) -> None:
         if work.result is None:
@@ -233,21 +233,18 @@ class OpeningDesk:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: Sequence[_Opening],
-        rows: Sequence[tuple[float, ...] | None],
+        rows: Sequence[WireRow],
         version: str | None,
     ) -> None:
-        by_core: dict[int, tuple[Any, list[Any]]] = {}
+        estimates = []
         for opening, row in zip(batch, rows, strict=True):
             if row is None:
                 self._count("failed")
                 continue
             self._count("ok")
-            estimate = Reestimate(opening.name, row, version, opening.tokens).to_wire()
-            by_core.setdefault(id(opening.core), (opening.core, []))[1].append(estimate)
-        for core, estimates in by_core.values():
-            task = loop.create_task(_sent(core, estimates))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            made = Reestimate(opening.name, row, version, opening.tokens)
+            estimates.append((opening.core, made))
+        self._sender.send(loop, estimates)
 
     def _fault(self, what: str, error: object) -> None:
         self._faults += 1
@@ -259,15 +256,9 @@ class OpeningDesk:
         self._metrics.openings.labels(outcome).inc(openings)
 
 
-async def _sent(core: Any, estimates: list[Any]) -> None:
-    for name, answer in (await ask_all(core, REESTIMATE_METHOD, estimates)).items():
-        if isinstance(answer, Exception):  # its answers go on as they were
-            logger.debug("%s of engine %s: %r", REESTIMATE_METHOD, name, answer)
-
-
-def _read(predictor: LengthPredictor, batch: Sequence[_Opening]) -> list[tuple[float, ...] | None]:
+def _read(predictor: LengthPredictor, batch: Sequence[_Opening]) -> list[WireRow]:
     """In the thread: what the predictor says of each; None where that is no length."""
-    rows: list[tuple[float, ...] | None] = [None] * len(batch)
+    rows: list[WireRow] = [None] * len(batch)
     for tokens in {opening.tokens for opening in batch}:
         places = [i for i, opening in enumerate(batch) if opening.tokens == tokens]
         if tokens not in predictor.opening_tokens:  # it was replaced meanwhile
@@ -278,7 +269,6 @@ def _read(predictor: LengthPredictor, batch: Sequence[_Opening]) -> list[tuple[f
             [batch[i].text for i in places],
             [batch[i].slo_class for i in places],
         )
-        for i, row in zip(places, np.asarray(found.quantiles).tolist(), strict=True):
-            wire = rounded(row) if all(np.isfinite(row)) else ()
-            rows[i] = None if check_quantiles(wire, len(row)) is None else wire
+        for i, row in zip(places, wire_rows(found.quantiles), strict=True):
+            rows[i] = row
     return rows

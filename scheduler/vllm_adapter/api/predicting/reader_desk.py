@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.predicting.estimate_sender import (
+    EstimateSender,
+    WireRow,
+    wire_rows,
+)
 from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.predicting.worker_thread import Work, WorkerThread
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles, rounded
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import REESTIMATE_METHOD
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
@@ -51,7 +51,7 @@ class _Asked:
 class _Made:
     """Quantiles of a batch, (n, q), None of a prompt that could not be read; the thread's time."""
 
-    rows: list[tuple[float, ...] | None]
+    rows: list[WireRow]
     took_s: float
 
 
@@ -80,7 +80,7 @@ class ReaderDesk:
         self._reading = 0
         self._tried_s = float("-inf")
         self._faults = 0
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sender = EstimateSender()
         self.counts: Counter[str] = Counter()
         self._reader()  # it loads while the engine does
 
@@ -193,29 +193,19 @@ class ReaderDesk:
 
     def _send(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Asked], made: _Made) -> None:
         version = self._service.version
-        by_core: dict[int, tuple[Any, list[Any]]] = {}
+        estimates = []
         for asked, row in zip(batch, made.rows, strict=True):
             if row is None:
                 self._count("unreadable")
                 continue
             self._count("ok")
             self._metrics.reader.observe(self._clock() - asked.asked_s)
-            estimate = Reestimate(asked.key, row, version).to_wire()
-            by_core.setdefault(id(asked.core), (asked.core, []))[1].append(estimate)
-        for core, estimates in by_core.values():
-            task = loop.create_task(_sent(core, estimates))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            estimates.append((asked.core, Reestimate(asked.key, row, version)))
+        self._sender.send(loop, estimates)
 
     def _count(self, outcome: str, prompts: int = 1) -> None:
         self.counts[outcome] += prompts
         self._metrics.reader_prompts.labels(outcome).inc(prompts)
-
-
-async def _sent(core: Any, estimates: list[Any]) -> None:
-    for name, answer in (await ask_all(core, REESTIMATE_METHOD, estimates)).items():
-        if isinstance(answer, Exception):  # its requests go on as they were
-            logger.debug("%s of engine %s: %r", REESTIMATE_METHOD, name, answer)
 
 
 def _loaded(predictor: LengthPredictor) -> float:
@@ -240,9 +230,6 @@ def _read(predictor: LengthPredictor, batch: Sequence[_Asked]) -> _Made:
     texts = [asked.text for asked in batch]
     classes = [asked.slo_class for asked in batch]
     found, was_read = predictor.read(texts, classes)
-    rows: list[tuple[float, ...] | None] = []
-    for said, row in zip(was_read, np.asarray(found.quantiles).tolist(), strict=True):
-        good = said and all(np.isfinite(row))
-        wire = rounded(row) if good else ()
-        rows.append(None if check_quantiles(wire, len(row)) is None else wire)
+    said = zip(was_read, wire_rows(found.quantiles), strict=True)
+    rows = [row if read else None for read, row in said]
     return _Made(rows, time.perf_counter() - began_s)
