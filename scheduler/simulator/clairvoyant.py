@@ -70,7 +70,8 @@ def clairvoyant(
     best_value, best = -np.inf, None
     for order in starts:
         for share in LIMITS:
-            limits = np.array([max(1.0, round(share * engine.slots)), engine.batched_tokens, 1.0])
+            limits = s.no_limits(engine)
+            limits[s.MAX_RUNNING] = max(1.0, round(share * engine.slots))
             parts = s.Parts(np.asarray(order, dtype=np.int64).copy(), nobody, limits)
             if (value := s.value_of(picture, parts, True)) > best_value:
                 best_value, best = value, parts

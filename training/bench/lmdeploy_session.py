@@ -20,7 +20,6 @@ from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
@@ -33,6 +32,7 @@ from lengthwise.training.bench.engines.lmdeploy_servers import (
     calls_of,
     start_lmdeploy_servers,
 )
+from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
 from lengthwise.training.bench.results.provenance import describe_machine, utc_now
 from lengthwise.training.bench.results.report import write_run
 from lengthwise.training.bench.runners.lmdeploy_runner import LmdeployRunner
@@ -147,15 +147,8 @@ def saturated(url: str, source: WorkloadSource, slots: int) -> float:
     """Requests/s while more wait than fit, by the rule of ``simulator.capacity``."""
     requests = source.sample(SATURATED_PER_SLOT * slots)
     replies = drive(url, requests, 2 * slots)
-    first_s, last_s, tokens = (
-        np.array(column)
-        for column in zip(
-            *((r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens) for r in replies),
-            strict=True,
-        )
-    )
     mean_tokens = float(np.mean([r.output_tokens for r in requests]))
-    return saturated_tokens_per_s(first_s, last_s, tokens) / mean_tokens
+    return loaded_tokens_per_s(replies) / mean_tokens
 
 
 def drive(url: str, requests: Sequence[WorkloadRequest], in_flight: int) -> Sequence[Any]:

@@ -20,11 +20,10 @@ from typing import Any
 
 import aiohttp
 import httpx
-import numpy as np
 
-from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
+from lengthwise.data.request_log import FILE_PATTERN, read_request_log
 from lengthwise.training.bench.engines.client import Reply, complete, new_session
+from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
 
 _ENGINE_ID = re.compile(r"(?:chat)?cmpl-(?P<own>.+)-\d+-[0-9a-f]{8}")
 
@@ -142,12 +141,10 @@ async def drive(
 
 def _loaded_tokens_per_s(replies: Sequence[Reply]) -> float:
     """Without the burst at the start and the last answers, whose turn an order decides."""
-    rows = [(r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens) for r in replies]
-    if len(rows) < 2:
+    if len(replies) < 2:
         return math.nan
-    first_s, last_s, tokens = (np.array(column) for column in zip(*rows, strict=True))
     try:
-        return saturated_tokens_per_s(first_s, last_s, tokens)
+        return loaded_tokens_per_s(replies)
     except ValueError:  # everybody began at once
         return math.nan
 
@@ -171,7 +168,7 @@ async def leave(session: aiohttp.ClientSession, url: str, request: Asked, timeou
 
 def logged(log_dir: Path | str) -> Counter[str]:
     """Rows of the request log by our own id."""
-    if not Path(log_dir).is_dir():
+    if not any(Path(log_dir).glob(FILE_PATTERN)):  # the texts' file may be there before it
         return Counter()
     ids = read_request_log(log_dir)["request_id"]
     return Counter(own_id(engine_id) for engine_id in ids)

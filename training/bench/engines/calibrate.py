@@ -22,7 +22,7 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache
-from lengthwise.scheduler.simulator.capacity import saturated_rps, saturated_tokens_per_s
+from lengthwise.scheduler.simulator.capacity import saturated_rps
 from lengthwise.scheduler.step_alignment import aligned
 from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.step_time import StepTimeModel
@@ -30,6 +30,7 @@ from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
 from lengthwise.training.bench.engines.client import BenchError, Reply, drive_closed, wait_idle
+from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
 from lengthwise.training.bench.engines.servers import BenchServers
 from lengthwise.training.bench.results.provenance import describe_machine, utc_now
 
@@ -145,14 +146,7 @@ async def saturate(
     replies = await drive_closed(url, [c.body for c in calls], concurrency=in_flight)
     check(replies)
     mean_tokens = float(np.mean([r.output_tokens for r in requests]))
-    first, last, tokens = (
-        np.array(column)
-        for column in zip(
-            *((r.send_s + r.ttft_s, r.send_s + r.e2e_s, r.output_tokens) for r in replies),
-            strict=True,
-        )
-    )
-    return saturated_tokens_per_s(first, last, tokens) / mean_tokens
+    return loaded_tokens_per_s(replies) / mean_tokens
 
 
 def check(replies: Sequence[Reply]) -> None:

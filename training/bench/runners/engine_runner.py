@@ -22,8 +22,6 @@ from lengthwise.training.bench.runners.modeled import median_tokens
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-WARM_UP_REQUESTS = 24
-
 
 class EngineRunner:
     """Replays the requests against running servers; stock, where it is up, is the base.
@@ -31,6 +29,8 @@ class EngineRunner:
     `predictor` is the one our server uses, only to record what it said (predicted against true).
     `provenance` is "emulated" where the servers' device only takes the time.
     """
+
+    warm_up_requests = 24
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class EngineRunner:
 
     def start(self, source: WorkloadSource) -> None:
         """Warm the servers up."""
-        warm = source.sample(WARM_UP_REQUESTS)
+        warm = source.sample(self.warm_up_requests)
         for server in (self.servers.ours, self.servers.stock):
             if server is not None:
                 asyncio.run(warm_up(self.servers, server.url, warm))

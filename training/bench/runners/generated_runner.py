@@ -18,26 +18,27 @@ from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.profile import EngineProfile
-from lengthwise.scheduler.simulator.capacity import saturated_tokens_per_s
 from lengthwise.training.bench.comparison.arms import Arm, configure
 from lengthwise.training.bench.comparison.compare import Run, Tick, no_tick
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource
 from lengthwise.training.bench.engines.calibrate import IN_FLIGHT_PER_SLOT, check
 from lengthwise.training.bench.engines.client import drive_closed, wait_idle
 from lengthwise.training.bench.engines.generation import CHAT_PATH, Generation
-from lengthwise.training.bench.engines.servers import BenchServers, warm_up
+from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
+from lengthwise.training.bench.engines.servers import BenchServers
 from lengthwise.training.bench.results.records import RequestRecord
 from lengthwise.training.bench.runners.engine_runner import EngineRunner
 
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-WARM_UP_REQUESTS = 8
 SATURATED_REQUESTS_PER_SLOT = 4
 
 
 class GeneratedRunner(EngineRunner):
     """Sends prompts to running servers and takes the answers as they come."""
+
+    warm_up_requests = 8  # answers take as long as they take
 
     def __init__(
         self,
@@ -50,13 +51,6 @@ class GeneratedRunner(EngineRunner):
         super().__init__(servers, predictor=predictor, timeout_s=timeout_s)
         self._generation = generation
         self._records: dict[str, list[RequestRecord]] = {}
-
-    def start(self, source: WorkloadSource) -> None:
-        """Warm the servers up with a few answers."""
-        warm = source.sample(WARM_UP_REQUESTS)
-        for server in (self.servers.ours, self.servers.stock):
-            if server is not None:
-                asyncio.run(warm_up(self.servers, server.url, warm))
 
     def run(
         self, arm: Arm, requests: Sequence[WorkloadRequest], repeat: int, tick: Tick = no_tick
@@ -162,9 +156,6 @@ def generated_capacity_rps(servers: BenchServers, source: WorkloadSource, slots:
             url, [c.body for c in calls], concurrency=IN_FLIGHT_PER_SLOT * slots, path=CHAT_PATH
         )
         check(replies)
-        tokens = np.array([r.output_tokens for r in replies])
-        first = np.array([r.send_s + (r.ttft_s or 0.0) for r in replies])
-        last = np.array([r.send_s + (r.e2e_s or 0.0) for r in replies])
-        return saturated_tokens_per_s(first, last, tokens) / float(tokens.mean())
+        return loaded_tokens_per_s(replies) / float(np.mean([r.output_tokens for r in replies]))
 
     return asyncio.run(saturate())
