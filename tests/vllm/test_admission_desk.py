@@ -8,13 +8,13 @@ import time
 import pytest
 from engineless import FakeEngine, make_request
 from test_middleware import CHAT, COMPLETIONS, Client
+from toy_engine import QUANTILES
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 SHED = {"mode": "shed", "max_share": 1.0}
 
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 from engineless import FakeEngine, make_request
+from toy_engine import QUANTILES
 
 from lengthwise.scheduler.vllm_adapter.engine.requests.cached_share import CachedShare
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 SETTINGS = {
     "policy": "fcfs", "plan_share": 1.0, "refit_steps": 0, "profile": "tiny-cpu",
     "admission": {"mode": "shed", "max_share": 1.0},

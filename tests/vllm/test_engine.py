@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from lengthwise.data.request_log import read_request_log
+from lengthwise.data.request_log import FILE_PATTERN, read_request_log
 
 pytestmark = pytest.mark.vllm
 
@@ -71,7 +71,7 @@ def logged(server, request_id, patience_s=10.0):
     """The request log's row whose engine id contains the client's."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        if server.log_dir.is_dir():
+        if any(server.log_dir.glob(FILE_PATTERN)):  # the texts' file may be there before it
             rows = read_request_log(server.log_dir)
             found = rows[rows["request_id"].str.contains(request_id, regex=False)]
             if len(found):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from engineless import FakeEngine, make_request
+from toy_engine import QUANTILES, scaled
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
@@ -16,12 +17,6 @@ from lengthwise.data.request_log import STATUSES, read_request_log
 from lengthwise.scheduler.problem import Plan
 from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import ANSWERED
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import _STATUS, _accepted, outcome_status
-
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
-
-
-def scaled(factor):
-    return [factor * q for q in QUANTILES]
 
 
 @pytest.fixture

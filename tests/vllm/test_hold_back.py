@@ -7,13 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from toy_engine import ToyEngine, make_request
+from toy_engine import QUANTILES, ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.plans.hold_back import LONGEST_S, pace
 
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 TIGHT_MS = 7.0  # one sequence alone takes 6.5 ms a token, two take 6.8
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
-from toy_engine import ToyEngine, make_request
+from toy_engine import QUANTILES, ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
 from lengthwise.scheduler.vllm_adapter.engine.plans import planning
@@ -19,7 +19,6 @@ from lengthwise.scheduler.vllm_adapter.engine.plans.in_force import (
 )
 from lengthwise.scheduler.vllm_adapter.engine.plans.plan_thread import PlanThread
 
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 LIMIT_S = 20.0
 
 

@@ -7,16 +7,10 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_engine import ToyEngine, make_request
+from toy_engine import QUANTILES, ToyEngine, make_request, scaled
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
-
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
-
-
-def scaled(factor):
-    return [factor * q for q in QUANTILES]
 
 
 @pytest.fixture

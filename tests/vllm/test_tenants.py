@@ -9,6 +9,7 @@ import pytest
 from engineless import FakeEngine, make_request
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_engine import QUANTILES
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
@@ -21,8 +22,6 @@ from lengthwise.scheduler.vllm_adapter.engine.requests.tenants import (
     TenantTallies,
 )
 from lengthwise.scheduler.vllm_adapter.wire.tenant_name import parse_tenant
-
-QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
 
 @pytest.mark.parametrize("name", ["a", "A-9_.:-", "x" * 64, "-", "0"])

@@ -17,6 +17,12 @@ from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
+QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
+
+
+def scaled(factor: float) -> list[float]:
+    return [factor * q for q in QUANTILES]
+
 
 @dataclass
 class ToyRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated import fleet
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
-from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError, PlayerProcess
+from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
 from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
@@ -39,12 +38,6 @@ STEP_TIME = {
 }
 
 LEVELS = np.array(DEFAULT_LEVELS)
-
-
-@pytest.fixture(scope="module")
-def player() -> Iterator[PlayerProcess]:
-    with PlayerProcess() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

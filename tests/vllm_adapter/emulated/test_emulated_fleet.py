@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +20,12 @@ from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import (
     Front,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest, profiles_in_turn
-from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 
 OURS = {"policy": "feasible-edf", "lengths": "oracle", "refit_steps": 0}
 PROFILE = load_profile("tiny-cpu")
 LEVELS = np.array(DEFAULT_LEVELS)
-
-
-@pytest.fixture(scope="module")
-def player() -> Iterator[PlayerProcess]:
-    with PlayerProcess() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
