@@ -19,6 +19,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
@@ -80,6 +81,9 @@ class FakeEngine:
         scheduling_policy: str = "fcfs",
         scheduler_class: type[Any] = LengthwiseScheduler,
     ) -> None:
+        # names of classes and reasons are bounded per process; a process of tests has many engines
+        engine_metrics()._classes.clear()
+        engine_metrics()._reasons.clear()
         cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching)
         config = VllmConfig(
             model_config=ModelConfig(model=str(model_dir), dtype="float32", seed=0),
