@@ -1,6 +1,6 @@
 """Parts of a plan withdrawn and returned: wrong knowledge in a run's first half, right after it.
 
-    python -m benchmarks.simulator.trust_return --shapes shape-little-memory --workloads mixed
+    python -m benchmarks.simulator.wrong_input.trust_return --shapes shape-little-memory
 
 Every arm serves the same requests. `misled` is told wrong things until half of the requests have
 arrived; without trust it plans on as if its promises came true. Attainment is of the requests
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import finish, interval, note, plain_parser, print_table
-from benchmarks.simulator import misled
 from benchmarks.simulator.shapes import Run, build, policy_of
+from benchmarks.simulator.wrong_input import misled
 from lengthwise.scheduler.plan.trust import PARTS
 from lengthwise.scheduler.simulator.run import simulate
 

@@ -1,7 +1,7 @@
 """What each part of the planner brings: ``sa`` with one part off at a time, on every shape.
 
-    python -m benchmarks.simulator.ablation --out ablation.jsonl --seeds 3
-    python -m benchmarks.simulator.ablation --out ablation.jsonl --table
+    python -m benchmarks.simulator.planner.ablation --out ablation.jsonl --seeds 3
+    python -m benchmarks.simulator.planner.ablation --out ablation.jsonl --table
 
 Every variant serves the same requests as the whole planner and arrival order, with a fixed number
 of search steps a plan. Finished runs in ``--out`` are not played again; ``--table`` plays none.
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from benchmarks.common import finish, plain_parser
 from benchmarks.simulator.grid import read_lines
+from benchmarks.simulator.planner.variants_table import axis_table, figures, main_table
 from benchmarks.simulator.shapes import add_cells, play_missing
-from benchmarks.simulator.variants_table import axis_table, figures, main_table
 
 WHOLE = "sa"
 VARIANTS = {

@@ -1,6 +1,6 @@
 """How near ``sa`` comes to what a search attains that knows the whole run beforehand.
 
-    python -m benchmarks.simulator.clairvoyant_share --out clairvoyant.jsonl --seconds 90
+    python -m benchmarks.simulator.planner.clairvoyant_share --out clairvoyant.jsonl --seconds 90
 
 In every cell, true lengths: the linear relaxation, which no schedule can exceed; every rule;
 ``sa``; ``sa`` told the true arrivals and with ``--iterations`` steps of search a plan; and the

@@ -1,7 +1,7 @@
 """Routers before real engine cores in warped time, and before the simulator's engines.
 
-    python -m benchmarks.simulator.fleet_emulated --out emulated.jsonl
-    python -m benchmarks.simulator.fleet_emulated --out emulated.jsonl --table
+    python -m benchmarks.simulator.fleets.fleet_emulated --out emulated.jsonl
+    python -m benchmarks.simulator.fleets.fleet_emulated --out emulated.jsonl --table
 
 A run is a fleet (how many instances, of which profiles in turn), a workload, a load, a policy that
 all instances serve by, a router and a seed; it is a line of the file and is played once, on vLLM's
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.common import finish, interval, note, plain_parser, print_table
 from benchmarks.engine.warped import APART, ListeningPlayer, attained
-from benchmarks.simulator.fleet_arms import POOLED, capacity_of, source_of
+from benchmarks.simulator.fleets.fleet_arms import POOLED, capacity_of, source_of
 from benchmarks.simulator.grid import code_version, read_lines
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.fleet.make_router import ROUTERS

@@ -1,6 +1,6 @@
 """Routers times policies on fleets of several instances, in the simulator.
 
-    python -m benchmarks.simulator.fleet_arms --out fleet.jsonl
+    python -m benchmarks.simulator.fleets.fleet_arms --out fleet.jsonl
 
 A cell is a fleet (how many instances, of which profiles in turn), a workload, a load and a policy
 that all instances serve by; its arms are the routers, on the same requests, seed by seed.

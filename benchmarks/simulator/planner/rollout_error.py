@@ -1,6 +1,6 @@
 """The planner's rollout against the simulator: what it foresees, and what then happens.
 
-    python -m benchmarks.simulator.rollout_error --shapes shape-many-slots --seeds 3
+    python -m benchmarks.simulator.planner.rollout_error --shapes shape-many-slots --seeds 3
 
 A run is played by a rule up to a moment; from there on one plan holds to the end, drawn with or
 without slots given up and limits. The rollout foretells it from the same moment, with the true

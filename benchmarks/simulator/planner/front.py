@@ -1,7 +1,7 @@
 """Attainment against latency and throughput: ``sa`` over its two prices, on every shape.
 
-    python -m benchmarks.simulator.front --out front.jsonl --loads 1.2 1.6 --seeds 3
-    python -m benchmarks.simulator.front --out front.jsonl --table
+    python -m benchmarks.simulator.planner.front --out front.jsonl --loads 1.2 1.6 --seeds 3
+    python -m benchmarks.simulator.planner.front --out front.jsonl --table
 
 ``latency_price`` is what a request's mean time in the system is worth, ``tokens_price`` what its
 mean work is, in attained requests. Each is varied with the other at its default.
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from benchmarks.common import finish, plain_parser
 from benchmarks.simulator.grid import read_lines
+from benchmarks.simulator.planner.variants_table import ZONES, figures, main_table, undominated
 from benchmarks.simulator.shapes import add_cells, play_missing
-from benchmarks.simulator.variants_table import ZONES, figures, main_table, undominated
 
 WHOLE = "sa"
 LATENCY_PRICES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)

@@ -1,6 +1,6 @@
 """Plan time against queue length: one table, milliseconds.
 
-python -m benchmarks.simulator.plan_time --repeats 300
+python -m benchmarks.simulator.planner.plan_time --repeats 300
 """
 
 from __future__ import annotations

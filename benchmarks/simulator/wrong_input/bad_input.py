@@ -1,6 +1,6 @@
 """What a policy makes of input that is wrong, against arrival order on the same requests.
 
-    python -m benchmarks.simulator.bad_input --out bad_input.jsonl --seeds 5
+    python -m benchmarks.simulator.wrong_input.bad_input --out bad_input.jsonl --seeds 5
 
 Asked for: never more than 2 points of attainment below arrival order, nobody waiting beyond the
 bound by more than arrival order makes them, everybody served. Exits with 1 where that fails.
@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.common import finish, interval, note, print_table
 from benchmarks.simulator.grid import code_version, read_lines
-from benchmarks.simulator.misled import slower
 from benchmarks.simulator.shapes import Run, build, policy_of
+from benchmarks.simulator.wrong_input.misled import slower
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
