@@ -74,7 +74,7 @@ print(*sys.modules)
 """
     line = [sys.executable, "-c", code, *command, "--help"]
     loaded = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
-    assert "lengthwise.training.cli.serve" in loaded
+    assert "lengthwise.training.cli.serving.serve" in loaded
     ours = ("scheduler", "predictor", "data.sources", "training.bench", "training.train",
             "training.registry.models")  # fmt: skip
     unwanted = {*HEAVY, "asyncio", "sqlite3", *(f"lengthwise.{part}" for part in ours)}
@@ -279,7 +279,9 @@ def served(monkeypatch):
 
     name = "lengthwise.scheduler.vllm_adapter.server.foreground.serve_forever"
     monkeypatch.setattr(name, serve_forever)
-    monkeypatch.setattr("lengthwise.training.cli.serve.check_start", lambda model, args: None)
+    monkeypatch.setattr(
+        "lengthwise.training.cli.serving.serve.check_start", lambda model, args: None
+    )
     return calls
 
 

@@ -411,7 +411,7 @@ def test_a_missing_store_is_one_line_for_readers(home):
 @pytest.mark.chaos
 def test_a_real_store_read_only_or_locked_halfway(predictor_dir, tmp_path, monkeypatch, home):
     """Reading goes on; a lock that falls after our look at the store is one line too."""
-    from lengthwise.training.cli.serve_inputs import find_predictor
+    from lengthwise.training.cli.serving.serve_inputs import find_predictor
     from lengthwise.training.registry.models import register
     from lengthwise.training.workspace import Workspace
 

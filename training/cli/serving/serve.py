@@ -12,8 +12,8 @@ import typer
 
 from lengthwise.data.files import read_object
 from lengthwise.training import console
-from lengthwise.training.cli.operate import doctor, follow
-from lengthwise.training.cli.serve_inputs import (
+from lengthwise.training.cli.serving.operate import doctor, follow
+from lengthwise.training.cli.serving.serve_inputs import (
     NO_PREDICTOR,
     check_options,
     check_policy,
@@ -23,7 +23,7 @@ from lengthwise.training.cli.serve_inputs import (
     read_admission,
     read_slo_table,
 )
-from lengthwise.training.cli.serve_line import DEFAULT_PORT, ServeCommand
+from lengthwise.training.cli.serving.serve_line import DEFAULT_PORT, ServeCommand
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lengthwise.training import console
-from lengthwise.training.cli.bench_options import (
+from lengthwise.training.cli.benching.bench_options import (
     ARENA_LOAD,
     ARENA_REQUESTS,
     WORKLOAD_HELP,
@@ -16,8 +16,8 @@ from lengthwise.training.cli.bench_options import (
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.benching.results_shown import show
 from lengthwise.training.cli.pairs import check_predictor_of, refuse
-from lengthwise.training.cli.results_shown import show
 from lengthwise.training.workspace import Workspace
 
 

@@ -13,16 +13,16 @@ import typer
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import parse_object
 from lengthwise.training import console
-from lengthwise.training.cli.bench_options import (
+from lengthwise.training.cli.benching.bench_options import (
     ARENA_LOAD,
     WORKLOAD_HELP,
     ArrivalsOption,
     JsonOption,
     SourceOption,
 )
+from lengthwise.training.cli.benching.results_shown import report, show
+from lengthwise.training.cli.benching.simulate import simulate
 from lengthwise.training.cli.pairs import check_predictor_of, refuse
-from lengthwise.training.cli.results_shown import report, show
-from lengthwise.training.cli.simulate import simulate
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
@@ -289,7 +289,7 @@ def demo(
     """Train, register, calibrate, serve and compare with stock vLLM, all in one go."""
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, got {minutes:g}")
-    from lengthwise.training.cli.demo import run_demo
+    from lengthwise.training.cli.benching.demo import run_demo
 
     with engine_errors(), console.progress() as steps:
         result, page = run_demo(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lengthwise.training import console
-from lengthwise.training.cli.serve_line import DEFAULT_PORT
+from lengthwise.training.cli.serving.serve_line import DEFAULT_PORT
 from lengthwise.training.workspace import Workspace
 
 

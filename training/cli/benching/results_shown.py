@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lengthwise.training import console
-from lengthwise.training.cli.bench_options import JsonOption
+from lengthwise.training.cli.benching.bench_options import JsonOption
 
 if TYPE_CHECKING:
     from lengthwise.training.bench.results.result import BenchResult

@@ -41,7 +41,7 @@ def demo_real(
     when a stage failed or an answer was lost.
     """
     from lengthwise.predictor.features.reader_weights import PACKAGED
-    from lengthwise.training.cli.bench import engine_errors
+    from lengthwise.training.cli.benching.bench import engine_errors
     from lengthwise.training.packaged_model import packaged_model
     from lengthwise.training.real_demo.real_demo import RealSettings, run_real_demo
     from lengthwise.training.real_demo.real_report import (
