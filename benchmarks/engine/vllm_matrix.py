@@ -32,7 +32,10 @@ from packaging.version import Version
 from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
+CONTRACT = (
+    "test_contract", "test_queue", "test_queue_model", "test_tiered_queue", "test_engine_scheduler",
+    "test_plan_limits", "test_vllms_words", "test_replay",
+)  # fmt: skip
 # What a release imports that the pinned environment lacks, or has under another name.
 EXTRA = {"<0.31": ("openai-harmony==0.0.8",), ">=0.33": ("orjson>=3.11.6",)}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
+from echo_client import CHAT, COMPLETIONS, Client
 from engineless import FakeEngine, make_request
-from test_middleware import CHAT, COMPLETIONS, Client
 from toy_engine import QUANTILES
 
 from lengthwise.data.request_log import read_request_log

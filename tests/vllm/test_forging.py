@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from test_middleware import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
+from echo_client import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api.asgi import route_path
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS

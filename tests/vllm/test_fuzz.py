@@ -14,13 +14,13 @@ import httpx
 import numpy as np
 import pytest
 import schemathesis
+from echo_client import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
 from engineless import FakeEngine, make_request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection
 from starlette.responses import JSONResponse
-from test_middleware import CHAT, COMPLETIONS, TABLE, Client, WordPredictor
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable, parse_slo

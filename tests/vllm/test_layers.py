@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from echo_client import CHAT, COMPLETIONS, FakeEngineCore, WordPredictor
 from engineless import FakeEngine, make_request
 from starlette.responses import JSONResponse
-from test_middleware import CHAT, COMPLETIONS, FakeEngineCore, WordPredictor
 from vllm_app import vllm_app
 
 from lengthwise.data.slo import SloTable, parse_slo

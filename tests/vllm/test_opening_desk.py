@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from echo_client import CHAT, COMPLETIONS, Client, WordPredictor
 from prometheus_client import REGISTRY
-from test_middleware import CHAT, COMPLETIONS, Client, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api.predicting import opening_desk
 from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from echo_client import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
-from test_middleware import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import OBJECTIVES

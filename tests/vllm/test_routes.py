@@ -12,8 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from echo_client import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 from prometheus_client import REGISTRY
-from test_middleware import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 from vllm_app import vllm_app
 
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS

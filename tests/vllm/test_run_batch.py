@@ -8,7 +8,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from test_middleware import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
+from echo_client import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
 from lengthwise.scheduler.vllm_adapter.api.batch_runner import install, vllm_runner

@@ -6,10 +6,10 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from echo_client import CHAT, COMPLETIONS, Client, Params, WordPredictor
 from engineless import FakeEngine, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_middleware import CHAT, COMPLETIONS, Client, Params, WordPredictor
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.data.slo import Slo

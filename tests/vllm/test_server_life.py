@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.server import parent_watch
-from lengthwise.scheduler.vllm_adapter.server.command import server_environment
-from lengthwise.scheduler.vllm_adapter.server.preflight import (
-    Address,
-    address_of,
-    check_model,
-    hold_address,
-)
-from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles, make_run_files
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options, without_given
+from lengthwise.training.bench.engines.servers import free_port
 
 # The first process of a server, with one that stands for the engine under it. HOW is a set of
 # words: "stubborn" ignores SIGTERM, "listens" takes connections, "finishes" ends 1.5 s after
@@ -59,6 +48,7 @@ if "leaves" in how:
 while True:
     time.sleep(0.05)
 '''
+
 LAUNCHER = """
 import signal, sys
 from lengthwise.scheduler.vllm_adapter.server import command, foreground
@@ -68,12 +58,6 @@ command._entry_point = lambda model: [sys.executable, "-S", "-c", program, port,
 arguments = ["--port", port, *options]
 sys.exit(foreground.serve_forever("m", None, arguments, cache_dir=folder, stop_grace_s=1.0))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Life:
@@ -138,9 +122,6 @@ def wait_for(holds, within_s=20.0):
             return True
         time.sleep(0.02)
     return holds()
-
-
-# -- the end -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGABRT])
@@ -259,62 +240,6 @@ def test_an_engine_that_is_left_behind_ends(live, how):
     assert life.process.returncode == 3
 
 
-# -- run files ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gone", ["settings.json", "live.json", "metrics", "."])
-def test_run_files_that_go_missing_are_made_again(tmp_path, gone):
-    files = RunFiles(tmp_path / "run" / "server")
-    files.write("settings.json", "{}")
-    files.write("live.json", "old")
-    assert files.heal() == []
-    files.path("live.json").write_text("new")  # as whoever keeps it does
-    assert files.heal() == []
-    victim = files.path(gone)
-    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
-    wanted = ["settings.json", "live.json", "metrics"] if gone == "." else [gone]
-    assert files.heal() == wanted
-    assert files.path("settings.json").read_text() == "{}"
-    assert files.path("live.json").read_text() == "new"
-    assert files.metrics_folder.is_dir()
-    assert files.heal() == []
-    files.remove()
-    assert list((tmp_path / "run").iterdir()) == []
-
-
-def test_counters_outlive_their_folder(tmp_path):
-    """As `/metrics` reads them, and as their processes go on counting."""
-    files = RunFiles(tmp_path / "server")
-    counting = """
-import os, sys
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-counter, gauge = Counter("asked", "x"), Gauge("queued", "x", multiprocess_mode="livesum")
-counter.inc(3); gauge.set(7)
-for line in sys.stdin:
-    counter.inc()
-    registry = CollectorRegistry(); MultiProcessCollector(registry)
-    text = generate_latest(registry).decode()
-    print(" ".join(l for l in text.splitlines() if not l.startswith("#")), flush=True)
-"""
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(files.metrics_folder)}
-    with subprocess.Popen([sys.executable, "-c", counting], env=environment, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # fmt: skip
-
-        def scrape():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            words = process.stdout.readline().split()
-            return dict(zip(words[::2], map(float, words[1::2]), strict=True))
-
-        assert scrape() == {"asked_total": 4, "queued": 7}
-        files.heal()
-        shutil.rmtree(files.folder)
-        assert files.heal() == ["metrics"]
-        assert scrape() == {"asked_total": 5, "queued": 7}
-        process.stdin.close()
-
-
 def test_a_running_server_finds_its_files_again(live):
     life = live("listens")
     life.is_up()
@@ -323,145 +248,3 @@ def test_a_running_server_finds_its_files_again(live):
     assert wait_for((folder / "metrics").is_dir, 5.0)
     life.process.terminate()
     life.ended()
-
-
-def test_no_room_for_run_files_is_one_line(tmp_path, monkeypatch):
-    def refuse(path, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(InputError, match=r"run files: .*a: No space left .*b: No space left"):
-        make_run_files(tmp_path / "a", tmp_path / "b")
-    assert [list(path.iterdir()) for path in tmp_path.iterdir()] == [[], []]
-
-
-def test_the_next_folder_serves_where_one_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    files = make_run_files(tmp_path / "file" / "run", tmp_path / "b")
-    assert files.folder.parent == tmp_path / "b"
-    assert list(files.folder.iterdir()) == [files.metrics_folder]
-
-
-# -- before anything loads ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "found"),
-    [
-        ([], Address("", 8000)),
-        (["--port", "81", "--host", "::1"], Address("::1", 81)),
-        (["--port=81", "--max-num-seqs", "4"], Address("", 81)),
-        (["--port", "81", "--port", "82"], Address("", 82)),
-        (["--uds", "/run/x"], None),
-        (["--config", "x.yaml"], None),
-        (["--config", "x.yaml", "--port", "81", "--host", "h"], Address("h", 81)),
-        (["--headless"], None),
-    ],
-)
-def test_the_address_is_vllms_own(args, found):
-    assert address_of(args) == found
-
-
-@pytest.mark.parametrize("port", ["soon", "-1", "65536", "80.5", ""])
-def test_a_port_that_is_none(port):
-    if port == "":
-        assert address_of([f"--port={port}"]) == Address("", 8000)
-        return
-    with pytest.raises(InputError, match="--port must be"):
-        address_of([f"--port={port}"])
-
-
-@pytest.mark.parametrize("listening", [True, False])
-@pytest.mark.parametrize("host", ["127.0.0.1", ""])
-def test_a_taken_port_is_told_at_once(listening, host):
-    """A server that loads has bound its port, as vLLM does, and does not listen yet."""
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", 0))
-        if listening:
-            other.listen()
-        with pytest.raises(InputError, match="it is taken; --port"):
-            hold_address(Address(host, other.getsockname()[1]))
-
-
-def test_a_held_address_is_vllms_to_listen_at_and_nobody_elses_to_hold():
-    address = Address("127.0.0.1", free_port())
-    assert not address.listens()
-    with hold_address(address), socket.socket() as vllm:
-        with pytest.raises(InputError, match="taken"):
-            hold_address(address)
-        vllm.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        vllm.bind((address.host, address.port))
-        vllm.listen()
-        assert address.listens()
-
-
-def test_a_port_whose_connections_just_ended_is_free():
-    address = Address("127.0.0.1", free_port())
-    place = (address.host, address.port)
-    with socket.create_server(place) as listener, socket.create_connection(place) as client:
-        served, _ = listener.accept()
-        served.close()  # the side that closes first waits out its time
-        client.recv(1)
-    with hold_address(address) as held:
-        assert held.getsockname() == place
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_that_cannot_be_had(host):
-    with pytest.raises(InputError, match="cannot serve at"):
-        hold_address(Address(host, free_port()))
-
-
-@pytest.mark.parametrize("name", ["/no/such", "./x", "../x", "~/no-such-model", "a/b/c"])
-def test_a_model_that_is_no_directory(name):
-    with pytest.raises(InputError, match="no such directory"):
-        check_model(name)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "org/model", "s3://bucket/some/model"])
-def test_a_name_on_a_hub_is_vllms_to_find(name):
-    check_model(name)
-
-
-def test_a_directory_without_a_model(tmp_path):
-    with pytest.raises(InputError, match=r"holds no model \(no config.json"):
-        check_model(str(tmp_path))
-    (tmp_path / "params.json").touch()
-    check_model(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("model", "args", "offline"),
-    [
-        ("tiny", [], True),
-        ("tiny", ["--port", "81", "--max_num_seqs", "4", "--enforce-eager"], True),
-        ("here", ["--seed=1", "--api-key", "--tokenizer"], False),
-        ("here", [], True),
-        ("org/model", [], False),
-        ("here", ["--tokenizer", "org/other"], False),
-        ("here", ["--lora-modules", "a=org/adapter"], False),
-        ("here", ["--speculative-config.model", "org/draft"], False),
-        ("here", ["--config", "options.yaml"], False),
-        ("here", ["--trust-remote-code"], False),
-        ("here", ["--some-option-of-tomorrow", "1"], False),
-        ("here", ["-q", "awq"], False),
-    ],
-)
-def test_the_hub_is_off_only_where_the_command_line_proves_it(
-    tmp_path, monkeypatch, model, args, offline
-):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    made = server_environment(model, None, RunFiles(tmp_path / "run"), vllm_args=args)
-    assert ("HF_HUB_OFFLINE" in made) == offline
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    made = server_environment(model, None, RunFiles(tmp_path / "run"), vllm_args=args)
-    assert made["HF_HUB_OFFLINE"] == "0"
-
-
-def test_options_are_read_as_vllm_reads_them():
-    args = ["--a_b=1", "--c", "-2.5", "--d", "--e.f", "x", "-tp", "2", "word"]
-    assert given_options(args) == {"--a-b": "1", "--c": "-2.5", "--d": None, "--e": "x", "-tp": "2"}
-    assert without_given([("--a-b", "9"), ("--z", None), ("--y", "1")], args) == ["--z", "--y", "1"]

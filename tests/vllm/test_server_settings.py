@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from lengthwise.scheduler.vllm_adapter.settings import (
     read_settings,
     settings_from_additional_config,
 )
+from lengthwise.training.bench.engines.servers import free_port
 
 
 def environment(model, settings, folder, replay=None, emulate=None, vllm_args=()):
@@ -191,12 +191,6 @@ def is_alive(pid):
     except FileNotFoundError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_tiny_model_is_built_once(tiny_dir):

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
+from echo_client import COMPLETIONS, Client, WordPredictor
 from prometheus_client import REGISTRY
-from test_middleware import COMPLETIONS, Client, WordPredictor
 from test_reload import Live, role
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics

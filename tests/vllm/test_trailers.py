@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
+from echo_client import COMPLETIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layers import BODY, KEY, Server
-from test_middleware import COMPLETIONS
 
 HEADERS = {"x-slo-ttft-ms": "soon", "x-tenant": "a b", "x-slo-class": "vip"} | KEY
 
