@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
-from toy_engine import QUANTILES, ToyEngine, make_request, scaled
+from toy_engine import QUANTILES, ToyEngine, make_request, planning_toy, scaled
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
@@ -17,11 +17,7 @@ from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
 
 @pytest.fixture
 def engine():
-    def build(slots=4, **settings):
-        defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
-        return ToyEngine(defaults | settings, slots=slots)
-
-    return build
+    return planning_toy
 
 
 def test_without_a_plan_the_order_is_of_arrival(engine):

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from scripted_plans import until
 from toy_engine import QUANTILES, ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
@@ -65,23 +66,16 @@ def start(fake, name="first", tpot_ms=None):
     assert fake.admitted == [name]
 
 
-def wait_for(condition):
-    until_s = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
-
-
 def test_a_newcomer_waits_for_its_plan_and_no_longer(engine):
     start(engine, tpot_ms=TIGHT_MS)
     engine.add(asks("second"))
     engine.step()
     policy = engine.core.planner.policy
-    wait_for(lambda: policy.plans == 1)
+    until(lambda: policy.plans == 1)
     assert engine.decisions[-1].max_running == 1
     assert engine.admitted == ["first"]
     policy.go.set()
-    wait_for(lambda: engine.step() or "second" in engine.admitted)
+    until(lambda: engine.step() or "second" in engine.admitted)
 
 
 def test_a_plan_that_lets_fewer_run_holds_it_on(engine):
@@ -90,7 +84,7 @@ def test_a_plan_that_lets_fewer_run_holds_it_on(engine):
     policy.most = 1
     policy.go.set()
     engine.add(asks("second"))
-    wait_for(lambda: engine.step() or engine.core.decisions.in_force.max_running == 1)
+    until(lambda: engine.step() or engine.core.decisions.in_force.max_running == 1)
     engine.step()
     assert engine.admitted == ["first"]
 
@@ -172,7 +166,7 @@ def test_a_policy_that_breaks_keeps_nobody_waiting(engine, error):
     began_s = time.monotonic()
     for name in ("second", "third", "fourth"):
         engine.add(asks(name))
-        wait_for(lambda name=name: engine.step() or name in engine.admitted)
+        until(lambda name=name: engine.step() or name in engine.admitted)
     assert time.monotonic() - began_s < 3 * LONGEST_S + 1.0
 
 
@@ -184,7 +178,7 @@ def test_a_pause_counts_as_waiting(engine):
     engine.step()
     time.sleep(LONGEST_S + 0.05)
     engine.paused = False
-    wait_for(lambda: engine.step() or "second" in engine.admitted)
+    until(lambda: engine.step() or "second" in engine.admitted)
     assert engine.decisions[-1].max_running is None
 
 
@@ -201,7 +195,7 @@ def test_who_hangs_up_leaves_the_next_a_wait_of_its_own(engine):
         engine.end(gone, "aborted")
     engine.core.planner.policy.go.set()
     engine.add(asks("fourth"))
-    wait_for(lambda: engine.step() or "fourth" in engine.admitted)
+    until(lambda: engine.step() or "fourth" in engine.admitted)
 
 
 def test_a_stream_of_newcomers_keeps_none_longer(engine):

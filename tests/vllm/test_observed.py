@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 
 import numpy as np
 import pytest
-from engineless import FakeEngine, make_request
+from engineless import make_request
 from prometheus_client import REGISTRY
 
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
@@ -24,12 +25,8 @@ def sample(name, **labels):
 
 
 @pytest.fixture
-def engine(tiny_dir):
-    def build(**settings):
-        defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
-        return FakeEngine(tiny_dir, defaults | settings, max_num_seqs=32)
-
-    return build
+def engine(engine):
+    return partial(engine, max_num_seqs=32)
 
 
 def serve(fake, n, tokens, name="r", **extra):

@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_engine import QUANTILES, ToyEngine, make_request, scaled
+from toy_engine import QUANTILES, make_request, planning_toy, reestimated, scaled
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
@@ -15,15 +15,7 @@ from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
 
 @pytest.fixture
 def engine():
-    def build(slots=4, **settings):
-        return ToyEngine({"policy": "sjf", "plan_share": 1.0, "refit_steps": 0} | settings, slots)
-
-    return build
-
-
-def say(fake, *estimates):
-    fake.core.reestimated(list(estimates), time.monotonic())
-    return fake.status()["reestimates"]
+    return planning_toy
 
 
 def told(name, factor=1, **xargs):
@@ -40,7 +32,7 @@ def started(fake, name, steps=1, **xargs):
 def test_the_plan_goes_by_the_opening_and_the_log_by_the_prompt(engine, tmp_path):
     fake = engine(request_log=str(tmp_path))
     started(fake, "r", steps=16)
-    assert say(fake, ["r", scaled(3), "v1", 16]) == {"opened": 1}
+    assert reestimated(fake, ["r", scaled(3), "v1", 16]) == {"opened": 1}
     table = fake.core.table
     running = table.arrays(table.rows(["r"]))
     assert running.quantiles[0].tolist() == pytest.approx(scaled(3))
@@ -54,7 +46,7 @@ def test_the_plan_goes_by_the_opening_and_the_log_by_the_prompt(engine, tmp_path
 def test_a_plan_made_after_it_sees_what_is_left_by_it(engine):
     fake = engine(slots=1)
     started(fake, "r", steps=16)
-    say(fake, ["r", scaled(3), "v1", 16])
+    reestimated(fake, ["r", scaled(3), "v1", 16])
     fake.add(told("waits"), output_tokens=2)
     seen = fake.core.snapshots.take(fake.running_now(), time.monotonic()).build()
     assert seen.problem.running.quantiles[0].tolist() == pytest.approx(scaled(3))
@@ -66,18 +58,18 @@ def test_an_opening_is_no_reason_to_plan(engine):
     started(fake, "r")
     changed = []
     fake.core.planner.changed = lambda: changed.append(1)
-    say(fake, ["r", scaled(3), "v1", 16])
+    reestimated(fake, ["r", scaled(3), "v1", 16])
     assert changed == []
 
 
 def test_each_is_applied_once_and_the_one_that_saw_most_stays(engine):
     fake = engine()
     started(fake, "r")
-    assert say(fake, ["r", scaled(2), "v1", 16], ["r", scaled(3), "v1", 16]) == {
+    assert reestimated(fake, ["r", scaled(2), "v1", 16], ["r", scaled(3), "v1", 16]) == {
         "opened": 1, "stale": 1,
     }  # fmt: skip
     assert fake.core.table.get("r").quantiles[5] == pytest.approx(40.0)
-    say(fake, ["r", scaled(4), "v1", 48], ["r", scaled(5), "v1", 16])
+    reestimated(fake, ["r", scaled(4), "v1", 48], ["r", scaled(5), "v1", 16])
     assert fake.core.table.get("r").quantiles[5] == pytest.approx(80.0)
     assert fake.status()["reestimates"] == {"opened": 2, "stale": 2}
 
@@ -85,8 +77,8 @@ def test_each_is_applied_once_and_the_one_that_saw_most_stays(engine):
 def test_a_reader_that_comes_after_the_opening_is_too_late(engine):
     fake = engine()
     started(fake, "r", lw_reestimate="k")
-    say(fake, ["r", scaled(2), "v1", 16])
-    assert say(fake, ["k", scaled(7), "v1"]) == {"opened": 1, "stale": 1}
+    reestimated(fake, ["r", scaled(2), "v1", 16])
+    assert reestimated(fake, ["k", scaled(7), "v1"]) == {"opened": 1, "stale": 1}
     assert fake.core.table.get("r").quantiles[5] == pytest.approx(40.0)
 
 
@@ -94,7 +86,7 @@ def test_samples_of_one_prompt_are_told_apart(engine):
     fake = engine()
     for name in ("0_r", "1_r"):
         started(fake, name)
-    say(fake, ["1_r", scaled(2), "v1", 16])
+    reestimated(fake, ["1_r", scaled(2), "v1", 16])
     medians = [fake.core.table.get(name).quantiles[5] for name in ("0_r", "1_r")]
     assert medians == pytest.approx([20.0, 40.0])
 
@@ -103,15 +95,15 @@ def test_answers_that_have_ended_or_never_were_are_counted_and_leave_no_trace(en
     fake = engine()
     fake.add(told("r"), output_tokens=2)
     fake.step()
-    say(fake, ["r", scaled(2), "v1", 16])
+    reestimated(fake, ["r", scaled(2), "v1", 16])
     fake.run()
-    assert say(fake, ["r", scaled(3), "v1", 48], ["never", scaled(3), "v1", 16]) == {
+    assert reestimated(fake, ["r", scaled(3), "v1", 48], ["never", scaled(3), "v1", 16]) == {
         "opened": 1, "gone": 2,
     }  # fmt: skip
     assert fake.core.reestimates._seen_tokens == {}
     fake.add(told("r"), output_tokens=2)  # the same name again: another answer
     assert fake.core.table.get("r").quantiles[5] < 21.0
-    assert say(fake, ["r", scaled(2), "v1", 16])["opened"] == 2
+    assert reestimated(fake, ["r", scaled(2), "v1", 16])["opened"] == 2
 
 
 @pytest.mark.parametrize(
@@ -125,7 +117,7 @@ def test_answers_that_have_ended_or_never_were_are_counted_and_leave_no_trace(en
 def test_what_is_malformed_is_counted_and_changes_nothing(engine, wrong):
     fake = engine()
     started(fake, "r")
-    assert say(fake, wrong) == {"malformed": 1}
+    assert reestimated(fake, wrong) == {"malformed": 1}
     assert fake.core.table.get("r").quantiles.tolist() == pytest.approx(QUANTILES)
 
 
@@ -142,7 +134,7 @@ def test_lengths_that_no_predictor_has_said_stay(engine, xargs, settings, versio
     fake = engine(**settings)
     started(fake, "r", **xargs)
     before = fake.core.table.get("r").quantiles.tolist()
-    assert say(fake, ["r", scaled(2), version, 16]) == {"unwanted": 1}
+    assert reestimated(fake, ["r", scaled(2), version, 16]) == {"unwanted": 1}
     assert fake.core.table.get("r").quantiles.tolist() == before
 
 
@@ -150,7 +142,7 @@ def test_it_is_cut_to_what_the_request_allows(engine):
     fake = engine()
     fake.add(told("r"), output_tokens=60)
     fake.core.table.get("r").max_tokens = 50
-    say(fake, ["r", scaled(3), "v1", 16])
+    reestimated(fake, ["r", scaled(3), "v1", 16])
     assert fake.core.table.get("r").quantiles.max() == 50.0
 
 

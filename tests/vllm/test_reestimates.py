@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_engine import QUANTILES, ToyEngine, make_request, scaled
+from toy_engine import QUANTILES, make_request, planning_toy, reestimated, scaled
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
@@ -15,16 +15,7 @@ from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
 
 @pytest.fixture
 def engine():
-    def build(slots=1, **settings):
-        defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
-        return ToyEngine(defaults | settings, slots=slots)
-
-    return build
-
-
-def say(fake, *estimates):
-    fake.core.reestimated(list(estimates), time.monotonic())
-    return fake.status()["reestimates"]
+    return partial(planning_toy, slots=1)
 
 
 def told(name, factor, key, **xargs):
@@ -39,7 +30,7 @@ def test_the_plan_follows_the_better_estimate(engine, tmp_path):
     fake.add(told("seems short", 1, "k1"))
     fake.add(told("seems long", 5, "k2"))
     fake.step()
-    assert say(fake, ["k1", scaled(20), "v1"], ["k2", scaled(0.5), "v1"]) == {"replaced": 2}
+    assert reestimated(fake, ["k1", scaled(20), "v1"], ["k2", scaled(0.5), "v1"]) == {"replaced": 2}
     fake.run()
     assert fake.admitted == ["runs", "seems long", "seems short"]
     fake.core.close()
@@ -49,7 +40,7 @@ def test_the_plan_follows_the_better_estimate(engine, tmp_path):
 
 def test_one_that_came_before_its_request_waits_for_all_its_samples(engine):
     fake = engine(slots=4)
-    assert say(fake, ["k", scaled(3), "v1"]) == {"early": 1}
+    assert reestimated(fake, ["k", scaled(3), "v1"]) == {"early": 1}
     for name in ("first", "second"):
         fake.add(told(name, 1, "k"))
         assert fake.core.table.get(name).quantiles[5] == pytest.approx(60.0)
@@ -71,7 +62,7 @@ def test_it_is_cut_to_what_the_request_allows_and_corrected(engine):
     fake = engine()
     fake.add(told("r", 1, "k", pred_version=None))
     fake.core.table.get("r").max_tokens = 50
-    say(fake, ["k", scaled(3), None])
+    reestimated(fake, ["k", scaled(3), None])
     tracked = fake.core.table.get("r")
     assert tracked.quantiles.max() == 50.0
     assert tracked.predicted[-1] == 150.0
@@ -90,7 +81,7 @@ def test_it_is_cut_to_what_the_request_allows_and_corrected(engine):
 def test_what_is_malformed_is_counted_and_changes_nothing(engine, wrong):
     fake = engine()
     fake.add(told("r", 1, "k"))
-    assert say(fake, wrong) == {"malformed": 1}
+    assert reestimated(fake, wrong) == {"malformed": 1}
     assert fake.core.table.get("r").quantiles.tolist() == pytest.approx(QUANTILES)
 
 
@@ -108,14 +99,14 @@ def test_lengths_that_no_predictor_is_to_say_stay(engine, xargs, settings, versi
     fake = engine(**settings)
     fake.add(told("r", 1, "k", **xargs))
     before = fake.core.table.get("r").quantiles.tolist()
-    assert say(fake, ["k", scaled(2), version]) == {"unwanted": 1}
+    assert reestimated(fake, ["k", scaled(2), version]) == {"unwanted": 1}
     assert fake.core.table.get("r").quantiles.tolist() == before
 
 
 def test_a_request_without_a_first_estimate_gets_this_one(engine):
     fake = engine()
     fake.add(make_request("r", slo_class="chat", lw_reestimate="k"))
-    assert say(fake, ["k", scaled(2), "v1"]) == {"replaced": 1}
+    assert reestimated(fake, ["k", scaled(2), "v1"]) == {"replaced": 1}
     tracked = fake.core.table.get("r")
     assert (tracked.length_source, tracked.predictor) == ("learned", "v1")
     assert tracked.quantiles.tolist() == pytest.approx(scaled(2))
@@ -127,7 +118,7 @@ def test_ended_requests_leave_no_trace(engine):
         fake.add(told(f"r{i}", 1, f"k{i % 2}"))
     fake.run()
     assert fake.core.reestimates._by_key == {}
-    assert say(fake, ["k0", scaled(2), "v1"])["early"] == 1
+    assert reestimated(fake, ["k0", scaled(2), "v1"])["early"] == 1
 
 
 def test_a_client_cannot_name_a_key(engine):
