@@ -22,11 +22,8 @@ from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-
 TABLE = {"chat": {"ttft_ms": 3000.0}, "code": {"e2e_ms": 20000.0}}
-
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
 UNREAD = ("/v1/embeddings", "/v1/audio/transcriptions")
 
 

@@ -22,11 +22,8 @@ SLOS = SloTable.from_dict(TABLE)
 TOKENS = "/inference/v1/generate"
 
 characters = st.sampled_from(['"', "\\", "é", "漢", "😀", "\ud83d", "\ude00", "\n", "a", "]", "}"])
-
 texts = st.lists(characters, max_size=60).map("".join)
-
 tokens = st.integers(0, 200_000)
-
 contents = st.one_of(
     texts,
     st.none(),
@@ -39,14 +36,12 @@ contents = st.one_of(
         max_size=4,
     ),
 )
-
 messages = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "system", "odd"]), "content": contents}
     ),
     max_size=6,
 )
-
 bodies = st.fixed_dictionaries(
     {"model": st.just("m")},
     optional={
@@ -119,7 +114,6 @@ WHERE = {
     "arguments of theirs": (TOKENS, '{"sampling_params": {"n": 1, "extra_args": {%s}}}'),
     "a message": (CHAT, '{"messages": [{"role": "user", %s}]}'),
 }
-
 OURS = {
     "prompt": '"What is it, %d?"',
     "content": '"What is it, %d?"',

@@ -18,7 +18,7 @@ from vllm_app import vllm_app
 
 from lengthwise.scheduler.vllm_adapter.api.routes import HEADERS_ONLY, READERS
 
-SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
+SERVING = Path(__file__).parents[3] / "docs" / "serving.md"
 RESPONSES, MESSAGES, BATCH = "/v1/responses", "/v1/messages", "/v1/chat/completions/batch"
 GENERATE, INVOCATIONS, COHERE = "/inference/v1/generate", "/invocations", "/cohere/v2/chat"
 

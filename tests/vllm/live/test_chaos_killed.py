@@ -43,7 +43,7 @@ def lengthwise_serve(home: Path, *options: str) -> Iterator[tuple[subprocess.Pop
     command = [sys.executable, "-c", program, "serve", "tiny", "--port", str(port), *options]
     with (home / "serve.log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, *SMALL_CACHE], stdout=log, stderr=log, cwd=Path(__file__).parents[2]
+            [*command, *SMALL_CACHE], stdout=log, stderr=log, cwd=Path(__file__).parents[3]
         )
     try:
         assert wait_for(lambda: healthy(url) or process.poll() is not None, bool, 300)
