@@ -36,7 +36,8 @@ def test_configure_switches_both_processes():
 @pytest.mark.parametrize(
     "body",
     [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"},
-     {"policy": "\ud800"}, {"\ud800": 1}],
+     {"reset_stats": "yes"}, {"reset_stats": 1}, {"log_steps": 0}, {"policy": "\ud800"},
+     {"\ud800": 1}],
 )  # fmt: skip
 def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     client = Client(WordPredictor(), allow_configure=True)
