@@ -8,15 +8,17 @@ when, over the last rows,
     Σ(promised - met) > Σ(promised - promised without) + (MARGIN + excused)·n + Z·sqrt(Σ p(1 - p))
 
 that is when what came is worse than even its absence was said to be, and surely so; or when the
-promises are wrong in either direction by more than TOLERANCE, because then the model that chose
-the part knows nothing of this engine. A broken part is withdrawn. What plans without it were seen
-to promise too much, as plans do that are made again and again, is no fault of the part: excused.
+promises fall short by more than TOLERANCE, because then the model that chose the part knows
+nothing of this engine. More than was promised breaks nothing: a plan made of lengths ten times too
+long may promise little and still be the best there is. A broken part is withdrawn. What plans
+without it were seen to promise too much, as plans do that are made again and again, is no fault of
+the part: excused.
 
 While it is, plans go on promising, and the ledger judges what the plan without the part promises:
 it comes of the same model and it is carried out, so it can be held against the facts. The part
 returns, after a least time, when these promises hold:
 
-    |Σ(promised - met)| ≤ MARGIN·n + HOLD_Z·sqrt(Σ p(1 - p))
+    Σ(promised - met) ≤ MARGIN·n + HOLD_Z·sqrt(Σ p(1 - p))
 
 or when they fall as short as the part's own did, which was then not to blame. Where too few rows
 say anything (nobody comes, or nobody was given a chance) the least time alone decides. It doubles
@@ -68,7 +70,7 @@ class _Ledger:
     excused: float = 0.0  # share that plans without it fell short by
 
     def verdict(self) -> tuple[bool, bool]:
-        """(whether the promises were wrong, whether the part broke its own)."""
+        """(whether the promises were plainly wrong, whether the part broke its own)."""
         n = len(self.rows)
         if n < LEAST:
             return False, False
@@ -77,7 +79,7 @@ class _Ledger:
         short = float((promised - met).sum())
         gain = max(0.0, float((promised - without).sum()))
         allowed = gain + (MARGIN + self.excused) * n + noise
-        return abs(short) > TOLERANCE * n + noise, short > allowed
+        return short > TOLERANCE * n + noise, short > allowed
 
     def withdraw(self, now_s: float, for_wrong: bool) -> None:
         promised, _, met = np.array(self.rows).T
@@ -112,7 +114,7 @@ class _Ledger:
         short = float((promised - met).sum())
         if not self.for_wrong and short >= (self.fell_short - MARGIN) * n:
             return True
-        return abs(short) <= MARGIN * n + HOLD_Z * _scatter(promised)
+        return short <= MARGIN * n + HOLD_Z * _scatter(promised)
 
     def _telling(self) -> tuple[FloatArray, FloatArray]:
         """Promised and met of the rows that say anything."""
@@ -209,10 +211,6 @@ class Trust:
     def allows(self, part: str, now_s: float) -> bool:
         """Whether plans may have this part now."""
         return self._ledgers[part].away_s(now_s) == 0.0
-
-    def lost(self, now_s: float) -> bool:
-        """Whether the order's promises were so wrong that no rule's can be believed either."""
-        return self._ledgers["order"].for_wrong and not self.allows("order", now_s)
 
     def status(self, now_s: float) -> dict[str, dict[str, float | None]]:
         """Of each part: promised and met shares of the last rows, and ``withdrawn_s``, the most

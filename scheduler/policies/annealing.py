@@ -222,9 +222,7 @@ class AnnealingPolicy:
 
     def _allowed(self, now_s: float) -> tuple[str, ...] | None:
         """The starts that are left when the searched order may not be; None while it may."""
-        if self._may("order", now_s):
-            return None
-        return ("fcfs",) if self.trust.lost(now_s) else tuple(RULES)
+        return None if self._may("order", now_s) else tuple(RULES)
 
     def _late(self, began: float, share: float = 1.0) -> bool:
         return self.budget_s is not None and (time.perf_counter() - began > share * self.budget_s)
