@@ -36,4 +36,6 @@ def test_within_task_tau_ignores_what_lies_between_tasks() -> None:
 
 def test_coverage_and_width() -> None:
     assert metrics.coverage([1, 5, 9], [0, 6, 9], [2, 8, 9]) == pytest.approx(2 / 3)
+    assert metrics.coverage([96, 96], [50, 96.004], [95.9996, 99]) == 1.0
+    assert metrics.coverage([96, 96], [50, 96.1], [95.9, 99]) == 0.0
     assert metrics.width([0.0, 2.0], [4.0, 4.0]) == 3.0
