@@ -49,10 +49,10 @@ class RealSettings:
     is the workload's pack where it is, else the synthetic corpus.
     """
 
-    prompts: int = 300
-    twice: int = 60
-    requests: int = 150
-    max_tokens: int = 256
+    prompts: int = 240
+    twice: int = 50
+    requests: int = 120
+    max_tokens: int = 384
     temperature: float = 0.7
     load: float = 1.3
     arms: str = "sa:learned"
