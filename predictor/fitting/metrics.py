@@ -80,3 +80,12 @@ def interval(distribution: LengthDistribution, share: float = 0.8) -> tuple[Floa
     """The central interval that should hold `share` of the answers: low (n,), high (n,)."""
     edge = (1.0 - share) / 2.0
     return distribution.quantile(edge), distribution.quantile(1.0 - edge)
+
+
+def interval_due(distribution: LengthDistribution, share: float = 0.8) -> Floats:
+    """What `interval` should hold, (n,): `share`, and more where it ends at the distribution's cap.
+
+    All that would go beyond the cap was cut there, so the end holds that too.
+    """
+    low, high = interval(distribution, share)
+    return distribution.cdf(high * (1 + READING)) - distribution.cdf(low * (1 - READING))

@@ -37,6 +37,7 @@ from lengthwise.training.real_demo.answered_twice import (
 from lengthwise.training.real_demo.own_traffic import left_to_send, log_figures, send
 from lengthwise.training.real_demo.real_demo import RealSettings, run_real_demo
 from lengthwise.training.real_demo.real_page import PAGE_FILE, REPORT_FILE, show_report
+from lengthwise.training.real_demo.real_report import OWN as OWN_ROW
 from lengthwise.training.real_demo.real_report import lost_answers, real_report
 from lengthwise.training.real_demo.real_site import RealSite
 from lengthwise.training.real_demo.real_stages import Stages
@@ -304,7 +305,7 @@ def test_the_report_says_what_ran_and_what_is_modeled(workspace, predictor_dir, 
     judged = report["measured"]["predictors"][0]
     assert judged["answers"] == len(unseen) - 1
     assert judged["rows"][CEILING]["mae"] == 0
-    assert judged["rows"]["its own answers"]["mae"] > 0
+    assert judged["rows"][OWN_ROW]["mae"] > 0
     page = (workspace.root / PAGE_FILE).read_text()
     for words in ("a stub", "synthetic", "refused (worse)", "modeled", "12 of 12", "stock"):
         assert words in printed, words

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.predictor.distribution import LengthDistribution
-from lengthwise.predictor.fitting.metrics import READING, coverage, interval, mae
+from lengthwise.predictor.fitting.metrics import coverage, interval, interval_due, mae
 from lengthwise.training.bench.results.records import RequestRecord
 
 SHARE = 0.8
@@ -43,12 +43,7 @@ def side_of(
     weight: Callable[[RequestRecord], float],
 ) -> Side:
     """A version's side from its records and from what it said of them, in the same order."""
-    ends = [interval(lengths, SHARE) for lengths in said]
-    low, high = (np.concatenate(parts) for parts in zip(*ends, strict=True))
-    due = [
-        lengths.cdf(most * (1 + READING)) - lengths.cdf(least * (1 - READING))
-        for lengths, (least, most) in zip(said, ends, strict=True)
-    ]
+    low, high = (np.concatenate(parts) for parts in zip(*map(interval, said), strict=True))
     median = np.concatenate([lengths.median() for lengths in said])
     true = np.array([record.target_tokens for record in records], float)
     attained = float(
@@ -59,7 +54,7 @@ def side_of(
         attained,
         coverage(true, low, high),
         mae(true, median),
-        float(np.concatenate(due).mean()),
+        float(np.concatenate([interval_due(lengths) for lengths in said]).mean()),
     )
 
 

@@ -21,8 +21,8 @@ from lengthwise.training.bench.engines.generation import Generation
 from lengthwise.training.real_demo.own_traffic import ask
 
 JUDGED_SPLIT = "test"
-CLASS_ALONE = "the request's class alone"
-CEILING = "a second answer (the ceiling)"
+CLASS_ALONE = "the class's median"
+CEILING = "the second answer"
 MIN_CLASS_ROWS = 15  # below, a class's tau is left out of the mean
 
 
@@ -102,13 +102,15 @@ def judge(
             "within_class_tau": float(np.mean(list(taus.values()))) if taus else None,
             "mae": metrics.mae(true, said),
             "coverage": None,
+            "coverage_due": None,
         }
 
     rows: dict[str, Any] = {}
     for name, predictor in predictors.items():
         said = predictor.predict(prompts, classes, tokens, limit)
         rows[name] = scored(said.median()) | {
-            "coverage": metrics.coverage(true, *metrics.interval(said))
+            "coverage": metrics.coverage(true, *metrics.interval(said)),
+            "coverage_due": float(metrics.interval_due(said).mean()),
         }
     priors = {
         one: float(np.interp(0.5, by_class.levels, by_class.class_prior(one)))

@@ -14,6 +14,13 @@ from typing import Any
 from lengthwise.training import console
 
 REPORT_FILE, PAGE_FILE = "demo-real.json", "demo-real.md"
+WHAT = {
+    "foreign": "a predictor from another model's answers",
+    "calibrate": "this model's step times, on this machine",
+    "learn": "its answers logged and learned from, the new version promoted or refused",
+    "twice": "unseen prompts answered twice",
+    "bench": "stock vLLM and lengthwise in turn",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +41,11 @@ def show_report(report: Mapping[str, Any], folder: Path) -> None:
     parts = report_parts(report)
     (folder / PAGE_FILE).write_text(as_markdown(parts), encoding="utf-8")
     for part in parts:
-        print()
-        if not part.columns:
-            print(part.title)
-        _print_lines(part.before)
+        _print_lines(("", f"# {part.title}", *part.before))
         if part.columns:
-            console.print_table(part.title, part.columns, part.rows)
+            console.print_table("", part.columns, part.rows)
         _print_lines(part.after)
+    print()
     print(f"report: {folder / PAGE_FILE}, figures of the comparison: {report['page']}")
     console.print_json(report)
 
@@ -76,13 +81,17 @@ def report_parts(report: Mapping[str, Any]) -> list[Part]:
 
 def _what_ran(report: Mapping[str, Any]) -> Part:
     settings, machine = report["settings"], report["machine"]
-    limits = " ".join(f"{k} {v}".strip() for k, v in report["model"]["limits"].items())
+    limits = " ".join(
+        name if value is None else f"{name} {value}"
+        for name, value in report["model"]["limits"].items()
+    )
     return Part(
         "A real model, its own answers: lengthwise against stock vLLM",
         (
             f"Model: {report['model']['description']}; weights {report['model']['weights']}.",
-            f"Prompts: questions of {report['prompts_of']}, none learned from is judged on. "
-            f"Answers are the model's own, at most {settings['max_tokens']} tokens, temperature "
+            f"Prompts: those of data source {report['prompts_of']}; none that was learned from is "
+            "judged on. "
+            f"Answers: the model's own, at most {settings['max_tokens']} tokens, temperature "
             f"{settings['temperature']:g}: no length is forced, and none is told to a scheduler.",
             f"Engine: {machine['engine']} on {machine['processor']}, {machine['cores']} cores, "
             f"with {limits}.",
@@ -105,6 +114,8 @@ def _comparison(report: Mapping[str, Any]) -> Part:
         f"Stock vLLM and lengthwise, {settings['requests']} requests at load "
         f"{settings['load']:g} (measured)",
         (
+            "stock is vLLM as it is; in POLICY:LENGTHS, sa is lengthwise's annealing, learned what "
+            "the predictor in force says of each prompt.",
             f"Load 1 is {report['capacity_rps']:.2f} requests/s, measured just before. Every arm "
             "gets the same requests at the same times with the same seeds. A request meets its "
             "SLO when all its objectives hold: " + "; ".join(report["objectives"]) + ".",
@@ -132,16 +143,18 @@ def _arm_row(arm: Mapping[str, Any], diagnostics: Mapping[str, Any]) -> tuple[st
 
 def _predictors(report: Mapping[str, Any]) -> Part:
     judged = report["measured"]["predictors"]
-    columns, rows = ["says the length"], {name: [name] for name in judged[0]["rows"]}
+    columns, rows = ["predicted by"], {name: [name] for name in judged[0]["rows"]}
     for found in judged:
         at = f"{found['temperature']:g}"
-        columns += [f"T {at}: tau", "in class", "MAE", "80 % holds"]
+        columns += [f"T {at}: tau", "in class", "MAE", "in 80 % (due)"]
         for name, row in found["rows"].items():
             rows[name] += [
                 f"{row['tau']:.3f}",
                 "-" if row["within_class_tau"] is None else f"{row['within_class_tau']:.3f}",
                 f"{row['mae']:.1f}",
-                "-" if row["coverage"] is None else f"{row['coverage']:.2f}",
+                "-"
+                if row["coverage"] is None
+                else f"{row['coverage']:.2f} ({row['coverage_due']:.2f})",
             ]
     answers = [
         f"Temperature {found['temperature']:g}: {found['answers']} answers of "
@@ -154,9 +167,10 @@ def _predictors(report: Mapping[str, Any]) -> Part:
         "How well lengths are known beforehand, prompts never seen (measured)",
         (
             "Tau: Kendall's rank correlation with the true length, 0 for a guess, 1 for the right "
-            "order; also the mean of each class's own. MAE: mean absolute error in tokens. The "
-            "last column: share of answers inside the interval that should hold 80 %. Every prompt "
-            "was answered twice. How well the second answer tells the first is nearly the ceiling: "
+            "order; beside it the mean of each class's own. MAE: mean absolute error in tokens. In "
+            "80 %: share of answers inside the 80 % interval, and what it should hold (more where "
+            "it ends at the limit). T: temperature. Every prompt was answered twice. "
+            "How well the second answer tells the first is nearly the ceiling: "
             "a perfect predictor would be somewhat better, as one answer is a single draw.",
         ),
         tuple(columns), tuple(map(tuple, rows.values())), tuple(answers),
@@ -186,7 +200,11 @@ def _learned(report: Mapping[str, Any]) -> Part:
 
 def _time(report: Mapping[str, Any]) -> Part:
     rows = [
-        (name, f"{stage['seconds']:.0f}", ", ".join(map(_text, stage["load_average"])))
+        (
+            f"{name}: {WHAT[name]}",
+            f"{stage['seconds']:.0f}",
+            ", ".join(map(_text, stage["load_average"])),
+        )
         for name, stage in report["stages"].items()
     ]
     total = sum(stage["seconds"] for stage in report["stages"].values())

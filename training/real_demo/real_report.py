@@ -14,6 +14,8 @@ from lengthwise.training.real_demo.own_traffic import real_prompts
 from lengthwise.training.registry.models import resolve_predictor
 from lengthwise.training.workspace import Workspace
 
+OWN = "trained on this model's answers"
+
 
 def real_report(found: Mapping[str, Any], *, workspace: Workspace) -> dict[str, Any]:
     """The document: the model, what was measured and what modelled, the sizes, the machine."""
@@ -73,13 +75,13 @@ def judged(found: Mapping[str, Any], workspace: Workspace) -> list[dict[str, Any
     loaded = {
         name: LengthPredictor.load(resolve_predictor(version, workspace=workspace).directory)
         for name, version in (
-            (f"{found['source']}'s answers", own["foreign"]),
-            ("its own answers", own["trained"]["model_uri"]),
+            (f"trained on {found['source']}'s answers", own["foreign"]),
+            (OWN, own["trained"]["model_uri"]),
         )
     }
-    own_version, limit = loaded["its own answers"], int(settings["max_tokens"])
+    limit = int(settings["max_tokens"])
     return [
-        judge(requests, answers, loaded, own_version, limit)
+        judge(requests, answers, loaded, loaded[OWN], limit)
         for answers in stages["twice"]["result"]["temperatures"]
     ]
 
