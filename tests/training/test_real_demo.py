@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from chat_stub import ChatStub, running
 from typer.testing import CliRunner
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.predictor.model import LengthPredictor
 from lengthwise.training.bench.comparison.arms import parse_arms
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
@@ -30,8 +28,6 @@ from lengthwise.training.cli.app import app
 from lengthwise.training.real_demo import real_demo
 from lengthwise.training.real_demo.answered_twice import (
     CEILING,
-    CLASS_ALONE,
-    judge,
     judged_prompts,
 )
 from lengthwise.training.real_demo.own_traffic import left_to_send, log_figures, send
@@ -310,26 +306,6 @@ def test_the_report_says_what_ran_and_what_is_modeled(workspace, predictor_dir, 
     for words in ("a stub", "synthetic", "refused (worse)", "modeled", "12 of 12", "stock"):
         assert words in printed, words
         assert words in page, words
-
-
-def test_what_a_second_answer_and_the_class_say_of_the_first(predictor_dir):
-    predictor = LengthPredictor.load(predictor_dir)
-    requests = [request(f"write {'a' * n}") for n in range(30)]
-    answers = {
-        "temperature": 0.7, "first": list(range(1, 31)), "second": [2, 1, *range(3, 31)],
-        "cut_at_max_tokens": 0,
-    }  # fmt: skip
-    found = judge(requests, answers, {"p": predictor}, predictor, limit=30)
-    assert found["same_length_twice"] == 28 / 30
-    assert found["rows"][CEILING]["mae"] == pytest.approx(2 / 30)
-    assert found["rows"][CEILING]["tau"] == found["rows"][CEILING]["within_class_tau"] > 0.99
-    alone = found["rows"][CLASS_ALONE]
-    assert alone["tau"] == 0  # one class
-    assert alone["mae"] == pytest.approx(
-        np.abs(np.arange(1, 31) - min(30, np.interp(0.5, predictor.levels,
-                                                    predictor.class_prior("code")))).mean()
-    )  # fmt: skip
-    assert 0 <= found["rows"]["p"]["coverage"] <= 1
 
 
 def test_greedy_answers_are_asked_for_once():

@@ -1,12 +1,12 @@
 """Prompts no version has learned from, each answered twice at several temperatures.
 
-The first answers judge the predictors. The second ones show where the ceiling is: a perfect
-predictor, who sees the prompt alone, would come out somewhat above one of them, which is a single
-draw of what it would know.
+The first answers judge the predictors. The second ones show where the ceiling is: each is a single
+draw of what a perfect predictor, who sees the prompt alone, would know, and errs farther than it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from lengthwise.training.real_demo.own_traffic import ask
 JUDGED_SPLIT = "test"
 CLASS_ALONE = "the class's median"
 CEILING = "the second answer"
+PERFECT = "a perfect predictor, reckoned from it"
 MIN_CLASS_ROWS = 15  # below, a class's tau is left out of the mean
 
 
@@ -118,12 +119,41 @@ def judge(
     }
     rows[CLASS_ALONE] = scored(np.minimum([priors[one] for one in classes], limit))
     rows[CEILING] = scored(again)
+    rows[PERFECT] = perfect(rows[CEILING])
     return {
         "temperature": answers["temperature"],
         "answers": len(pairs),
         "cut_at_max_tokens": answers["cut_at_max_tokens"],
         "mean_tokens": float(true.mean()),
         "median_tokens": float(np.median(true)),
+        "tau_known_to": tau_half_width(len(pairs)),
         "same_length_twice": float((true == again).mean()),
         "rows": rows,
     }
+
+
+def perfect(second: Mapping[str, Any]) -> dict[str, Any]:
+    """What a predictor that knew each prompt's distribution would score, given two draws' score.
+
+    Of two draws both err, of a draw and its expectation one: 1 / sqrt 2 of the error. The tau is
+    that of a Gaussian copula, two draws correlating as the square of a draw and its expectation.
+    """
+
+    def raised(tau: float | None) -> float | None:
+        if tau is None:
+            return None
+        correlation = math.sin(math.pi / 2 * max(tau, 0.0))
+        return 2 / math.pi * math.asin(math.sqrt(correlation))
+
+    return {
+        "tau": raised(second["tau"]),
+        "within_class_tau": raised(second["within_class_tau"]),
+        "mae": second["mae"] / math.sqrt(2),
+        "coverage": None,
+        "coverage_due": None,
+    }
+
+
+def tau_half_width(n: int) -> float:
+    """Half the 95 % interval of Kendall's tau of n pairs without a connection."""
+    return 1.96 * math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1))) if n > 1 else math.inf
