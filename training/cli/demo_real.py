@@ -20,11 +20,11 @@ def register(app: typer.Typer) -> None:
 
 
 def demo_real(
-    prompts: Annotated[int, typer.Option(help="Answers to learn from.")] = 240,
+    prompts: Annotated[int, typer.Option(help="Answers to learn from.")] = 200,
     twice: Annotated[
         int, typer.Option(help="Unseen prompts answered twice, at temperature 0 and the other.")
-    ] = 50,
-    requests: Annotated[int, typer.Option(help="Requests of the comparison, per arm.")] = 120,
+    ] = 40,
+    requests: Annotated[int, typer.Option(help="Requests of the comparison, per arm.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Limit of every answer.")] = 384,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sampling.")] = 0.7,
     load: Annotated[float, typer.Option(help="Multiple of what the engine can carry.")] = 1.3,

@@ -49,9 +49,9 @@ class RealSettings:
     is the workload's pack where it is, else the synthetic corpus.
     """
 
-    prompts: int = 240
-    twice: int = 50
-    requests: int = 120
+    prompts: int = 200
+    twice: int = 40
+    requests: int = 100
     max_tokens: int = 384
     temperature: float = 0.7
     load: float = 1.3
