@@ -238,8 +238,15 @@ def test_the_clients_limits_are_replayed(tmp_path):
              "prompt": "hello"}
         )  # fmt: skip
     writer.close()
-    found = [r.max_tokens for r in logged_traffic(tmp_path, 100).source.requests]
+    traffic = logged_traffic(tmp_path, 100)
+    found = [r.max_tokens for r in traffic.source.requests]
     assert found == [50, None, None] * 33 + [50]
+
+    class Told:
+        def predict(self, prompts, classes, tokens, limits):
+            return limits
+
+    assert traffic.predict(Told(), traffic.source.requests[:3], "v") == [50, np.inf, np.inf]
 
 
 def test_intervals_that_do_not_hold_speak_against_it_unless_the_champions_are_worse():
