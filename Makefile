@@ -30,7 +30,7 @@ lmdeploy: $(READY) $(LMDEPLOY)/.ready  ## the second engine, in an environment o
 	LENGTHWISE_LMDEPLOY=$(CURDIR)/$(LMDEPLOY) $(PY) -m pytest -n 0 -m lmdeploy
 
 chaos: $(READY)           ## every fault on the real engine, the long ones too; then the table beside stock vLLM
-	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/test_chaos.py
+	$(PY) -m pytest -n 0 -m "vllm or chaos" tests/vllm/live/test_chaos*.py
 	$(PY) -m benchmarks.engine.faults --seconds 5 --pairs 1
 
 soak: $(READY)            ## half an hour or 50,000 requests, watched for leaks and losses

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
+from lengthwise.predictor.array_file import arrays_of
 from lengthwise.predictor.conformal import ConformalLevels
 from lengthwise.predictor.estimators.baselines import BASELINES
 from lengthwise.predictor.estimators.blend import LGBMBlendRegressor
@@ -179,10 +179,8 @@ def _read_causal(directory: Path, card: dict[str, Any]) -> CausalReading | None:
     said = card.get(_CAUSAL)
     if not said or not said["classes"]:
         return None
-    settings, path = read_object(directory / "reader.json"), directory / "reader.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+    settings = read_object(directory / "reader.json")
+    with arrays_of(directory / "reader.npz") as arrays:
         params = settings["params"]
         reader = CausalReader(**params | {"alphas": tuple(params["alphas"])})
         for name in _CAUSAL_ARRAYS:
@@ -193,10 +191,6 @@ def _read_causal(directory: Path, card: dict[str, Any]) -> CausalReading | None:
         reader.gains_, reader.densest_ = dict(settings["gains"]), float(settings["densest"])
         reader.n_components_ = int(settings["n_components"])
         estimator = _read_estimator(directory, said["estimator"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read: {error}") from error
     conformal = ConformalLevels.from_json(read_object(directory / "calibration.json"))
     return CausalReading(reader, estimator, conformal)
 
@@ -255,14 +249,8 @@ def _write_features(directory: Path, features: PromptFeatures) -> None:
 
 def _read_features(directory: Path) -> PromptFeatures:
     settings = read_object(directory / "features.json")
-    path = directory / "features.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        features = _with_arrays(settings, arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    return features
+    with arrays_of(directory / "features.npz") as arrays:
+        return _with_arrays(settings, arrays)
 
 
 def _with_arrays(settings: dict[str, Any], arrays: dict[str, Any]) -> PromptFeatures:

@@ -12,7 +12,7 @@ from benchmarks.common import finish, interval, print_table
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
-NAMED = re.findall(r"python -m (benchmarks\.\w+\.\w+)", INDEX)
+NAMED = re.findall(r"python -m (benchmarks(?:\.\w+)+)", INDEX)
 MODULES = {
     ".".join(path.relative_to(FOLDER.parent).with_suffix("").parts): path
     for path in FOLDER.glob("*/**/*.py")

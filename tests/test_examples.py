@@ -1,6 +1,6 @@
 """The examples that need no engine run; the unit, the crontab and the compose file are well formed.
 
-Those that talk to a server run in tests/vllm/test_example_clients.py.
+Those that talk to a server run in tests/vllm/live/test_example_clients.py.
 """
 
 import configparser

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "docs/operations/dashboard.json"
 ALERTS = ROOT / "docs/operations/alerts.yml"
 
-# vLLM 0.32's own; tests/vllm/test_engine.py finds them on a running server.
+# vLLM 0.32's own; tests/vllm/live/test_engine.py finds them on a running server.
 ENGINE_NAMES = {
     "vllm:generation_tokens_total",
     "vllm:kv_cache_usage_perc",

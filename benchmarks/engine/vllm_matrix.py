@@ -32,7 +32,10 @@ from packaging.version import Version
 from lengthwise.scheduler.vllm_adapter.supported import SUPPORTED_RANGE, vllm_version
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRACT = ("test_contract", "test_queue", "test_engine_scheduler", "test_replay")
+CONTRACT = (
+    "test_contract", "test_queue", "test_queue_model", "test_tiered_queue", "test_engine_scheduler",
+    "test_plan_limits", "test_vllms_words", "test_replay",
+)  # fmt: skip
 # What a release imports that the pinned environment lacks, or has under another name.
 EXTRA = {"<0.31": ("openai-harmony==0.0.8",), ">=0.33": ("orjson>=3.11.6",)}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
@@ -145,7 +148,8 @@ def run(python: str, place: Path, *arguments: str) -> subprocess.CompletedProces
 def contract(python: str, place: Path) -> dict[str, object]:
     """Passed of all tests, a file at a time."""
     report = place / "report.xml"
-    files = [str(ROOT / "tests" / "vllm" / f"{name}.py") for name in CONTRACT]
+    found = {path.stem: str(path) for path in (ROOT / "tests" / "vllm").rglob("test_*.py")}
+    files = [found[name] for name in CONTRACT]
     done = run(python, place, "-m", "pytest", "-n", "0", f"--junitxml={report}",
                "-p", "no:cacheprovider", *files)  # fmt: skip
     if not report.is_file():

@@ -1,1 +1,1 @@
-"""Studies on the simulated engine."""
+"""Studies on the simulated engine: the grids of policies, and rooms for narrower questions."""

@@ -2,10 +2,11 @@
 
     python -m benchmarks.simulator.drawn_cells --out drawn.jsonl --first-cell 0 --cells 100
 
-A cell is an engine (every coefficient, slots, memory, step budget, prefix cache, speculation), a
-mix of classes with objectives of every kind or none, prompts plain, with documents or in sessions,
-arrivals and a load, all drawn from the cell's number. Each is played with every rule and ``sa`` on
-the same requests, ``--draws`` times. Finished cells in ``--out`` are not played again.
+A cell is an engine (every coefficient, slots, memory, step budget, prefix cache, speculation, CUDA
+graphs), a mix of classes with objectives of every kind or none, prompts plain, with documents or
+in sessions, arrivals and a load, all drawn from the cell's number. Each is played with every rule
+and ``sa`` on the same requests, ``--draws`` times. Finished cells in ``--out`` are not played
+again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class DrawnCell:
         form = "documents" if self.workload.document_tokens else form
         return (
             f"{capacity.max_num_seqs} slots, {capacity.kv_tokens // 1000}k KV, "
-            f"{1e3 * step.base_s:.0f} ms base, {1e6 * step.decode_seq_s:.0f} us a sequence, "
+            f"{1e3 * step.base_s:.0f} ms base ({1e3 * step.eager_s:.0f} eager), "
+            f"{1e6 * step.decode_seq_s:.0f} us a sequence, "
             f"{1e6 * step.prefill_token_s:.0f} us a prompt token"
             f"{', prefix cache' if self.profile.prefix_cache else ''}"
             f"{', speculation' if self.profile.speculation else ''}; {self.workload.source} {form} "
@@ -94,7 +96,7 @@ def drawn_cell(number: int) -> DrawnCell:
     def between(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    profile = _drawn_engine(number, rng, between)
+    profile = _with_graphs(_drawn_engine(number, rng, between), number)
     source = SOURCES[int(rng.integers(2))]
     have = sorted(_table(source)["slo_class"].unique())
     names = rng.choice(have, int(rng.integers(1, len(have) + 1)), replace=False)
@@ -156,6 +158,17 @@ def _drawn_engine(number: int, rng: np.random.Generator, between: Any) -> Engine
         speculation=Speculation(accepted) if rng.random() < 0.25 else None,
         scale="gpu",
     )
+
+
+def _with_graphs(profile: EngineProfile, number: int) -> EngineProfile:
+    """Every second engine replays CUDA graphs, so that a step with prompts has a floor."""
+    rng = np.random.default_rng([20_251_127, number])
+    if rng.random() < 0.5:
+        return profile
+    eager_s = float(np.exp(rng.uniform(np.log(0.01), np.log(0.08))))
+    graph_tokens = float(rng.choice([0, 256, 512]))
+    step_time = replace(profile.step_time, eager_s=eager_s, graph_tokens=graph_tokens)
+    return replace(profile, step_time=step_time)
 
 
 @lru_cache(maxsize=2)

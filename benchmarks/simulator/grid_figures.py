@@ -4,7 +4,7 @@
 
 Writes attainment.png, lengths.png, queue.png and plan_time.png to docs/figures/. Queue growth is
 played here (one cell, seconds); plan time is read from ``--plan-time``, what
-`benchmarks.simulator.plan_time` printed, or measured now.
+`benchmarks.simulator.planner.plan_time` printed, or measured now.
 """
 
 from __future__ import annotations
@@ -257,7 +257,8 @@ def plan_time(text: str) -> Figure:
 
 def measured_plan_time(repeats: int) -> str:
     """What plan_time prints now."""
-    command = [sys.executable, "-m", "benchmarks.simulator.plan_time", "--repeats", str(repeats)]
+    study = "benchmarks.simulator.planner.plan_time"
+    command = [sys.executable, "-m", study, "--repeats", str(repeats)]
     return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 

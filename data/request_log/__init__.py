@@ -1,7 +1,7 @@
 """The server's request log: one JSON line per request that ended, which is training data later."""
 
 from lengthwise.data.request_log.groups import RowGroup, largest_group, of_group
-from lengthwise.data.request_log.played import logged_workload
+from lengthwise.data.request_log.played import as_request, logged_workload
 from lengthwise.data.request_log.reader import (
     answered,
     log_batches,
@@ -20,6 +20,7 @@ __all__ = [
     "RequestLogWriter",
     "RowGroup",
     "answered",
+    "as_request",
     "largest_group",
     "limited_writer",
     "log_batches",

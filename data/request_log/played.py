@@ -44,7 +44,7 @@ def logged_workload(
 
     def can_be_played(row: dict[str, Any]) -> bool:
         try:
-            row[_MADE] = _request(row)
+            row[_MADE] = as_request(row)
         except InputError as error:
             skipped.add(f"request {row['request_id']}", error)
             return False
@@ -64,8 +64,11 @@ def logged_workload(
     return kept, skipped
 
 
-def _request(row: Mapping[str, Any]) -> WorkloadRequest:
-    """The row's request, arriving at 0; InputError says why it cannot be played."""
+def as_request(row: Mapping[str, Any]) -> WorkloadRequest:
+    """A log's row as a request without its text, arriving at 0.
+
+    InputError says why it cannot be played.
+    """
     if row["status"] not in _ANSWERED:
         raise NoAnswerError(f"{row['status']}: its length is not known")
     if not row.get("output_tokens"):

@@ -11,7 +11,6 @@ seen it. AdamW on the likelihood, with dropout.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from lengthwise.data.arrays import njit
-from lengthwise.data.errors import InputError
+from lengthwise.predictor.array_file import arrays_of
 from lengthwise.predictor.distribution import Floats
 from lengthwise.predictor.estimators.folded import FoldedRegressor
 from lengthwise.predictor.estimators.hazard import bin_edges, bins_lived, hazard_log_quantiles
@@ -155,13 +154,9 @@ class MLPHazardRegressor(FoldedRegressor):
     def load_files(self, directory: Path) -> None:
         """As in `LengthRegressor`."""
         super().load_files(directory)
-        path = directory / _WEIGHTS
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                for name in _ARRAYS:
-                    setattr(self, f"{name}_", np.ascontiguousarray(file[name], np.float32))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
+        with arrays_of(directory / _WEIGHTS) as arrays:
+            for name in _ARRAYS:
+                setattr(self, f"{name}_", np.ascontiguousarray(arrays[name], np.float32))
 
 
 def _standardising(X: Floats) -> tuple[Floats32, Floats32]:

@@ -47,7 +47,7 @@ BEGIN_S, TOKEN_S, ANSWER_TOKEN_S, SEEN_WORK_S, BOOKED_WORK_S, PACE, KV_USED, BLO
 
 
 class FleetRows(NamedTuple):
-    """``(m, p)`` columns of `plan.rollout_state.Rows`, of which ``counts (m, 4)`` are valid.
+    """``columns`` are ``(m, p)``, of which ``counts (m, 4)`` are valid.
 
     ``owner`` is the request's slot in the known requests, ``shared_id`` its prefix as all know it.
     ``figures (m, 8)``: when the state was taken, seconds a token in a full batch, seconds of the
@@ -56,21 +56,7 @@ class FleetRows(NamedTuple):
     prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout_state.Engine`.
     """
 
-    arrival_s: FloatArray
-    left: FloatArray
-    target: FloatArray
-    shared: FloatArray
-    need: FloatArray
-    generated: FloatArray
-    first_s: FloatArray
-    ttft_by_s: FloatArray
-    tpot_s: FloatArray
-    e2e_by_s: FloatArray
-    weight: FloatArray
-    latest_s: FloatArray
-    strata: FloatArray
-    prefix: IntArray
-    saved: FloatArray
+    columns: Rows
     owner: IntArray
     shared_id: IntArray
     counts: IntArray
@@ -81,34 +67,34 @@ class FleetRows(NamedTuple):
 def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
     """Room for ``room`` requests on each of so many instances."""
     shape = (instances, room)
-    whole = [np.zeros(shape, dtype=np.int64) for _ in range(2)]
-    return FleetRows._make(
-        (
-            *[np.zeros(shape) for _ in range(12)],
-            np.ones((*shape, len(STRATA))),
-            whole[0],
-            np.zeros(shape),
-            whole[1],
-            np.full(shape, NO_PREFIX, dtype=np.int64),
-            np.zeros((instances, 4), dtype=np.int64),
-            np.zeros((instances, 8)),
-            np.zeros((instances, 12)),
-        )
+    figures = [np.zeros(shape) for _ in range(12)]
+    strata, prefix = np.ones((*shape, len(STRATA))), np.zeros(shape, dtype=np.int64)
+    return FleetRows(
+        columns=Rows._make((*figures, strata, prefix, np.zeros(shape))),
+        owner=np.zeros(shape, dtype=np.int64),
+        shared_id=np.full(shape, NO_PREFIX, dtype=np.int64),
+        counts=np.zeros((instances, 4), dtype=np.int64),
+        figures=np.zeros((instances, 8)),
+        engines=np.zeros((instances, 12)),
     )
 
 
 def grown_rows(rows: FleetRows, instances: int, room: int) -> FleetRows:
     """The same rows with room for at least so many instances and requests on each."""
-    m, before = rows.need.shape
+    m, before = rows.owner.shape
     if instances <= m and room <= before:
         return rows
     grown = empty_rows(max(instances, m), before if room <= before else max(room, 2 * before))
-    for ours, theirs in zip(grown, rows, strict=True):
+    for ours, theirs in zip(_arrays(grown), _arrays(rows), strict=True):
         if ours.ndim > 1 and ours.shape[1] != theirs.shape[1]:
             ours[:m, :before] = theirs
         else:
             ours[:m] = theirs
     return grown
+
+
+def _arrays(rows: FleetRows) -> tuple[np.ndarray, ...]:
+    return (*rows.columns, *rows[1:])
 
 
 def set_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
@@ -145,22 +131,23 @@ def engine_at(r: FleetRows, i: int) -> Engine:
 @njit(inline="always")
 def rows_at(r: FleetRows, i: int, k: int) -> Rows:
     """The instance's first ``k`` requests as the rollout takes them."""
+    rows = r.columns
     return Rows(
-        r.arrival_s[i, :k],
-        r.left[i, :k],
-        r.target[i, :k],
-        r.shared[i, :k],
-        r.need[i, :k],
-        r.generated[i, :k],
-        r.first_s[i, :k],
-        r.ttft_by_s[i, :k],
-        r.tpot_s[i, :k],
-        r.e2e_by_s[i, :k],
-        r.weight[i, :k],
-        r.latest_s[i, :k],
-        r.strata[i, :k],
-        r.prefix[i, :k],
-        r.saved[i, :k],
+        rows.arrival_s[i, :k],
+        rows.left[i, :k],
+        rows.target[i, :k],
+        rows.shared[i, :k],
+        rows.need[i, :k],
+        rows.generated[i, :k],
+        rows.first_s[i, :k],
+        rows.ttft_by_s[i, :k],
+        rows.tpot_s[i, :k],
+        rows.e2e_by_s[i, :k],
+        rows.weight[i, :k],
+        rows.latest_s[i, :k],
+        rows.strata[i, :k],
+        rows.prefix[i, :k],
+        rows.saved[i, :k],
     )
 
 
@@ -201,9 +188,9 @@ def write_row(
 
     ``level`` of its length, negative for the mean; ``left`` prompt tokens beyond the ``cached``.
     """
-    f = known.figures[slot]
+    rows, f = r.columns, known.figures[slot]
     engine = engine_at(r, i)
-    strata = r.strata[i, at]
+    strata = rows.strata[i, at]
     if generated > 0.0 or level >= 0.0:
         need = to_come(known.levels, known.quantiles[slot], generated, level, strata)
     else:
@@ -222,32 +209,33 @@ def write_row(
     latest_s = f[E2E_BY] - begin - r.figures[i, TOKEN_S] * (cautious - 1.0)
     if waits:
         latest_s = min(latest_s, f[TTFT_BY] - begin)
-    r.arrival_s[i, at], r.left[i, at] = at_s, left
-    r.target[i, at] = f[PROMPT] + generated
-    r.shared[i, at] = max(0.0, min(cached, f[PROMPT] - 1.0))
-    r.need[i, at], r.generated[i, at], r.first_s[i, at] = np.ceil(need), generated, first_s
-    r.ttft_by_s[i, at], r.tpot_s[i, at], r.e2e_by_s[i, at] = f[TTFT_BY], f[TPOT], f[E2E_BY]
-    r.weight[i, at], r.latest_s[i, at] = f[WEIGHT], latest_s
+    rows.arrival_s[i, at], rows.left[i, at] = at_s, left
+    rows.target[i, at] = f[PROMPT] + generated
+    rows.shared[i, at] = max(0.0, min(cached, f[PROMPT] - 1.0))
+    rows.need[i, at], rows.generated[i, at] = np.ceil(need), generated
+    rows.first_s[i, at], rows.ttft_by_s[i, at] = first_s, f[TTFT_BY]
+    rows.tpot_s[i, at], rows.e2e_by_s[i, at] = f[TPOT], f[E2E_BY]
+    rows.weight[i, at], rows.latest_s[i, at] = f[WEIGHT], latest_s
     r.owner[i, at] = slot
     block, prefix = r.figures[i, BLOCK], known.prefix[slot]
     if block < 1.0 or prefix < 0:
-        r.shared_id[i, at], r.prefix[i, at], r.saved[i, at] = NO_PREFIX, NO_PREFIX, 0.0
+        r.shared_id[i, at], rows.prefix[i, at], rows.saved[i, at] = NO_PREFIX, NO_PREFIX, 0.0
         return
-    r.shared_id[i, at], r.prefix[i, at] = prefix, at  # rows number a prefix by who has it first
+    r.shared_id[i, at] = prefix
+    rows.prefix[i, at] = at  # rows number a prefix by who has it first
     for p in range(at):
         if r.shared_id[i, p] == prefix:
-            r.prefix[i, at] = r.prefix[i, p]
+            rows.prefix[i, at] = rows.prefix[i, p]
             break
     whole = min(f[PREFIX_TOKENS], f[PROMPT] - 1.0) // block * block
-    r.saved[i, at] = max(whole - cached, 0.0)
+    rows.saved[i, at] = max(whole - cached, 0.0)
 
 
 @njit(inline="always")
 def work_of(r: FleetRows, i: int, at: int) -> float:
     """Seconds of the whole engine that the row will take."""
-    return (
-        r.engines[i, PREFILL_TOKEN_S] * r.left[i, at] + r.figures[i, ANSWER_TOKEN_S] * r.need[i, at]
-    )
+    prefill_s = r.engines[i, PREFILL_TOKEN_S] * r.columns.left[i, at]
+    return prefill_s + r.figures[i, ANSWER_TOKEN_S] * r.columns.need[i, at]
 
 
 @njit
@@ -269,6 +257,7 @@ def place(
     ``progress (4, n)``: generated, prompt tokens left, cached, first token's time. Slots that are
     -1, of requests the router does not know, are left out. There must be room.
     """
+    rows = r.columns
     r.figures[i, BEGIN_S] = taken_s
     n, at, runs, recovers = len(slots), 0, 0, 0
     for p in range(n):
@@ -291,7 +280,7 @@ def place(
             progress[1, p], progress[2, p], progress[3, p], level,
         )  # fmt: skip
         seen_s += work_of(r, i, at)
-        kv += r.target[i, at] - r.shared[i, at]
+        kv += rows.target[i, at] - rows.shared[i, at]
         at += 1
     r.counts[i, STATED] = at
     for p in range(len(booked)):
@@ -302,7 +291,7 @@ def place(
             r, known, i, at, slot, f[SENT], 0.0, f[PROMPT] - cached, cached, np.nan, -1.0
         )  # fmt: skip
         booked_s += work_of(r, i, at)
-        kv += r.target[i, at] - r.shared[i, at]
+        kv += rows.target[i, at] - rows.shared[i, at]
         at += 1
     r.counts[i, ALL] = at
     r.figures[i, SEEN_WORK_S], r.figures[i, BOOKED_WORK_S] = seen_s, booked_s
@@ -312,7 +301,7 @@ def place(
 @njit
 def remove_rows(r: FleetRows, i: int, slot: int) -> None:
     """Request ``slot`` has ended on instance ``i``: its row goes, the others close up."""
-    k, at = r.counts[i, ALL], 0
+    rows, k, at = r.columns, r.counts[i, ALL], 0
     while at < k and r.owner[i, at] != slot:
         at += 1
     if at == k:
@@ -326,21 +315,21 @@ def remove_rows(r: FleetRows, i: int, slot: int) -> None:
             r.counts[i, RECOVERING] -= 1
     else:
         r.figures[i, BOOKED_WORK_S] -= work_of(r, i, at)
-    r.figures[i, KV_USED] -= r.target[i, at] - r.shared[i, at]
+    r.figures[i, KV_USED] -= rows.target[i, at] - rows.shared[i, at]
     for p in range(at, k - 1):
-        r.arrival_s[i, p], r.left[i, p] = r.arrival_s[i, p + 1], r.left[i, p + 1]
-        r.target[i, p], r.shared[i, p] = r.target[i, p + 1], r.shared[i, p + 1]
-        r.need[i, p], r.generated[i, p] = r.need[i, p + 1], r.generated[i, p + 1]
-        r.first_s[i, p], r.weight[i, p] = r.first_s[i, p + 1], r.weight[i, p + 1]
-        r.ttft_by_s[i, p], r.tpot_s[i, p] = r.ttft_by_s[i, p + 1], r.tpot_s[i, p + 1]
-        r.e2e_by_s[i, p], r.latest_s[i, p] = r.e2e_by_s[i, p + 1], r.latest_s[i, p + 1]
-        r.strata[i, p] = r.strata[i, p + 1]
-        r.saved[i, p], r.owner[i, p] = r.saved[i, p + 1], r.owner[i, p + 1]
+        rows.arrival_s[i, p], rows.left[i, p] = rows.arrival_s[i, p + 1], rows.left[i, p + 1]
+        rows.target[i, p], rows.shared[i, p] = rows.target[i, p + 1], rows.shared[i, p + 1]
+        rows.need[i, p], rows.generated[i, p] = rows.need[i, p + 1], rows.generated[i, p + 1]
+        rows.first_s[i, p], rows.weight[i, p] = rows.first_s[i, p + 1], rows.weight[i, p + 1]
+        rows.ttft_by_s[i, p], rows.tpot_s[i, p] = rows.ttft_by_s[i, p + 1], rows.tpot_s[i, p + 1]
+        rows.e2e_by_s[i, p], rows.latest_s[i, p] = rows.e2e_by_s[i, p + 1], rows.latest_s[i, p + 1]
+        rows.strata[i, p] = rows.strata[i, p + 1]
+        rows.saved[i, p], r.owner[i, p] = rows.saved[i, p + 1], r.owner[i, p + 1]
         r.shared_id[i, p] = r.shared_id[i, p + 1]
     r.counts[i, ALL] = k - 1
     for p in range(at, k - 1):  # who has a prefix first may have moved
-        r.prefix[i, p] = NO_PREFIX if r.shared_id[i, p] < 0 else p
+        rows.prefix[i, p] = NO_PREFIX if r.shared_id[i, p] < 0 else p
         for q in range(p if r.shared_id[i, p] >= 0 else 0):
             if r.shared_id[i, q] == r.shared_id[i, p]:
-                r.prefix[i, p] = r.prefix[i, q]
+                rows.prefix[i, p] = rows.prefix[i, q]
                 break

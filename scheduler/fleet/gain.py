@@ -72,13 +72,13 @@ def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: In
         return n
     latest_s, work_s, value = np.empty(n), np.empty(n), np.empty(n)
     for p in range(n):
-        latest_s[p] = r.latest_s[i, first + p]
+        latest_s[p] = r.columns.latest_s[i, first + p]
         work_s[p] = work_of(r, i, first + p)
-        value[p] = r.weight[i, first + p] if latest_s[p] >= now_s else 0.0
+        value[p] = r.columns.weight[i, first + p] if latest_s[p] >= now_s else 0.0
     if kind == BY_DEADLINE:
         due_s = np.empty(n)
         for p in range(n):
-            due_s[p] = min(r.ttft_by_s[i, first + p], r.e2e_by_s[i, first + p])
+            due_s[p] = min(r.columns.ttft_by_s[i, first + p], r.columns.e2e_by_s[i, first + p])
         by_due = np.argsort(due_s, kind="mergesort")
         at = 0
         for wanted in range(2):
@@ -194,7 +194,7 @@ def book_row(
     r.counts[i, fr.ALL] = k + 1
     work_s = work_of(r, i, k)
     r.figures[i, fr.BOOKED_WORK_S] += work_s
-    r.figures[i, fr.KV_USED] += r.target[i, k] - r.shared[i, k]
+    r.figures[i, fr.KV_USED] += r.columns.target[i, k] - r.columns.shared[i, k]
     return float(work_s)
 
 

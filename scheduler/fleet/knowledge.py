@@ -309,7 +309,7 @@ class Knowledge:
 
     def make_room(self, rows: int) -> None:
         """For so many rows an instance, and one more."""
-        if rows + 1 > self.rows.need.shape[1]:
+        if rows + 1 > self.rows.owner.shape[1]:
             self.rows = fr.grown_rows(self.rows, len(self.members), rows + 1)
         if rows + 1 > len(self.scratch.order):
-            self.scratch = scratch_for(self.rows.need.shape[1])
+            self.scratch = scratch_for(self.rows.owner.shape[1])

@@ -76,11 +76,11 @@ def vllm_balance(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t
     ``max(in flight, waiting + running) + 6 waiting max(0, KV usage - 0.5)``, by the last states and
     what was sent since.
     """
-    counts = k.rows.counts[among]
+    counts, columns = k.rows.counts[among], k.rows.columns
     waiting = counts[:, fr.ALL] - counts[:, fr.RUNNING]
     held = np.array(
         [
-            (k.rows.target[i, :n] - k.rows.left[i, :n]).sum()
+            (columns.target[i, :n] - columns.left[i, :n]).sum()
             for i, n in zip(among.tolist(), counts[:, fr.RUNNING].tolist(), strict=True)
         ]
     )

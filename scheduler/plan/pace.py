@@ -1,15 +1,17 @@
 """How long the engine's steps really are, against what plans expected of them.
 
-Between two plans every request that runs in both has gained some tokens; the rollout of the first
-plan said how many to expect. The ratio of the sums over the last half minute says whether the
-profile's clock is right. Only an error of a factor is corrected: what arrives between two plans
-makes single ones wrong by much, and the fit to timed steps (``step_time``) is the finer
-instrument, where there is one.
+Between two plans every request that runs in both has gained some tokens; the first plan, played up
+to the moment of the second, says how many to expect. No mean pace would do: under a prefill period
+some steps are many times as long as others, and a plan may fall on either side of one. The ratio
+of the sums over the last half minute says whether the profile's clock is right. Only an error of a
+factor is corrected: what arrives between two plans makes single ones wrong by much, and the fit to
+timed steps (``step_time``) is the finer instrument, where there is one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,6 @@ LEAST_S = 5.0  # of evidence
 DEADBAND = 2.0  # a factor below this is left alone
 MOST = 32.0
 LONGEST_GAP_S = 5.0
-AHEAD_S = 0.5  # how far a plan is asked what the steps will take
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class _Seen:
     now_s: float
     arrival_s: FloatArray
     generated: FloatArray
-    token_s: float  # that the profile expects, uncorrected
+    tokens_by: Callable[[float], float]
 
 
 class StepPace:
@@ -61,7 +62,9 @@ class StepPace:
         kept = math.exp(-elapsed_s / MEMORY_S)
         gained = running.generated_tokens[now] - seen.generated[then]
         self._gained = kept * self._gained + float(gained.mean())
-        self._expected = kept * self._expected + elapsed_s / seen.token_s
+        # by the profile's own times, which the plan had corrected
+        expected = self._factor * seen.tokens_by(problem.now_s)
+        self._expected = kept * self._expected + expected
         self._seconds = kept * self._seconds + elapsed_s
         if self._seconds < LEAST_S:
             return
@@ -70,12 +73,12 @@ class StepPace:
         least = DEADBAND if self._factor == 1.0 else math.sqrt(DEADBAND)
         self._factor = ratio if abs(math.log(ratio)) > math.log(least) else 1.0
 
-    def expect(self, problem: Problem, token_s: float) -> None:
-        """A plan expects a token every ``token_s`` of those that run, by the corrected times."""
+    def expect(self, problem: Problem, tokens_by: Callable[[float], float]) -> None:
+        """A plan expects ``tokens_by(now_s)`` of everyone that runs, by the corrected times."""
         decoding = problem.running.prefill_left_tokens <= 0
         self._seen = _Seen(
             problem.now_s,
             problem.running.arrival_s[decoding],
             problem.running.generated_tokens[decoding],
-            token_s / self._factor,
+            tokens_by,
         )

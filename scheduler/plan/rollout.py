@@ -28,6 +28,7 @@ from lengthwise.scheduler.plan.rollout_state import (
     END_RECOMPUTED,
     END_RUNNING,
     END_S,
+    END_STEP_S,
     END_STEPS,
     FRONT,
     PREFILLING,
@@ -87,7 +88,7 @@ def rollout(
     t, step, used, context = begin_s, 0, 0.0, 0.0
     active, alive, top, heap, filling = 0, 0, 0, 0, 0
     front, missed, tail, taken, ahead, arrived = 0, 0, 0, 0, 0, expected
-    preemptions, recomputed = 0, 0.0
+    preemptions, recomputed, step_s = 0, 0.0, 0.0
     for i in range(running):
         if given_up[i]:
             w.left[i] = w.target[i] - w.shared[i]
@@ -263,10 +264,12 @@ def rollout(
             steps = min(steps, steps_within(engine, soonest - t, active, context))
             if rests:
                 steps = min(steps, int(period - 1.0 - rested))
+        before_s = t
         decodes_s = decode_s(engine, steps, active, context)
         t += decodes_s
         if prefill > 0.0:
             t += more_s(engine, prefill, active, decodes_s)
+        step_s = (t - before_s) / steps
         step += steps
         rested = 0.0 if prefill > 0.0 else rested + steps
         used += steps * active * speed
@@ -322,5 +325,6 @@ def rollout(
     for i in range(k):
         if w.phase[i] == DECODING:
             w.need[i] = max(0.0, w.need[i] - speed * (step - w.began[i]))
-    w.end[END_S], w.end[END_STEPS], w.end[END_RUNNING] = t, step, alive
+    w.end[END_S], w.end[END_STEPS], w.end[END_STEP_S] = t, step, step_s
+    w.end[END_RUNNING] = alive
     w.end[END_PREEMPTIONS], w.end[END_RECOMPUTED] = preemptions, recomputed

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from lengthwise.scheduler.policies.planning_picture import (
     with_arrivals,
     worth_planning,
 )
-from lengthwise.scheduler.policies.promises import expect_steps, lose_unmet, promise_chances
+from lengthwise.scheduler.policies.promises import lose_unmet, promise_chances, tokens_by
 from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
@@ -242,7 +243,7 @@ class AnnealingPolicy:
         self._last.remember(shot.rows.arrival_s[best.order])
         if self.settings.trust:
             promise_chances(self.trust, shot, picture, best, start, rule)
-        expect_steps(self.pace, problem, picture, best, start)
+        self.pace.expect(problem, partial(tokens_by, picture, best, start))
 
 
 def _may_yield(problem: Problem) -> BoolArray:

@@ -1,15 +1,14 @@
 """What ``sa`` says of the plan it hands out, so that what comes can be held against it.
 
-Everybody's chances under the plan and without each of its parts (``plan.trust``), and how long its
-next steps take (``plan.pace``). Each is asked of one more rollout.
+Everybody's chances under the plan and without each of its parts (``plan.trust``), and how many
+tokens it brings by when (``plan.pace``). Each is asked of one more rollout.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.plan.pace import AHEAD_S, StepPace
-from lengthwise.scheduler.plan.rollout_state import END_S, END_STEPS
+from lengthwise.scheduler.plan.rollout_state import END_S, END_STEP_S, END_STEPS
 from lengthwise.scheduler.plan.rows import Snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.trust import Trust
@@ -49,14 +48,13 @@ def promise_chances(
     trust.promise(picture.begin_s, shot.rows.arrival_s[real], picture.chance[real], without)
 
 
-def expect_steps(
-    pace: StepPace, problem: Problem, picture: Picture, best: Parts, start: Start
-) -> None:
-    """How long the next steps take under the plan."""
-    now_s = problem.now_s
-    soon = picture._replace(until_s=now_s + AHEAD_S)
-    value_of(soon, best, start.skip_late)
+def tokens_by(picture: Picture, best: Parts, start: Start, now_s: float) -> float:
+    """Tokens that who decodes all along gains until ``now_s`` under the plan, a mean a step.
+
+    A step that is then under way counts by the share of its time that has passed.
+    """
+    value_of(picture._replace(until_s=now_s), best, start.skip_late)
     end = picture.work.end
-    if end[END_STEPS] > 0:
-        step_s = (end[END_S] - now_s) / end[END_STEPS]
-        pace.expect(problem, step_s / picture.engine.tokens_per_step)
+    ahead_s = min(max(end[END_S] - now_s, 0.0), end[END_STEP_S])
+    begun = ahead_s / end[END_STEP_S] if ahead_s > 0.0 else 0.0
+    return float(picture.engine.tokens_per_step * (end[END_STEPS] - begun))

@@ -72,6 +72,7 @@ class Play:
     period: float = 1.0
     rested: float = math.inf
     steps: int = 0
+    step_ends: list[tuple[float, float]] = field(default_factory=list)  # and when each began
     preemptions: int = 0
     recomputed: float = 0.0
     blocked: bool = False
@@ -180,6 +181,7 @@ class Play:
             if prefill + len(decoding) > self.engine.graph_tokens:
                 self.now_s = max(self.now_s, began_s + self.engine.eager_s)
         self.steps += 1
+        self.step_ends.append((began_s, self.now_s))
         self.rested = 0 if prefill > 0 else self.rested + 1
         ended = self.decode(decoding)
         filling = [q for q in self.running if q.state == "prefilling"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planning_cases import MODEL, draw_workload
 
-from benchmarks.simulator.bad_input import CASES, Setting, failures, played
+from benchmarks.simulator.wrong_input.bad_input import CASES, Setting, failures, played
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile

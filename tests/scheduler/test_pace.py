@@ -25,12 +25,17 @@ def decoding(now_s: float, tokens: float, rows: int = 4):
     return replace(problem, now_s=now_s, running=running)
 
 
+def expect(pace: StepPace, problem, token_s: float) -> None:
+    """The plan says a token every ``token_s``."""
+    pace.expect(problem, lambda until_s: (until_s - problem.now_s) / token_s)
+
+
 def lived(pace: StepPace, real_s: float, told_s: float, seconds: float = 60.0) -> StepPace:
     """Plans twice a second expect a token every ``told_s``; it takes ``real_s``."""
     for now_s in np.arange(10.0, 10.0 + seconds, 0.5):
         problem = decoding(now_s, 100.0 + now_s / real_s)
         pace.observe(problem)
-        pace.expect(problem, told_s * pace.factor)
+        expect(pace, problem, told_s * pace.factor)
     return pace
 
 
@@ -54,7 +59,7 @@ def test_what_was_learned_is_forgotten_when_it_is_no_longer_so():
 def test_one_odd_plan_is_noise():
     pace = StepPace()
     first = decoding(10.0, 100.0)
-    pace.expect(first, 0.02)
+    expect(pace, first, 0.02)
     pace.observe(decoding(11.0, 110.0))  # ten tokens where fifty were expected
     assert pace.factor == 1.0
 
@@ -72,7 +77,7 @@ def test_one_odd_plan_is_noise():
 )
 def test_what_says_nothing_teaches_nothing(later):
     pace = StepPace()
-    pace.expect(decoding(10.0, 100.0), 1e-4)
+    expect(pace, decoding(10.0, 100.0), 1e-4)
     pace.observe(later)
     assert pace.factor == 1.0
 
@@ -88,5 +93,5 @@ def test_the_factor_stays_in_bounds(moments):
         now_s += step_s
         problem = decoding(now_s, tokens)
         pace.observe(problem)
-        pace.expect(problem, token_s)
+        expect(pace, problem, token_s)
         assert 1 / MOST <= pace.factor <= MOST

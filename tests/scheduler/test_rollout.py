@@ -12,6 +12,8 @@ from rollout_cases import BEGIN_S, OBJECTIVE, cases, draw_case
 
 from lengthwise.scheduler.plan import rollout_state as rs
 from lengthwise.scheduler.plan.value import worth
+from lengthwise.scheduler.policies.candidate_starts import Start
+from lengthwise.scheduler.policies.promises import tokens_by
 
 STATES = {
     rs.WAITING: "waiting",
@@ -61,6 +63,22 @@ def test_the_compiled_rollout_equals_its_plain_twin(case):
     assert w.end[rs.END_RUNNING] == len(play.running)
     assert w.end[rs.END_STEPS] == play.steps
     same(w.end[[rs.END_S, rs.END_RECOMPUTED]], [play.now_s, play.recomputed])
+    took_s = [end_s - begun_s for begun_s, end_s in play.step_ends]
+    last = [float(np.mean(took_s[-together:])) for together in range(1, len(took_s) + 1)]
+    assert pytest.approx(w.end[rs.END_STEP_S], rel=1e-9) in (last or [0.0])
+
+
+@settings(max_examples=200)
+@given(case=cases)
+@example(case=draw_case(4, **PLAIN | {"period": 7.0, "rested": 2.0}))
+def test_the_tokens_expected_by_a_time_are_the_steps_until_then(case):
+    start = Start("drawn", case.order, case.skip_late, case.parts().limits, 0)
+    for steps, (begun_s, end_s) in list(enumerate(plainly(case).step_ends, start=1))[:40]:
+        for share in (0.1, 0.5, 0.9):
+            by_s = begun_s + share * (end_s - begun_s)
+            tokens = tokens_by(case.picture(), case.parts(), start, by_s)
+            # steps taken at once count as equally long
+            assert tokens == pytest.approx(case.engine.tokens_per_step * (steps - 1 + share), 0.05)
 
 
 @settings(max_examples=300)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.simulator import rollout_error as r
+from benchmarks.simulator.planner import rollout_error as r
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.bench.comparison.workload_source import (
     capacity_rps,

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks.engine import warped
-from benchmarks.simulator import ablation, bad_input, clairvoyant_share, front, misled, trust_return
-from benchmarks.simulator.shapes import policy_of
-from benchmarks.simulator.variants_table import (
+from benchmarks.simulator.planner import ablation, clairvoyant_share, front
+from benchmarks.simulator.planner.variants_table import (
     axis_table,
     figures,
     main_table,
     pairs,
     undominated,
 )
+from benchmarks.simulator.shapes import policy_of
+from benchmarks.simulator.wrong_input import bad_input, misled, trust_return
 from lengthwise.scheduler.policies.policy import Learns
 from lengthwise.scheduler.problem import warm_up_problem
 

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,40 @@ def predictor_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("predictor") / "native"
     predictor.save(directory)
     return directory
+
+
+@pytest.fixture
+def run(workspace, monkeypatch):
+    """Run a command in a fresh workspace; returns Click's result."""
+    from typer.testing import CliRunner
+
+    from lengthwise.predictor.fitting import fit
+    from lengthwise.training.cli.app import app
+    from lengthwise.training.train import worth
+
+    # fewer trees and dots than usual: what is tested here is what surrounds them
+    monkeypatch.setattr("lengthwise.training.figures.DPI", 30)
+    monkeypatch.setattr(fit, "fit_predictor", partial(fit.fit_predictor, n_estimators=30))
+    monkeypatch.setattr(worth, "decision_value", partial(worth.decision_value, requests=200))
+
+    def invoke(*args, **kwargs):
+        return CliRunner().invoke(app, [str(arg) for arg in args], **kwargs)
+
+    return invoke
+
+
+@pytest.fixture
+def refuses(run):
+    """Run a command that must fail with one line on stderr; returns the line."""
+
+    def invoke(*args):
+        result = run(*args)
+        assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("lengthwise: error: ")
+        return line
+
+    return invoke
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,30 @@ def predictor_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("predictor")
     predictor.save(directory)
     return directory
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace of our own, with no tracking server elsewhere."""
+    monkeypatch.setenv("LENGTHWISE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def engine(tiny_dir: Path) -> Callable[..., Any]:
+    """Builds engines of vLLM's bookkeeping; shortest first, unless told otherwise."""
+    from engineless import FakeEngine
+
+    def build(
+        ahead: int = 1, blocks: int = 1000, max_num_seqs: int = 4, **settings: Any
+    ) -> FakeEngine:
+        defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
+        return FakeEngine(
+            tiny_dir, defaults | settings, ahead=ahead, blocks=blocks, max_num_seqs=max_num_seqs
+        )
+
+    return build
 
 
 class LiveServer:

@@ -162,3 +162,15 @@ class ToyEngine:
                 return
             self.step()
         raise AssertionError(f"not done after {most_steps} steps")
+
+
+def planning_toy(slots: int = 4, **settings: Any) -> ToyEngine:
+    """Shortest first, unless told otherwise; planned at every step."""
+    defaults = {"policy": "sjf", "plan_share": 1.0, "refit_steps": 0}
+    return ToyEngine(defaults | settings, slots)
+
+
+def reestimated(fake: ToyEngine, *estimates: Any) -> dict[str, Any]:
+    """What the status says of second estimates once these have come."""
+    fake.core.reestimated(list(estimates), time.monotonic())
+    return fake.status()["reestimates"]

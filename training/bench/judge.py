@@ -15,15 +15,14 @@ What was compared and decided is a run in MLflow, tags on the version, and the a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.request_log import largest_group, newest_requests
-from lengthwise.data.slo import DEFAULT_CLASS, Slo
+from lengthwise.data.request_log import as_request, largest_group, newest_requests
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.training.bench.comparison.arms import Arm
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
 LEAST_REQUESTS = 100
-_SECONDS = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +145,12 @@ def logged_traffic(folder: Path, most: int) -> Traffic:
         )
     first_s = float(frame["arrival_unix_s"].min())
     requests = tuple(
-        WorkloadRequest(
-            row.arrival_unix_s - first_s,
-            int(row.prompt_tokens),
-            int(row.output_tokens),
-            Slo(
-                _seconds(row.slo_ttft_ms),
-                _seconds(row.slo_tpot_ms),
-                _seconds(row.slo_e2e_ms),
-                row.slo_class or DEFAULT_CLASS,
-            ),
-            prompt=row.prompt if features is None else None,
-            max_tokens=_limit(row.max_tokens, row.output_tokens),
+        replace(
+            as_request(row),
+            arrival_s=row["arrival_unix_s"] - first_s,
+            prompt=row["prompt"] if features is None else None,
         )
-        for row in frame.itertuples()
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
     )
     name = f"log:{folder.name}"
     source = WorkloadSource(name, name, requests=requests)
@@ -251,16 +241,3 @@ def promote(
     if moved:
         make_champion(challenger, workspace=workspace)
     return moved
-
-
-def _limit(max_tokens: object, output_tokens: int) -> int | None:
-    """The client's limit; one that the answer exceeds was not in force."""
-    if not isinstance(max_tokens, int) or max_tokens < output_tokens:
-        return None
-    return max_tokens
-
-
-def _seconds(milliseconds: float | None) -> float | None:
-    if milliseconds is None or np.isnan(milliseconds):
-        return None
-    return float(milliseconds) / _SECONDS

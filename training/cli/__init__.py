@@ -1,1 +1,1 @@
-"""The console command, a file a group of commands."""
+"""The console command: a file a group of commands; servers and comparisons have rooms."""

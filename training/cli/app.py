@@ -1,4 +1,4 @@
-"""The command ``lengthwise``: one Typer app, to which each ``cli_*`` module adds its commands.
+"""The command ``lengthwise``: one Typer app, to which each module of commands adds its own.
 
 Nothing heavy is imported until a command runs, so that ``--help`` answers at once.
 """
@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
-from lengthwise.training.cli import bench, data, demo_real, predictors, promote, serve
+from lengthwise.training.cli import data, predictors, promote
+from lengthwise.training.cli.benching import bench, demo_real
+from lengthwise.training.cli.serving import serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
 

@@ -10,7 +10,7 @@ import typer
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
 from lengthwise.training.cli.pairs import refuse
-from lengthwise.training.cli.serve_inputs import read_slo_table
+from lengthwise.training.cli.serving.serve_inputs import read_slo_table
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
@@ -20,8 +20,8 @@ class ConfigureRequest(BaseModel):
 
     policy: Annotated[str, Field(pattern="")] | None = None  # valid UTF-8, in which it is sent on
     lengths: Lengths | None = None
-    log_steps: bool | None = None
-    reset_stats: bool = False
+    log_steps: StrictBool | None = None
+    reset_stats: StrictBool = False
 
 
 class EngineRequest(ConfigureRequest):

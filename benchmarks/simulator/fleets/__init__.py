@@ -1,0 +1,1 @@
+"""Studies of several instances behind a router."""

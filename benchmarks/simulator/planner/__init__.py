@@ -1,0 +1,1 @@
+"""Studies of the planner: its parts, its prices, its time, and how far it foresees."""

@@ -1,0 +1,53 @@
+"""What each part of the planner brings: ``sa`` with one part off at a time, on every shape.
+
+    python -m benchmarks.simulator.planner.ablation --out ablation.jsonl --seeds 3
+    python -m benchmarks.simulator.planner.ablation --out ablation.jsonl --table
+
+Every variant serves the same requests as the whole planner and arrival order, with a fixed number
+of search steps a plan. Finished runs in ``--out`` are not played again; ``--table`` plays none.
+"""
+
+from __future__ import annotations
+
+from benchmarks.common import finish, plain_parser
+from benchmarks.simulator.grid import read_lines
+from benchmarks.simulator.planner.variants_table import axis_table, figures, main_table
+from benchmarks.simulator.shapes import add_cells, play_missing
+
+WHOLE = "sa"
+VARIANTS = {
+    "no search": "sa:iterations=0",
+    "twice the search": "sa:iterations=96",
+    "slots taken back too": "sa:parts=order+limits+prefill+slots",
+    "no batch limit": "sa:parts=order+prefill",
+    "no prefill limit": "sa:parts=order+limits",
+    "no limits": "sa:parts=order",
+    "no search over orders": "sa:parts=limits+prefill",
+    "orders searched by guesses too": "sa:uncertain_order=true",
+    "no trust": "sa:trust=false",
+    "no expected arrivals": "sa:most_expected=0",
+}
+
+
+def main() -> None:
+    """Play what is left, then the tables, and the figures as JSON."""
+    parser = plain_parser(__doc__)
+    add_cells(parser)
+    parser.set_defaults(seeds=3, lengths=["oracle"], loads=[0.8, 1.2, 1.6], requests=1000)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--table", action="store_true", help="only the tables of what is there")
+    args = parser.parse_args()
+    chosen = {name: VARIANTS[name] for name in args.variants}
+    args.policies = ["fcfs", WHOLE, *chosen.values()]
+    if not args.table:
+        play_missing(args)
+    lines = read_lines(args.out)
+    rows = figures(lines, chosen, WHOLE)
+    print("\n".join(main_table(rows)), end="\n\n")
+    for axis in ("shape", "workload"):
+        print("\n".join(axis_table(lines, chosen, WHOLE, axis)), end="\n\n")
+    finish("ablation", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Studies of policies that are told wrong things."""

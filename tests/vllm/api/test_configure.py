@@ -1,0 +1,70 @@
+"""Our own routes `status` and `configure`: both processes answer, or neither changes."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from echo_client import Client, WordPredictor
+
+
+def test_status_joins_engine_and_api():
+    client = Client(WordPredictor(), predictor_version="v7")
+    document = client.call("GET", "/lengthwise/status").json()
+    assert document["policy"] == "sa"
+    assert document["predictor_version"] == "v7"
+    assert document["api"]["levels"] == 12
+    client.core.answer = RuntimeError("dead")
+    assert client.call("GET", "/lengthwise/status").status_code == 503
+
+
+def test_configure_needs_permission():
+    answer = Client().post("/lengthwise/configure", {"policy": "edf"})
+    assert answer.status_code == 403
+
+
+def test_configure_switches_both_processes():
+    client = Client(WordPredictor(), allow_configure=True)
+    assert client.post("/lengthwise/configure", {"lengths": "none"}).status_code == 200
+    method, sent = client.core.asked[-1]
+    assert method == "lengthwise_configure"
+    assert sent["lengths"] == "none"
+    assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"},
+     {"reset_stats": "yes"}, {"reset_stats": 1}, {"log_steps": 0}, {"policy": "\ud800"},
+     {"\ud800": 1}],
+)  # fmt: skip
+def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
+    client = Client(WordPredictor(), allow_configure=True)
+    raw = json.dumps(body).encode()
+    assert client.call("POST", "/lengthwise/configure", content=raw).status_code == 400
+    assert client.core.asked == []
+
+
+def test_a_key_that_configure_does_not_know_is_named():
+    client = Client(WordPredictor(), allow_configure=True)
+    answer = client.post("/lengthwise/configure", {"polic": "sa"}).json()
+    assert answer["error"]["message"] == "polic: no such key, got 'sa'"
+
+
+def test_what_the_engine_refuses_is_a_400_and_changes_nothing():
+    client = Client(WordPredictor(), allow_configure=True)
+    client.core.answer = {"error": "unknown policy 'magic'"}
+    answer = client.post("/lengthwise/configure", {"policy": "magic", "lengths": "none"})
+    assert answer.status_code == 400
+    assert "magic" in answer.json()["error"]["message"]
+    assert client.service.lengths == "learned"
+
+
+def test_configure_asks_for_vllms_key_where_there_is_one():
+    client = Client(allow_configure=True)
+    client.app.state.args = SimpleNamespace(api_key=["secret"])
+    path, body = "/lengthwise/configure", {"reset_stats": True}
+    assert client.post(path, body).status_code == 401
+    assert client.post(path, body, {"authorization": "Bearer wrong"}).status_code == 401
+    assert client.post(path, body, {"authorization": "Bearer secret"}).status_code == 200

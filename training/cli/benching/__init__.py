@@ -1,0 +1,1 @@
+"""Commands that compare policies, on the real engine and the modelled one."""
