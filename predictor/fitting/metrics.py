@@ -10,6 +10,8 @@ from scipy.stats import kendalltau
 
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 
+# Quantiles are read between the logs of others: one at a limit that cuts answers lies a hair below.
+READING = 1e-4
 CRPS_LEVELS = np.arange(0.005, 1.0, 0.01)
 
 
@@ -64,9 +66,9 @@ def crps(y: ArrayLike, distribution: LengthDistribution) -> float:
 
 
 def coverage(y: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
-    """Share of rows inside [low, high]."""
-    y = np.asarray(y, float)
-    return float(((y >= np.asarray(low, float)) & (y <= np.asarray(high, float))).mean())
+    """Share of rows inside [low, high], each end to a ten-thousandth of itself."""
+    y, least, most = np.asarray(y, float), np.asarray(low, float), np.asarray(high, float)
+    return float(((y >= least * (1 - READING)) & (y <= most * (1 + READING))).mean())
 
 
 def width(low: ArrayLike, high: ArrayLike) -> float:
@@ -78,3 +80,12 @@ def interval(distribution: LengthDistribution, share: float = 0.8) -> tuple[Floa
     """The central interval that should hold `share` of the answers: low (n,), high (n,)."""
     edge = (1.0 - share) / 2.0
     return distribution.quantile(edge), distribution.quantile(1.0 - edge)
+
+
+def interval_due(distribution: LengthDistribution, share: float = 0.8) -> Floats:
+    """What `interval` should hold, (n,): `share`, and more where it ends at the distribution's cap.
+
+    All that would go beyond the cap was cut there, so the end holds that too.
+    """
+    low, high = interval(distribution, share)
+    return distribution.cdf(high * (1 + READING)) - distribution.cdf(low * (1 - READING))

@@ -115,6 +115,17 @@ def test_cut_answers_raise_nothing_by_themselves(most):
     assert figures["judged"] == (3000 if most >= 200 else 0)
 
 
+@pytest.mark.parametrize("high", [95.9996, 96.0])
+def test_an_interval_that_ends_at_the_limit_is_not_judged(high):
+    """A version that learned from answers cut at 96 says 96 of most: what was cut may be inside."""
+    monitor, events = DriftMonitor(), []
+    for i in range(400):
+        tokens, cut = (60.0, False) if i % 10 == 0 else (96.0, True)
+        events += monitor.update((50.0, 95.9, high), tokens, "chat", i, most_tokens=96, cut=cut)
+    assert events == []
+    assert monitor.figures()["chat"]["judged"] == 0
+
+
 def test_answers_that_are_all_cut_far_beyond_their_prediction_are_drift():
     monitor, events = DriftMonitor(), []
     for i in range(200):

@@ -36,4 +36,14 @@ def test_within_task_tau_ignores_what_lies_between_tasks() -> None:
 
 def test_coverage_and_width() -> None:
     assert metrics.coverage([1, 5, 9], [0, 6, 9], [2, 8, 9]) == pytest.approx(2 / 3)
+    assert metrics.coverage([96, 96], [50, 96.004], [95.9996, 99]) == 1.0
+    assert metrics.coverage([96, 96], [50, 96.1], [95.9, 99]) == 0.0
     assert metrics.width([0.0, 2.0], [4.0, 4.0]) == 3.0
+
+
+def test_an_interval_at_the_cap_should_hold_what_is_cut_there() -> None:
+    levels, rows = [0.05, 0.1, 0.2, 0.5, 0.9, 0.95], [[40, 50, 60, 70, 97, 98]] * 2
+    free = LengthDistribution.from_rows(levels, rows)
+    assert metrics.interval_due(free) == pytest.approx(0.8, abs=1e-3)
+    capped = LengthDistribution.from_rows(levels, rows, cap=[60.0, 45.0])
+    assert metrics.interval_due(capped) == pytest.approx(0.9, abs=1e-3)

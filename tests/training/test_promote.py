@@ -12,14 +12,17 @@ from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import RequestLogWriter
-from lengthwise.data.slo import SloTable
+from lengthwise.data.slo import Slo, SloTable
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
+from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.training.bench.judge import Side, _objections, judge, logged_traffic
+from lengthwise.training.bench.judge import judge, logged_traffic
+from lengthwise.training.bench.judged_side import Side, objections, side_of
+from lengthwise.training.bench.results.records import RequestRecord
 from lengthwise.training.bench.served import SERVED_FILE, Server, server_of, write_served
 from lengthwise.training.bench.session import profile_path
 from lengthwise.training.cli.app import app
@@ -235,17 +238,51 @@ def test_the_clients_limits_are_replayed(tmp_path):
              "prompt": "hello"}
         )  # fmt: skip
     writer.close()
-    found = [r.max_tokens for r in logged_traffic(tmp_path, 100).source.requests]
+    traffic = logged_traffic(tmp_path, 100)
+    found = [r.max_tokens for r in traffic.source.requests]
     assert found == [50, None, None] * 33 + [50]
+
+    class Told:
+        def predict(self, prompts, classes, tokens, limits):
+            return limits
+
+    assert traffic.predict(Told(), traffic.source.requests[:3], "v") == [50, np.inf, np.inf]
 
 
 def test_intervals_that_do_not_hold_speak_against_it_unless_the_champions_are_worse():
     fine, loose = Side("a", 0.9, 0.81, 50.0), Side("b", 0.9, 0.97, 50.0)
-    assert _objections(fine, loose, 0.1) == [
+    assert objections(fine, loose, 0.1) == [
         "its 80 % intervals hold 97% of the answers, outside 70% to 90%"
     ]
-    assert _objections(loose, fine, 0.1) == []
-    assert _objections(Side("a", 0.9, 0.5, 1.0), Side("b", 0.9, 0.6, 1.0), 0.1) == []
+    assert objections(loose, fine, 0.1) == []
+    assert objections(Side("a", 0.9, 0.5, 1.0), Side("b", 0.9, 0.6, 1.0), 0.1) == []
+    assert objections(fine, Side("b", 0.9, 0.97, 50.0, coverage_due=0.95), 0.1) == []
+
+
+def record_of(tokens):
+    return RequestRecord(0, 0, Slo(), 0.0, 0.0, 5, tokens, tokens, ttft_s=1.0, e2e_s=2.0)
+
+
+def test_an_interval_that_ends_at_the_limit_holds_all_that_was_cut():
+    """Nine answers in ten reach the limit of 96: both right and told by no width."""
+    levels = [0.05, 0.1, 0.2, 0.5, 0.9, 0.95]
+    records = [record_of(n) for n in [40, *[96] * 9]]
+    right = LengthDistribution.from_rows(
+        levels, [[40, 95.9, 200, 300, 400, 500]] * 10, cap=[96.0] * 10
+    )
+    side = side_of("a", records, [right], lambda record: 1.0)
+    assert side.coverage == 0.9
+    assert side.coverage_due == pytest.approx(0.9, abs=0.01)
+    # one that learned from cut answers ends a hair below the limit
+    learned = LengthDistribution.from_rows(
+        levels, [[40, 95.9, *[95.9996] * 4]] * 10, cap=[96.0] * 10
+    )
+    side = side_of("b", records, [learned], lambda record: 1.0)
+    assert (side.coverage, side.off) == (0.9, pytest.approx(0.0, abs=0.01))
+    # without limits as ever
+    wide = LengthDistribution.from_rows(levels, [[40, 50, 60, 70, 97, 98]] * 10)
+    side = side_of("c", records, [wide], lambda record: 1.0)
+    assert side.coverage_due == pytest.approx(0.8, abs=0.001)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,15 @@ from lengthwise.training.bench.results.report import write_run
 from lengthwise.training.bench.runners.generated_runner import GeneratedRunner
 from lengthwise.training.cli.app import app
 from lengthwise.training.real_demo import real_demo
+from lengthwise.training.real_demo.answered_twice import (
+    CEILING,
+    judged_prompts,
+)
 from lengthwise.training.real_demo.own_traffic import left_to_send, log_figures, send
 from lengthwise.training.real_demo.real_demo import RealSettings, run_real_demo
-from lengthwise.training.real_demo.real_report import lost_answers, real_report, show_report
+from lengthwise.training.real_demo.real_page import PAGE_FILE, REPORT_FILE, show_report
+from lengthwise.training.real_demo.real_report import OWN as OWN_ROW
+from lengthwise.training.real_demo.real_report import lost_answers, real_report
 from lengthwise.training.real_demo.real_site import RealSite
 from lengthwise.training.real_demo.real_stages import Stages
 from lengthwise.training.registry import models as registry
@@ -176,8 +182,9 @@ class ScriptedSite:
     @contextmanager
     def serving(self, *arguments: str):
         self.given.append(("serve", *arguments))
-        log = Path(arguments[arguments.index("--request-log") + 1])
-        write_log(log, [("some prompt", "finished")])
+        if "--request-log" in arguments:
+            log = Path(arguments[arguments.index("--request-log") + 1])
+            write_log(log, [("some prompt", "finished")])
         version = OWN if self.promoted else FIRST
         yield SimpleNamespace(
             url=self.url,
@@ -194,16 +201,23 @@ def packaged(monkeypatch):
 
 @pytest.mark.parametrize(("promoted", "served"), [(True, OWN), (False, FIRST)])
 def test_the_version_in_force_is_the_one_that_is_compared(tmp_path, packaged, promoted, served):
-    settings = RealSettings(prompts=200, requests=20, source="synthetic", max_tokens=5)
+    settings = RealSettings(prompts=200, requests=20, twice=20, source="synthetic", max_tokens=5)
     workspace = Workspace(tmp_path)
     with running(ChatStub(ttft_s=0.001, itl_s=0.0)) as stub:
         site = ScriptedSite(tmp_path, stub.url, promoted)
         found = run_real_demo(settings, workspace=workspace, say=silent, site=site)
         prompts = [body["messages"][0]["content"] for body in stub.bodies]
-    assert len(prompts) == len(set(prompts)) <= 200
-    assert len(prompts) > 150  # the corpus has some twice
+    twice = found["stages"]["twice"]["result"]["temperatures"]
+    assert [found["temperature"] for found in twice] == [0.0, 0.7]
+    unseen = 4 * len(twice[0]["first"])
+    assert 60 <= unseen <= 80  # the corpus has some twice
+    learned, judged = prompts[:-unseen], prompts[-unseen:]
+    assert len(learned) == len(set(learned)) <= 200
+    assert len(learned) > 150
+    assert sorted(judged) == sorted(4 * list(set(judged)))
+    assert not set(judged) & set(learned)
     assert [given[0] for given in site.given] == [
-        "train", "calibrate", "register", "serve", "train", "promote", "bench",
+        "train", "calibrate", "register", "serve", "train", "promote", "serve", "bench",
     ]  # fmt: skip
     bench = site.given[-1]
     assert bench[bench.index("--predictor") + 1] == served
@@ -211,13 +225,10 @@ def test_the_version_in_force_is_the_one_that_is_compared(tmp_path, packaged, pr
     own = found["stages"]["learn"]["result"]
     assert own["served"] == own["predictor_in_force"] == served
     assert own["reload_s"] == (1.5 if promoted else None)
-    # prompts that are judged on are not learned from
-    judged = real_demo.real_prompts("paper", "synthetic", "tiny-cpu")
-    assert judged.split == "train"
 
 
 def test_a_second_run_does_nothing_anew_and_another_load_only_the_bench(tmp_path, packaged):
-    settings = RealSettings(prompts=200, requests=20, source="synthetic", max_tokens=5)
+    settings = RealSettings(prompts=200, requests=20, twice=20, source="synthetic", max_tokens=5)
     workspace = Workspace(tmp_path)
     with running(ChatStub(ttft_s=0.001, itl_s=0.0)) as stub:
         site = ScriptedSite(tmp_path, stub.url, True)
@@ -225,14 +236,16 @@ def test_a_second_run_does_nothing_anew_and_another_load_only_the_bench(tmp_path
         given = len(site.given)
         assert run_real_demo(settings, workspace=workspace, say=silent, site=site) == first
         assert len(site.given) == given
-        other = RealSettings(prompts=200, requests=20, source="synthetic", max_tokens=5, load=2.0)
+        other = RealSettings(
+            prompts=200, requests=20, twice=20, source="synthetic", max_tokens=5, load=2.0
+        )
         run_real_demo(other, workspace=workspace, say=silent, site=site)
     assert [g[0] for g in site.given[given:]] == ["bench"]
 
 
 def test_the_report_says_what_ran_and_what_is_modeled(workspace, predictor_dir, capsys):
     version = registry.register(predictor_dir, workspace=workspace).model_uri
-    settings = RealSettings(requests=12, source="synthetic", max_tokens=9)
+    settings = RealSettings(requests=12, twice=20, source="synthetic", max_tokens=9)
     drawn = replace(real_demo.real_prompts("paper", "synthetic", "tiny-cpu"), split="test")
     generation = settings.generation
     with (
@@ -251,43 +264,59 @@ def test_the_report_says_what_ran_and_what_is_modeled(workspace, predictor_dir, 
     metrics = {"tau": 0.1, "mae": 5.0, "baselines": {"class_quantiles": {"tau": 0.0, "mae": 6.0}}}
     learned = {
         "foreign": version, "served": version, "reload_s": None,
-        "answers": {"sent": 3, "lost": 1, "tokens_per_s": None, "quartiles_tokens": [1.0, 2.0]},
+        "answers": {"sent": 3, "lost": 1, "answered": 2, "cut_at_max_tokens": 0,
+                    "mean_tokens": 1.5, "tokens_per_s": None, "quartiles_tokens": [1.0, 2.0]},
         "trained": {"model_uri": version, "rows": {"train": 2}, "metrics": metrics},
         "decision": {
             "promoted": False, "reasons": ["worse"], "requests": 3, "difference_ci95": [-0.1, 0.0],
             "attainment_difference": -0.05, "champion": side, "challenger": side,
         },
     }  # fmt: skip
+    unseen = judged_prompts(drawn, 20, 0)
+    lengths = [len(request.prompt) % 9 + 1 for request in unseen]
+    lost_one = {
+        "temperature": 0.7, "first": [None, *lengths[1:]], "second": lengths, "lost": 1,
+        "cut_at_max_tokens": 2,
+    }  # fmt: skip
     stage = {"seconds": 1.0, "load_average": [0.5, None], "at": "now"}
     found = {
-        "model": {"description": "a stub", "weights": "ab"},
+        "model": {"description": "a stub", "weights": "ab", "limits": {"--max-num-seqs": "4"}},
         "source": "synthetic",
         "settings": asdict(settings),
         "stages": {
             "calibrate": stage | {"result": {"profile": "tiny-cpu"}},
             "learn": stage | {"result": learned},
+            "twice": stage | {"result": {"temperatures": [lost_one, {**lost_one, "lost": 0}]}},
             "bench": stage
             | {"result": {"document": json.loads(outcome.result.to_line()),
                           "directory": str(directory)}},
         },
     }  # fmt: skip
     report = real_report(found, workspace=workspace)
-    show_report(report, workspace.root / "report.json")
+    show_report(report, workspace.root)
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1]) == report
-    assert json.loads((workspace.root / "report.json").read_text()) == report
-    assert lost_answers(report) == 1
-    judged = report["measured"]["predictors_on_the_bench"]
-    assert judged["answers"] == 12
-    assert judged["own"]["mae"] >= 0
-    for words in ("a stub", "synthetic", "refused: worse", "modeled", "12 of 12"):
+    assert json.loads((workspace.root / REPORT_FILE).read_text()) == report
+    assert lost_answers(report) == 2
+    judged = report["measured"]["predictors"][0]
+    assert judged["answers"] == len(unseen) - 1
+    assert judged["rows"][CEILING]["mae"] == 0
+    assert judged["rows"][OWN_ROW]["mae"] > 0
+    page = (workspace.root / PAGE_FILE).read_text()
+    for words in ("a stub", "synthetic", "refused (worse)", "modeled", "12 of 12", "stock"):
         assert words in printed, words
+        assert words in page, words
+
+
+def test_greedy_answers_are_asked_for_once():
+    assert [g.temperature for g in RealSettings(temperature=0.0).ways_to_answer] == [0.0]
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"prompts": 60}, "prompts must be at least 200, got 60"),
+        ({"twice": 3}, "twice must be at least 20, got 3"),
         ({"requests": 0}, "requests must be at least 1, got 0"),
         ({"load": -1.0}, "load must be above 0, got -1"),
         ({"workload": "nope"}, "no arena workload 'nope'"),

@@ -6,14 +6,15 @@ the served model's engine profile, with the server's policy, class weights and l
 requests' `max_tokens`. The challenger is promoted when
 
 1. the 95 % interval of the paired attainment difference does not lie below zero, and
-2. its 80 % intervals hold between 70 and 90 % of the answers, or no worse than the champion's.
+2. its 80 % intervals hold their share of the answers (`judged_side`), or no worse than the
+   champion's.
 
 What was compared and decided is a run in MLflow, tags on the version, and the alias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import as_request, largest_group, newest_requests
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.predictor.distribution import LengthDistribution
-from lengthwise.predictor.fitting.metrics import coverage, interval, mae
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, capacity_rps
+from lengthwise.training.bench.judged_side import Side, objections, side_of
 from lengthwise.training.bench.results.records import RequestRecord, paired_difference
 from lengthwise.training.bench.runners.simulator_runner import SimulatorRunner
 from lengthwise.training.bench.served import Server
@@ -40,7 +41,6 @@ from lengthwise.training.workspace import Workspace
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-COVERED = (0.70, 0.90)
 LEAST_REQUESTS = 100
 
 
@@ -60,30 +60,27 @@ class Traffic:
     def predict(
         self, predictor: LengthPredictor, requests: Sequence[WorkloadRequest], label: str
     ) -> LengthDistribution:
-        """The predictor's word on the traffic's requests; InputError if it cannot read them."""
+        """The predictor's word on the traffic's requests, none above its request's limit.
+
+        InputError if it cannot read them.
+        """
         classes = [r.slo.slo_class for r in requests]
+        limits = None
+        if any(r.max_tokens is not None for r in requests):
+            limits = [np.inf if r.max_tokens is None else r.max_tokens for r in requests]
         if self.features is None:
             return predictor.predict(
                 [r.prompt for r in requests],
                 classes,
                 [r.readable_tokens for r in requests],
+                limits,
             )
         if predictor.feature_contract != self.feature_contract:
             raise InputError(
                 f"{self.source.name} holds no text, only features {self.feature_contract}; {label} "
                 f"reads {predictor.feature_contract}: log prompts, or judge by --workload"
             )
-        return predictor.predict_features(self.features[: len(requests)], classes)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One version on the traffic: what it attained, how well it predicted."""
-
-    label: str
-    attainment: float
-    coverage: float
-    mae: float
+        return predictor.predict_features(self.features[: len(requests)], classes, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +118,7 @@ class PromotionDecision:
                     "predictor": side.label,
                     "attainment": side.attainment,
                     "coverage": side.coverage,
+                    "coverage_due": side.coverage_due,
                     "mae": side.mae,
                 }
                 for name, side in (("champion", self.champion), ("challenger", self.challenger))
@@ -200,7 +198,7 @@ def judge(
         return server.slos.weight(record.slo_class)
 
     sides = {
-        name: _side(versions[name].label, outcome.records[name], said[name], weight)
+        name: side_of(versions[name].label, outcome.records[name], said[name], weight)
         for name in versions
     }
     paired = paired_difference(
@@ -216,7 +214,7 @@ def judge(
         requests=len(outcome.records[CHAMPION]),
         load=load,
         profile=server.profile.name,
-        reasons=tuple(_objections(sides[CHAMPION], sides[CHALLENGER], float(high))),
+        reasons=tuple(objections(sides[CHAMPION], sides[CHALLENGER], float(high))),
     )
 
 
@@ -243,36 +241,3 @@ def promote(
     if moved:
         make_champion(challenger, workspace=workspace)
     return moved
-
-
-def _objections(champion: Side, challenger: Side, difference_high: float) -> list[str]:
-    """What speaks against the challenger, in words."""
-    found = []
-    if difference_high < 0.0:
-        found.append("its SLO attainment is worse beyond noise")
-    low, high = COVERED
-    if not low <= challenger.coverage <= high and _off(challenger) > _off(champion):
-        found.append(
-            f"its 80 % intervals hold {challenger.coverage:.0%} of the answers, "
-            f"outside {low:.0%} to {high:.0%}"
-        )
-    return found
-
-
-def _off(side: Side) -> float:
-    return abs(side.coverage - 0.8)
-
-
-def _side(
-    label: str,
-    records: Sequence[RequestRecord],
-    said: Sequence[LengthDistribution],
-    weight: Callable[[RequestRecord], float],
-) -> Side:
-    low, high = (np.concatenate(parts) for parts in zip(*map(interval, said), strict=True))
-    median = np.concatenate([lengths.median() for lengths in said])
-    true = np.array([record.target_tokens for record in records], float)
-    attained = float(
-        np.average([record.met for record in records], weights=[weight(r) for r in records])
-    )
-    return Side(label, attained, coverage(true, low, high), mae(true, median))

@@ -158,7 +158,13 @@ def _print(
         f"{decision.traffic} {load}, {decision.requests} requests (modeled, no engine ran)",
         ["", "predictor", "SLO met", "80 % intervals hold", "MAE"],
         [
-            [name, s.label, f"{s.attainment:.1%}", f"{s.coverage:.1%}", f"{s.mae:.1f}"]
+            [
+                name,
+                s.label,
+                f"{s.attainment:.1%}",
+                f"{s.coverage:.1%} of {s.coverage_due:.0%}",
+                f"{s.mae:.1f}",
+            ]
             for name, s in sides.items()
         ],
     )

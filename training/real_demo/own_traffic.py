@@ -15,11 +15,11 @@ from lengthwise.data.request_log import answered, read_request_log
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, open_workload
-from lengthwise.training.bench.engines.client import BenchError, drive_closed
+from lengthwise.training.bench.engines.client import BenchError, Reply, drive_closed
 from lengthwise.training.bench.engines.generation import CHAT_PATH, Generation, chat_body
 from lengthwise.training.bench.runners.generated_runner import asked_of
 
-LEARNED_SPLIT, JUDGED_SPLIT = "train", "test"
+LEARNED_SPLIT = "train"
 WAITING_PER_SLOT = 1.5
 _LOST_SHARE = 0.05
 
@@ -47,7 +47,7 @@ def left_to_send(requests: Sequence[WorkloadRequest], log: Path) -> list[Workloa
     return left
 
 
-def send(
+def ask(
     url: str,
     model: str,
     requests: Sequence[WorkloadRequest],
@@ -55,14 +55,12 @@ def send(
     *,
     slots: int,
     on_done: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Send them, somewhat more at a time than the engine has slots; how it went, in figures.
+) -> tuple[Reply, ...]:
+    """Their answers in their order, somewhat more in flight than the engine has slots.
 
     Raises:
         BenchError: more than one in twenty got no answer.
     """
-    if not requests:
-        return {"sent": 0, "lost": 0, "tokens_per_s": None}
     bodies = [chat_body(r, i, generation, model=model) for i, r in enumerate(requests)]
     replies = asyncio.run(
         drive_closed(
@@ -76,10 +74,32 @@ def send(
     lost = [r.error for r in replies if r.error]
     if len(lost) > _LOST_SHARE * len(replies):
         raise BenchError(f"{len(lost)} of {len(replies)} prompts got no answer: {lost[0]}")
+    return replies
+
+
+def send(
+    url: str,
+    model: str,
+    requests: Sequence[WorkloadRequest],
+    generation: Generation,
+    *,
+    slots: int,
+    on_done: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Have them answered for the server's log; how it went, in figures.
+
+    Raises:
+        BenchError: more than one in twenty got no answer.
+    """
+    if not requests:
+        return {"sent": 0, "lost": 0, "tokens_per_s": None}
+    replies = ask(url, model, requests, generation, slots=slots, on_done=on_done)
     done = [r for r in replies if not r.error]
     tokens = sum(r.output_tokens for r in done)
     ends = [r.send_s + (r.e2e_s or 0.0) for r in done]
-    return {"sent": len(replies), "lost": len(lost), "tokens_per_s": tokens / max(ends)}
+    return {
+        "sent": len(replies), "lost": len(replies) - len(done), "tokens_per_s": tokens / max(ends),
+    }  # fmt: skip
 
 
 def log_figures(log: Path) -> dict[str, Any]:

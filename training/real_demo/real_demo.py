@@ -1,7 +1,7 @@
 """`lengthwise demo-real`: a real model's own answers, from the first request to the comparison.
 
     train (foreign lengths) -> calibrate -> serve, answer, log -> train --from-log -> promote
-        -> reload -> bench on generated answers -> report
+        -> reload -> answer unseen prompts twice -> bench on generated answers -> report
 
 Every step is a command an operator would give; each stage's outcome lies in a file.
 """
@@ -9,7 +9,7 @@ Every step is a command an operator would give; each stage's outcome lies in a f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lengthwise.training import console
 from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.generation import Generation
 from lengthwise.training.packaged_model import DESCRIPTION, packaged_model
+from lengthwise.training.real_demo.answered_twice import answer_twice, judged_prompts
 from lengthwise.training.real_demo.own_traffic import (
     left_to_send,
     log_figures,
@@ -35,6 +36,7 @@ from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 FEWEST_PROMPTS = 200  # a seventh of them calibrates, and train.pipeline.MIN_ROWS are needed
+FEWEST_TWICE = 20
 ARENA_SEED = 0  # of the split whose test side the arena draws from
 RPS = 1.0  # only the order of the drawn requests is used where they are sent closed loop
 
@@ -43,12 +45,14 @@ RPS = 1.0  # only the order of the drawn requests is used where they are sent cl
 class RealSettings:
     """What `demo-real` does: prompts to learn from, requests to compare on, how to answer.
 
-    `source` None is the workload's pack where it is, else the synthetic corpus.
+    `twice` prompts are answered twice at temperature 0 and twice at `temperature`. `source` None
+    is the workload's pack where it is, else the synthetic corpus.
     """
 
-    prompts: int = 300
-    requests: int = 150
-    max_tokens: int = 256
+    prompts: int = 200
+    twice: int = 40
+    requests: int = 100
+    max_tokens: int = 384
     temperature: float = 0.7
     load: float = 1.3
     arms: str = "sa:learned"
@@ -59,6 +63,8 @@ class RealSettings:
     def __post_init__(self) -> None:
         if self.prompts < FEWEST_PROMPTS:
             raise InputError(f"prompts must be at least {FEWEST_PROMPTS}, got {self.prompts}")
+        if self.twice < FEWEST_TWICE:
+            raise InputError(f"twice must be at least {FEWEST_TWICE}, got {self.twice}")
         if self.requests < 1:
             raise InputError(f"requests must be at least 1, got {self.requests}")
         if not self.load > 0:
@@ -74,6 +80,12 @@ class RealSettings:
     def generation(self) -> Generation:
         """How answers are drawn."""
         return Generation(self.max_tokens, self.temperature, self.seed)
+
+    @property
+    def ways_to_answer(self) -> list[Generation]:
+        """Greedily, and as everywhere else where that is another way."""
+        greedy = replace(self.generation, temperature=0.0)
+        return [greedy] if self.temperature == 0 else [greedy, self.generation]
 
 
 def run_real_demo(
@@ -124,6 +136,12 @@ def run_real_demo(
         return learn(settings, site, first["result"]["model_uri"], profile, log)
 
     own = stages.run("learn", learning, learned)
+
+    def twice() -> dict[str, Any]:
+        return {"temperatures": answers_twice(settings, site, profile)}
+
+    asked_twice = upstream | settings.of("max_tokens", "temperature", "twice")
+    again = stages.run("twice", asked_twice, twice)
     compared = learning | settings.of("requests", "load", "arms")
     predictor = str(own["result"]["served"])
 
@@ -146,8 +164,9 @@ def run_real_demo(
         "model": model | {"limits": limits},
         "source": source,
         "settings": asdict(settings),
-        "stages": {"foreign": first, "calibrate": engine, "learn": own, "bench": bench},
-    }
+        "stages": {"foreign": first, "calibrate": engine, "learn": own, "twice": again,
+                   "bench": bench},
+    }  # fmt: skip
 
 
 def learn(
@@ -201,3 +220,17 @@ def learn(
         "predictor_in_force": status.get("predictor_version"),
         "log": str(log),
     }
+
+
+def answers_twice(settings: RealSettings, site: RealSite, profile: str) -> list[dict[str, Any]]:
+    """Serve in arrival order, without a predictor, and have unseen prompts answered twice."""
+    source = real_prompts(settings.workload, settings.source, profile)
+    requests = judged_prompts(source, settings.twice, settings.seed)
+    slots = load_profile(profile).capacity.max_num_seqs
+    ways = settings.ways_to_answer
+    arguments = [PACKAGED, "--predictor", "none", "--policy", "fcfs", "--profile", profile]
+    with site.serving(*arguments) as server, console.progress() as steps:
+        steps.step("answering twice", 2 * len(ways) * len(requests))
+        return answer_twice(
+            server.url, PACKAGED, requests, ways, slots=slots, on_done=steps.advance
+        )

@@ -177,7 +177,7 @@ def objectives(records: Records) -> dict[str, str]:
     for rows in records.values():
         for r in rows:
             parts = [
-                f"{name} ≤ {value * scale:g} {unit}"
+                f"{name} ≤ {value * scale:.4g} {unit}"
                 for name, value, scale, unit in (
                     ("TTFT", r.slo.ttft_s, 1, "s"),
                     ("TPOT", r.slo.tpot_s, 1e3, "ms"),

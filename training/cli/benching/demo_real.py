@@ -20,9 +20,12 @@ def register(app: typer.Typer) -> None:
 
 
 def demo_real(
-    prompts: Annotated[int, typer.Option(help="Answers to learn from.")] = 300,
-    requests: Annotated[int, typer.Option(help="Requests of the comparison, per arm.")] = 150,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of every answer.")] = 256,
+    prompts: Annotated[int, typer.Option(help="Answers to learn from.")] = 200,
+    twice: Annotated[
+        int, typer.Option(help="Unseen prompts answered twice, at temperature 0 and the other.")
+    ] = 40,
+    requests: Annotated[int, typer.Option(help="Requests of the comparison, per arm.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of every answer.")] = 384,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sampling.")] = 0.7,
     load: Annotated[float, typer.Option(help="Multiple of what the engine can carry.")] = 1.3,
     arms: Annotated[str, typer.Option(help="Beside stock vLLM.")] = "sa:learned",
@@ -44,15 +47,11 @@ def demo_real(
     from lengthwise.training.cli.benching.bench import engine_errors
     from lengthwise.training.packaged_model import packaged_model
     from lengthwise.training.real_demo.real_demo import RealSettings, run_real_demo
-    from lengthwise.training.real_demo.real_report import (
-        REPORT_FILE,
-        lost_answers,
-        real_report,
-        show_report,
-    )
+    from lengthwise.training.real_demo.real_page import show_report
+    from lengthwise.training.real_demo.real_report import lost_answers, real_report
 
     settings = RealSettings(
-        prompts, requests, max_tokens, temperature, load, arms, workload, source, seed
+        prompts, twice, requests, max_tokens, temperature, load, arms, workload, source, seed
     )
     outer = Workspace.current()
     say = console.stage_printer()
@@ -71,7 +70,7 @@ def demo_real(
     with engine_errors():
         found = run_real_demo(settings, workspace=home, say=say)
         report = real_report(found, workspace=home)
-    show_report(report, home.root / REPORT_FILE)
+    show_report(report, home.root)
     if lost := lost_answers(report):
         console.stderr().print(f"lengthwise: error: {lost} answers were lost", markup=False)
         raise typer.Exit(1)
