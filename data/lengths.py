@@ -19,6 +19,8 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, njit
 
 TAIL_CAP = 4.0
+# Between two levels logarithms are read, so what is a limit may lie this share below it.
+READING = 1e-4
 # A request past everything its row allows: what is left is taken as this share of what it wrote.
 OUTLIVED_SHARE = 0.5
 STRATA = (0.1, 0.3, 0.5, 0.7, 0.9)

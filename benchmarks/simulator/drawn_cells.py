@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,16 @@ def _limits(slo: Slo) -> dict[str, float]:
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    """As likely in any factor of the range as in another."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
 def drawn_cell(number: int) -> DrawnCell:
     """The cell of this number."""
     rng = np.random.default_rng([20_251_126, number])
-
-    def between(low: float, high: float) -> float:
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-    profile = _with_graphs(_drawn_engine(number, rng, between), number)
+    between = partial(_between, rng)
+    profile = _with_graphs(_drawn_engine(number, rng), number)
     source = SOURCES[int(rng.integers(2))]
     have = sorted(_table(source)["slo_class"].unique())
     names = rng.choice(have, int(rng.integers(1, len(have) + 1)), replace=False)
@@ -136,7 +138,8 @@ def drawn_cell(number: int) -> DrawnCell:
     return replace(cell, profile=replace(profile, capacity=capacity))
 
 
-def _drawn_engine(number: int, rng: np.random.Generator, between: Any) -> EngineProfile:
+def _drawn_engine(number: int, rng: np.random.Generator) -> EngineProfile:
+    between = partial(_between, rng)
     slots = int(between(16, 768))
     accepted = float(rng.uniform(1.2, 3.0))
     return EngineProfile(
@@ -165,7 +168,7 @@ def _with_graphs(profile: EngineProfile, number: int) -> EngineProfile:
     rng = np.random.default_rng([20_251_127, number])
     if rng.random() < 0.5:
         return profile
-    eager_s = float(np.exp(rng.uniform(np.log(0.01), np.log(0.08))))
+    eager_s = _between(rng, 0.01, 0.08)
     graph_tokens = float(rng.choice([0, 256, 512]))
     step_time = replace(profile.step_time, eager_s=eager_s, graph_tokens=graph_tokens)
     return replace(profile, step_time=step_time)

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
 
+from lengthwise.data.lengths import READING
 from lengthwise.predictor.distribution import Floats, LengthDistribution
 
-# Quantiles are read between the logs of others: one at a limit that cuts answers lies a hair below.
-READING = 1e-4
 CRPS_LEVELS = np.arange(0.005, 1.0, 0.01)
 
 

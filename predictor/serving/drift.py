@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import bdtr, bdtrc
 
+from lengthwise.data.lengths import READING
 from lengthwise.predictor.serving.correction import MOST_CLASSES
 from lengthwise.predictor.serving.ranked import Ranked
 
@@ -34,7 +35,6 @@ Cause = Literal["level", "coverage"]
 CAUSES: tuple[Cause, ...] = ("level", "coverage")
 ALL_CLASSES = "*"
 
-_BEYOND = 1.0001  # an upper end that is the limit itself lies a hair below it
 _ROOM = 2.0  # max_tokens over the predicted median from which a length can be judged
 _FARTHEST = math.log(8.0)  # log-ratios beyond it count as it: one runaway is no change
 _SWITCH_ROWS = 10  # so many rows in a row of another version make it the one watched
@@ -135,7 +135,7 @@ class DriftMonitor:
         room = min(most_tokens, output_tokens) if cut else most_tokens
         ratio = math.log(output_tokens / middle) if room >= _ROOM * middle else None
         held = None
-        if room > high * _BEYOND:  # else a cut answer might have ended inside too
+        if room > high * (1.0 + READING):  # else a cut answer might have ended inside too
             held = not cut and low <= output_tokens <= high
         for stream in self._of_class(slo_class):
             events += stream.add(ratio, held, now_unix_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -62,6 +63,14 @@ def threaded(policy, slots=1, **settings):
 def fill(engine, names, output_tokens=50, **extra):
     for name in names:
         engine.add(make_request(name, pred_quantiles=QUANTILES, **extra), output_tokens)
+
+
+def begin_plan(engine, policy, names, output_tokens=100_000, **extra):
+    """A plan for these is under way, and stays so until the policy's gate is set."""
+    policy.gate = threading.Event()
+    fill(engine, names, output_tokens, **extra)
+    engine.step()
+    until(lambda: policy.calls)
 
 
 def step_until(engine, condition):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from scripted_plans import Scripted, adopted, fill, step_until, threaded, until, waiting
+from scripted_plans import Scripted, adopted, begin_plan, fill, step_until, threaded, until, waiting
 from toy_engine import ToyEngine, make_request
 
 from lengthwise.scheduler.vllm_adapter.engine.plans import planning
@@ -61,12 +61,10 @@ def test_seven_then_twelve(hang_up, idle_s):
     No step is taken in between: the plan lies there, and its age would have been its time to hold.
     """
     policy = Scripted(max_running=2)
-    policy.gate = threading.Event()
     engine = threaded(policy, slots=32)
     engine.slots = engine.core.slots = 4  # so that three of the seven wait, and are planned for
-    fill(engine, [f"seven-{i}" for i in range(7)], output_tokens=200, slo_tpot_ms=6.5)
-    engine.step()
-    until(lambda: policy.calls)
+    names = [f"seven-{i}" for i in range(7)]
+    begin_plan(engine, policy, names, output_tokens=200, slo_tpot_ms=6.5)
     for request in [*engine.running, *engine.queue]:
         engine.queue.remove_request(request)
         engine.end(request, "aborted" if hang_up else "finished")

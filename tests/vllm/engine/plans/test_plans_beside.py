@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
-from scripted_plans import LIMIT_S, Scripted, adopted, fill, step_until, threaded, until, waiting
+from scripted_plans import (
+    LIMIT_S,
+    Scripted,
+    adopted,
+    begin_plan,
+    fill,
+    step_until,
+    threaded,
+    waiting,
+)
 
 
 def test_a_plan_is_adopted_without_waiting_for_it():
     policy = Scripted()
-    policy.gate = threading.Event()
     engine = threaded(policy)
-    fill(engine, "abcd", output_tokens=100_000)
-    engine.step()
-    until(lambda: policy.calls)
+    begin_plan(engine, policy, "abcd")
     began_s = time.monotonic()
     for _ in range(20):
         engine.step()
@@ -35,11 +40,8 @@ def test_a_plan_is_adopted_without_waiting_for_it():
 
 def test_what_left_is_skipped_and_newcomers_stand_behind_by_arrival():
     policy = Scripted()
-    policy.gate = threading.Event()
     engine = threaded(policy)
-    fill(engine, "abcde", output_tokens=100_000)
-    engine.step()
-    until(lambda: policy.calls)
+    begin_plan(engine, policy, "abcde")
     gone = next(request for request in engine.queue if request.request_id == "d")
     engine.queue.remove_request(gone)
     engine.end(gone, "aborted")
@@ -51,11 +53,8 @@ def test_what_left_is_skipped_and_newcomers_stand_behind_by_arrival():
 
 def test_outcomes_are_told_before_the_next_plan_and_never_during_one():
     policy = Scripted()
-    policy.gate = threading.Event()
     engine = threaded(policy, slots=2)
-    fill(engine, "abcd", output_tokens=3, slo_e2e_ms=60_000)
-    engine.step()
-    until(lambda: policy.calls)
+    begin_plan(engine, policy, "abcd", output_tokens=3, slo_e2e_ms=60_000)
     arrivals = {name: engine.core.table.get(name).arrival_s for name in "ab"}
     for _ in range(3):
         engine.step()
@@ -127,11 +126,8 @@ def test_a_dead_thread_is_counted_and_started_again(monkeypatch):
 
 def test_no_slot_is_taken_that_is_not_needed():
     policy = Scripted(preempt=np.array([0, 1]))
-    policy.gate = threading.Event()
     engine = threaded(policy, slots=3, plan_share=0.001)
-    fill(engine, "abcde", output_tokens=100_000)
-    engine.step()
-    until(lambda: policy.calls)
+    begin_plan(engine, policy, "abcde")
     engine.end(engine.running[0], "aborted")  # a slot for one of the two who wait
     policy.gate.set()
     step_until(engine, lambda: adopted(engine))
@@ -141,11 +137,8 @@ def test_no_slot_is_taken_that_is_not_needed():
 
 def test_a_plan_for_a_queue_that_is_gone_is_dropped():
     policy = Scripted(max_running=1)
-    policy.gate = threading.Event()
     engine = threaded(policy)
-    fill(engine, "ab", output_tokens=3)
-    engine.step()
-    until(lambda: policy.calls)
+    begin_plan(engine, policy, "ab", output_tokens=3)
     engine.run()
     policy.gate.set()
     step_until(engine, lambda: engine.status()["plan"]["dropped"].get("idle"))
