@@ -37,7 +37,7 @@ class _Instance:
 class Dispatcher:
     """One router for one event loop; not thread-safe.
 
-    ``profile`` is assumed of an instance until it says its own.
+    ``profile`` is assumed of an instance until it or, before it, one of its peers says their own.
     """
 
     def __init__(
@@ -95,6 +95,8 @@ class Dispatcher:
                 instance.epoch, instance.lag = published.epoch, LagGauge()
             taken_s = now_s - instance.lag.lag_s(published.at_s, now_s)
             self.router.knowledge.change(instance.number, published.profile)
+            self.router.knowledge.presume(published.profile)
+            self._profile = published.profile
             self.router.observe(
                 instance.number, published.state(taken_s), published.others_at(taken_s)
             )

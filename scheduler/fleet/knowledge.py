@@ -89,6 +89,24 @@ class Knowledge:
             member.profile = profile
             fr.change_engine(self.rows, i, profile)
 
+    def presume(self, profile: EngineProfile) -> None:
+        """Instances that have said nothing yet are taken to be of this kind, as their peer is.
+
+        What was sent there is reckoned anew: held against a peer's own figures, a guess of another
+        kind of engine would draw or keep away all requests.
+        """
+        for i, member in enumerate(self.members):
+            if not member.alive or member.epoch is not None or profile == member.profile:
+                continue
+            member.profile = profile
+            fr.change_engine(self.rows, i, profile)
+            booked = self.known.slots(self.ledger.keys(i))
+            fr.place(
+                self.rows, self.known.columns, i, float(self.rows.figures[i, fr.BEGIN_S]),
+                self.known.slots([]), 0, 0, np.empty((4, 0)), booked, max(self.mean_prompt, 1.0),
+                max(self.mean_need, 1.0),
+            )  # fmt: skip
+
     def remove(self, i: int) -> list[int]:
         """The instance is gone; the keys of what was booked there, which nobody knows any more."""
         self.members[i].alive = self.usable[i] = False

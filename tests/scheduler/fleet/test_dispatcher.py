@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lengthwise.scheduler.fleet.fleet_router import NoInstanceError
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.fleet.state_message import LagGauge, Published, PublishedRow
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.step_time import StepTimeModel
 
 LEVELS = np.array([0.1, 0.5, 0.9])
 PROFILE = load_profile("tiny-cpu")
@@ -113,6 +115,36 @@ def test_an_instance_says_itself_what_it_is():
     fleet.heard("a", published(1, profile=OTHER).to_message())
     slots = fleet.router.knowledge.rows.engines[0, fr.SLOTS]
     assert slots == OTHER.capacity.max_num_seqs != PROFILE.capacity.max_num_seqs
+
+
+def test_one_that_says_nothing_is_taken_for_a_peer_of_who_did():
+    """A guess that is quicker than what the peer says of itself would draw all requests."""
+    slower = replace(
+        PROFILE, step_time=StepTimeModel(*(5.0 * x for x in PROFILE.scaled_step_time.numbers))
+    )
+
+    async def play():
+        now_s = [0.0]
+        fleet = a_router(clock=lambda: now_s[0])
+        fleet.keep(["a", "b"])
+        chosen = [await fleet.choose(request(0))]
+        fleet.heard(
+            chosen[0], published(1, [PublishedRow(0, 0.0, 20.0)], profile=slower).to_message()
+        )
+        now_s[0] = 0.01
+        chosen += [await fleet.choose(request(key)) for key in range(1, 8)]
+        assert sorted(chosen) == ["a"] * 4 + ["b"] * 4
+        known = fleet.router.knowledge
+        assert np.array_equal(known.rows.engines[0], known.rows.engines[1])
+        work_s = known.backlogs_s(now_s[0])
+        assert work_s[0] == pytest.approx(work_s[1])
+        fleet.join("c")
+        assert np.array_equal(known.rows.engines[0], known.rows.engines[2])
+        (other,) = {"a", "b"} - {chosen[0]}
+        fleet.heard(other, published(1, profile=OTHER).to_message())  # its own word counts
+        assert not np.array_equal(known.rows.engines[0], known.rows.engines[1])
+
+    asyncio.run(play())
 
 
 def test_a_malformed_state_is_counted_and_costs_nothing():
