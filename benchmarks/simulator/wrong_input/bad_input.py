@@ -56,6 +56,15 @@ def _floored(s: Setting) -> Setting:
     return replace(s, profile=replace(s.profile, step_time=steps), believed=s.profile)
 
 
+def _prompts_beyond_memory(s: Setting) -> Setting:
+    """The KV memory is told smaller than every tenth prompt."""
+    told = int(np.quantile(s.workload.prompt_tokens, 0.9))
+    return replace(
+        s,
+        believed=replace(s.profile, capacity=replace(s.profile.capacity, kv_tokens=told)),
+    )
+
+
 def _lengths(factor: float) -> Callable[[Setting], Setting]:
     def changed(s: Setting) -> Setting:
         rows = np.maximum(1.0, factor * s.workload.quantiles)
@@ -105,6 +114,7 @@ CASES: dict[str, Callable[[Setting], Setting]] = {
     "profile thrice too slow": _told(3.0),
     "profile thrice too fast": _told(1.0 / 3.0),
     "eager steps with a floor": _floored,
+    "prompts beyond the KV told": _prompts_beyond_memory,
     "lengths tenfold": _lengths(10.0),
     "lengths a tenth": _lengths(0.1),
     "lengths of others": _mixed_up,
