@@ -18,15 +18,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _compile(function: F, options: dict[str, Any]) -> F:
     import numba  # a third of a second, which who only names a type need not wait for
 
+    from lengthwise.data.kernel_cache import KernelCache
+
+    compiled = numba.njit(**options)(function)
     try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # No writable cache folder (a read-only install and home): compile in every process.
-        return numba.njit(**options)(function)
+        compiled._cache = KernelCache(function)
+    except RuntimeError:  # no writable cache folder (a read-only install and home)
+        return compiled  # compiled in every process
+    return compiled
 
 
 def njit(function: F | None = None, **options: Any) -> Any:
-    """``numba.njit(cache=True)``, or without the cache when numba finds no folder for it."""
+    """``numba.njit`` with a `KernelCache`, or without where numba finds no folder for it."""
     if function is not None:
         return _compile(function, options)
     return lambda f: _compile(f, options)

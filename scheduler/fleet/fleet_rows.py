@@ -27,9 +27,9 @@ from lengthwise.scheduler.fleet.known_requests import (
     WEIGHT,
     KnownColumns,
 )
-from lengthwise.scheduler.plan.decode_time import decode_s, more_s
-from lengthwise.scheduler.plan.rollout_state import Engine, Rows
-from lengthwise.scheduler.plan.rows import GOLDEN
+from lengthwise.scheduler.plan.rollout.decode_time import decode_s, more_s
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows
+from lengthwise.scheduler.plan.rollout.rows import GOLDEN
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 
@@ -53,7 +53,7 @@ class FleetRows(NamedTuple):
     ``figures (m, 8)``: when the state was taken, seconds a token in a full batch, seconds of the
     engine an output token, seconds of the engine's work in the state and booked since, the share
     of a full batch's pace it works at, KV tokens needed by all there, and tokens a block of its
-    prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout_state.Engine`.
+    prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout.rollout_state.Engine`.
     """
 
     columns: Rows

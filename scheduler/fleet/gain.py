@@ -18,9 +18,9 @@ from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_rows import FleetRows, engine_at, rows_at, work_of, write_row
 from lengthwise.scheduler.fleet.known_requests import PROMPT, KnownColumns
-from lengthwise.scheduler.plan.rollout import rollout
-from lengthwise.scheduler.plan.rollout_state import Work, work_for
-from lengthwise.scheduler.plan.selection import select
+from lengthwise.scheduler.plan.rollout.rollout import rollout
+from lengthwise.scheduler.plan.rollout.rollout_state import Work, work_for
+from lengthwise.scheduler.plan.starts.selection import select
 from lengthwise.scheduler.plan.value import Objective, worth
 
 BY_ARRIVAL, BY_SELECTION, BY_DEADLINE = 0, 1, 2
@@ -61,8 +61,8 @@ def queue_order(r: FleetRows, i: int, k: int, kind: int, now_s: float, order: In
     """The order that the instance's ``k`` rows wait in, those who run left out; how many they are.
 
     BY_DEADLINE: who can still be met, by deadline, then the rest. BY_SELECTION is
-    `plan.starts.selection_order`: whom the engine's time suffices for, by latest start; then who
-    can still be met; then the shortest.
+    `plan.starts.starts.selection_order`: whom the engine's time suffices for, by latest start;
+    then who can still be met; then the shortest.
     """
     first = r.counts[i, fr.RUNNING] + r.counts[i, fr.RECOVERING]
     n = k - first

@@ -41,7 +41,7 @@ from lengthwise.scheduler.fleet.known_requests import (
     TTFT_BY,
     KnownColumns,
 )
-from lengthwise.scheduler.plan import rollout_state as rs
+from lengthwise.scheduler.plan.rollout import rollout_state as rs
 from lengthwise.scheduler.plan.search import COOLING, FIRST_TEMPERATURE
 
 SWAP, MOVE, EXCHANGE, ENDS = range(4)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
-from lengthwise.scheduler.plan.outcome import PlayedOrder, played
+from lengthwise.scheduler.plan.rollout.outcome import PlayedOrder, played
 from lengthwise.scheduler.problem import Problem, warm_up_problem
 
 Mode = Literal["off", "shed", "downgrade"]

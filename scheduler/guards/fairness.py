@@ -29,7 +29,7 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.plan.wait_bound import overdue_first
+from lengthwise.scheduler.plan.starts.wait_bound import overdue_first
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort

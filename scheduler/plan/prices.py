@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.plan.rows import Snapshot
+from lengthwise.scheduler.plan.rollout.rows import Snapshot
 
 OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
 

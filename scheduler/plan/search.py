@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler.plan.rollout import rollout
-from lengthwise.scheduler.plan.rollout_state import Engine, Rows, Work
+from lengthwise.scheduler.plan.rollout.rollout import rollout
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows, Work
 from lengthwise.scheduler.plan.value import Objective, worth
 
 FIRST_TEMPERATURE = 0.3  # of a met request

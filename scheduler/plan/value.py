@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler.plan.rollout_state import (
+from lengthwise.scheduler.plan.rollout.rollout_state import (
     DECODING,
     DONE,
     END_RUNNING,

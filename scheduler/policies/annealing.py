@@ -1,18 +1,21 @@
 """The ``sa`` policy: a plan of five parts, found by annealing on an honest rollout.
 
 1. Forecast: recent requests stand for the arrivals of the next seconds (``plan.forecast``).
-2. Rows: what everybody needs, and how sure that is (``plan.rows``); ``planning_picture`` has both.
+2. Rows: what everybody needs, and how sure that is (``plan.rollout.rows``);
+   ``planning_picture`` has both.
 3. Starts: every rule's order, those between two rules, the selection's, the densest first, and
    the last plan's; each without limits and under the last plan's, with the overdue in front
    (``candidate_starts``).
-4. Value: each start is played to the horizon (``plan.rollout``, ``plan.value``); the best leads.
+4. Value: each start is played to the horizon (``plan.rollout.rollout``, ``plan.value``); the
+   best leads.
 5. Annealing over batch limit, prefill limit and prefill period, over the order where lengths are
    known, and where asked for over slots given up (``plan.search``); never worth less than the best
    start.
 6. Out of sample: where lengths are uncertain, lengths drawn anew choose between what was found and
    what it began with (``plan.out_of_sample``).
 7. Promise: what the plan says everybody's chances are, and would be without each of its parts,
-   is kept; parts whose promises do not come true are withdrawn (``promises``, ``plan.trust``).
+   is kept; parts whose promises do not come true are withdrawn (``promises``,
+   ``plan.feedback.trust``).
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ import numpy as np
 
 from lengthwise.data.arrays import BoolArray, IntArray
 from lengthwise.scheduler.plan import search as s
+from lengthwise.scheduler.plan.feedback.pace import StepPace
+from lengthwise.scheduler.plan.feedback.trust import Trust
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
-from lengthwise.scheduler.plan.last_order import LastOrder
 from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
-from lengthwise.scheduler.plan.pace import StepPace
-from lengthwise.scheduler.plan.rows import Snapshot
-from lengthwise.scheduler.plan.trust import Trust
-from lengthwise.scheduler.plan.wait_bound import let_in
+from lengthwise.scheduler.plan.rollout.rows import Snapshot
+from lengthwise.scheduler.plan.starts.last_order import LastOrder
+from lengthwise.scheduler.plan.starts.wait_bound import let_in
 from lengthwise.scheduler.policies.annealing_settings import Settings
 from lengthwise.scheduler.policies.candidate_starts import (
     Leaders,

@@ -2,7 +2,7 @@
 
 The last plan's order, the selection's, the densest first, those between two rules, and every
 rule's; each without limits and under the last plan's, with the overdue in front
-(``plan.wait_bound``).
+(``plan.starts.wait_bound``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import prepare
-from lengthwise.scheduler.plan.last_order import LastOrder
-from lengthwise.scheduler.plan.rows import Snapshot
+from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
-from lengthwise.scheduler.plan.starts import balanced_order, density_order, selection_order
-from lengthwise.scheduler.plan.wait_bound import find_overdue, in_front
+from lengthwise.scheduler.plan.starts.last_order import LastOrder
+from lengthwise.scheduler.plan.starts.starts import balanced_order, density_order, selection_order
+from lengthwise.scheduler.plan.starts.wait_bound import find_overdue, in_front
 from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Problem, RequestArrays
 

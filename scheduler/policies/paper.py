@@ -20,7 +20,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.plan import jobs as k
 from lengthwise.scheduler.plan.jobs import Jobs, prepare
-from lengthwise.scheduler.plan.wait_bound import bounded
+from lengthwise.scheduler.plan.starts.wait_bound import bounded
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
 

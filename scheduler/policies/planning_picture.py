@@ -1,8 +1,8 @@
 """The picture that ``sa`` plans on: who is planned, who is expected, and how outcomes are weighed.
 
 Of a queue too long to plan, the first by feasible-edf; beside them stand-ins of the arrivals to
-come (``plan.forecast``), all as the rollout's rows (``plan.rows``), up to a horizon that follows
-the objectives of recent requests.
+come (``plan.forecast``), all as the rollout's rows (``plan.rollout.rows``), up to a horizon that
+follows the objectives of recent requests.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.prices import work_price
-from lengthwise.scheduler.plan.rollout_state import work_for
-from lengthwise.scheduler.plan.rows import Snapshot, snapshot
+from lengthwise.scheduler.plan.rollout.rollout_state import work_for
+from lengthwise.scheduler.plan.rollout.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.search import Picture
+from lengthwise.scheduler.plan.starts.wait_bound import is_old
 from lengthwise.scheduler.plan.value import Objective
-from lengthwise.scheduler.plan.wait_bound import is_old
 from lengthwise.scheduler.policies.annealing_settings import Settings
 from lengthwise.scheduler.policies.rules import feasible_edf
 from lengthwise.scheduler.problem import Problem, RequestArrays

@@ -1,17 +1,17 @@
 """What ``sa`` says of the plan it hands out, so that what comes can be held against it.
 
-Everybody's chances under the plan and without each of its parts (``plan.trust``), and how many
-tokens it brings by when (``plan.pace``). Each is asked of one more rollout.
+Everybody's chances under the plan and without each of its parts (``plan.feedback.trust``), and how
+many tokens it brings by when (``plan.feedback.pace``). Each is asked of one more rollout.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from lengthwise.scheduler.plan.rollout_state import END_S, END_STEP_S, END_STEPS
-from lengthwise.scheduler.plan.rows import Snapshot
+from lengthwise.scheduler.plan.feedback.trust import Trust
+from lengthwise.scheduler.plan.rollout.rollout_state import END_S, END_STEP_S, END_STEPS
+from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
-from lengthwise.scheduler.plan.trust import Trust
 from lengthwise.scheduler.policies.candidate_starts import Start
 from lengthwise.scheduler.problem import Problem
 

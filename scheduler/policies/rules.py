@@ -13,7 +13,7 @@ import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import Jobs, prepare
-from lengthwise.scheduler.plan.wait_bound import bounded
+from lengthwise.scheduler.plan.starts.wait_bound import bounded
 from lengthwise.scheduler.problem import Plan, Problem, warm_up_problem
 
 Rule = Callable[[Problem, Jobs], IntArray]

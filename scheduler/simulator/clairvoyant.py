@@ -20,8 +20,8 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.plan import search as s
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
-from lengthwise.scheduler.plan.rollout_state import work_for
-from lengthwise.scheduler.plan.rows import snapshot
+from lengthwise.scheduler.plan.rollout.rollout_state import work_for
+from lengthwise.scheduler.plan.rollout.rows import snapshot
 from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import NO_PREFIX, Plan, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile

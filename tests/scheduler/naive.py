@@ -1,6 +1,6 @@
 """The rollout and its value as one would write them down: lists, objects, one step at a time.
 
-The compiled twins are ``plan.rollout`` and ``plan.value``; only their tuples are used here.
+The compiled twins are ``plan.rollout.rollout`` and ``plan.value``; only their tuples are used here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from lengthwise.scheduler.plan.rollout_state import Engine, Rows
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows
 from lengthwise.scheduler.plan.value import Objective
 
 LEAST_PREFILL = 16.0

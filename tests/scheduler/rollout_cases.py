@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.plan.rollout import rollout
-from lengthwise.scheduler.plan.rollout_state import Engine, Rows, work_for
+from lengthwise.scheduler.plan.rollout.rollout import rollout
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows, work_for
 from lengthwise.scheduler.plan.search import Parts, Picture
 from lengthwise.scheduler.plan.value import Objective
 
@@ -63,7 +63,7 @@ class Case:
 def draw_rows(
     rng: np.random.Generator, counts: tuple[int, int, int, int], prefixes: int
 ) -> tuple[Rows, int, int, int]:
-    """Rows that run, recover, wait and are expected, as ``plan.rows`` makes them."""
+    """Rows that run, recover, wait and are expected, as ``plan.rollout.rows`` makes them."""
     running, recovering, waiting, coming = counts
     k = sum(counts)
     prompt = rng.integers(2, 120, k).astype(float)

@@ -12,7 +12,7 @@ from lengthwise.scheduler.guards.admission import (
     ShareCap,
     drain_s,
 )
-from lengthwise.scheduler.plan.outcome import played
+from lengthwise.scheduler.plan.rollout.outcome import played
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile

@@ -14,7 +14,7 @@ from lengthwise.scheduler.guards.fairness import (
     slot_seconds,
     tenant_factors,
 )
-from lengthwise.scheduler.plan.rows import snapshot
+from lengthwise.scheduler.plan.rollout.rows import snapshot
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile

@@ -15,8 +15,8 @@ from lengthwise.scheduler.plan.forecast import (
     ArrivalForecast,
     arrival_times,
 )
-from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.starts import density_order, selection_order
+from lengthwise.scheduler.plan.rollout.rows import snapshot
+from lengthwise.scheduler.plan.starts.starts import density_order, selection_order
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.plan.last_order import LastOrder
+from lengthwise.scheduler.plan.starts.last_order import LastOrder
 
 TIMES = st.lists(st.integers(0, 60), min_size=1, max_size=30, unique=True)
 

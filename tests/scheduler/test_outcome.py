@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from planning_cases import LEVELS, draw_problem, problems
 
-from lengthwise.scheduler.plan.outcome import HORIZON_S, played
+from lengthwise.scheduler.plan.rollout.outcome import HORIZON_S, played
 from lengthwise.scheduler.problem import RequestArrays
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_problem
 
-from lengthwise.scheduler.plan.pace import DEADBAND, MOST, StepPace
+from lengthwise.scheduler.plan.feedback.pace import DEADBAND, MOST, StepPace
 
 
 def decoding(now_s: float, tokens: float, rows: int = 4):

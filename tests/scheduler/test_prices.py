@@ -6,7 +6,7 @@ import pytest
 from planning_cases import draw_problem
 
 from lengthwise.scheduler.plan.prices import work_price
-from lengthwise.scheduler.plan.rows import Snapshot, snapshot
+from lengthwise.scheduler.plan.rollout.rows import Snapshot, snapshot
 
 HORIZON_S, MAX_WAIT_S = 20.0, 120.0
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from rollout_cases import BEGIN_S, OBJECTIVE, cases, draw_case
 
-from lengthwise.scheduler.plan import rollout_state as rs
+from lengthwise.scheduler.plan.rollout import rollout_state as rs
 from lengthwise.scheduler.plan.value import worth
 from lengthwise.scheduler.policies.candidate_starts import Start
 from lengthwise.scheduler.policies.promises import tokens_by

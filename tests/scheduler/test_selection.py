@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_cases import draw_workload
 
-from lengthwise.scheduler.plan.selection import select
-from lengthwise.scheduler.plan.wait_bound import (
+from lengthwise.scheduler.plan.starts.selection import select
+from lengthwise.scheduler.plan.starts.wait_bound import (
     _KEPT,
     _LEAD,
     _MARGIN,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.plan import trust as t
-from lengthwise.scheduler.plan.trust import PARTS, Trust
+from lengthwise.scheduler.plan.feedback import trust as t
+from lengthwise.scheduler.plan.feedback.trust import PARTS, Trust
 
 
 class Story:

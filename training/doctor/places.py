@@ -80,7 +80,7 @@ def numba_cache() -> Check:
     name, advice = "numba cache", f"set {CACHE_VARIABLE} to a folder only the server may write to"
     try:
         from lengthwise.predictor.features.scan import scan
-        from lengthwise.scheduler.plan.rollout import rollout
+        from lengthwise.scheduler.plan.rollout.rollout import rollout
     except RuntimeError as error:
         return Check(name, "fail", str(error), advice)
     places = [Path(kernel.stats.cache_path or "") for kernel in (scan, rollout)]

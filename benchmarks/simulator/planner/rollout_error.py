@@ -20,9 +20,9 @@ from benchmarks.common import finish, print_table
 from benchmarks.simulator.shapes import KEPT_ASIDE, Run, build
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import prepare
-from lengthwise.scheduler.plan.rollout import rollout
-from lengthwise.scheduler.plan.rollout_state import DONE, Work, work_for
-from lengthwise.scheduler.plan.rows import Snapshot, snapshot
+from lengthwise.scheduler.plan.rollout.rollout import rollout
+from lengthwise.scheduler.plan.rollout.rollout_state import DONE, Work, work_for
+from lengthwise.scheduler.plan.rollout.rows import Snapshot, snapshot
 from lengthwise.scheduler.plan.value import CERTAIN, worth
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.rules import RULES

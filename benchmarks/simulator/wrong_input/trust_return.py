@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.common import finish, interval, note, plain_parser, print_table
 from benchmarks.simulator.shapes import Run, build, policy_of
 from benchmarks.simulator.wrong_input import misled
-from lengthwise.scheduler.plan.trust import PARTS
+from lengthwise.scheduler.plan.feedback.trust import PARTS
 from lengthwise.scheduler.simulator.run import simulate
 
 CASES: dict[str, misled.Told] = {

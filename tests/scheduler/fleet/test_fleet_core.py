@@ -30,8 +30,8 @@ from lengthwise.scheduler.fleet.routing_rules import (
     most_gain,
     own_work_s,
 )
-from lengthwise.scheduler.plan.rows import snapshot
-from lengthwise.scheduler.plan.starts import selection_order
+from lengthwise.scheduler.plan.rollout.rows import snapshot
+from lengthwise.scheduler.plan.starts.starts import selection_order
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
 # -- the ledger -------------------------------------------------------------------------------

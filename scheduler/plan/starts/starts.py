@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.plan.rows import Snapshot
-from lengthwise.scheduler.plan.selection import select
+from lengthwise.scheduler.plan.rollout.rows import Snapshot
+from lengthwise.scheduler.plan.starts.selection import select
 
 
 def _queued(shot: Snapshot) -> tuple[FloatArray, FloatArray, FloatArray]:

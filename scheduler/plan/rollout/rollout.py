@@ -18,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import IntArray, njit
-from lengthwise.scheduler.plan.decode_time import decode_s, more_s, steps_within
-from lengthwise.scheduler.plan.heap import pop, push
-from lengthwise.scheduler.plan.prefix_memory import join, leave, publish
-from lengthwise.scheduler.plan.rollout_state import (
+from lengthwise.scheduler.plan.rollout.decode_time import decode_s, more_s, steps_within
+from lengthwise.scheduler.plan.rollout.heap import pop, push
+from lengthwise.scheduler.plan.rollout.prefix_memory import join, leave, publish
+from lengthwise.scheduler.plan.rollout.rollout_state import (
     DECODING,
     DONE,
     END_PREEMPTIONS,

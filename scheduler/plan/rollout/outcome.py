@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.plan.rollout_state import work_for
-from lengthwise.scheduler.plan.rows import snapshot
+from lengthwise.scheduler.plan.rollout.rollout_state import work_for
+from lengthwise.scheduler.plan.rollout.rows import snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.value import CERTAIN
 from lengthwise.scheduler.problem import Problem

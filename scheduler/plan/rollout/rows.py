@@ -8,8 +8,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, njit
 from lengthwise.data.lengths import STRATA, to_come
-from lengthwise.scheduler.plan.decode_time import decode_s, more_s
-from lengthwise.scheduler.plan.rollout_state import Engine, Rows
+from lengthwise.scheduler.plan.rollout.decode_time import decode_s, more_s
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
 GOLDEN = 0.6180339887498949

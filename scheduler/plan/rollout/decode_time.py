@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import njit
-from lengthwise.scheduler.plan.rollout_state import Engine
+from lengthwise.scheduler.plan.rollout.rollout_state import Engine
 
 
 @njit(inline="always")

@@ -1,0 +1,1 @@
+"""The engine played forward under a plan: rows of requests, its clock and memory, outcomes."""
