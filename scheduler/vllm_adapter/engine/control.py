@@ -31,6 +31,7 @@ class Control:
 
     def status(self) -> dict[str, Any]:
         """What the engine process knows, as plain values."""
+        self.core.conclude_overdue(time.monotonic())
         admission = {"mode": "off"} if self.admission is None else self.admission.status()
         return dict(plain(core_status(self.core, time.monotonic()) | {"admission": admission}))
 

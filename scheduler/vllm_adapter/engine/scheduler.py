@@ -50,6 +50,7 @@ from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
     ADMIT_METHOD,
     CONFIGURE_METHOD,
+    LEFT_EARLY_METHOD,
     LOAD_METHOD,
     REESTIMATE_METHOD,
     STATUS_METHOD,
@@ -235,6 +236,11 @@ class LengthwiseScheduler(AsyncScheduler):
         with self.core.advice("reestimate"):
             self.core.reestimated(said, time.monotonic())
 
+    def lengthwise_left_early(self, said: list[Any]) -> None:
+        """What requests were that the API process had dropped."""
+        with self.core.advice("outcome"):
+            self.core.left_early(said)
+
     # -- translation --------------------------------------------------------------------------
 
     def _is_paused(self) -> bool:
@@ -400,10 +406,14 @@ def _attach() -> None:
     def reestimate(engine: Any, said: list[Any]) -> None:
         engine.scheduler.lengthwise_reestimate(said)
 
+    def left_early(engine: Any, said: list[Any]) -> None:
+        engine.scheduler.lengthwise_left_early(said)
+
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
                        (ADMIT_METHOD, admit), (LOAD_METHOD, load),
                        (WHOLE_ENDED_METHOD, whole_ended),
-                       (REESTIMATE_METHOD, reestimate)):  # fmt: skip
+                       (REESTIMATE_METHOD, reestimate),
+                       (LEFT_EARLY_METHOD, left_early)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 

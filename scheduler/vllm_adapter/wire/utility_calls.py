@@ -13,6 +13,7 @@ ADMIT_METHOD = "lengthwise_admit"
 LOAD_METHOD = "lengthwise_load"
 WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
 REESTIMATE_METHOD = "lengthwise_reestimate"
+LEFT_EARLY_METHOD = "lengthwise_left_early"
 
 
 def plain(value: Any) -> Any:
