@@ -43,6 +43,11 @@ class Control:
         answer = self.admission.answer(question, running, now_s, unix_s)
         return dict(plain(answer.to_wire()))
 
+    def acted(self, said: list[Any]) -> None:
+        """The API process acted on a verdict."""
+        if self.admission is not None:
+            self.admission.acted(said, time.monotonic(), time.time())
+
     def configure(self, body: dict[str, Any]) -> dict[str, Any]:
         """Apply a request whole or not at all; ``{"error": ...}`` says what was wrong."""
         core = self.core

@@ -10,6 +10,7 @@ import numpy as np
 STATUS_METHOD = "lengthwise_status"
 CONFIGURE_METHOD = "lengthwise_configure"
 ADMIT_METHOD = "lengthwise_admit"
+ACTED_METHOD = "lengthwise_acted"
 LOAD_METHOD = "lengthwise_load"
 WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
 REESTIMATE_METHOD = "lengthwise_reestimate"
