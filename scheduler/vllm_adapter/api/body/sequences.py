@@ -46,7 +46,8 @@ class Call:
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
     given of the prompts that are started, and ``read(key, text, slo_class)``, which tells whether a
     better estimate may follow under this key. ``watch(request_id, text, slo_class)`` is told of
-    those whose answers may be estimated anew once they have begun. ``levels`` is the width of a
+    those whose answers may be estimated anew once they have begun. ``over`` is called when a task
+    that works on after the client was answered has ended. ``levels`` is the width of a
     prediction, 0 where lengths that the parameters fix are not to be told. ``max_tokens`` is the
     client's limit.
     """
@@ -59,6 +60,8 @@ class Call:
     keep: Callable[[str, str], None] | None = None
     read: Callable[[str, str, str], bool] | None = None
     watch: Callable[[str, str, str], None] | None = None
+    over: Callable[[Call], None] | None = None
+    worker: asyncio.Task[Any] | None = None
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
@@ -111,6 +114,14 @@ class Call:
         known = hints.quantiles is None or hints.version in TOLD_LENGTHS
         if self.watch is not None and text is not None and not known:
             self.watch(request_id, text, hints.slo.slo_class)
+
+    def follow(self) -> None:
+        """Find out when the task that starts a sequence now is over, where that is asked for."""
+        over = self.over
+        task = None if over is None else asyncio.current_task()
+        if over is not None and task is not None and task is not self.worker:
+            self.worker = task
+            task.add_done_callback(lambda _: over(self))
 
     def all_hints(self) -> list[Hints]:
         """Those of all prompts at once, for a process that starts the sequences elsewhere."""
@@ -227,6 +238,7 @@ def _tell_of(args: tuple[Any, ...], kwargs: dict[str, Any], hints: Hints | None)
     name = kwargs.get("request_id", args[2] if len(args) > 2 else None)
     if call is not None and call.hints is not None and hints is not None and isinstance(name, str):
         call.begun(name, hints)
+        call.follow()
 
 
 def prepared_params(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from echo_client import CHAT, COMPLETIONS, Client, WordPredictor
 from pydantic import TypeAdapter, ValidationError
 
+from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS, is_true
 
 TALK = [{"role": "user", "content": "one two"}]
@@ -45,9 +48,8 @@ def test_a_list_with_a_number_in_it_is_one_prompt_of_tokens(prompt):
     assert READERS[COMPLETIONS]({"prompt": prompt}, lambda _: None).prompts == [None]
 
 
-@pytest.mark.parametrize("value", [True, "yes", "1", 1])
-def test_a_response_in_the_background_is_not_said_to_have_ended_with_its_answer(value):
-    client = Client(WordPredictor())
-    body = {"input": "one two", "background": value, "tools": [{"type": "web_search_preview"}]}
-    client.told(body, path="/v1/responses")
-    assert [one for one in client.core.asked if "whole_ended" in one[0]] == []
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_response_is_in_the_background_where_the_server_has_it_there(value):
+    raw = json.dumps({"input": "one two", "background": value}).encode()
+    parsed = parse_body(raw, {}, SloTable({}), READERS["/v1/responses"])
+    assert parsed.in_background is is_true(value)
