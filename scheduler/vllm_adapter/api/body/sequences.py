@@ -191,14 +191,17 @@ def attach(engine_client: Any, on_unread: OnUnread, steering: Steering | None = 
     if getattr(generate, _WRAPPED, False):
         return True
 
-    tells_stops = tell_of_stop_strings(engine_client)
+    teller = tell_of_stop_strings(engine_client)
 
     @functools.wraps(generate)
     def prepared(*args: Any, **kwargs: Any) -> Any:
         hints = None
         try:
             key = None if steering is None else steering.new_key()
-            args, kwargs, hints = _with_hints(args, kwargs, on_unread, key, tells_stops)
+            told = teller is not None
+            args, kwargs, hints = _with_hints(args, kwargs, on_unread, key, told)
+            if teller is not None and hints is not None and hints.may_stop:
+                teller.expect()
             _tell_of(args, kwargs, hints)
         except Exception as error:  # what we add must never cost a request
             logger.warning("a sequence goes on without its hints: %r", error)

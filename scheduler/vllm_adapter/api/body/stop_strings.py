@@ -21,6 +21,7 @@ from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LEFT_EARLY_METH
 
 logger = logging.getLogger(LOGGER_NAME)
 
+_QUIET_STEPS = 1000  # without an output of a request with stop strings
 _MOST_WHOLE = 100_000  # far beyond what is ever between being found and being aborted
 
 
@@ -29,6 +30,8 @@ class StopTeller:
 
     def __init__(self, core: Any) -> None:
         self._core = core
+        self._expected = False
+        self._quiet_steps = 0
         self._whole: dict[str, int] = {}  # tokens of answers found whole, not yet aborted
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -37,13 +40,29 @@ class StopTeller:
 
         @functools.wraps(process)
         def processed(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-            stopping = _stopping(outputs, states)
+            if not self._expected:
+                return process(outputs, *args, **kwargs)
+            stopping = _stopping([output.request_id for output in outputs], states)
             made = process(outputs, *args, **kwargs)
             if stopping:
+                self._quiet_steps = 0
                 self._note(stopping, getattr(made, "reqs_to_abort", None) or ())
+            else:
+                self._rest(states)
             return made
 
         return processed
+
+    def expect(self) -> None:
+        """A request with stop strings comes: from now on outputs are looked at."""
+        self._expected, self._quiet_steps = True, 0
+
+    def _rest(self, states: Any) -> None:
+        """Look no longer where no such request is left, which may wait for long."""
+        self._quiet_steps += 1
+        if self._quiet_steps >= _QUIET_STEPS:
+            self._quiet_steps = 0
+            self._expected = bool(_stopping(list(states), states))
 
     def followed(self, abort: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
         """vLLM's ``abort_requests_async``, after which the engine is told what these were."""
@@ -71,34 +90,33 @@ class StopTeller:
         task.add_done_callback(self._sending.discard)
 
 
-def tell_of_stop_strings(engine_client: Any) -> bool:
-    """Tell the engine of this client's stop strings; whether that can be done."""
+def tell_of_stop_strings(engine_client: Any) -> StopTeller | None:
+    """Who tells the engine of this client's stop strings; None where that cannot be done."""
     core: Any = getattr(engine_client, "engine_core", None)
     processor: Any = getattr(engine_client, "output_processor", None)
     abort = getattr(core, "abort_requests_async", None)
     process = getattr(processor, "process_outputs", None)
     states = getattr(processor, "request_states", None)
     if abort is None or process is None or not hasattr(states, "get"):
-        return False
+        return None
     teller = StopTeller(core)
     try:
         core.abort_requests_async = teller.followed(abort)
         processor.process_outputs = teller.looked_on(process, states)
     except AttributeError:
-        return False
-    return True
+        return None
+    return teller
 
 
-def _stopping(outputs: Sequence[Any], states: Any) -> dict[str, Any]:
-    """The detokenizers, by request, of those outputs' that look for stop strings; a finished
+def _stopping(names: Iterable[str], states: Any) -> dict[str, Any]:
+    """The detokenizers, by request, of those of these that look for stop strings; a finished
     request is in nobody's states any more."""
     found = {}
     try:
-        for output in outputs:
-            state = states.get(output.request_id)
-            detokenizer = getattr(state, "detokenizer", None)
+        for name in names:
+            detokenizer = getattr(states.get(name), "detokenizer", None)
             if detokenizer is not None and getattr(detokenizer, "stop", None):
-                found[output.request_id] = detokenizer
+                found[name] = detokenizer
     except Exception as error:  # vLLM's state is not ours to rely on
         logger.debug("stop strings are not seen: %r", error)
     return found

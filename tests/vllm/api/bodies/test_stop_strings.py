@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from echo_client import FakeEngineCore, Params
 
+from lengthwise.scheduler.vllm_adapter.api.body import stop_strings
 from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LEFT_EARLY_METHOD
@@ -49,6 +50,7 @@ def begin(client, name, stop, n=1):
     request = EngineCoreRequest(
         name, [1, 2], None, params, None, 0.0, None, None, None, external_req_id=name
     )
+    client.generate("p", Params(stop=stop), name)
     client.output_processor.add_request(request, "a b")
 
 
@@ -106,6 +108,33 @@ def test_who_hangs_up_is_told_as_gone_and_who_ends_is_not_told(tokenizer):
 
     asyncio.run(scenario())
     assert said(core) == [["gone", None]]
+
+
+def test_nobody_looks_where_no_request_has_stop_strings(tokenizer, monkeypatch):
+    monkeypatch.setattr(stop_strings, "_QUIET_STEPS", 5)
+    looks = []
+    plain = stop_strings._stopping
+    monkeypatch.setattr(
+        stop_strings, "_stopping", lambda names, states: looks.append(1) or plain(names, states)
+    )
+    client, core, _ = client_of(tokenizer)
+    ids = tokenizer.encode("here", add_special_tokens=False)
+
+    async def scenario():
+        begin(client, "other", None)
+        await given(client, "other", [40] * 20)
+        assert looks == []
+        begin(client, "waits", ["here"])
+        await given(client, "other", [40] * 20)
+        assert len(looks) > 20  # one is left that has no token yet
+        await given(client, "waits", ids)
+        looks.clear()
+        await given(client, "other", [40] * 50)
+        assert len(looks) == 6
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert said(core) == [["waits", len(ids)]]
 
 
 def test_an_engine_that_does_not_answer_costs_nobody_anything(tokenizer):
