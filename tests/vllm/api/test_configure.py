@@ -21,6 +21,20 @@ def test_status_joins_engine_and_api():
     assert client.call("GET", "/lengthwise/status").status_code == 503
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_whatever_an_engine_counts_the_status_is_json(number):
+    """As with a setting ``max_wait_s`` of Infinity."""
+    client = Client()
+    client.core.answer = {"queue": {"max_wait_s": number, "rows": [1.5, number]}, "policy": "sa"}
+    raw = client.call("GET", "/lengthwise/status").content
+
+    def refused(name):
+        raise AssertionError(name)
+
+    status = json.loads(raw, parse_constant=refused)
+    assert status["queue"] == {"max_wait_s": None, "rows": [1.5, None]}
+
+
 def test_a_large_configure_body_is_refused_unread():
     client = Client(allow_configure=True)
     for size, status in ((16_000, 200), (16_400, 413), (3_000_000, 413)):
