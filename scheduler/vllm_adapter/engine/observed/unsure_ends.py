@@ -55,7 +55,7 @@ class UnsureEnds:
             if one is None or end is None:
                 continue
             if one.output_tokens is not None:
-                end = replace(end, status="finished", output_tokens=one.output_tokens)
+                end = replace(end, status="stopped", output_tokens=one.output_tokens)
             ends.append(end)
         return ends
 
