@@ -26,6 +26,7 @@ from lengthwise.predictor.opening_reading import KNOWN_LEVELS, OpeningReading
 from lengthwise.predictor.reading import CausalReading, Reading, by_levels
 
 ANY_CLASS = "*"  # the key of the prior over all classes
+_LONGEST_VERSION = 1024
 _MAX_LOG_TOKENS = float(np.log(86_400_000.0))
 
 
@@ -54,7 +55,8 @@ class LengthPredictor:
         self.openings = {opening.tokens: opening for opening in openings}
         self.full: LengthPredictor | None = None
         self.card = card
-        self.version = str(card.get("version", "unversioned"))
+        label = str(card.get("version", "unversioned"))[:_LONGEST_VERSION]
+        self.version = label.encode("utf-8", "replace").decode()
         self._levels = np.asarray(card["levels"], np.float64)
         self._columns = len(features.get_feature_names_out())
 

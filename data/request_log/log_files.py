@@ -48,7 +48,9 @@ def checked_rows(
     file: Path, skipped: Skipped, watch: Watch | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of one file, oldest first; of a gzip that breaks off those before, and its break
-    is counted."""
+    is counted. A server may have pruned it since it was listed: no rows."""
+    if not file.exists():
+        return
     try:
         yield from checked(read_lines(file, watch), skipped, lambda number: f"{file}:{number}")
     except CutShortError as error:
@@ -98,7 +100,7 @@ def join_texts(
     for file in reversed(files):
         if not wanted:
             return
-        if file.stat().st_mtime < oldest_s:
+        if not file.exists() or file.stat().st_mtime < oldest_s:
             continue
         for text in _texts(file, skipped, watch):
             if isinstance(prompt := text.get("prompt"), str):
@@ -121,10 +123,10 @@ def _texts(file: Path, skipped: Skipped, watch: Watch | None) -> Iterator[dict[s
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    plain = {file.name: file for file in folder.glob(pattern)}
+    plain = {file.name: file for file in folder.glob(pattern) if file.is_file()}
     packed = {
         name: file
         for file in folder.glob(f"{pattern}.gz")
-        if (name := file.name.removesuffix(".gz")) not in plain
+        if (name := file.name.removesuffix(".gz")) not in plain and file.is_file()
     }
     return [file for _, file in sorted((plain | packed).items())]

@@ -34,7 +34,8 @@ def newest_first(
     rows are held.
     """
     heap: list[tuple[float, int, LogRow | None, Iterator[LogRow]]] = []
-    for number, file in enumerate(files):
+    listed = [file for file in files if file.exists()]  # a server may have pruned some since
+    for number, file in enumerate(listed):
         rows = _rows_back(file, skipped, most, wanted, watch)
         heap.append((-file.stat().st_mtime, -number, None, rows))
     heapq.heapify(heap)
@@ -56,6 +57,8 @@ def _rows_back(
     wanted: Callable[[LogRow], bool],
     watch: Watch | None,
 ) -> Iterator[LogRow]:
+    if not file.exists():
+        return
     with file.open("rb") as raw:
         packed = raw.read(len(GZIP)) == GZIP
     if packed:

@@ -20,7 +20,7 @@ from lengthwise.data.skipped import NoAnswerError, Skipped
 from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.data.workload import MAX_TOKENS, WorkloadRequest
 
-_ANSWERED = ("finished", "length", "repetition", "otherwise")
+_ANSWERED = ("finished", "length", "stopped", "repetition", "otherwise")
 _LONGEST_S = 366 * 86_400.0  # a log is no longer to either side of its middle: else a clock was off
 _NO_DEFAULTS = SloTable({})
 _KEPT = ("request_id", "arrival_unix_s", "prompt", "text_id")

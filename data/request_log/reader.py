@@ -77,7 +77,7 @@ def newest_requests(
         if len(rows) == most or (characters is not None and held > characters and rows):
             break
         rows.append(row)
-    size = sum(file.stat().st_size for file in files.rows)
+    size = sum(file.stat().st_size for file in files.rows if file.exists())
     unread = max(0, size - read)
     join_texts(rows, files.texts, skipped, watch)
     rows = _within(rows, characters)

@@ -58,7 +58,10 @@ ROW_KEYS = (
     "features",
 )
 FIXED_LENGTH = "fixed"  # as predictor: of a length that the request left no choice about
-STATUSES = ("finished", "length", "repetition", "otherwise", "aborted", "shed", "failed")
+STATUSES = (
+    *("finished", "length", "stopped", "repetition", "otherwise"),
+    *("aborted", "shed", "failed"),
+)
 FILE_PATTERN = "requests-*.jsonl"
 TEXTS_PATTERN = "texts-*.jsonl"
 

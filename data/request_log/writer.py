@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from lengthwise.data.errors import InputError
@@ -191,16 +192,21 @@ class RequestLogWriter:
                 self._path.unlink()
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob(f"{self._stem}-*.jsonl"))
-        sizes = {file: file.stat() for file in files if file != self._path}
-        total = sum(stat.st_size for stat in sizes.values())
-        for file, stat in sizes.items():
+        stats = {}
+        for file in sorted(self.folder.glob(f"{self._stem}-*.jsonl")):
+            with contextlib.suppress(OSError):  # another writer may have pruned it just now
+                stat = file.stat()
+                if file != self._path and S_ISREG(stat.st_mode):
+                    stats[file] = stat
+        total = sum(stat.st_size for stat in stats.values())
+        for file, stat in stats.items():
             too_old = self._max_age_s is not None and (
                 self._clock() - stat.st_mtime > self._max_age_s
             )
             if too_old or total + self._max_bytes > self._max_total_bytes:
-                file.unlink(missing_ok=True)
-                total -= stat.st_size
+                with contextlib.suppress(OSError):  # one that may not be removed costs no rows
+                    file.unlink(missing_ok=True)
+                    total -= stat.st_size
 
     def _line(self, row: dict[str, Any]) -> bytes | None:
         try:

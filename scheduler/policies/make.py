@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lengthwise.data.errors import shown
 from lengthwise.scheduler.policies.annealing import AnnealingPolicy
 from lengthwise.scheduler.policies.paper import PaperPolicy, PaperSettings
 from lengthwise.scheduler.policies.policy import Policy
@@ -37,7 +38,7 @@ def make_policy(
     Raises ValueError for an unknown name, and for a parameter that is unknown or out of bounds.
     """
     if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; known are {', '.join(POLICIES)}")
+        raise ValueError(f"unknown policy {shown(name)}; known are {', '.join(POLICIES)}")
     params = checked_params(name, params)
     if name == "sa":
         return AnnealingPolicy.with_params(budget_s, seed, **params)

@@ -20,7 +20,7 @@ from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import write_whole
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import check_policy
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, first_fault
+from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, VersionName, first_fault
 
 _MOST_BYTES = 4 * 1024 * 1024
 
@@ -31,7 +31,7 @@ class LivePredictor(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     directory: str = Field(min_length=1)
-    version: str | None = None
+    version: VersionName | None = None
 
 
 class LiveState(BaseModel):
@@ -82,6 +82,9 @@ def live_state(settings: ServerSettings) -> LiveState:
 def read_live(path: Path | str) -> LiveState:
     """The file's content; InputError when it is missing, unreadable or breaks a rule."""
     try:
+        if not Path(path).is_file():  # reading a pipe would wait for whoever writes to it
+            why = "not a file" if Path(path).exists() else "no such file"
+            raise InputError(f"cannot read live file {str(path)!r}: {why}")
         with Path(path).open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
     except OSError as error:

@@ -32,6 +32,9 @@ DEFAULT_PROFILE = "tiny-cpu"
 NO_ROUTER = "none"  # the engine's own balancing chooses among several instances
 
 Lengths = Literal["learned", "class", "oracle", "none"]
+VersionName = Annotated[str, Field(max_length=1024, pattern="")]
+"""What a predictor is called: valid UTF-8, as it becomes a metric's label and travels with every
+request."""
 
 
 class AdmissionSettings(BaseModel):
@@ -67,7 +70,7 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     predictor_dir: str | None = None
-    predictor_version: str | None = None
+    predictor_version: VersionName | None = None
     lengths: Lengths = "learned"
     policy: str = "sa"
     policy_params: dict[str, Any] = Field(default_factory=dict)

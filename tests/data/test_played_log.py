@@ -79,7 +79,8 @@ def test_odd_rows_are_left_out_and_counted(tmp_path):
         "arrival_unix_s must lie within a year of the other rows'": 2,
         "prompt_tokens must be a whole number from 1 to 10000000": 2,
         "slo_class must be 1-64 letters, digits or _.:- and start with a letter or digit": 1,
-        "status must be one of finished, length, repetition, otherwise, aborted, shed, failed": 1,
+        "status must be one of finished, length, stopped, repetition, otherwise, aborted, shed, "
+        "failed": 1,
     }
     assert (skipped.read, skipped.torn) == (26, 1)
 

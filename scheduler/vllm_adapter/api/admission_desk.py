@@ -9,6 +9,7 @@ engines each is asked, and what one of them would admit is admitted: the router 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -18,7 +19,7 @@ from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import ADMIT_METHOD
+from lengthwise.scheduler.vllm_adapter.wire.utility_calls import ACTED_METHOD, ADMIT_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -34,6 +35,7 @@ class AdmissionDesk:
         self._timeout_s = settings.timeout_ms / 1e3
         self._metrics = metrics
         self._failures = 0
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def ask(
         self, core: Any, hints: Hints, prompt_characters: int, max_tokens: int | None
@@ -54,7 +56,16 @@ class AdmissionDesk:
             core, ADMIT_METHOD, question.to_wire(), timeout_s=_GRACE * self._timeout_s
         )
         answers = [self._verdict(answer) for answer in asked.values()]
-        return min(answers, key=lambda answer: _LENIENCE[answer.action], default=Answer())
+        taken = min(answers, key=lambda answer: _LENIENCE[answer.action], default=Answer())
+        if taken.judge is not None:
+            self._tell(core, [taken.judge, question.to_wire(), taken.action])
+        return taken
+
+    def _tell(self, core: Any, said: list[Any]) -> None:
+        """Have the engine whose verdict was taken book it; nobody waits for that."""
+        task = asyncio.get_running_loop().create_task(_told(core, said))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     def _verdict(self, answer: Any) -> Answer:
         try:
@@ -70,3 +81,9 @@ class AdmissionDesk:
                 logger.warning("no verdict on admission (%d): %r", self._failures, error)
         self._metrics.admission_unanswered.labels(cause).inc()
         return Answer()
+
+
+async def _told(core: Any, said: list[Any]) -> None:
+    for name, answer in (await ask_all(core, ACTED_METHOD, said)).items():
+        if isinstance(answer, Exception):
+            logger.debug("%s of engine %s: %r", ACTED_METHOD, name, answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.body.large_body import pieces
@@ -108,6 +108,18 @@ async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> 
 
 
 async def send_json(send: Send, status: int, document: Any, headers: Headers = ()) -> None:
-    """A JSON document, with further headers."""
+    """A JSON document, with further headers; a number that is none or infinite is null there."""
     kind = (b"content-type", b"application/json")
-    await send_whole(send, status, [kind, *headers], json.dumps(document).encode())
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), allow_nan=False)
+    await send_whole(send, status, [kind, *headers], text.encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value

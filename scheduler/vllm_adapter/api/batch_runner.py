@@ -63,8 +63,9 @@ class BatchLines:
             line = json.dumps(request | {"body": json.loads(found.raw)})
         except InputError as error:
             found = error
-            request["body"].pop("vllm_xargs", None)  # vLLM would end the run, not refuse the line
-            line = json.dumps(request)
+            if isinstance(request["body"], dict):  # vLLM would end the run, not refuse the line
+                request["body"].pop("vllm_xargs", None)
+                line = json.dumps(request)
         self._read[str(custom_id), request["url"]].append(found)
         return line
 

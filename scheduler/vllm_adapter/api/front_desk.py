@@ -129,6 +129,7 @@ class Front:
             keep=None if self.texts is None else self.texts.keep,
             read=partial(self.reader.take, core),
             watch=partial(self.openings.watch, core),
+            over=partial(self._say_goodbye, core) if parsed.in_background else None,
             whole_id=secrets.token_hex(8),
             is_open=parsed.is_open,
             levels=self.service.levels if self.service.takes_told_lengths else 0,
@@ -137,7 +138,11 @@ class Front:
 
     def finished(self, call: Call, parsed: ParsedRequest, core: Any) -> None:
         """Tell the engine that no further parts of a request come; nobody waits for that."""
-        if core is None or not call.announced or parsed.in_background:
+        if not parsed.in_background:
+            self._say_goodbye(core, call)
+
+    def _say_goodbye(self, core: Any, call: Call) -> None:
+        if core is None or not call.announced:
             return
         task = asyncio.get_running_loop().create_task(_say_ended(core, call.whole_id))
         self._goodbyes.add(task)

@@ -19,7 +19,7 @@ from lengthwise.scheduler.vllm_adapter.api.asgi import (
     Receive,
     Scope,
     Send,
-    read_limited,
+    read_body,
     send_json,
 )
 from lengthwise.scheduler.vllm_adapter.api.instances.engines import (
@@ -53,6 +53,8 @@ logger = logging.getLogger(LOGGER_NAME)
 STATUS_PATH = "/lengthwise/status"
 CONFIGURE_PATH = "/lengthwise/configure"
 RELOAD_PATH = "/lengthwise/reload"
+
+_MOST_CONFIGURE_BYTES = 16 * 1024
 
 RouterStatus = Callable[[], Awaitable[Mapping[str, Any] | None]]
 
@@ -155,7 +157,11 @@ class OwnRoutes:
             return
         if not await self._authorize(scope, send):
             return
-        raw, _ = await read_limited(receive, self._settings.max_body_bytes)
+        most = min(_MOST_CONFIGURE_BYTES, self._settings.max_body_bytes or _MOST_CONFIGURE_BYTES)
+        raw, complete = await read_body(receive, enough_bytes=most)
+        if not complete or len(raw) > most:  # understanding it would keep everybody waiting
+            await self._refuse(send, 413, f"the body must not exceed {most} bytes", INVALID)
+            return
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -198,7 +204,9 @@ def is_authorized(scope: Scope) -> bool:
     keys = [key for key in given_keys if key]
     if not keys:
         return True
-    header = dict(scope["headers"]).get(b"authorization", b"")
+    # of two the first, as in vLLM's own check
+    given = (value for name, value in scope["headers"] if name.lower() == b"authorization")
+    header = next(given, b"")
     scheme, _, token = header.partition(b" ")
     return scheme.lower() == b"bearer" and any(
         hmac.compare_digest(token, key.encode()) for key in keys

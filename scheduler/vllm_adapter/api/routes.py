@@ -19,6 +19,7 @@ from typing import Any
 from lengthwise.predictor.features.request_text import text_of_request
 
 Body = Mapping[str, Any]
+_TRUE = frozenset(("true", "1", "on", "t", "y", "yes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def _completions(body: Body, history: History = no_history) -> RequestParts:
     if isinstance(prompt, str):
         prompts.append(prompt or None)
     elif isinstance(prompt, list) and prompt:
-        tokens = all(isinstance(part, int) for part in prompt)
+        # where one is a number the server takes all for tokens, 1.0 and "1" too, or none
+        tokens = any(isinstance(part, int | float) for part in prompt)
         prompts += [None] if tokens else [_text(part) for part in prompt]
     return RequestParts(prompts, body, ("max_tokens",), body.get("vllm_xargs"), _beams(body))
 
@@ -155,7 +157,14 @@ def _invocations(body: Body, history: History = no_history) -> RequestParts:
 
 
 def _beams(body: Body) -> bool:
-    return body.get("use_beam_search") is True
+    return is_true(body.get("use_beam_search"))
+
+
+def is_true(value: Any) -> bool:
+    """Whether a body's value is true to the server, which takes numbers and words too."""
+    if isinstance(value, str):
+        return value.lower() in _TRUE
+    return isinstance(value, int | float) and value == 1
 
 
 def _list(value: Any) -> list[Any]:

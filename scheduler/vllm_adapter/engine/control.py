@@ -31,6 +31,7 @@ class Control:
 
     def status(self) -> dict[str, Any]:
         """What the engine process knows, as plain values."""
+        self.core.conclude_overdue(time.monotonic())
         admission = {"mode": "off"} if self.admission is None else self.admission.status()
         return dict(plain(core_status(self.core, time.monotonic()) | {"admission": admission}))
 
@@ -41,6 +42,11 @@ class Control:
         now_s, unix_s = time.monotonic(), time.time()
         answer = self.admission.answer(question, running, now_s, unix_s)
         return dict(plain(answer.to_wire()))
+
+    def acted(self, said: list[Any]) -> None:
+        """The API process acted on a verdict."""
+        if self.admission is not None:
+            self.admission.acted(said, time.monotonic(), time.time())
 
     def configure(self, body: dict[str, Any]) -> dict[str, Any]:
         """Apply a request whole or not at all; ``{"error": ...}`` says what was wrong."""

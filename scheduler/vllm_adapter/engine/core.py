@@ -12,6 +12,7 @@ the engine is to do before a step is ``step_decisions``'.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from lengthwise.scheduler.vllm_adapter.engine.observed.steps import (
     StepTimer,
     TokensPerStep,
 )
+from lengthwise.scheduler.vllm_adapter.engine.observed.unsure_ends import End, UnsureEnds
 from lengthwise.scheduler.vllm_adapter.engine.plans.hold_back import HoldBack
 from lengthwise.scheduler.vllm_adapter.engine.plans.planning import Planner
 from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running, SnapshotSource
@@ -101,6 +103,7 @@ class Core:
         self.tokens_per_step = TokensPerStep(draft_tokens)
         self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
+        self.unsure_ends = UnsureEnds()
         self._start_order = InStartOrder(generated_tokens, self.intake.long_answer)
         self.block_tokens = block_tokens
         self.caches_prefixes = cached_tokens is not None
@@ -204,19 +207,37 @@ class Core:
         self.reestimates.ended(tracked)
         if tracked.first_token_s is None and output_tokens > 0:
             tracked.first_token_s = now_s
-        outcome = Outcome.of(tracked, status, output_tokens, now_s)
-        self.record(tracked, outcome)
-        tells_length = status in TELLS_LENGTH and output_tokens > 0
-        self._start_order.ended(
-            tracked, output_tokens if tells_length else None, cut=status == "length"
-        )
-        self._learn_lengths(unix_s)
-        met = outcome.met(tracked)
-        if met is not None:
-            self.planner.note_outcome(tracked.arrival_s, met)
+        end = End(tracked, status, output_tokens, now_s, unix_s)
+        if end.is_unsure:
+            self.unsure_ends.hold(end)
+        else:
+            self._conclude(end)
         self.planner.changed()
         self.decisions.in_force.note_change(now_s)
         self.decisions.lift_if_nobody_waits()
+
+    def left_early(self, said: Sequence[Any]) -> None:
+        """The API process says of requests that were dropped what they were."""
+        for end in self.unsure_ends.told(said):
+            self._conclude(end)
+
+    def conclude_overdue(self, now_s: float) -> None:
+        """Take for given up what was dropped and never spoken of."""
+        for end in self.unsure_ends.overdue(now_s):
+            self._conclude(end)
+
+    def _conclude(self, end: End) -> None:
+        """Book an end, and learn from it."""
+        tracked, tells_length = end.tracked, end.status in TELLS_LENGTH and end.output_tokens > 0
+        outcome = Outcome.of(tracked, end.status, end.output_tokens, end.now_s)
+        self.record(tracked, outcome)
+        self._start_order.ended(
+            tracked, end.output_tokens if tells_length else None, cut=end.status == "length"
+        )
+        self._learn_lengths(end.unix_s)
+        met = outcome.met(tracked)
+        if met is not None:
+            self.planner.note_outcome(tracked.arrival_s, met)
 
     def _learn_lengths(self, unix_s: float) -> None:
         for told in self._start_order.ready():
@@ -325,6 +346,7 @@ class Core:
     def update_gauges(self, now_s: float) -> None:
         """Bring the gauges of ``/metrics`` up to date."""
         self._gauges_at_s = now_s
+        self.conclude_overdue(now_s)
         self.metrics.queued.set(len(self.queue))
         self.metrics.plan_age.set(self.decisions.in_force.age_s(now_s))
         self.metrics.plan_share.set(self.planner.figures.share(now_s))
@@ -341,6 +363,7 @@ class Core:
 
     def close(self) -> None:
         """Flush the logs and stop the threads."""
+        self.conclude_overdue(math.inf)
         self.planner.close()
         self.outcomes.close()
         self.timer.close()

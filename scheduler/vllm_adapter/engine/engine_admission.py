@@ -1,13 +1,15 @@
 """Admission control in the engine: a question from the API process, answered from the plan.
 
-The engine answers between two steps. A question whose time has passed is not decided, so that
-what was admitted unheard is not also logged as shed. ``api/admission_desk.py`` asks.
+The engine answers between two steps. A question whose time has passed is not decided. A verdict
+is booked when the API process says that it acted on it: it may have come too late, and of several
+engines another one may have admitted. ``api/admission_desk.py`` asks.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import O
 from lengthwise.scheduler.vllm_adapter.engine.plans.plan_making import Tenants, fair_plan
 from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
 from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
+from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 
@@ -51,28 +54,22 @@ class EngineAdmission:
         self._acted: Counter[str] = Counter()
         self._late = 0
         self._asked = 0
+        self._named = 0
+        self._name = secrets.token_hex(8)
         self._judge: Policy | None = None
         self._fairness = TenantFairness()
 
     def answer(
         self, body: Mapping[str, Any], running: Running, now_s: float, unix_s: float
     ) -> Answer:
-        """The verdict; a row in the request log and a count when it is not to admit."""
+        """The verdict."""
         core = self._core
         question = Question.from_wire(body, core.intake.hints)
         if unix_s > question.deadline_unix_s:
             self._late += 1
             return Answer()
-        longest = max(1, core.max_model_len - question.prompt_tokens)
         self._asked += 1
-        candidate = Arrival(
-            request_id=f"admission-{self._asked}-{unix_s:.6f}",
-            unix_s=unix_s,
-            prompt_tokens=question.prompt_tokens,
-            max_tokens=min(question.max_tokens or longest, longest),
-        )
-        tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
-        tracked.admission = "shed"
+        tracked = self._candidate(question, now_s, unix_s)
         core.table.add(tracked)
         cached = core.cached_share.expected_tokens(tracked.slo.slo_class, tracked.prompt_tokens)
         core.table.note_cached(tracked.request_id, cached)
@@ -89,12 +86,36 @@ class EngineAdmission:
             core.table.remove(tracked.request_id)
         if verdict.action == "admit":
             return Answer()
+        return Answer(verdict.action, verdict.retry_after_s, self._name)
+
+    def acted(self, said: Sequence[Any], now_s: float, unix_s: float) -> None:
+        """A verdict, by the engine it was taken from, its question and its action, was acted on:
+        a count, and a row in the request log of who was shed."""
+        judge, body, action = said
+        if judge != self._name or action not in ("shed", "downgrade"):
+            return
+        core = self._core
+        tracked = self._candidate(Question.from_wire(body, core.intake.hints), now_s, unix_s)
         slo_class = core.metrics.class_label(tracked.slo.slo_class)
-        core.metrics.shed.labels(slo_class, verdict.action).inc()
-        self._acted[verdict.action] += 1
-        if verdict.action == "shed":
+        core.metrics.shed.labels(slo_class, action).inc()
+        self._acted[action] += 1
+        if action == "shed":
             core.record(tracked, Outcome.of(tracked, "shed", 0, now_s))
-        return Answer(verdict.action, verdict.retry_after_s)
+
+    def _candidate(self, question: Question, now_s: float, unix_s: float) -> Tracked:
+        """The request as it would arrive now."""
+        core = self._core
+        longest = max(1, core.max_model_len - question.prompt_tokens)
+        self._named += 1
+        candidate = Arrival(
+            request_id=f"admission-{self._named}-{unix_s:.6f}",
+            unix_s=unix_s,
+            prompt_tokens=question.prompt_tokens,
+            max_tokens=min(question.max_tokens or longest, longest),
+        )
+        tracked = core.intake.track(candidate, question.hints, now_s, unix_s)
+        tracked.admission = "shed"
+        return tracked
 
     def status(self) -> dict[str, Any]:
         """Plain values for ``GET /lengthwise/status``."""

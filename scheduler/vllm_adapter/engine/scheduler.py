@@ -48,8 +48,10 @@ from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
 from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
 from lengthwise.scheduler.vllm_adapter.supported import check_supported
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
+    ACTED_METHOD,
     ADMIT_METHOD,
     CONFIGURE_METHOD,
+    LEFT_EARLY_METHOD,
     LOAD_METHOD,
     REESTIMATE_METHOD,
     STATUS_METHOD,
@@ -221,6 +223,11 @@ class LengthwiseScheduler(AsyncScheduler):
         """The verdict on a request that the API process holds back."""
         return self.control.admit(question, self._running_now())
 
+    def lengthwise_acted(self, said: list[Any]) -> None:
+        """Book a verdict that was acted on."""
+        with self.core.advice("outcome"):
+            self.control.acted(said)
+
     def lengthwise_load(self) -> dict[str, Any]:
         """Who runs and who waits, for a router over several engines."""
         return dict(plain(self._publisher.message(self._running_now(), time.monotonic())))
@@ -234,6 +241,11 @@ class LengthwiseScheduler(AsyncScheduler):
         """Better estimates of the lengths of requests."""
         with self.core.advice("reestimate"):
             self.core.reestimated(said, time.monotonic())
+
+    def lengthwise_left_early(self, said: list[Any]) -> None:
+        """What requests were that the API process had dropped."""
+        with self.core.advice("outcome"):
+            self.core.left_early(said)
 
     # -- translation --------------------------------------------------------------------------
 
@@ -391,6 +403,9 @@ def _attach() -> None:
     def admit(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
         return engine.scheduler.lengthwise_admit(question)
 
+    def acted(engine: Any, said: list[Any]) -> None:
+        engine.scheduler.lengthwise_acted(said)
+
     def load(engine: Any) -> dict[str, Any]:
         return engine.scheduler.lengthwise_load()
 
@@ -400,10 +415,15 @@ def _attach() -> None:
     def reestimate(engine: Any, said: list[Any]) -> None:
         engine.scheduler.lengthwise_reestimate(said)
 
+    def left_early(engine: Any, said: list[Any]) -> None:
+        engine.scheduler.lengthwise_left_early(said)
+
     for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
-                       (ADMIT_METHOD, admit), (LOAD_METHOD, load),
+                       (ADMIT_METHOD, admit), (ACTED_METHOD, acted),
+                       (LOAD_METHOD, load),
                        (WHOLE_ENDED_METHOD, whole_ended),
-                       (REESTIMATE_METHOD, reestimate)):  # fmt: skip
+                       (REESTIMATE_METHOD, reestimate),
+                       (LEFT_EARLY_METHOD, left_early)):  # fmt: skip
         setattr(EngineCore, name, call)
 
 

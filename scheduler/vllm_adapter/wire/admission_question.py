@@ -1,4 +1,8 @@
-"""Admission: a question on a request that the API process holds back, and the engine's answer."""
+"""Admission: a question on a request that the API process holds back, and the engine's answer.
+
+What the API process makes of the answers of one or several engines, it says to the engine whose
+answer it took: that one books it, and nobody books what came too late to count.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +49,21 @@ Action = Literal["admit", "shed", "downgrade"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's verdict; ``retry_after_s`` where the request is to be shed."""
+    """The engine's verdict; ``retry_after_s`` where the request is to be shed.
+
+    ``judge`` names the engine, for the word that follows where it is not to admit.
+    """
 
     action: Action = "admit"
     retry_after_s: float | None = None
+    judge: str | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Plain values for a utility call."""
         if self.action == "admit":
             return {"action": self.action}
-        return {"action": self.action, "retry_after_s": self.retry_after_s}
+        said = {"action": self.action, "retry_after_s": self.retry_after_s}
+        return said if self.judge is None else said | {"judge": self.judge}
 
     @classmethod
     def from_wire(cls, body: Mapping[str, Any]) -> Answer:
@@ -62,4 +71,7 @@ class Answer:
         if body["action"] not in get_args(Action):
             known = ", ".join(get_args(Action))
             raise ValueError(f"action must be one of {known}, got {shown(body['action'])}")
-        return cls(body["action"], body.get("retry_after_s"))
+        judge = body.get("judge")
+        return cls(
+            body["action"], body.get("retry_after_s"), judge if isinstance(judge, str) else None
+        )

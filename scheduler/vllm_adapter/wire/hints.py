@@ -53,7 +53,8 @@ class Hints:
     this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
     effort. ``textless``: there was nothing to predict on. ``fleet_key`` is the name by which a
     router over several engines knows it, ``reestimate_key`` the one under which a better estimate
-    may follow (``wire.reestimate``).
+    may follow (``wire.reestimate``). ``may_stop``: a stop string may end it, and the API process
+    says so then (``wire.left_early``).
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -70,6 +71,7 @@ class Hints:
     textless: bool = False
     fleet_key: int | None = None
     reestimate_key: str | None = None
+    may_stop: bool = False
 
     @property
     def promised(self) -> Slo:
@@ -109,6 +111,8 @@ class Hints:
             xargs["lw_fleet_key"] = self.fleet_key
         if self.reestimate_key is not None:
             xargs["lw_reestimate"] = self.reestimate_key
+        if self.may_stop:
+            xargs["lw_may_stop"] = True
         return sealed(xargs)
 
     @classmethod
@@ -144,6 +148,7 @@ class Hints:
             textless=said.get("lw_textless") is True,
             fleet_key=read_fleet_key(said.get("lw_fleet_key")),
             reestimate_key=_text(said.get("lw_reestimate")),
+            may_stop=said.get("lw_may_stop") is True,
         )
 
 

@@ -10,9 +10,11 @@ import numpy as np
 STATUS_METHOD = "lengthwise_status"
 CONFIGURE_METHOD = "lengthwise_configure"
 ADMIT_METHOD = "lengthwise_admit"
+ACTED_METHOD = "lengthwise_acted"
 LOAD_METHOD = "lengthwise_load"
 WHOLE_ENDED_METHOD = "lengthwise_whole_ended"
 REESTIMATE_METHOD = "lengthwise_reestimate"
+LEFT_EARLY_METHOD = "lengthwise_left_early"
 
 
 def plain(value: Any) -> Any:

@@ -11,8 +11,11 @@ from engineless import FakeEngine, make_request
 from toy_engine import QUANTILES
 
 from lengthwise.data.request_log import read_request_log
+from lengthwise.data.slo import Slo
+from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, make_settings
+from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 SHED = {"mode": "shed", "max_share": 1.0}
@@ -45,11 +48,21 @@ def busy(tiny_dir, tmp_path):
     return build
 
 
+def acted(fake, question, verdict, judge=None):
+    """The API process says what it made of a verdict."""
+    said = [judge or verdict["judge"], question, verdict["action"]]
+    fake.scheduler.lengthwise_acted(said)
+
+
 def test_who_cannot_make_it_is_shed_and_logged(busy, tmp_path):
     fake = busy()
     before = len(fake.scheduler.core.table)
-    verdict = fake.scheduler.lengthwise_admit(asked(slo_class="chat", tenant="t1"))
+    question = asked(slo_class="chat", tenant="t1")
+    verdict = fake.scheduler.lengthwise_admit(question)
     assert verdict["action"] == "shed"
+    assert "chat" not in fake.scheduler.lengthwise_status()["outcomes"]
+    acted(fake, question, verdict, judge="another")
+    acted(fake, question, verdict)
     assert 30 < verdict["retry_after_s"] <= 600
     assert fake.scheduler.lengthwise_admit(asked(slo_ttft_ms=600_000))["action"] == "admit"
     assert fake.scheduler.lengthwise_admit(asked())["action"] == "admit"
@@ -99,7 +112,11 @@ def test_the_caps_hold_in_total_and_by_class(busy):
 
 def test_a_downgraded_request_is_best_effort_and_its_row_says_so(busy, tmp_path):
     fake = busy(mode="downgrade")
-    assert fake.scheduler.lengthwise_admit(asked(slo_class="chat"))["action"] == "downgrade"
+    question = asked(slo_class="chat")
+    verdict = fake.scheduler.lengthwise_admit(question)
+    assert verdict["action"] == "downgrade"
+    acted(fake, question, verdict)
+    assert fake.scheduler.lengthwise_status()["admission"]["downgraded"] == 1
     fake.add(
         make_request(
             "down", pred_quantiles=QUANTILES, slo_class="chat", slo_ttft_ms=5000,
@@ -113,6 +130,16 @@ def test_a_downgraded_request_is_best_effort_and_its_row_says_so(busy, tmp_path)
     row = rows.set_index("request_id").loc["down"]
     assert (row["admission"], row["slo_class"], row["status"]) == ("downgraded", "chat", "finished")
     assert row["met"] is None or row["met"] != row["met"]
+
+
+@pytest.mark.parametrize("said", [None, [], ["j"], ["j", {}, "shed"], 7, ["j", None, None], {}])
+def test_a_word_of_no_verdict_books_nothing(busy, said):
+    fake = busy()
+    name = fake.scheduler.control.admission._name
+    said = [name if one == "j" else one for one in said] if isinstance(said, list) else said
+    fake.scheduler.lengthwise_acted(said)
+    status = fake.scheduler.lengthwise_status()
+    assert (status["admission"]["shed"], status["outcomes"]) == (0, {})
 
 
 def test_off_costs_nothing_and_admits(tiny_dir):
@@ -156,6 +183,47 @@ def test_a_shed_request_is_a_503_that_says_when_to_come_back():
     assert question["xargs"]["tenant"] == "t1"
     assert question["xargs"]["slo_ttft_ms"] == 3000
     assert question["prompt_tokens"] > 1
+
+
+@pytest.mark.parametrize(
+    ("said", "booked"),
+    [
+        ([("shed", "a")], ["a"]),
+        ([("downgrade", "a")], ["a"]),
+        ([("admit", None)], []),
+        ([("shed", "a"), ("shed", "b")], ["a"]),
+        ([("shed", "a"), ("admit", None)], []),
+        ([("shed", "a"), ("downgrade", "b")], ["b"]),
+        ([("shed", "a"), (None, None)], []),
+        ([("shed", "slow")], []),
+    ],
+)
+def test_a_verdict_is_booked_once_and_by_whom_it_was_taken_from(said, booked):
+    """Whatever the other engines say, and not at all where it came too late."""
+    told = []
+
+    class Core:
+        async def ask_all(self, method, *args, timeout_s):
+            if method == "lengthwise_acted":
+                told.append(args[0])
+                return {}
+            assert method == "lengthwise_admit"
+            if said[0][1] == "slow":
+                return {"0": TimeoutError()}
+            return {
+                str(place): {"action": action, "judge": judge} if action else RuntimeError()
+                for place, (action, judge) in enumerate(said)
+            }
+
+    async def play():
+        desk = AdmissionDesk(AdmissionSettings(mode="shed"), api_metrics())
+        answer = await desk.ask(Core(), Hints(Slo(e2e_s=1.0)), 10, 10)
+        await asyncio.sleep(0)
+        return answer
+
+    answer = asyncio.run(play())
+    assert [judge for judge, _, _ in told] == booked
+    assert [action for _, _, action in told] == [answer.action] * len(booked)
 
 
 def test_best_effort_and_strangers_are_not_asked_about():

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from echo_client import Client, WordPredictor
 
+from lengthwise.scheduler.policies.make import make_policy
+
 
 def test_status_joins_engine_and_api():
     client = Client(WordPredictor(), predictor_version="v7")
@@ -17,6 +19,40 @@ def test_status_joins_engine_and_api():
     assert document["api"]["levels"] == 12
     client.core.answer = RuntimeError("dead")
     assert client.call("GET", "/lengthwise/status").status_code == 503
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_whatever_an_engine_counts_the_status_is_json(number):
+    """As with a setting ``max_wait_s`` of Infinity."""
+    client = Client()
+    client.core.answer = {"queue": {"max_wait_s": number, "rows": [1.5, number]}, "policy": "sa"}
+    raw = client.call("GET", "/lengthwise/status").content
+
+    def refused(name):
+        raise AssertionError(name)
+
+    status = json.loads(raw, parse_constant=refused)
+    assert status["queue"] == {"max_wait_s": None, "rows": [1.5, None]}
+
+
+def test_a_large_configure_body_is_refused_unread():
+    client = Client(allow_configure=True)
+    for size, status in ((16_000, 200), (16_400, 413), (3_000_000, 413)):
+        raw = b'{"lengths": "none"' + b" " * (size - 19) + b"}"
+        answer = client.call("POST", "/lengthwise/configure", content=raw)
+        assert answer.status_code == status, answer.text
+    assert (
+        Client(allow_configure=True, max_body_bytes=10)
+        .post("/lengthwise/configure", {"lengths": "none"})
+        .status_code
+        == 413
+    )
+
+
+def test_a_long_name_is_not_given_back_whole():
+    with pytest.raises(ValueError, match="unknown policy") as error:
+        make_policy("x" * 10_000)
+    assert len(str(error.value)) < 300
 
 
 def test_configure_needs_permission():

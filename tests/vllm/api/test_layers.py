@@ -54,7 +54,8 @@ class Server:
         async def call():
             transport = httpx.ASGITransport(app=self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
-                return await client.post(path, headers=ORIGIN | (headers or {}), **body)
+                said = headers.items() if isinstance(headers, dict) else headers or ()
+                return await client.post(path, headers=[*ORIGIN.items(), *said], **body)
 
         return asyncio.run(call())
 
@@ -110,6 +111,23 @@ def test_our_own_routes_ask_for_the_key_and_answer_through_the_layers(monkeypatc
     assert answer.status_code == 401
     assert answer.headers["access-control-allow-origin"] == ORIGIN["origin"]
     assert server.post("/lengthwise/reload", {}, KEY).status_code == 409
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["Bearer secret"], ["bearer secret"], ["BEARER secret"], ["Bearer  secret"], ["secret"],
+        ["Basic secret"], ["Bearer secret "], ["Bearer Secret"], ["Bearer"], [""], [],
+        ["Bearer secret", "Bearer x"], ["Bearer x", "Bearer secret"], ["Bearer secret, Bearer x"],
+        [b"Bearer \xe9"], [b"Bearer secret\xe9"],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_our_own_routes_take_the_keys_that_the_server_takes(monkeypatch, given):
+    server = Server(monkeypatch)
+    headers = [("authorization", value) for value in given]
+    served = server.post(COMPLETIONS, {"json": BODY}, headers).status_code == 200
+    assert (server.post("/lengthwise/reload", {}, headers).status_code == 409) == served
 
 
 def test_where_the_layers_are_not_known_a_stranger_is_passed_on_unread(monkeypatch):

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 from echo_client import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 
+from lengthwise.data.errors import InputError
+from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.batch_runner import install, vllm_runner
+from lengthwise.scheduler.vllm_adapter.api.batch_runner import BatchLines, install, vllm_runner
+from lengthwise.scheduler.vllm_adapter.api.body.request_body import ParsedRequest
 from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
 from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.settings import make_settings
@@ -96,10 +99,20 @@ def test_admission_is_asked():
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", '{"url": 3}', '{"url": "' + CHAT + '"}'])
 def test_what_is_no_request_is_vllms_to_refuse(text):
-    from lengthwise.data.slo import SloTable
-    from lengthwise.scheduler.vllm_adapter.api.batch_runner import BatchLines
-
     assert BatchLines(SloTable({})).read(text) == text
+
+
+ODD = [None, 5, "x", [], [1], {"vllm_xargs": 5}, {"messages": 7}, {"vllm_xargs": [None]}]
+
+
+@pytest.mark.parametrize("body", ODD, ids=repr)
+@pytest.mark.parametrize("headers", [{"x-slo-ttft-ms": "soon"}, [], "x", {"x-tenant": 5}, None])
+def test_an_odd_body_under_odd_headers_ends_no_run_of_ours(body, headers):
+    """vLLM's own reader is the one to refuse it."""
+    text = json.dumps({"custom_id": "a", "url": CHAT, "body": body, "headers": headers})
+    lines = BatchLines(SloTable({}))
+    assert json.loads(lines.read(text))["custom_id"] == "a"
+    assert isinstance(lines.take("a", CHAT), ParsedRequest | InputError)
 
 
 def test_the_installed_runner_has_what_we_put_ourselves_into():

@@ -12,6 +12,7 @@ import pytest
 from engineless import make_request
 from prometheus_client import REGISTRY
 
+from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.vllm_adapter.engine.observed.drift_watch import DriftWatch
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
@@ -140,3 +141,15 @@ def test_a_class_has_its_counters_at_zero_before_its_first_outcome_and_classes_a
     assert REGISTRY.get_sample_value("lengthwise_slo_missed_total", labels) == 0
     alarm = {"slo_class": "*", "cause": "level"}
     assert REGISTRY.get_sample_value("lengthwise_drift_alarm", alarm) is not None
+
+
+@pytest.mark.parametrize("name", ["r" * 256, "a text of the client's " * 5000, "\ud800" * 300])
+def test_what_a_request_is_called_is_logged_within_bounds(engine, tmp_path, name):
+    fake = engine(request_log=str(tmp_path))
+    for end in ("", "!"):
+        fake.add(make_request(name + end, slo_e2e_ms=60_000), 2)
+    fake.run()
+    fake.scheduler.core.close()
+    ids = [row["request_id"] for row in read_request_log(tmp_path).to_dict("records")]
+    assert len(set(ids)) == 2
+    assert max(map(len, ids)) <= 256

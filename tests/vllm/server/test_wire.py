@@ -101,7 +101,7 @@ def test_a_question_reads_back_and_carries_no_text(said, prompt_tokens, max_toke
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(), Answer("shed", 3.5), Answer("downgrade"), Answer("shed")]
+    "answer", [Answer(), Answer("shed", 3.5, "j"), Answer("downgrade"), Answer("shed")]
 )
 def test_an_answer_reads_back(answer):
     assert Answer.from_wire(json.loads(json.dumps(answer.to_wire()))) == answer

@@ -22,7 +22,13 @@ from lengthwise.scheduler.vllm_adapter.api.body.large_body import (
     read_large,
     spliced,
 )
-from lengthwise.scheduler.vllm_adapter.api.routes import History, Reader, RequestParts, no_history
+from lengthwise.scheduler.vllm_adapter.api.routes import (
+    History,
+    Reader,
+    RequestParts,
+    is_true,
+    no_history,
+)
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import Prediction, fixed_tokens, rounded
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 from lengthwise.scheduler.vllm_adapter.wire.seal import PUBLIC_KEYS, is_private
@@ -98,7 +104,7 @@ def parse_body(
         _limit(parts),
         _fixed(parts),
         parts.is_open,
-        body.get("background") is True,
+        is_true(body.get("background")),
         parts.earlier_id is not None,
     )
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from lengthwise.data.request_log.schema import FIXED_LENGTH
 from lengthwise.data.slo import SLO_LIMIT_MS, Slo
+from lengthwise.scheduler.vllm_adapter.api.body.stop_strings import tell_of_stop_strings
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS, fixed_tokens
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints, Whole
@@ -45,7 +46,8 @@ class Call:
     ``others`` are told to sequences beyond them. ``texts`` are what ``keep(text_id, text)`` is
     given of the prompts that are started, and ``read(key, text, slo_class)``, which tells whether a
     better estimate may follow under this key. ``watch(request_id, text, slo_class)`` is told of
-    those whose answers may be estimated anew once they have begun. ``levels`` is the width of a
+    those whose answers may be estimated anew once they have begun. ``over`` is called when a task
+    that works on after the client was answered has ended. ``levels`` is the width of a
     prediction, 0 where lengths that the parameters fix are not to be told. ``max_tokens`` is the
     client's limit.
     """
@@ -58,6 +60,8 @@ class Call:
     keep: Callable[[str, str], None] | None = None
     read: Callable[[str, str, str], bool] | None = None
     watch: Callable[[str, str, str], None] | None = None
+    over: Callable[[Call], None] | None = None
+    worker: asyncio.Task[Any] | None = None
     whole_id: str = ""
     is_open: bool = False
     levels: int = 0
@@ -110,6 +114,14 @@ class Call:
         known = hints.quantiles is None or hints.version in TOLD_LENGTHS
         if self.watch is not None and text is not None and not known:
             self.watch(request_id, text, hints.slo.slo_class)
+
+    def follow(self) -> None:
+        """Find out when the task that starts a sequence now is over, where that is asked for."""
+        over = self.over
+        task = None if over is None else asyncio.current_task()
+        if over is not None and task is not None and task is not self.worker:
+            self.worker = task
+            task.add_done_callback(lambda _: over(self))
 
     def all_hints(self) -> list[Hints]:
         """Those of all prompts at once, for a process that starts the sequences elsewhere."""
@@ -179,12 +191,17 @@ def attach(engine_client: Any, on_unread: OnUnread, steering: Steering | None = 
     if getattr(generate, _WRAPPED, False):
         return True
 
+    teller = tell_of_stop_strings(engine_client)
+
     @functools.wraps(generate)
     def prepared(*args: Any, **kwargs: Any) -> Any:
         hints = None
         try:
             key = None if steering is None else steering.new_key()
-            args, kwargs, hints = _with_hints(args, kwargs, on_unread, key)
+            told = teller is not None
+            args, kwargs, hints = _with_hints(args, kwargs, on_unread, key, told)
+            if teller is not None and hints is not None and hints.may_stop:
+                teller.expect()
             _tell_of(args, kwargs, hints)
         except Exception as error:  # what we add must never cost a request
             logger.warning("a sequence goes on without its hints: %r", error)
@@ -201,14 +218,18 @@ def attach(engine_client: Any, on_unread: OnUnread, steering: Steering | None = 
 
 
 def _with_hints(
-    args: tuple[Any, ...], kwargs: dict[str, Any], on_unread: OnUnread, key: int | None
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    on_unread: OnUnread,
+    key: int | None,
+    tells_stops: bool,
 ) -> tuple[tuple[Any, ...], dict[str, Any], Hints | None]:
     """The arguments of ``generate(prompt, sampling_params, ...)`` with our own put in."""
     named = "sampling_params" in kwargs
     if not named and len(args) < 2:
         return args, kwargs, None
     given = kwargs["sampling_params"] if named else args[1]
-    params, hints = prepared_params(given, on_unread, key)
+    params, hints = prepared_params(given, on_unread, key, tells_stops)
     if named:
         return args, kwargs | {"sampling_params": params}, hints
     return (args[0], params, *args[2:]), kwargs, hints
@@ -220,24 +241,27 @@ def _tell_of(args: tuple[Any, ...], kwargs: dict[str, Any], hints: Hints | None)
     name = kwargs.get("request_id", args[2] if len(args) > 2 else None)
     if call is not None and call.hints is not None and hints is not None and isinstance(name, str):
         call.begun(name, hints)
+        call.follow()
 
 
 def prepared_params(
-    params: Any, on_unread: OnUnread, fleet_key: int | None = None
+    params: Any, on_unread: OnUnread, fleet_key: int | None = None, tells_stops: bool = False
 ) -> tuple[Any, Hints]:
     """The sampling parameters with this call's hints and without what only we may set; the hints.
 
-    A copy where anything changes: the server shares one object, or its ``extra_args``, among the
-    sequences of a request.
+    ``tells_stops``: the engine will hear of answers that a stop string ended. A copy where
+    anything changes: the server shares one object, or its ``extra_args``, among the sequences of a
+    request.
     """
     given = getattr(params, "extra_args", None)
     given = given if isinstance(given, dict) else {}
     call = _current.get()
+    may_stop = tells_stops and bool(getattr(params, "stop", None))
     if call is None or call.hints is None:
         on_unread("none" if call is None else call.route)
-        hints = Hints(fleet_key=fleet_key)
+        hints = Hints(fleet_key=fleet_key, may_stop=may_stop)
         kept = {key: value for key, value in given.items() if not is_private(key)}
-        if fleet_key is not None:
+        if fleet_key is not None or may_stop:
             kept |= hints.to_xargs() | kept
         elif len(kept) == len(given):
             return params, hints
@@ -248,6 +272,8 @@ def prepared_params(
             if not is_private(key) and key not in PUBLIC_KEYS
         }
         hints = call.next(params, fleet_key)
+        if may_stop:
+            hints = replace(hints, may_stop=True)
         kept |= hints.to_xargs()
     changed = copy.copy(params)
     changed.extra_args = kept or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,8 @@ from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import (
 from lengthwise.scheduler.vllm_adapter.engine.observed.wholes import Parts, Wholes, together
 from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.engine.requests.tenants import TenantTallies
+
+_LONGEST_ID = 256
 
 
 class OutcomeRecorder:
@@ -161,7 +164,7 @@ class OutcomeRecorder:
         slo = tracked.slo
         predicted = tracked.length_source in ("learned", "oracle")
         return {
-            "request_id": tracked.request_id,
+            "request_id": _bounded(tracked.request_id),
             "arrival_unix_s": tracked.arrival_unix_s,
             "slo_class": slo.slo_class,
             "slo_ttft_ms": _ms(slo.ttft_s),
@@ -189,6 +192,15 @@ class OutcomeRecorder:
             "tenant": tracked.tenant,
             "admission": tracked.admission,
         }
+
+
+def _bounded(request_id: str) -> str:
+    """A client may name its request with a whole text; of what is longer than names are, the
+    log keeps a beginning and a hash."""
+    if len(request_id) <= _LONGEST_ID:
+        return request_id
+    digest = hashlib.blake2b(request_id.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    return f"{request_id[:64]}...{digest}"
 
 
 def _ms(seconds: float | None) -> float | None:

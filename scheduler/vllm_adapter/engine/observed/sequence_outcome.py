@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import Tracked
 
-# How a request ends: of itself, at its limit, by vLLM's detection of repetition, or in a way that
-# this package does not know yet; then given up by the client, lost, or turned away.
-ANSWERED = ("finished", "length", "repetition", "otherwise")
+# How a request ends: of itself, at its limit, at a stop string, by vLLM's detection of repetition,
+# or in a way that this package does not know yet; then given up by the client, lost, turned away.
+ANSWERED = ("finished", "length", "stopped", "repetition", "otherwise")
 # Of these the model or the limit decided how long the answer is, which is what can be learned.
 TELLS_LENGTH = ("finished", "length")
 

@@ -119,6 +119,7 @@ class Intake:
             fleet_key=hints.fleet_key,
             min_tokens=arrival.min_tokens,
             reestimate_key=hints.reestimate_key,
+            may_stop=hints.may_stop,
             shadow=hints.shadow_version,
             shadow_quantiles=None if hints.shadow is None else np.array(hints.shadow),
         )

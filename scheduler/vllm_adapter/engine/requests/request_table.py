@@ -55,7 +55,8 @@ class Tracked:
 
     ``quantiles`` are what is planned with; ``predicted`` is what the predictor said, before the
     correction learned from finished requests and the cut at ``max_tokens``. No answer ends before
-    ``min_tokens``. Under ``reestimate_key`` a better prediction may follow.
+    ``min_tokens``. Under ``reestimate_key`` a better prediction may follow. ``may_stop``: where the
+    engine is to drop it, somebody says whether the answer was whole (``observed.unsure_ends``).
     """
 
     request_id: str
@@ -78,6 +79,7 @@ class Tracked:
     fleet_key: int | None = None
     min_tokens: int = 0
     reestimate_key: str | None = None
+    may_stop: bool = False
     queued_s: float | None = None  # when it gave up its slot, if it did
     shadow: str | None = None
     shadow_quantiles: FloatArray | None = None

@@ -168,6 +168,32 @@ def test_hints_reach_sequences_that_other_tasks_start():
     assert sorted(one.extra_args["tenant"] for one in started) == ["a"] * 3 + ["b"] * 3
 
 
+def test_what_works_on_in_the_background_is_over_when_its_task_is():
+    client, started = engine_client()
+    attach(client, lambda route: None)
+    ended = []
+
+    async def request():
+        turn = asyncio.Event()
+
+        async def work():
+            for _ in range(3):
+                client.generate("p", Params(), "r")
+                await turn.wait()
+
+        call = Call([Hints()], whole_id="w", is_open=True, over=ended.append)
+        with calling(call):
+            task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        assert (len(started), ended) == (1, [])  # the client has its answer long since
+        turn.set()
+        await task
+        await asyncio.sleep(0)
+        assert (len(started), ended) == (3, [call])
+
+    asyncio.run(request())
+
+
 # -- one outcome, in the engine -----------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 from echo_client import COMPLETIONS, LEVELS, TABLE, Client, WordPredictor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import OBJECTIVES
@@ -237,6 +237,9 @@ def test_policy_and_slo_table_reload_in_both_processes(served):
         '{"policy": "edf", "slo_table": {"chat": 5}}',
         '{"policy": "edf", "predictor": {"directory": ""}}',
         '{"policy": "edf", "predictor": "models:/m/1"}',
+        '{"policy": "edf", "predictor": {"directory": "d", "version": "\\ud800"}}',
+        '{"policy": "edf", "shadow": {"directory": "d", "version": "\\udfff"}}',
+        '{"policy": "edf", "shadow": {"directory": "d", "version": "%s"}}' % ("v" * 1025),
         "\udcff",
         "",
     ],
@@ -252,6 +255,20 @@ def test_a_wrong_file_is_refused_whole(served, content):
     assert "\n" not in str(error.value)
     served.write(policy="edf")
     assert served.check()["policy"] == "loaded"
+
+
+@pytest.mark.parametrize("label", ["\ud800", "v" * 5000, [], None, 7, "a\nb"])
+def test_a_label_that_a_card_gives_itself_can_be_sent_and_shown(served, predictor_dir, label):
+    """It becomes a label of metrics, and rides with every request."""
+    directory = served.live_file.parent / "labelled"
+    shutil.copytree(predictor_dir, directory)
+    card = json.loads((directory / "card.json").read_text())
+    (directory / "card.json").write_text(json.dumps(card | {"version": label}))
+    served.write(predictor={"directory": str(directory)}, shadow={"directory": str(directory)})
+    assert set(served.check().values()) == {"loaded", "unchanged"}
+    assert len(served.service.version) <= 1024
+    served.service.version.encode()
+    generate_latest()
 
 
 @settings(max_examples=200, deadline=None)
@@ -279,6 +296,14 @@ def test_every_number_of_the_file_is_taken_or_refused_in_one_line(place, value):
     elif state.policy is not None:
         prepared = prepare_policy(make_settings({}), state.policy, state.policy_params)
         assert prepared.policy.name == of
+
+
+def test_a_pipe_in_the_files_place_keeps_nobody_waiting(served):
+    os.mkfifo(served.live_file)
+    assert served.check() == {"file": "refused"}
+    served.live_file.unlink()
+    served.write(policy="edf")
+    assert served.check()["policy"] == "loaded"
 
 
 def test_a_missing_file_is_told_once_and_read_when_it_comes(served):
