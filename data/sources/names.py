@@ -37,6 +37,6 @@ CONVERSATIONS = (
 """Members that hold a conversation as a list of messages."""
 
 NAMES_OF_COLUMNS = frozenset(
-    (*ALIASES["prompt"], *ALIASES["response"], *ALIASES["output_tokens"], "chosen", "messages")
+    (*ALIASES["prompt"], *ALIASES["response"], *ALIASES["output_tokens"], *CONVERSATIONS, "chosen")
 )
 """Names by which a line is taken for the header of a table."""

@@ -203,7 +203,7 @@ def test_a_written_table_reads_back(tmp_path):
         ("a.jsonl.gz", b"\x1f\x8bnonsense", "corrupt gzip before line 1"),
         ("a.json", b"{}", "needs a prompt"),
         ("a.json", b"[]", "at least one row"),
-        ("a.json", b'[{"prompt": "p", "response": "r"}', "item 1: not JSON"),
+        ("a.json", b'[{"prompt": "p", "response"', "item 0: not JSON"),
         ("a.json", b"[3]", "item 0: must be an object, got 3"),
         ("a.json.gz", gzip.compress(b"[{}]" * 999, mtime=0)[:20], "gzip ends early"),
         ("a.parquet", b"nonsense", "not a readable Parquet file"),
