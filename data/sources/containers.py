@@ -23,9 +23,9 @@ from lengthwise.data.lines import (
     read_lines,
     refuse_pipe,
 )
-from lengthwise.data.sources.column_files import kind_of, rows_of_columns
-from lengthwise.data.sources.delimited import ending, is_table, table_ending, table_rows
-from lengthwise.data.sources.json_arrays import Placed, array_rows, members_of
+from lengthwise.data.sources.rows.column_files import kind_of, rows_of_columns
+from lengthwise.data.sources.rows.delimited import ending, is_table, table_ending, table_rows
+from lengthwise.data.sources.rows.json_arrays import Placed, array_rows, members_of
 
 _LONGEST_ODD_LINE = 1 << 16
 _JSON_ENDINGS = (".jsonl", ".json", ".ndjson")

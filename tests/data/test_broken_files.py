@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.data.sources import json_arrays
 from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.rows import json_arrays
 
 ROWS = [{"id": i, "prompt": f"Frage {i} ü", "response": "b c"} for i in range(6)]
 ITEMS = [json.dumps(row, ensure_ascii=False) for row in ROWS]
