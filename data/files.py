@@ -21,7 +21,8 @@ _MODE = 0o644  # mkstemp's own would lock out a server that runs as another user
 def read_object(path: str | Path, what: str = "") -> dict[str, Any]:
     """The one JSON object in a file; `what` names it in errors.
 
-    Raises InputError where the file is missing, unreadable, not UTF-8, or holds anything else.
+    Raises InputError where the file is missing, unreadable, not UTF-8, or holds anything else, or
+    a key twice: a person who wrote it meant both.
     """
     where = f"{what} {path}".strip()
     try:
@@ -31,7 +32,7 @@ def read_object(path: str | Path, what: str = "") -> dict[str, Any]:
         raise InputError(f"cannot read {f'{what} {error}'.strip()}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {where}: {damage(error, 'in the middle')}") from error
-    return parse_object(text, where)
+    return parse_object(text, where, once=True)
 
 
 @contextmanager

@@ -215,23 +215,35 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, parse_object(line, f"{path}:{number}")
 
 
-def parse_object(line: str, where: str) -> dict[str, Any]:
-    """One JSON object; `where` (file:line) opens the error message."""
+def parse_object(line: str, where: str, *, once: bool = False) -> dict[str, Any]:
+    """One JSON object; `where` (file:line) opens the error message. `once`: no key twice."""
     try:
-        return parse_line(line)
+        return parse_line(line, once=once)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def parse_line(line: str) -> dict[str, Any]:
+def parse_line(line: str, *, once: bool = False) -> dict[str, Any]:
     """One JSON object; InputError, without a place, for anything else."""
     if not is_utf8(line):
         raise InputError(f"not UTF-8 text, got {shown(line.strip())}")
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_each_once if once else None)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(f"not JSON ({message}): {shown(line.strip())}") from error
     if not isinstance(row, dict):
         raise InputError(f"must be a JSON object, got {shown(row)}")
     return row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members; InputError for a name that stands there twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"a key must stand once in its object, got {shown(twice)} twice")
+    return members

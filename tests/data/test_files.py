@@ -22,6 +22,7 @@ def test_an_object_comes_back(tmp_path):
         (b"[1]", r"SLO table .*a.json: must be a JSON object, got \[1\]"),
         (b"\xff\xfe", "cannot read SLO table .*not UTF-8"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"a": {"b": 1, "b": 2}}', "SLO table .*a.json: a key must stand once .* got 'b' twice"),
     ],
 )
 def test_anything_else_is_refused(tmp_path, content, rule):
