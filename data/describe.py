@@ -17,8 +17,8 @@ from lengthwise.data.request_log.errors_of import prediction_errors
 from lengthwise.data.skipped import skipped_line
 from lengthwise.data.slo import OBJECTIVES
 from lengthwise.data.sources.catalogue import CATALOGUE
-from lengthwise.data.sources.containers import is_table
 from lengthwise.data.sources.load import load_table
+from lengthwise.data.sources.rows.delimited import is_table
 from lengthwise.data.splits import SPLITS, split_of
 from lengthwise.data.table import PromptTable
 from lengthwise.data.workload import WorkloadRequest, read_workload

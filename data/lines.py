@@ -21,6 +21,8 @@ Watch = Callable[[int], None]
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
+ARROW = b"ARROW1"
+ARROW_STREAM = b"\xff\xff\xff\xff"
 # what else a file called .jsonl or .csv turns out to be
 _OTHERS = (
     (b"\xff\xfe\x00\x00", "UTF-32 text", "save it as UTF-8"),
@@ -31,11 +33,24 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: zstd -d"),
     (b"\xfd7zXZ\x00", "xz-compressed", "unpack it: xz -d"),
     (b"BZh", "bzip2-compressed", "unpack it: bzip2 -d"),
-    (b"ARROW1", "an Arrow file", "save it as Parquet"),
+    (b"\x04\x22\x4d\x18", "lz4-compressed", "unpack it: lz4 -d"),
+    (b"\x5d\x00\x00", "lzma-compressed", "unpack it: xz -d --format=lzma"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    (GZIP, "gzip-compressed twice", "unpack it once"),
+    (ARROW, "an Arrow file", "save it as JSON lines"),
+    (PARQUET, "a Parquet file", "save it as JSON lines"),
+    (b"ORC", "an ORC file", "save it as Parquet"),
+    (b"\x93NUMPY", "an array of numpy's", "save it as JSON lines"),
+    (b"\x80\x04\x95", "a pickle", "save it as JSON lines"),
+    (b"\x80\x05\x95", "a pickle", "save it as JSON lines"),
+    (b"Obj\x01", "an Avro file", "save it as Parquet"),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself: git lfs pull"),
     (b"SQLite format 3\x00", "a SQLite database", "export its rows as JSON lines"),
     (b"%PDF-", "a PDF", "give the rows as JSON lines"),
 )
-_HEAD_BYTES = 64
+_TAR = (257, b"ustar")  # where a tar archive says so
+_HEAD_BYTES, _TELLING_BYTES = 512, 64
 _BUFFER_BYTES = 1 << 18
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a wrong byte
 DAMAGE = (OSError, EOFError, zlib.error)
@@ -116,6 +131,16 @@ def open_bytes(path: str | Path, watch: Watch | None = None) -> tuple[BinaryIO, 
     return content, head
 
 
+def refuse_pipe(path: str | Path) -> None:
+    """InputError for what can be read only once: whoever opens a file several times says so here.
+
+    What was read of a pipe to see what it is would be lost.
+    """
+    file = Path(path)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise InputError(f"{file}: must be a file, got a pipe or a device; write it to one first")
+
+
 def open_text(path: str | Path, watch: Watch | None = None, newline: str | None = None) -> IO[str]:
     """Open a UTF-8 text file, gunzipped if need be, without its byte-order mark.
 
@@ -136,9 +161,13 @@ def _no_utf8(head: bytes) -> str | None:
     for start, what, way_out in _OTHERS:
         if head.startswith(start):
             return f"{what}, not UTF-8 text: {way_out}"
-    if b"\0" not in head:
-        return None
-    wide = any(part.count(0) > len(head) // 4 for part in (head[::2], head[1::2]))
+    if head.startswith(_TAR[1], _TAR[0]):
+        return "a tar archive, not UTF-8 text: unpack it: tar -x"
+    head = head[:_TELLING_BYTES]
+    if 8 * head.count(0) <= len(head) and not head.startswith(b"\0"):
+        return None  # a NUL in a text is one odd row's affair
+    low, high = sorted((head[::2].count(0), head[1::2].count(0)))
+    wide = low == 0 and high > len(head) // 4
     what = "UTF-16 text without a byte-order mark" if wide else "binary data"
     return f"{what}, not UTF-8 text"
 
@@ -186,23 +215,35 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, parse_object(line, f"{path}:{number}")
 
 
-def parse_object(line: str, where: str) -> dict[str, Any]:
-    """One JSON object; `where` (file:line) opens the error message."""
+def parse_object(line: str, where: str, *, once: bool = False) -> dict[str, Any]:
+    """One JSON object; `where` (file:line) opens the error message. `once`: no key twice."""
     try:
-        return parse_line(line)
+        return parse_line(line, once=once)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def parse_line(line: str) -> dict[str, Any]:
+def parse_line(line: str, *, once: bool = False) -> dict[str, Any]:
     """One JSON object; InputError, without a place, for anything else."""
     if not is_utf8(line):
         raise InputError(f"not UTF-8 text, got {shown(line.strip())}")
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_each_once if once else None)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(f"not JSON ({message}): {shown(line.strip())}") from error
     if not isinstance(row, dict):
         raise InputError(f"must be a JSON object, got {shown(row)}")
     return row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members; InputError for a name that stands there twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"a key must stand once in its object, got {shown(twice)} twice")
+    return members

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.errors import InputError, shown
 
 DATA_VARIABLE = "LENGTHWISE_DATA"
 HOME_VARIABLE = "LENGTHWISE_HOME"
 
 
 def data_root() -> Path | None:
-    """The folder $LENGTHWISE_DATA (packs/, traces/), or None when unset."""
+    """The folder $LENGTHWISE_DATA (packs/, traces/), or None when unset.
+
+    InputError where it names no folder: nobody who set it wants the built-in corpus instead.
+    """
     folder = os.environ.get(DATA_VARIABLE)
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"${DATA_VARIABLE} must name a folder, got {shown(folder)}")
     return Path(folder) if folder else None
 
 

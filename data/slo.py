@@ -121,8 +121,7 @@ class SloTable(Mapping[str, Slo]):
     def known_class(self, *names: Any) -> str | None:
         """The first of the names that may be a request's class; None for none of them."""
         for name in names:
-            known = isinstance(name, str) and _CLASS_NAME.fullmatch(name)
-            if known and (name in self._slos or not self._slos):
+            if is_class_name(name) and (name in self._slos or not self._slos):
                 return str(name)
         return None
 
@@ -204,12 +203,17 @@ def parse_slo(
 
 def check_class_name(slo_class: Any) -> str:
     """The class name itself, or InputError: 1-64 letters, digits, or `_.:-`."""
-    if not isinstance(slo_class, str) or not _CLASS_NAME.fullmatch(slo_class):
+    if not is_class_name(slo_class):
         raise InputError(
             f"slo_class must be 1-64 letters, digits or _.:- and start with a letter or digit, "
             f"got {shown(slo_class)}"
         )
-    return slo_class
+    return str(slo_class)
+
+
+def is_class_name(value: Any) -> bool:
+    """Whether a value may be a class's name (`check_class_name`)."""
+    return isinstance(value, str) and _CLASS_NAME.fullmatch(value) is not None
 
 
 def _seconds(given_ms: Mapping[str, Any]) -> dict[str, float]:

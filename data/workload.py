@@ -1,19 +1,21 @@
 """The workload file: one JSON object per request, read by `simulate` and `bench` alike.
 
 Keys: `arrival_s`, `prompt_tokens`, `output_tokens`, and optionally `slo_class`, `slo_ttft_ms`,
-`slo_tpot_ms`, `slo_e2e_ms`, `prompt`, `task`, `prefix` with `prefix_tokens`, `session`,
-`text_tokens` and `max_tokens`. Lines are sorted by arrival.
+`slo_tpot_ms`, `slo_e2e_ms`, `prompt` or `messages`, `task`, `prefix` with `prefix_tokens`,
+`session`, `text_tokens` and `max_tokens`. Lines are sorted by arrival.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lengthwise.data.chat import content_text, rendered, role_of, valid_text
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import whole_file
 from lengthwise.data.lines import read_json_lines
@@ -22,6 +24,9 @@ from lengthwise.data.slo import DEFAULT_CLASS, OBJECTIVES, Slo, SloTable
 MAX_TOKENS = 10_000_000
 MAX_ARRIVAL_S = 1e9
 _NO_DEFAULTS = SloTable({})
+_OBJECTIVE_KEYS = ("slo_class", *(f"slo_{name}_ms" for name in OBJECTIVES))
+# what says an objective under another name would make its request best effort, unsaid
+_OF_OBJECTIVES = re.compile(r"slo(_|\Z)|(ttft|tpot|e2e)(_ms)?\Z", re.IGNORECASE)
 _OPTIONAL = ("prompt", "task", "prefix", "prefix_tokens", "session", "text_tokens", "max_tokens")
 
 
@@ -134,14 +139,37 @@ def _request(row: dict[str, Any]) -> WorkloadRequest:
     for name in ("arrival_s", "prompt_tokens", "output_tokens"):
         if name not in row:
             raise InputError(f"{name} is required")
+    for name in row:
+        if name not in _OBJECTIVE_KEYS and _OF_OBJECTIVES.match(name):
+            known = ", ".join(_OBJECTIVE_KEYS)
+            raise InputError(f"unknown key {shown(name)}; objectives and class are {known}")
+    texts = {name: _text(row.get(name)) for name in _OPTIONAL}
+    if texts["prompt"] is None and row.get("messages") is not None:
+        texts["prompt"] = _text_of_messages(row["messages"])
     given = {f"{name}_ms": row.get(f"slo_{name}_ms") for name in OBJECTIVES}
     return WorkloadRequest(
         arrival_s=row["arrival_s"],
         prompt_tokens=row["prompt_tokens"],
         output_tokens=row["output_tokens"],
         slo=_NO_DEFAULTS.resolve(row.get("slo_class"), given),
-        **{name: row.get(name) for name in _OPTIONAL},
+        **texts,
     )
+
+
+def _text(value: Any) -> Any:
+    return valid_text(value) if isinstance(value, str) else value
+
+
+def _text_of_messages(messages: Any) -> str:
+    """The conversation as the server reads it; InputError where it is none."""
+    listed = isinstance(messages, list) and bool(messages)
+    if not (listed and all(isinstance(message, dict) for message in messages)):
+        raise InputError(f"messages must be a list of messages, got {shown(messages)}")
+    turns = [(role_of(message.get("role")), content_text(message)) for message in messages]
+    for (role, _), message in zip(turns, messages, strict=True):
+        if role is None:
+            raise InputError(f"the role of a message must be known, got {shown(message)}")
+    return valid_text(rendered([(str(role), text) for role, text in turns]))
 
 
 def _row(request: WorkloadRequest) -> dict[str, Any]:

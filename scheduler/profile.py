@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import read_object
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.step_time import SECONDS, StepTimeModel
@@ -19,6 +21,7 @@ Scale = Literal["fixed", "gpu"]
 
 _HERE = Path(__file__).parent / "profiles"
 _MOST_ACCEPTED = 64.0
+_MOST_NUMBER = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,12 @@ class EngineProfile:
             raise ValueError(
                 f"scale must be one of {', '.join(get_args(Scale))}, got {self.scale!r}"
             )
+        for name in ("capacity_scale", "saturated_tokens_per_s"):
+            value = getattr(self, name)
+            if value is None and name != "capacity_scale":
+                continue
+            if not (_is_number(value) and 0 < value <= _MOST_NUMBER):
+                raise ValueError(f"{name} must be a number above 0, got {shown(value)}")
 
     @property
     def scaled_step_time(self) -> StepTimeModel:
@@ -119,19 +128,51 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
             )
     values = read_object(path, "engine profile")
     try:
+        for name in ("name", "step_time", "capacity", "provenance"):
+            if name not in values:
+                raise ValueError(f"needs {name}")
+        _no_slips(values)
         return EngineProfile(
             name=str(values["name"]),
-            step_time=StepTimeModel.from_dict(values["step_time"]),
-            capacity=Capacity(**values["capacity"]),
+            step_time=StepTimeModel.from_dict(_numbers(values, "step_time", StepTimeModel)),
+            capacity=Capacity(**_numbers(values, "capacity", Capacity)),
             provenance=str(values["provenance"]),
-            capacity_scale=float(values.get("capacity_scale", 1.0)),
+            capacity_scale=values.get("capacity_scale", 1.0),
             saturated_tokens_per_s=values.get("saturated_tokens_per_s"),
             prefix_cache=_part(PrefixCache, values.get("prefix_cache")),
             speculation=_part(Speculation, values.get("speculation")),
             scale=values.get("scale", "fixed"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not an engine profile: {error!r}") from error
+        what = f"needs {error.args[0]}" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} is not an engine profile: {what}") from error
+
+
+def _numbers(values: Mapping[str, Any], name: str, kind: type) -> dict[str, Any]:
+    """A part of a profile that holds numbers under the names of a dataclass's fields."""
+    part = values[name]
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} must be an object, got {shown(part)}")
+    types = {field.name: str(field.type) for field in fields(kind)}
+    if unknown := sorted(set(part) - set(types)):
+        raise ValueError(f"{name} has no {shown(unknown[0])}; it has {', '.join(types)}")
+    for key, value in part.items():
+        if types[key] == "str":
+            continue
+        whole = types[key] == "int"
+        if not (_is_whole(value) if whole else _is_number(value)) or abs(value) > _MOST_NUMBER:
+            what = "a whole number" if whole else "a number"
+            raise ValueError(f"{name}.{key} must be {what} below 1e15, got {shown(value)}")
+    return dict(part)
+
+
+def _no_slips(values: Mapping[str, Any]) -> None:
+    """ValueError for a key that is all but one of ours: unread, its default would stand for it."""
+    known = [field.name for field in fields(EngineProfile)]
+    for name in values:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and name not in known:
+            raise ValueError(f"has {shown(name)}, which must be {near[0]!r} or of another name")
 
 
 def _part(kind: type[Part], value: Any) -> Part | None:
@@ -145,6 +186,12 @@ def _part(kind: type[Part], value: Any) -> Part | None:
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{kind.__name__} has no {unknown[0]!r}; it has {', '.join(known)}")
     return kind(**given)
+
+
+def _is_number(value: object) -> bool:
+    # what is measured may be numpy's
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and value == value
 
 
 def _is_whole(value: object) -> bool:

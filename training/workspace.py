@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lengthwise.data.errors import InputError, shown
+
 HOME_VARIABLE = "LENGTHWISE_HOME"
 
 
@@ -22,8 +24,17 @@ class Workspace:
 
     @classmethod
     def current(cls) -> Workspace:
-        """The workspace of ``$LENGTHWISE_HOME``, else of the current directory."""
-        return cls(Path(os.environ.get(HOME_VARIABLE) or Path.cwd()).expanduser().absolute())
+        """The workspace of ``$LENGTHWISE_HOME``, else of the current directory.
+
+        InputError where the variable names nobody's home, or the directory is gone.
+        """
+        named = os.environ.get(HOME_VARIABLE)
+        try:
+            return cls(Path(named or Path.cwd()).expanduser().absolute())
+        except RuntimeError as error:
+            raise InputError(f"${HOME_VARIABLE} must name a folder, got {shown(named)}") from error
+        except FileNotFoundError as error:
+            raise InputError("the current folder is gone; change to one that is there") from error
 
     @property
     def mlruns(self) -> Path:

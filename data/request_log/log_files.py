@@ -10,7 +10,7 @@ from typing import Any
 from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import CutShortError, Watch, parse_line, read_lines
-from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row
+from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row, normal_row
 from lengthwise.data.skipped import Skipped
 
 _OURS = frozenset({"server.json"})
@@ -71,7 +71,7 @@ def checked(
             continue
         skipped.read += 1
         try:
-            row = parse_line(line)
+            row = normal_row(parse_line(line))
             check_row(row)
         except InputError as error:
             skipped.add(place(number), error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 from lengthwise.data.chat import content_text, rendered, role_of
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.skipped import NoAnswerError
-from lengthwise.data.slo import check_class_name
+from lengthwise.data.slo import check_class_name, is_class_name
+from lengthwise.data.sources.forms.envelopes import ending_of, was_cut
 from lengthwise.data.sources.names import ALIASES
 from lengthwise.data.workload import check_tokens
 
@@ -18,8 +20,16 @@ Row = dict[str, Any]
 Turns = list[tuple[str, str]]
 
 NO_TURN = "no assistant turn with text before it"
-_WHO = ("from", "role", "author", "speaker")
-_WHAT = ("value", "content", "text", "parts", "utterance")
+_WHO = ("from", "role", "author", "speaker", "sender", "type", "user")
+_WHAT = ("value", "content", "text", "parts", "utterance", "message", "markdown")
+_UNENDED = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})
+# parts that are no text to who reads a conversation, but were written as an answer
+_WRITTEN = {
+    "thinking": ("thinking",),
+    "reasoning": ("reasoning",),
+    "refusal": ("refusal",),
+    "tool_use": ("name", "input", "arguments"),
+}
 _PART = re.compile(r"_\d+\Z")
 
 
@@ -72,11 +82,16 @@ def said(row: Row) -> Said:
         None if (value := find(row, name)) is None else check_tokens(_whole(value), name)
         for name in ("prompt_tokens", "output_tokens")
     ]
-    censored = row.get("censored", row.get("finish_reason") == "length")
+    ending = ending_of(row)
+    if ending is not None and ending.lower() in _UNENDED:
+        raise NoAnswerError(f"the answer did not end by itself, got finish_reason {shown(ending)}")
+    censored = row.get("censored", was_cut(row))
     if not isinstance(censored, bool):
         raise InputError(f"censored must be true or false, got {shown(censored)}")
-    slo_class = find(row, "slo_class")
+    slo_class = row.get("slo_class", row["class"] if is_class_name(row.get("class")) else None)
     group = find(row, "group")
+    if type(group) is int:
+        group = str(group)
     if group is not None and not isinstance(group, str):
         raise InputError(f"group must be text, got {shown(group)}")
     return Said(
@@ -166,13 +181,39 @@ def text_of(message: Row) -> str:
 
 def answer_text(message: Any) -> str:
     """What a model wrote to give this message: reasoning, text and calls, one after another."""
-    written = [message.get("reasoning_content") or message.get("reasoning"), text_of(message)]
+    written = [message.get("reasoning_content") or message.get("reasoning"), *_parts_of(message)]
     calls = message.get("tool_calls") or message.get("function_call")
     if calls and message.get("content"):
         written.append(content_text({"tool_calls": calls}))
-    elif calls and not written[1]:
-        written[1] = content_text({"tool_calls": calls})
+    elif calls and not any(written[1:]):
+        written[1:] = [content_text({"tool_calls": calls})]
+    if not any(written):
+        spoken = message.get("audio")
+        written = [
+            message.get("refusal"),
+            spoken.get("transcript") if isinstance(spoken, dict) else None,
+        ]
     return "\n".join(part for part in written if isinstance(part, str) and part)
+
+
+def _parts_of(message: Row) -> list[str]:
+    """The text of a message; of a list of parts also what was thought and called, in its order."""
+    parts = message.get("content")
+    if not (isinstance(parts, list) and any(map(_is_written, parts))):
+        return [text_of(message)]
+    found = []
+    for part in parts:
+        if _is_written(part):
+            member = _WRITTEN[part["type"]]
+            said = {name: part[name] for name in member if name in part}
+            found.append(said[member[0]] if len(member) == 1 and said else json.dumps(said))
+        else:
+            found.append(text_of({"content": [part]}))
+    return [text for text in found if isinstance(text, str)]
+
+
+def _is_written(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in _WRITTEN
 
 
 def find(row: Row, name: str) -> Any:

@@ -9,23 +9,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from lengthwise.data.chat import rendered
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.skipped import NoAnswerError
 from lengthwise.data.sources.examples import (
     Example,
     Row,
+    answer_text,
     find,
-    flat_example,
-    text_of,
     turn_examples,
     turn_of,
 )
-from lengthwise.data.sources.names import ALIASES, CONVERSATIONS, WITH_CONTEXT
+from lengthwise.data.sources.forms.conversation_forms import with_messages
+from lengthwise.data.sources.forms.envelopes import (
+    REPLIES,
+    REQUESTS,
+    answers_in,
+    asked,
+    ending_of,
+    failed,
+    reply_of,
+    request_of,
+    tokens_of,
+    usage_holder,
+)
+from lengthwise.data.sources.forms.flat_rows import Found, answer_of, answered, flat_row
+from lengthwise.data.sources.names import CONVERSATIONS
 
-Found = Iterator[Example | None]
 Reader = Callable[[Row, str], Found]
 
 _TRANSCRIPT = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
@@ -36,13 +48,14 @@ def examples_of(row: Row, place: str) -> tuple[list[Example], int]:
 
     InputError where the row breaks a rule, NoAnswerError where a prompt has no answer.
     """
+    row = with_messages(row)
     found = list(_reader(row)(row, place))
     examples = [example for example in found if example is not None]
     return examples, len(found) - len(examples)
 
 
 def _reader(row: Row) -> Reader:
-    return next((reader for holds, reader in _FORMS if holds(row)), _flat)
+    return next((reader for holds, reader in _FORMS if holds(row)), flat_row)
 
 
 def _messages(row: Row, place: str) -> Found:
@@ -53,34 +66,36 @@ def _messages(row: Row, place: str) -> Found:
     if isinstance(system, str) and system.strip() and not _opens_with_system(messages):
         messages = [{"role": "system", "content": system}, *messages]
     if not ends_with_answer(messages):
-        answer = _answer(row)
+        answer = answer_of(row)
         if answer is not None or find(row, "output_tokens") is not None:
             messages = [*messages, {"role": "assistant", "content": answer or ""}]
     tools = row.get("tools") or row.get("functions")
-    return turn_examples(messages, row, place=place, tools=tools)
+    counts = tokens_of(row) if find(row, "output_tokens") is None else {}
+    return turn_examples(messages, row | _of_answer(counts), place=place, tools=tools)
 
 
 def _stored(row: Row, place: str) -> Found:
-    """A request with the response to it, as gateways keep them."""
-    body, reply = row["request"], row["response"]
-    body = body.get("body", body)
-    reply = reply.get("body", reply)
-    usage = reply.get("usage") or {}
-    for choice in reply["choices"]:
-        message = choice.get("message") or {"role": "assistant", "content": choice.get("text")}
-        inner = {
-            **{k: v for k, v in row.items() if k not in ("request", "response")},
-            **{"model": reply.get("model"), "finish_reason": choice.get("finish_reason")},
-        }
-        if len(reply["choices"]) == 1:
-            inner["output_tokens"] = usage.get("completion_tokens")
-            inner["prompt_tokens"] = None if "messages" in body else usage.get("prompt_tokens")
-        inner = {k: v for k, v in inner.items() if v is not None}
-        if isinstance(body.get("messages"), list):
-            talk = [*body["messages"], message]
-            yield from turn_examples(talk, inner, place=place, tools=body.get("tools"))
+    """A request with the response to it, as gateways and tracers keep them."""
+    reply, body = reply_of(row), request_of(row) or asked(row)
+    if body is None:
+        raise InputError(f"needs the request beside its response, has {shown(list(row))}")
+    answers, holder = answers_in(reply), usage_holder(reply)
+    counts = (tokens_of(holder) or tokens_of(row)) if len(answers) == 1 else {}
+    messages, model = body.get("messages"), holder.get("model") or find(row, "model")
+    own = {name: value for name, value in row.items() if name not in (*REQUESTS, *REPLIES)}
+    for number, answer in enumerate(answers):
+        said = {"model": model, "finish_reason": answer.ending or ending_of(holder)}
+        inner = own | {name: value for name, value in said.items() if value is not None}
+        if isinstance(messages, list):
+            talk, start = [*messages, answer.message], len(messages) if number else 0
+            yield from _last(talk, inner | _of_answer(counts), place, body.get("tools"), start)
         else:
-            yield flat_example(_prompt(body), text_of(message), inner)
+            yield from answered(body | inner | counts, answer_text(answer.message))
+
+
+def _of_answer(counts: Row) -> Row:
+    """The answer's count: a conversation's prompt was counted with the server's own template."""
+    return {name: count for name, count in counts.items() if name == "output_tokens"}
 
 
 def _preference(row: Row, place: str) -> Found:
@@ -106,7 +121,7 @@ def _pairs(row: Row, place: str) -> Found:
         elif isinstance(answer, str) and (talk := _transcript(answer)):
             yield from turn_examples(talk, row, place=place)
         elif isinstance(answer, str):
-            yield from _answered(row, answer)
+            yield from answered(row, answer)
 
 
 def _completions(row: Row, place: str) -> Found:
@@ -119,7 +134,7 @@ def _completions(row: Row, place: str) -> Found:
         own = {
             key: completion[key] for key in ("model", "custom_system_prompt") if key in completion
         }
-        yield from _answered(row | own, answer)
+        yield from answered(row | own, answer)
 
 
 def _arena(row: Row, place: str) -> Found:
@@ -167,76 +182,11 @@ def _last(messages: list[Row], row: Row, place: str, tools: Any, start: int) -> 
     return iter(found[earlier:])
 
 
-def _flat(row: Row, _place: str) -> Found:
-    """A prompt beside an answer, under any of their names."""
-    return _answered(row, _answer(row))
-
-
-def _answered(row: Row, answer: str | None) -> Found:
-    prompt = _prompt(row)
-    turns: list[tuple[str, str]] = []
-    system = find(row, "system")
-    if isinstance(system, str) and system.strip():
-        turns.append(("system", system))
-    for pair in row.get("history") or ():
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair):
-            turns += [("user", pair[0]), ("assistant", pair[1])]
-    tools = row.get("tools")
-    yield flat_example(rendered([*turns, ("user", prompt)], tools), answer, row)
-
-
-def _prompt(row: Row) -> str:
-    """The prompt under its first name that holds one; blank is absent."""
-    there = [alias for alias in ALIASES["prompt"] if not _is_blank(row.get(alias))]
-    if not there:
-        blank = next((alias for alias in ALIASES["prompt"] if alias in row), None)
-        if blank is not None:
-            raise InputError(f"{blank} must be text that is not blank, got {shown(row[blank])}")
-        names = ", ".join(ALIASES["prompt"][:6])
-        raise InputError(f"needs a prompt ({names}, ...), has {shown(list(row))}")
-    name = there[0]
-    text = _as_text(row[name], name)
-    # Alpaca's and Dolly's second field; beside another name these words mean something else
-    contexts = [row.get(alias) for alias in ALIASES["context"] if name in WITH_CONTEXT]
-    context = next((c for c in contexts if isinstance(c, str) and c.strip()), None)
-    return f"{text}\n\n{context}" if context else text
-
-
-def _answer(row: Row) -> str | None:
-    """The answer under its first name that holds one; None where there is none."""
-    prompt = next((alias for alias in ALIASES["prompt"] if not _is_blank(row.get(alias))), None)
-    names = [alias for alias in ALIASES["response"] if alias in row and alias != prompt]
-    name = next((alias for alias in names if not _is_blank(row[alias])), None)
-    if name is not None:
-        return _as_text(row[name], name)
-    return "" if names else None
-
-
-def _as_text(value: Any, name: str) -> str:
-    """Text, content parts, or one message as text; InputError for anything else."""
-    if isinstance(value, str):
-        return value
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(p, dict) and "text" in p for p in value)
-    ):
-        return text_of({"content": value})
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0]
-    if isinstance(value, dict) and "content" in value:
-        return text_of(value)
-    raise InputError(f"{name} must be text, got {shown(value)}")
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or value == []
-
-
 def _chat_prompt(row: Row, place: str) -> Found:
     """A prompt that is a list of messages, with an answer that is text or messages."""
-    own = {key: value for key, value in row.items() if key != "prompt"}
-    return _messages(own | {"messages": row["prompt"]}, place)
+    name = _chat_prompt_name(row) or "prompt"
+    own = {key: value for key, value in row.items() if key != name}
+    return _messages(own | {"messages": row[name]}, place)
 
 
 def _texts(value: Any) -> list[str]:
@@ -280,20 +230,22 @@ def _lists_messages(value: Any) -> bool:
 
 
 def _has_tree(row: Row) -> bool:
-    return isinstance(row.get("prompt"), dict) and "text" in row["prompt"]
+    tree = row.get("prompt")
+    return isinstance(tree, dict) and "text" in tree and ("replies" in tree or "role" in tree)
 
 
 def _has_preference(row: Row) -> bool:
     asked = row.get("input")
-    return isinstance(asked, dict) and isinstance(asked.get("messages"), list)
+    two = "preferred_output" in row or "non_preferred_output" in row
+    return two and isinstance(asked, dict) and isinstance(asked.get("messages"), list)
 
 
 def _has_stored(row: Row) -> bool:
-    body, reply = row.get("request"), row.get("response")
-    if not (isinstance(body, dict) and isinstance(reply, dict)):
-        return False
-    inner = reply.get("body", reply)
-    return isinstance(inner, dict) and _lists_messages(inner.get("choices"))
+    if reply_of(row) is not None:
+        return True
+    if (error := failed(row)) is not None:
+        raise NoAnswerError(f"the response is an error, got {shown(error)}")
+    return False
 
 
 def _has_arena(row: Row) -> bool:
@@ -301,8 +253,15 @@ def _has_arena(row: Row) -> bool:
 
 
 def _has_chat_prompt(row: Row) -> bool:
-    asked = row.get("prompt") or ()
-    return _lists_messages(asked) and any("role" in message for message in asked)
+    return _chat_prompt_name(row) is not None
+
+
+def _chat_prompt_name(row: Row) -> str | None:
+    for name in ("prompt", "input", "inputs", "question", "instruction", "query"):
+        talk = row.get(name)
+        if _lists_messages(talk) and any("role" in message for message in talk or ()):
+            return name
+    return None
 
 
 _FORMS: tuple[tuple[Callable[[Row], bool], Reader], ...] = (

@@ -43,6 +43,11 @@ def _normal(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         items = (_normal(item, depth - 1) for item in value)
         return [item for item in items if item is not None]
+    if isinstance(value, bytes):  # a column of text that Parquet was not told is text
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
     if hasattr(value, "tolist"):  # an array or scalar of numpy's
         return _normal(value.tolist(), depth - 1)
     return value

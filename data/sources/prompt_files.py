@@ -17,13 +17,14 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.lines import Watch
 from lengthwise.data.skipped import NoAnswerError, Skipped
 from lengthwise.data.slo import DEFAULT_CLASS
-from lengthwise.data.sources.containers import Placed, rows_of
+from lengthwise.data.sources.containers import rows_of
 from lengthwise.data.sources.conversations import Stems, groups_of
 from lengthwise.data.sources.examples import NO_TURN, Example, Row
 from lengthwise.data.sources.formats import examples_of
 from lengthwise.data.sources.normal import normal_row
 from lengthwise.data.sources.oasst import flat_examples, is_message
 from lengthwise.data.sources.packs import is_pack_row, read_pack
+from lengthwise.data.sources.rows.json_arrays import Placed
 from lengthwise.data.sources.sample import Sample
 from lengthwise.data.table import (
     PromptTable,

@@ -140,3 +140,31 @@ def test_truncated_and_corrupt_gzip(tmp_path):
     path.write_bytes(b"not gzip at all")
     with pytest.raises(InputError, match="not JSON"):
         read_workload(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["slo_tft_ms", "slo_ttft", "ttft_ms", "TPOT_ms", "slo", "SLO_class", "slo_e2e_s", "e2e"]
+)
+def test_an_objective_under_another_name_is_refused(tmp_path, name):
+    """Unread it would make its request best effort, and nothing would say so."""
+    path = tmp_path / "w.jsonl"
+    row = {"arrival_s": 0.0, "prompt_tokens": 1, "output_tokens": 1}
+    path.write_text(json.dumps(row | {name: 500}) + "\n")
+    with pytest.raises(InputError, match=f"w.jsonl:1: unknown key '{name}'; objectives and class"):
+        read_workload(path)
+    path.write_text(json.dumps(row | {"ttft_s": 0.1, "note": "x"}) + "\n")
+    assert len(read_workload(path)) == 1  # what was measured, and others' keys
+
+
+def test_messages_are_read_as_the_server_reads_them_and_halves_of_characters_are_none(tmp_path):
+    path = tmp_path / "w.jsonl"
+    row = {"arrival_s": 0.0, "prompt_tokens": 1, "output_tokens": 1}
+    talk = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "a\ud83d"}]
+    path.write_text(json.dumps(row | {"messages": talk, "task": "\ud800"}) + "\n")
+    (request,) = read_workload(path)
+    assert request.prompt == "<|system|>\nBe kind.\n<|user|>\na\ufffd"
+    assert request.task == "\ufffd"
+    for wrong in ("Hi", [], ["Hi"], [{"role": "martian", "content": "a"}]):
+        path.write_text(json.dumps(row | {"messages": wrong}) + "\n")
+        with pytest.raises(InputError, match="message"):
+            read_workload(path)

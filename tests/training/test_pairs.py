@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from lengthwise.training.cli.app import app
@@ -81,3 +82,37 @@ def test_without_a_predictor_arms_that_need_none_are_played(tmp_path, monkeypatc
     document = json.loads(done.stdout)
     assert document["predictor"] is None
     assert [arm["lengths"] for arm in document["arms"]] == ["oracle", "none"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["train", "--input", ""], "--input needs a value, got ''"),
+        (["train", "--pack="], "--pack needs a value, got ''"),
+        (["train", "--limit", "9", "--from-log", ""], "--from-log needs a value"),
+        (["predict", "--model", "x", "--input", "x", "--output", ""], "--output needs a value"),
+        (["data", "describe", ""], "must not be empty"),
+        (["data", "workload", "log", "--output", ""], "--output needs a value"),
+        (["register", ""], "must not be empty"),
+        (["simulate", "--workload", ""], "--workload needs a value"),
+        (["serve", "tiny", "--policy", ""], "--policy needs a value"),
+        (["promote", "--slo-table="], "--slo-table needs a value"),
+        (["train", "--alias", "v1"], "alias must be letters"),
+        (["train", "--alias", "a b", "--limit", "400"], "alias must be letters"),
+        (["train", "--seed", "99999999999999999999"], "2147483647"),
+    ],
+)
+def test_what_a_shell_leaves_of_an_unset_variable_is_refused(tmp_path, monkeypatch, line, says):
+    """An empty word, and other values that would be refused only after the work."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, line)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert says in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_value_of_the_servers_own_options_is_its_own_affair():
+    from lengthwise.training.cli.pairs import refuse_empty
+
+    serve = typer.main.get_command(app).commands["serve"]
+    refuse_empty(serve, ["tiny", "--chat-template", "", "--policy", "edf"])

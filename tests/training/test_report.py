@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
@@ -26,6 +27,7 @@ from lengthwise.training.bench.results.report import (
     write_run,
 )
 from lengthwise.training.bench.results.result import BenchResult
+from lengthwise.training.cli.app import app
 
 
 def records(share_met: float, seed: int, *, lost: int = 0, predicted: bool = False):
@@ -175,3 +177,18 @@ def test_the_terminal_table_has_units(run):
     assert row["code"].endswith(" %")
     assert row["plan p99"] == "0.90 ms"
     assert arm_rows(run[0].arms)[0]["plan p99"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a", "--arm", "x"], "--arm x: is compared over several runs, got one"),
+        (["a", "b", "--out", "x"], "--out x: is the report of one run, got several"),
+        (["a", "b", "./a"], "a run counts once, got 'a' twice"),
+    ],
+)
+def test_options_that_would_do_nothing_and_a_run_given_twice_are_refused(words, says, tmp_path):
+    """The same run twice is no more evidence than once."""
+    done = CliRunner().invoke(app, ["report", *words])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert says in done.stderr

@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from lengthwise.data.errors import InputError
+from lengthwise.data.sources.load import default_source
+from lengthwise.training.registry.connection import _told, check_writable
 from lengthwise.training.registry.store import RegistryError, check_store, tracking_uri
 from lengthwise.training.registry.uri import display, scrubbed, sqlite_file
 from lengthwise.training.workspace import Workspace
@@ -59,6 +62,9 @@ HIDDEN = "in $MLFLOW_TRACKING_URI"
         ("http://me:secret@tracking:5000/x", "http://tracking:5000/x"),
         ("http://me:pa#ss@tracking:5000", HIDDEN),
         ("http://me:12#ss@tracking:5000", HIDDEN),
+        ("https://me:x@secret#p@tracking:5000", HIDDEN),
+        ("https://me:x@secret/p@tracking:5000", HIDDEN),
+        ("https://me:x@secret?p@tracking:5000", HIDDEN),
         ("http://me:12/ss@tracking", HIDDEN),
         ("http://me:12?ss@tracking", HIDDEN),
         ("https://tracking/x?token=secret", "https://tracking/x"),
@@ -174,3 +180,42 @@ def test_the_workspace_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("LENGTHWISE_HOME")
     monkeypatch.chdir(os.sep)
     assert str(Workspace.current().root) == os.sep
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_REGISTRY_URI", "HTTP_PROXY", "https_proxy"])
+def test_no_password_of_any_variable_is_told(name, monkeypatch):
+    for password in ("hidden", "x@hidden#y"):
+        monkeypatch.setenv(name, f"http://me:{password}@127.0.0.1:9")
+        said = f"request to http://me:{password}@127.0.0.1:9/api failed"
+        told = str(_told(ValueError(said), "sqlite:///mlflow.db"))
+        assert "hidden" not in told
+        assert told.startswith("MLflow at sqlite:///mlflow.db: ")
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:a?mode=memory"])
+def test_a_store_that_would_end_with_the_process_is_not_written_to(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(RegistryError, match="is in memory and would end with this process"):
+        check_writable(Workspace(tmp_path))
+
+
+def test_a_file_store_with_a_password_does_not_show_it():
+    with pytest.raises(RegistryError, match="plain directory") as caught:
+        check_store("file://me:hidden@srv/mlruns", writing=True)
+    assert "hidden" not in str(caught.value)
+
+
+def test_places_that_are_none_are_named_with_their_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENGTHWISE_HOME", "~nobody-of-this-name/x")
+    with pytest.raises(InputError, match="LENGTHWISE_HOME must name a folder, got '~nobody"):
+        Workspace.current()
+    monkeypatch.setenv("LENGTHWISE_DATA", str(tmp_path / "typo"))
+    with pytest.raises(InputError, match="LENGTHWISE_DATA must name a folder, got "):
+        default_source()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.delenv("LENGTHWISE_HOME")
+    gone.rmdir()
+    with pytest.raises(InputError, match="the current folder is gone"):
+        Workspace.current()

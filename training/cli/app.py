@@ -16,6 +16,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.training import console
 from lengthwise.training.cli import data, predictors, promote
 from lengthwise.training.cli.benching import bench, demo_real
+from lengthwise.training.cli.pairs import refuse_empty
 from lengthwise.training.cli.serving import serve
 
 DEBUG_VARIABLE = "LENGTHWISE_DEBUG"
@@ -39,6 +40,13 @@ class LengthwiseGroup(TyperGroup):
             if not isinstance(error, BrokenPipeError):
                 print(f"lengthwise: error: {one_line(error)}", file=sys.stderr)
             sys.exit(1 if isinstance(error, BrokenPipeError) else 2)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of a line, once none of its words is empty."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            refuse_empty(command, rest)
+        return name, command, rest
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lengthwise.training import console
+from lengthwise.training.cli.pairs import MOST_SEED
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on the last line.")]
 
@@ -142,7 +143,7 @@ def workload(
 def synthesize(
     output_file: Annotated[Path, typer.Option("--output", help="JSONL to write.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 6000,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Same seed, same rows.")] = 0,
 ) -> None:
     """Write the built-in corpus as JSONL.
 

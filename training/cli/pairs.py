@@ -3,10 +3,13 @@ runs, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from lengthwise.data.errors import InputError
+
+MOST_SEED = 2**31 - 1
+"""The largest seed: every library that draws takes it, with so many repeats behind it."""
 
 NO_PREDICTOR = "none"
 _OF_A_PREDICTOR = ("learned", "class")
@@ -31,6 +34,24 @@ def refuse(ctx: Any, names: Iterable[str], why: str) -> None:
     for name in names:
         if was_given(ctx, name):
             raise InputError(f"{as_given(ctx, name)}: {why}")
+
+
+def refuse_empty(command: Any, words: Sequence[str]) -> None:
+    """InputError for an empty word, which a shell leaves of a variable that is not set.
+
+    Taken for a value it would be the current folder, or nothing. What a command hands on is the
+    affair of whom it is handed to.
+    """
+    if words and (inner := getattr(command, "commands", {}).get(words[0])) is not None:
+        refuse_empty(inner, words[1:])
+        return
+    own = {name for p in command.params if not getattr(p, "is_flag", False) for name in p.opts}
+    hands_on = bool(command.context_settings.get("ignore_unknown_options"))
+    for before, word in zip(("", *words), words, strict=False):
+        if (word == "" and before in own) or (word.endswith("=") and word[:-1] in own):
+            raise InputError(f"{before if word == '' else word[:-1]} needs a value, got ''")
+        if word == "" and not hands_on:
+            raise InputError(f"an argument must not be empty, got '' after {before or 'nothing'}")
 
 
 def was_given(ctx: Any, name: str) -> bool:

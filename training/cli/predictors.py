@@ -9,7 +9,8 @@ import typer
 
 from lengthwise.data.errors import InputError
 from lengthwise.training import console
-from lengthwise.training.cli.pairs import refuse
+from lengthwise.training.cli.pairs import MOST_SEED, refuse
+from lengthwise.training.registry.model_names import check_alias
 from lengthwise.training.workspace import Workspace
 
 ESTIMATORS = "lightgbm, bert, stack (both), lightgbm_hazard, lightgbm_student"
@@ -72,7 +73,9 @@ def train(
     alias: Annotated[
         str | None, typer.Option(help="Alias of the version; implies --register.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split and the training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the split and the training.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many rows.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,6 +102,8 @@ def train(
         refuse(ctx, ("limit",), "--stream reads all of a log")
     if alias is not None and not register:
         refuse(ctx, ("register",), f"the alias {alias} is a version's")
+    if alias is not None:
+        check_alias(alias)
     if openings and (estimator != "lightgbm" or reader is not None or from_log is not None):
         raise InputError(
             "--openings goes with lightgbm and answers' texts, with no --reader or log"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from lengthwise.data.errors import InputError
 from lengthwise.training.registry.store import (
     URI_VARIABLE,
     RegistryError,
@@ -22,7 +23,7 @@ from lengthwise.training.registry.store import (
     setup_lock,
     tracking_uri,
 )
-from lengthwise.training.registry.uri import UNSHOWN, display, scrubbed, sqlite_file
+from lengthwise.training.registry.uri import UNSHOWN, display, scrubbed_of_all, sqlite_file
 from lengthwise.training.workspace import Workspace
 
 EXPERIMENT = "lengthwise"
@@ -37,6 +38,8 @@ _QUIET = {
     # MLflow asks git for the commit of the calling script; there may be no git
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_OTHER_URIS = ("MLFLOW_REGISTRY_URI", *_PROXIES, *(name.upper() for name in _PROXIES))
 
 
 @contextlib.contextmanager
@@ -60,8 +63,10 @@ def connect(workspace: Workspace, *, writing: bool) -> Iterator[ModuleType]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield mlflow
-    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        raise _told(error, uri) from error
+    except InputError:
+        raise
+    except (MlflowException, SQLAlchemyError, requests.RequestException, ValueError) as error:
+        raise _told(error, uri) from error  # a ValueError is of a URL that nothing can read
 
 
 def _opened(uri: str) -> ModuleType:
@@ -85,10 +90,16 @@ def _opened(uri: str) -> ModuleType:
     return mlflow
 
 
+def _others() -> list[str]:
+    """Other URIs that MLflow reads of the environment, and may speak of."""
+    named = (os.environ.get(name) for name in _OTHER_URIS)
+    return [uri for uri in named if uri]
+
+
 def _told(error: Exception, uri: str) -> RegistryError:
     """What MLflow said, on one line, without the password of the store."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = scrubbed(lines[0].rstrip("."), uri)
+    said = scrubbed_of_all(lines[0].rstrip("."), (uri, *_others()))
     if said is None:
         said = f"{type(error).__name__}; what it says may hold the password: --debug shows it"
     missing = getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"

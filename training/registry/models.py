@@ -21,6 +21,7 @@ from lengthwise.training.registry.model_names import (
     DEFAULT_PREDICTOR,
     MODEL_ID_TAG,
     MODEL_NAME,
+    check_alias,
 )
 from lengthwise.training.registry.store import RegistryError
 from lengthwise.training.registry.training_runs import log_directory
@@ -66,11 +67,8 @@ def register(
     The first version becomes ``champion``, later ones ``challenger``, unless ``alias`` is given.
     A model that has a version already is not registered twice: only the alias moves.
     """
-    # MLflow would refuse these too, but only after the version is made
-    if alias is not None and not re.fullmatch(r"(?!latest$|v\d+$)[\w-]{1,255}", alias, re.ASCII):
-        raise RegistryError(
-            f"alias must be letters, digits, _ or -, and neither 'latest' nor 'v1', got {alias!r}"
-        )
+    if alias is not None:
+        check_alias(alias)
     directory = native_directory(Path(model))
     if directory is not None:
         model = log_directory(directory, workspace).model_uri

@@ -18,6 +18,7 @@ from lengthwise.training.registry.uri import (
     UNSHOWN,
     database_url,
     display,
+    in_memory,
     sqlite_file,
     web_address,
 )
@@ -74,6 +75,11 @@ def make_folder(uri: str) -> None:
     """Make the folder of a SQLite store that is to be written; RegistryError where it cannot be."""
     path = sqlite_file(uri)
     if path is None:
+        if in_memory(uri):
+            raise RegistryError(
+                f"tracking store {display(uri)} is in memory and would end with this process; "
+                "use sqlite:///PATH/mlflow.db"
+            )
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +95,10 @@ def check_store(uri: str, *, writing: bool) -> None:
     (a proxy, a socket file), is not asked here.
     """
     scheme = uri.split(":", 1)[0].lower() if ":" in uri else ""
-    if scheme in ("", "file"):
+    if scheme in ("", "file") and uri != "databricks":
+        shown = display(uri) if "@" in uri else uri
         raise RegistryError(
-            f"tracking store {uri!r} is a plain directory, which MLflow no longer accepts; "
+            f"tracking store {shown!r} is a plain directory, which MLflow no longer accepts; "
             f"unset {URI_VARIABLE} or use sqlite:///PATH/mlflow.db"
         )
     if scheme in ("http", "https"):

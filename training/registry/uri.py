@@ -8,6 +8,7 @@ off, is never shown.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -88,6 +89,21 @@ def scrubbed(message: str, uri: str) -> str | None:
     return message
 
 
+def scrubbed_of_all(message: str, uris: Iterable[str]) -> str | None:
+    """The message without the secrets of several URIs; None where one is not surely found."""
+    told: str | None = message
+    for uri in uris:
+        told = None if told is None else scrubbed(told, uri)
+    return told
+
+
+def in_memory(uri: str) -> bool:
+    """Whether a store is a SQLite database that ends with the process."""
+    url = database_url(uri)
+    sqlite = url is not None and url.get_backend_name() == "sqlite"
+    return sqlite and sqlite_file(uri) is None
+
+
 def _secrets(uri: str) -> set[str] | None:
     """What of a URI nobody may read; None where that is not sure."""
     if "@" not in uri and not _SECRET.search(uri.partition("?")[2]):
@@ -112,8 +128,8 @@ def _web_without_user(uri: str) -> str | None:
         _ = parts.port  # where a password with a / or # ends up
     except ValueError:
         return None
-    if not parts.hostname or ("@" in uri and "@" not in parts.netloc):
-        return None
+    if not parts.hostname or "@" in uri.replace(parts.netloc, "", 1):
+        return None  # an @ outside ends a password that began inside
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

@@ -22,7 +22,7 @@ from lengthwise.training.cli.benching.bench_options import (
 )
 from lengthwise.training.cli.benching.results_shown import report, show
 from lengthwise.training.cli.benching.simulate import simulate
-from lengthwise.training.cli.pairs import check_predictor_of, refuse
+from lengthwise.training.cli.pairs import MOST_SEED, check_predictor_of, refuse
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
@@ -126,7 +126,7 @@ def bench(
     ] = None,
     source: SourceOption = None,
     arrivals: ArrivalsOption = "poisson",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the first repeat.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request is lost.")] = 600.0,
     plan_budget_ms: Annotated[
         float | None, typer.Option(help="Longest search for one plan [the server's own].")
@@ -284,7 +284,9 @@ def demo(
     minutes: Annotated[
         float, typer.Option(help="About how long the measured runs may take in all.")
     ] = 4.5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of training and workload.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of training and workload.")
+    ] = 0,
 ) -> None:
     """Train, register, calibrate, serve and compare with stock vLLM, all in one go."""
     if not minutes > 0:

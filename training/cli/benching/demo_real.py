@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lengthwise.training import console
+from lengthwise.training.cli.pairs import MOST_SEED
 from lengthwise.training.workspace import HOME_VARIABLE, Workspace
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -33,7 +34,9 @@ def demo_real(
     source: Annotated[
         str | None, typer.Option(help="Prompts: a pack, or synthetic; by default the best found.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of draws, training and answers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Of draws, training and answers.")
+    ] = 0,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier run has done.")
     ] = False,

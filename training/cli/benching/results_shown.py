@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lengthwise.data.errors import InputError
 from lengthwise.training import console
 from lengthwise.training.cli.benching.bench_options import JsonOption
+from lengthwise.training.cli.pairs import refuse
 
 if TYPE_CHECKING:
     from lengthwise.training.bench.results.result import BenchResult
@@ -42,6 +44,7 @@ def show(result: BenchResult, page: Path | None, *, as_json: bool) -> None:
 
 
 def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Directories of bench or simulate runs.")],
     out: Annotated[
         Path | None, typer.Option(help="Of one run: HTML to write; default: in the run.")
@@ -56,6 +59,14 @@ def report(
     Of several runs the table holds paired differences on the same requests, in each run and over
     all of them, with 95 % intervals.
     """
+    if len(runs) == 1:
+        refuse(ctx, ("arm",), "is compared over several runs, got one")
+    else:
+        refuse(ctx, ("out",), "is the report of one run, got several")
+    real = [run.resolve() for run in runs]
+    twice = next((run for i, run in enumerate(runs) if real[i] in real[:i]), None)
+    if twice is not None:
+        raise InputError(f"a run counts once, got {str(twice)!r} twice")
     from lengthwise.training.bench.results.report import REPORT_FILE, best_arm, read_run, render
 
     read = [read_run(run) for run in runs]

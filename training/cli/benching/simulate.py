@@ -17,7 +17,7 @@ from lengthwise.training.cli.benching.bench_options import (
     SourceOption,
 )
 from lengthwise.training.cli.benching.results_shown import show
-from lengthwise.training.cli.pairs import check_predictor_of, refuse
+from lengthwise.training.cli.pairs import MOST_SEED, check_predictor_of, refuse
 from lengthwise.training.workspace import Workspace
 
 
@@ -55,7 +55,7 @@ def simulate(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Draws of the workload [3; a file is played once].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="First seed.")] = 0,
     source: SourceOption = None,
     arrivals: ArrivalsOption = "poisson",
     plan_budget_ms: Annotated[

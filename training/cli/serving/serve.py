@@ -12,6 +12,7 @@ import typer
 
 from lengthwise.data.files import read_object
 from lengthwise.training import console
+from lengthwise.training.cli.pairs import MOST_SEED
 from lengthwise.training.cli.serving.operate import doctor, follow
 from lengthwise.training.cli.serving.serve_inputs import (
     NO_PREDICTOR,
@@ -102,7 +103,7 @@ def serve(
     tenant_weights: Annotated[
         Path | None, typer.Option(help="JSON: tenant to its weight; 1 for the others.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the annealing.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the annealing.")] = 0,
     poll_s: Annotated[
         float, typer.Option(min=0.1, help="Seconds between looks at the registry's aliases.")
     ] = 30.0,

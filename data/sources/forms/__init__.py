@@ -1,0 +1,1 @@
+"""The shapes that conversations, requests and responses come in, brought into one."""

@@ -1,0 +1,1 @@
+"""Files of one kind each, taken apart into rows: arrays, tables, columns."""
