@@ -1,8 +1,8 @@
 """Where the search of ``sa`` begins: orders under limits, as whole plans, and the best of them.
 
-The last plan's order, the selection's, the densest first, those between two rules, and every
-rule's; each without limits and under the last plan's, with the overdue in front
-(``plan.starts.wait_bound``).
+The last plan's order, the selection's, the densest first, those between two rules, three of these
+with requests written off whose TPOT a full engine cannot keep, and every rule's; each without
+limits and under the last plan's, with the overdue in front (``plan.starts.wait_bound``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from lengthwise.scheduler.plan.jobs import prepare
 from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.search import Parts, Picture, no_limits, value_of
 from lengthwise.scheduler.plan.starts.last_order import LastOrder
-from lengthwise.scheduler.plan.starts.starts import balanced_order, density_order, selection_order
+from lengthwise.scheduler.plan.starts.starts import (
+    balanced_order,
+    density_order,
+    selection_order,
+    too_fast,
+)
 from lengthwise.scheduler.plan.starts.wait_bound import find_overdue, in_front
 from lengthwise.scheduler.policies.rules import RULES
 from lengthwise.scheduler.problem import Problem, RequestArrays
@@ -105,6 +110,11 @@ def _orders(
     yield "density", density_order(shot), True
     for slot_price in SLOT_PRICES:
         yield f"balanced {slot_price:g}", balanced_order(shot, slot_price), True
+    fast = too_fast(shot)
+    if fast.any() and not fast.all():
+        yield "selection, the fast written off", selection_order(shot, fast), True
+        yield "density, the fast written off", density_order(shot, fast), True
+        yield "balanced 4, the fast written off", balanced_order(shot, 4.0, fast), True
     for name, rule in RULES.items():
         order = rule(asked, jobs)
         feasible = name.startswith("feasible")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from lengthwise.scheduler.plan.forecast import (
     arrival_times,
 )
 from lengthwise.scheduler.plan.rollout.rows import snapshot
-from lengthwise.scheduler.plan.starts.starts import density_order, selection_order
+from lengthwise.scheduler.plan.starts.starts import (
+    balanced_order,
+    density_order,
+    selection_order,
+    too_fast,
+)
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 
 
@@ -142,5 +148,21 @@ def test_the_densest_first_and_the_hopeless_last():
 def test_both_orders_are_permutations_of_all_that_queue_or_will(seed, waiting, slots):
     problem = draw_problem(seed, waiting, running=0, max_num_seqs=slots)
     shot = snapshot(problem, problem.waiting, 0, waiting - waiting // 3, 0.7)
-    for order in (selection_order(shot), density_order(shot)):
+    fast = too_fast(shot)
+    orders = [
+        order(shot, off) for order in (selection_order, density_order) for off in (None, fast)
+    ]
+    for order in (*orders, balanced_order(shot, 4.0), balanced_order(shot, 4.0, fast)):
         assert sorted(order.tolist()) == list(range(waiting))
+
+
+def test_who_is_written_off_goes_last_however_dense_or_urgent():
+    """A pace that a full batch's steps with their prompts cannot keep is nobody's right."""
+    rows = requests([50, 200, 60, 300], 5.0, [30.0, np.inf, np.inf, 20.0])
+    rows = replace(rows, tpot_s=np.array([np.inf, 1e-4, 1e3, np.inf]), ttft_s=np.full(4, 30.0))
+    shot = shot_of(rows, 4)
+    fast = too_fast(shot)
+    assert fast.tolist() == [False, True, False, False]
+    for order in (selection_order, density_order, partial(balanced_order, slot_price=4.0)):
+        assert order(shot, written_off=fast).tolist()[-1] == 1
+    assert sorted(density_order(shot, fast).tolist()[:3]) == [0, 2, 3]
