@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from lengthwise.data.errors import InputError
 from lengthwise.training.registry.connection import connect
 from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.registry.models import register, resolve_predictor
@@ -151,7 +152,7 @@ def test_a_corrupt_card_is_told(workspace, tmp_path):
 
 @pytest.mark.parametrize("alias", ["latest", "v3", "a b", ""])
 def test_an_alias_mlflow_would_refuse_registers_nothing(workspace, predictor_dir, alias):
-    with pytest.raises(RegistryError, match="alias"):
+    with pytest.raises(InputError, match="alias"):
         register(predictor_dir, alias=alias, workspace=workspace)
     with connect(workspace, writing=False) as mlflow:
         assert not mlflow.MlflowClient().search_registered_models()
