@@ -61,9 +61,10 @@ def test_a_planner_that_fails_means_order_of_arrival(well, fault):
     asked = some(f"planner-{fault}")
     with well.faults.during(planner=fault):
         account = serve(well, asked)
+        # the gate may shut over all of so few requests, too
+        wait_for(lambda: _plans_after_one(well), lambda count: count > 0, 30)
     all_once(well, account, asked)
     plan = status(well)["plan"]
-    assert plan["count"] > 0
     counted = metric(well.url, "lengthwise_fallbacks_total", cause="planner") - before
     assert counted == (plan["count"] if fault == "raise" else 0)
 
