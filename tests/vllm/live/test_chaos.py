@@ -65,6 +65,7 @@ def test_a_planner_that_fails_means_order_of_arrival(well, fault):
         wait_for(lambda: _plans_after_one(well), lambda count: count > 0, 30)
     all_once(well, account, asked)
     plan = status(well)["plan"]
+    assert plan["count"] > 0
     counted = metric(well.url, "lengthwise_fallbacks_total", cause="planner") - before
     assert counted == (plan["count"] if fault == "raise" else 0)
 
