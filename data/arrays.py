@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,10 +22,9 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     from lengthwise.data.kernel_cache import KernelCache
 
     compiled = numba.njit(**options)(function)
-    try:
+    # without a writable cache folder (a read-only install and home) every process compiles
+    with suppress(RuntimeError):
         compiled._cache = KernelCache(function)
-    except RuntimeError:  # no writable cache folder (a read-only install and home)
-        return compiled  # compiled in every process
     return compiled
 
 

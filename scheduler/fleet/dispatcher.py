@@ -95,8 +95,9 @@ class Dispatcher:
                 instance.epoch, instance.lag = published.epoch, LagGauge()
             taken_s = now_s - instance.lag.lag_s(published.at_s, now_s)
             self.router.knowledge.change(instance.number, published.profile)
-            self.router.knowledge.presume(published.profile)
-            self._profile = published.profile
+            if published.profile != self._profile:
+                self._profile = published.profile
+                self.router.knowledge.presume(self._profile)
             self.router.observe(
                 instance.number, published.state(taken_s), published.others_at(taken_s)
             )

@@ -100,12 +100,9 @@ class Knowledge:
                 continue
             member.profile = profile
             fr.change_engine(self.rows, i, profile)
+            begin_s = float(self.rows.figures[i, fr.BEGIN_S])
             booked = self.known.slots(self.ledger.keys(i))
-            fr.place(
-                self.rows, self.known.columns, i, float(self.rows.figures[i, fr.BEGIN_S]),
-                self.known.slots([]), 0, 0, np.empty((4, 0)), booked, max(self.mean_prompt, 1.0),
-                max(self.mean_need, 1.0),
-            )  # fmt: skip
+            self._place(i, begin_s, self.known.slots([]), 0, 0, np.empty((4, 0)), booked)
 
     def remove(self, i: int) -> list[int]:
         """The instance is gone; the keys of what was booked there, which nobody knows any more."""
@@ -159,12 +156,18 @@ class Knowledge:
         progress = np.empty((4, len(slots)))
         progress[0], progress[1] = state.generated_tokens, state.prefill_left_tokens
         progress[2], progress[3] = state.cached_tokens, state.first_token_s
-        fr.place(
-            self.rows, self.known.columns, i, state.taken_s, slots, state.running,
-            state.recovering, progress, booked, max(self.mean_prompt, 1.0),
-            max(self.mean_need, 1.0),
-        )  # fmt: skip
+        self._place(i, state.taken_s, slots, state.running, state.recovering, progress, booked)
         return orphans
+
+    def _place(
+        self, i: int, taken_s: float, slots: IntArray, running: int, recovering: int,
+        progress: FloatArray, booked: IntArray,
+    ) -> None:  # fmt: skip
+        """See `fleet_rows.place`; for requests of the mean size."""
+        fr.place(
+            self.rows, self.known.columns, i, taken_s, slots, running, recovering, progress,
+            booked, max(self.mean_prompt, 1.0), max(self.mean_need, 1.0),
+        )  # fmt: skip
 
     def _began_anew(self, i: int, state: InstanceState) -> list[int]:
         """The instance has restarted: what it had before is not there.

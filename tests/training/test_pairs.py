@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lengthwise.data.errors import InputError
 from lengthwise.training.cli.app import app
 
 PAIRS = [
@@ -116,3 +117,5 @@ def test_an_empty_value_of_the_servers_own_options_is_its_own_affair():
 
     serve = typer.main.get_command(app).commands["serve"]
     refuse_empty(serve, ["tiny", "--chat-template", "", "--policy", "edf"])
+    with pytest.raises(InputError, match="--policy needs a value"):
+        refuse_empty(serve, ["tiny", "--chat-template", "", "--policy", ""])

@@ -9,13 +9,12 @@ engines each is asked, and what one of them would admit is admitted: the router 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import Any
 
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import Telling, ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
 from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
 from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
@@ -35,7 +34,7 @@ class AdmissionDesk:
         self._timeout_s = settings.timeout_ms / 1e3
         self._metrics = metrics
         self._failures = 0
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling = Telling()
 
     async def ask(
         self, core: Any, hints: Hints, prompt_characters: int, max_tokens: int | None
@@ -58,14 +57,9 @@ class AdmissionDesk:
         answers = [self._verdict(answer) for answer in asked.values()]
         taken = min(answers, key=lambda answer: _LENIENCE[answer.action], default=Answer())
         if taken.judge is not None:
-            self._tell(core, [taken.judge, question.to_wire(), taken.action])
+            # the engine whose verdict was taken books it
+            self._telling.tell(core, ACTED_METHOD, [taken.judge, question.to_wire(), taken.action])
         return taken
-
-    def _tell(self, core: Any, said: list[Any]) -> None:
-        """Have the engine whose verdict was taken book it; nobody waits for that."""
-        task = asyncio.get_running_loop().create_task(_told(core, said))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
 
     def _verdict(self, answer: Any) -> Answer:
         try:
@@ -81,9 +75,3 @@ class AdmissionDesk:
                 logger.warning("no verdict on admission (%d): %r", self._failures, error)
         self._metrics.admission_unanswered.labels(cause).inc()
         return Answer()
-
-
-async def _told(core: Any, said: list[Any]) -> None:
-    for name, answer in (await ask_all(core, ACTED_METHOD, said)).items():
-        if isinstance(answer, Exception):
-            logger.debug("%s of engine %s: %r", ACTED_METHOD, name, answer)

@@ -6,7 +6,6 @@ make the ``Call`` under which the server starts the sequences.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import (
     DataParallelRouter,
     data_parallel_router,
 )
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import Telling
 from lengthwise.scheduler.vllm_adapter.api.predicting.opening_desk import OpeningDesk
 from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
 from lengthwise.scheduler.vllm_adapter.api.predicting.reader_desk import ReaderDesk
@@ -92,7 +91,7 @@ class Front:
         self._metrics = metrics
         self._unread_routes: set[str] = set()
         self._attached: Any = None
-        self._goodbyes: set[asyncio.Task[None]] = set()
+        self._telling = Telling()
 
     def attach(self, engine_client: Any) -> None:
         """Stand before this engine client, of which a server may make another."""
@@ -144,18 +143,10 @@ class Front:
     def _say_goodbye(self, core: Any, call: Call) -> None:
         if core is None or not call.announced:
             return
-        task = asyncio.get_running_loop().create_task(_say_ended(core, call.whole_id))
-        self._goodbyes.add(task)
-        task.add_done_callback(self._goodbyes.discard)
+        self._telling.tell(core, WHOLE_ENDED_METHOD, call.whole_id)
 
     def _count_unread(self, route: str) -> None:
         if route not in self._unread_routes and len(self._unread_routes) >= _MOST_ROUTES:
             route = "other"
         self._unread_routes.add(route)
         self._metrics.unread.labels(route).inc()
-
-
-async def _say_ended(core: Any, whole_id: str) -> None:
-    for name, answer in (await ask_all(core, WHOLE_ENDED_METHOD, whole_id)).items():
-        if isinstance(answer, Exception):  # that engine books it when it runs out of room
-            logger.debug("%s of engine %s: %r", WHOLE_ENDED_METHOD, name, answer)

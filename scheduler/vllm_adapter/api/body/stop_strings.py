@@ -8,13 +8,12 @@ which the engine may have gone beyond.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import Telling
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 from lengthwise.scheduler.vllm_adapter.wire.left_early import LeftEarly
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LEFT_EARLY_METHOD
@@ -33,7 +32,7 @@ class StopTeller:
         self._expected = False
         self._quiet_steps = 0
         self._whole: dict[str, int] = {}  # tokens of answers found whole, not yet aborted
-        self._sending: set[asyncio.Task[None]] = set()
+        self._telling = Telling()
 
     def looked_on(self, process: Callable[..., Any], states: Any) -> Callable[..., Any]:
         """vLLM's ``process_outputs``, whose stop strings are noted."""
@@ -85,9 +84,7 @@ class StopTeller:
 
     def _say(self, request_ids: Iterable[str]) -> None:
         said = [LeftEarly(name, self._whole.pop(name, None)).to_wire() for name in request_ids]
-        task = asyncio.get_running_loop().create_task(_sent(self._core, said))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._telling.tell(self._core, LEFT_EARLY_METHOD, said)
 
 
 def tell_of_stop_strings(engine_client: Any) -> StopTeller | None:
@@ -120,9 +117,3 @@ def _stopping(names: Iterable[str], states: Any) -> dict[str, Any]:
     except Exception as error:  # vLLM's state is not ours to rely on
         logger.debug("stop strings are not seen: %r", error)
     return found
-
-
-async def _sent(core: Any, said: list[Any]) -> None:
-    for name, answer in (await ask_all(core, LEFT_EARLY_METHOD, said)).items():
-        if isinstance(answer, Exception):  # its requests are taken for given up
-            logger.debug("%s of engine %s: %r", LEFT_EARLY_METHOD, name, answer)

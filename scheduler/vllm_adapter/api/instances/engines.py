@@ -67,6 +67,27 @@ async def ask_all(
     return dict(zip(names, answers, strict=True))
 
 
+class Telling:
+    """Tells every engine in the background: nobody waits, and what fails leaves all as it was."""
+
+    def __init__(self) -> None:
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def tell(
+        self, core: Any, method: str, said: Any, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """Call a utility method of every engine in this loop, or else in the one that runs."""
+        task = (loop or asyncio.get_running_loop()).create_task(_told(core, method, said))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+
+async def _told(core: Any, method: str, said: Any) -> None:
+    for name, answer in (await ask_all(core, method, said)).items():
+        if isinstance(answer, Exception):
+            logger.debug("%s of engine %s: %r", method, name, answer)
+
+
 async def _asked(
     engines: VllmEngines, name: str, method: str, args: tuple[Any, ...], timeout_s: float
 ) -> Any:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ask_all
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.api.instances.engines import Telling
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles, rounded
 from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
 from lengthwise.scheduler.vllm_adapter.wire.utility_calls import REESTIMATE_METHOD
-
-logger = logging.getLogger(LOGGER_NAME)
 
 WireRow = tuple[float, ...] | None
 
@@ -34,7 +30,7 @@ class EstimateSender:
     """Tells engines of estimates; nobody waits for it, and what fails leaves all as it was."""
 
     def __init__(self) -> None:
-        self._sending: set[asyncio.Task[None]] = set()
+        self._telling = Telling()
 
     def send(
         self, loop: asyncio.AbstractEventLoop, estimates: Iterable[tuple[Any, Reestimate]]
@@ -44,12 +40,4 @@ class EstimateSender:
         for core, estimate in estimates:
             by_core.setdefault(id(core), (core, []))[1].append(estimate.to_wire())
         for core, said in by_core.values():
-            task = loop.create_task(_sent(core, said))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
-
-async def _sent(core: Any, said: list[Any]) -> None:
-    for name, answer in (await ask_all(core, REESTIMATE_METHOD, said)).items():
-        if isinstance(answer, Exception):  # its requests go on as they were
-            logger.debug("%s of engine %s: %r", REESTIMATE_METHOD, name, answer)
+            self._telling.tell(core, REESTIMATE_METHOD, said, loop)
