@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 
 RING = 256
 STRIDE = 97  # spreads a few stand-ins over the whole ring
@@ -28,9 +28,11 @@ class ArrivalForecast:
         self._count = 0
         self._seen_until_s = -np.inf
         self._first_s = np.inf
+        self._cached: dict[int, float] = {}  # tokens of each shared beginning, when last seen
 
     def observe(self, problem: Problem) -> None:
         """Take in the requests that arrived since the last call."""
+        self._look(problem)
         arrival_s = problem.waiting.arrival_s
         self._seen_until_s = min(self._seen_until_s, problem.now_s)
         new = np.flatnonzero(arrival_s > self._seen_until_s)
@@ -47,6 +49,30 @@ class ArrivalForecast:
             self._ring = self._ring.concatenated(fresh)
         if len(self._ring) > self.size:
             self._ring = self._ring.take(np.arange(len(self._ring) - self.size, len(self._ring)))
+
+    def _look(self, problem: Problem) -> None:
+        """What the engine has cached now of the beginnings that requests share."""
+        everybody = (problem.running, problem.waiting)
+        shares, where = np.unique(
+            np.concatenate([rows.prefix_id for rows in everybody]), return_inverse=True
+        )
+        there = np.zeros(len(shares))
+        tokens = [np.minimum(rows.cached_tokens, rows.prefix_tokens) for rows in everybody]
+        np.maximum.at(there, where, np.concatenate(tokens))
+        now = dict(zip(shares.tolist(), there.tolist(), strict=True))
+        self._cached |= now
+        if len(self._cached) > 4 * self.size:
+            keep = set(now) if self._ring is None else set(now) | set(self._ring.prefix_id.tolist())
+            self._cached = {prefix: self._cached[prefix] for prefix in self._cached.keys() & keep}
+
+    def _found(self, rows: RequestArrays) -> FloatArray:
+        """Tokens that each of ``rows`` would find cached if it came now, not when it came."""
+        there = np.array([self._cached.get(p, 0.0) for p in rows.prefix_id.tolist()])
+        of_prefix = np.minimum(there, rows.prefix_tokens)
+        of_its_own = np.maximum(rows.cached_tokens - rows.prefix_tokens, 0.0)
+        found = of_prefix + of_its_own * (of_prefix >= rows.prefix_tokens)
+        found = np.where(rows.prefix_id == NO_PREFIX, rows.cached_tokens, found)
+        return np.asarray(np.minimum(found, rows.prompt_tokens - 1.0))
 
     def mean_objective_s(self, problem: Problem) -> float:
         """Mean of the first objective (TTFT or e2e) of recent requests that have one."""
@@ -71,11 +97,13 @@ class ArrivalForecast:
             return RequestArrays.empty(problem.waiting.quantiles.shape[1])
         at_s = arrival_times(min(rate, self.usual_rps(problem)), rate, horizon_s, most)
         rows = self._ring.take((np.arange(len(at_s)) * STRIDE + self._count) % len(self._ring))
+        found = self._found(rows)
         return replace(
             rows,
+            cached_tokens=found,
             arrival_s=now_s + at_s,
             queued_s=now_s + at_s,
-            prefill_left_tokens=rows.prompt_tokens - rows.cached_tokens,
+            prefill_left_tokens=rows.prompt_tokens - found,
             generated_tokens=np.zeros(len(rows)),
             first_token_s=np.full(len(rows), np.nan),
         )

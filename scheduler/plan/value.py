@@ -25,6 +25,7 @@ from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.plan.rollout.rollout_state import (
     DECODING,
     DONE,
+    END_FOUND,
     END_RUNNING,
     END_S,
     END_STEPS,
@@ -153,6 +154,7 @@ def worth(
         done_s += max(work_s - more_s, 0.0)
         if i < running and given_up[i]:
             again_s += prompt_token_s * (rows.target[i] - rows.shared[i])
+    done_s -= prompt_token_s * w.end[END_FOUND]  # computed by somebody else
     return (
         attained
         + (o.tokens_price * done_s - again_s) / o.mean_work_s

@@ -75,6 +75,7 @@ class Play:
     step_ends: list[tuple[float, float]] = field(default_factory=list)  # and when each began
     preemptions: int = 0
     recomputed: float = 0.0
+    found: float = 0.0
     blocked: bool = False
     requests: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
@@ -250,6 +251,7 @@ class Play:
                 break
             source.remove(q)
             q.shared += found
+            self.found += found
             q.left -= found
             q.state = "prefilling"
             self.running.append(q)
@@ -361,6 +363,7 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
         if rows.weight[i] > 0:
             chances[i] = chance(rows, i, first_s, finish_s, begin_s, o)
             attained += rows.weight[i] * chances[i]
+    work_s -= engine.prefill_token_s * play.found
     value = attained + (o.tokens_price * work_s - again_s) / o.mean_work_s
     value -= o.latency_price * total_s / o.mean_time_s
     return value, chances

@@ -67,6 +67,42 @@ def test_stand_ins_are_fresh_requests_to_come(seed, rate, horizon_s, most):
     assert np.isnan(coming.first_token_s).all()
 
 
+def test_a_beginning_counts_as_cached_where_it_is_now_not_where_it_was_first_seen():
+    problem = replace(draw_problem(1, waiting=6, running=2), arrival_rate_rps=8.0)
+    n = len(problem.waiting)
+    asked = replace(
+        problem.waiting,
+        prompt_tokens=np.full(n, 1000.0),
+        cached_tokens=np.array([0.0, 0.0, 0.0, 0.0, 900.0, 300.0]),
+        prefix_id=np.array([7, 7, 8, 8, 7, -1]),
+        prefix_tokens=np.array([800.0, 600.0, 500.0, 500.0, 800.0, 0.0]),
+    )
+    forecast = ArrivalForecast()
+    forecast.observe(replace(problem, waiting=asked))
+
+    def expected(cached: float) -> set[tuple[int, float, float]]:
+        runs = replace(
+            problem.running,
+            cached_tokens=np.array([cached, 0.0]),
+            prefix_id=np.array([7, -1]),
+            prefix_tokens=np.array([800.0, 0.0]),
+        )
+        nobody = problem.waiting.take(np.empty(0, dtype=np.int64))
+        now = replace(problem, running=runs, waiting=nobody)
+        forecast.observe(now)
+        rows = forecast.expected(now, 20.0, 100)
+        assert (rows.prefill_left_tokens == rows.prompt_tokens - rows.cached_tokens).all()
+        columns = rows.prefix_id.tolist(), rows.prefix_tokens.tolist(), rows.cached_tokens.tolist()
+        return set(zip(*columns, strict=True))
+
+    unshared, unseen = (-1, 0.0, 300.0), (8, 500.0, 0.0)
+    assert expected(0.0) == {(7, 800.0, 0.0), (7, 600.0, 0.0), unseen, unshared}
+    # the whole of it: the one that found more found a beginning of its own behind it
+    whole = {(7, 800.0, 800.0), (7, 800.0, 900.0), (7, 600.0, 600.0), unseen, unshared}
+    assert expected(800.0) == whole
+    assert expected(640.0) == {(7, 800.0, 640.0), (7, 600.0, 600.0), unseen, unshared}
+
+
 def test_nothing_is_expected_of_the_unknown():
     forecast, problem = ArrivalForecast(), draw_problem(1, waiting=0)
     assert len(forecast.expected(replace(problem, arrival_rate_rps=9.0), 10.0, 10)) == 0

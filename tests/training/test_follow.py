@@ -152,6 +152,14 @@ def test_a_file_that_is_no_live_file_is_left_alone(versions, live_file):
     assert live_file.read_text() == '{"polcy": 1}'
 
 
+def test_a_mistyped_folder_is_refused_and_not_made(versions, tmp_path):
+    mistyped = tmp_path / "rnu" / "live.json"
+    done = run("--live", mistyped, "--once")
+    assert done.exit_code == 2
+    assert f"no folder {mistyped.parent}" in done.stderr.replace("\n", "")
+    assert not mistyped.parent.exists()
+
+
 def test_only_an_alias_moves():
     assert followed_alias("models:/output-length@champion") == "champion"
     assert followed_alias("models:/output-length@canary") == "canary"

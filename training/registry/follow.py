@@ -119,8 +119,10 @@ def follow(
     """Keep the file until interrupted (or look once); returns its last state.
 
     A file that is missing, or goes missing, is made (again). Raises InputError for a file that is
-    no live file.
+    no live file, or whose folder is not there.
     """
+    if not live_file.parent.is_dir():
+        raise InputError(f"no folder {live_file.parent} for the live file {live_file.name}")
     keeper = FileKeeper(follower, say, poll_s=poll_s)
     state = LiveState()
     while True:

@@ -24,6 +24,7 @@ from lengthwise.scheduler.plan.rollout.prefix_memory import join, leave, publish
 from lengthwise.scheduler.plan.rollout.rollout_state import (
     DECODING,
     DONE,
+    END_FOUND,
     END_PREEMPTIONS,
     END_RECOMPUTED,
     END_RUNNING,
@@ -88,7 +89,7 @@ def rollout(
     t, step, used, context = begin_s, 0, 0.0, 0.0
     active, alive, top, heap, filling = 0, 0, 0, 0, 0
     front, missed, tail, taken, ahead, arrived = 0, 0, 0, 0, 0, expected
-    preemptions, recomputed, step_s = 0, 0.0, 0.0
+    preemptions, recomputed, spared, step_s = 0, 0.0, 0.0, 0.0
     for i in range(running):
         if given_up[i]:
             w.left[i] = w.target[i] - w.shared[i]
@@ -212,6 +213,7 @@ def rollout(
                     blocked = True
                     break
                 w.shared[i] += found
+                spared += found
                 w.left[i] -= found
                 used += own - w.left[i]
                 if rows.prefix[i] >= 0 and w.shared[i] > 0.0:
@@ -328,3 +330,4 @@ def rollout(
     w.end[END_S], w.end[END_STEPS], w.end[END_STEP_S] = t, step, step_s
     w.end[END_RUNNING] = alive
     w.end[END_PREEMPTIONS], w.end[END_RECOMPUTED] = preemptions, recomputed
+    w.end[END_FOUND] = spared

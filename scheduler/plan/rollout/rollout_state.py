@@ -9,7 +9,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 
 WAITING, PREFILLING, DECODING, DONE, FRONT, TAIL = range(6)
-END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED, END_STEP_S = range(6)
+END_S, END_STEPS, END_RUNNING, END_PREEMPTIONS, END_RECOMPUTED, END_FOUND, END_STEP_S = range(7)
 
 
 class Engine(NamedTuple):
@@ -93,4 +93,4 @@ def work_for(k: int) -> Work:
     floats = [np.zeros(k) for _ in range(8)]
     whole = [np.zeros(k, dtype=np.int64) for _ in range(7)]
     lists = [np.zeros(size, dtype=np.int64) for size in (4 * k + 8, 4 * k + 8, *[k + 1] * 4)]
-    return Work._make((*floats, *whole, *lists, np.zeros(6)))
+    return Work._make((*floats, *whole, *lists, np.zeros(7)))
