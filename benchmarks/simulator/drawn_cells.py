@@ -51,6 +51,7 @@ from lengthwise.training.bench.comparison.workload_source import (
 SOURCES = ("gpt35", "llama31_8b")
 KINDS = {"e2e": 0.35, "ttft tpot": 0.3, "ttft": 0.1, "tpot": 0.05, "ttft tpot e2e": 0.1, "": 0.1}
 BELOW = 0.5  # points
+MAX_WAIT_S = 120.0
 Line = dict[str, Any]
 
 
@@ -194,7 +195,9 @@ def requests_of(cell: DrawnCell, n: int, rate_rps: float, seed: int) -> list[Wor
     return source_of(cell, cell.arrivals).draw(n, rate_rps, seed)
 
 
-def play(job: tuple[int, int, str, int, tuple[str, ...]]) -> list[Line]:
+def play(
+    job: tuple[int, int, str, int, tuple[str, ...]], max_wait_s: float = MAX_WAIT_S
+) -> list[Line]:
     """A line for every policy in one cell with one draw of its requests."""
     number, seed, lengths, n, policies = job
     cell = drawn_cell(number)
@@ -205,12 +208,18 @@ def play(job: tuple[int, int, str, int, tuple[str, ...]]) -> list[Line]:
     classes = sorted({r.slo.slo_class for r in requests})
     lines = []
     for policy in policies:
-        result = simulate(workload, policy_of(policy, seed), cell.profile)
+        result = simulate(workload, policy_of(policy, seed), cell.profile, max_wait_s=max_wait_s)
         lines.append(
             {"cell": number, "seed": seed, "lengths": lengths, "requests": n, "policy": policy,
-             "load": cell.load, "what": str(cell), **figures(workload, result, classes)}
+             "load": cell.load, "what": str(cell), "wait_bound_s": max_wait_s,
+             **figures(workload, result, classes)}
         )  # fmt: skip
     return lines
+
+
+def lines_of(path: Path, max_wait_s: float) -> list[Line]:
+    """The file's lines of runs under this bound on waiting."""
+    return [x for x in read_lines(path) if x.get("wait_bound_s", MAX_WAIT_S) == max_wait_s]
 
 
 def compared(lines: list[Line], policy: str) -> list[Line]:
@@ -287,6 +296,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--lengths", nargs="+", default=["oracle"], choices=["oracle", "learned"])
     parser.add_argument("--policy", default="sa", help="what is compared with the rules")
+    parser.add_argument("--max-wait-s", type=float, default=MAX_WAIT_S, help="the bound on waiting")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="only the tables of what is there")
     args: argparse.Namespace = parser.parse_args()
@@ -294,7 +304,7 @@ def main() -> None:
         version = code_version()
         done = {
             (line["cell"], line["seed"], line["lengths"], line["requests"], line["policy"])
-            for line in read_lines(args.out)
+            for line in lines_of(args.out, args.max_wait_s)
         }
         jobs = []
         for number in range(args.first_cell, args.first_cell + args.cells):
@@ -305,10 +315,10 @@ def main() -> None:
                     if left:
                         jobs.append((*setting, left))
         with processes(args.jobs) as pool, args.out.open("a", encoding="utf-8") as file:
-            for lines in pool.imap_unordered(play, jobs):
+            for lines in pool.imap_unordered(partial(play, max_wait_s=args.max_wait_s), jobs):
                 for line in lines:
                     print(json.dumps(line | {"code": version}), file=file, flush=True)
-    finish("drawn_cells", show(compared(read_lines(args.out), args.policy)))
+    finish("drawn_cells", show(compared(lines_of(args.out, args.max_wait_s), args.policy)))
 
 
 if __name__ == "__main__":
