@@ -115,7 +115,7 @@ def write_missing(rows: PromptTable, path: Path, options: Any) -> dict[str, floa
     return {"tokens": float(tokens), "seconds": time.perf_counter() - began}
 
 
-def started() -> Any:
+def started(**options: Any) -> Any:
     """The packaged model in vLLM, in this process."""
     from lengthwise.training.packaged_model import packaged_model
 
@@ -127,7 +127,7 @@ def started() -> Any:
     return LLM(
         model=folder, max_num_seqs=SLOTS, kv_cache_memory_bytes=KV_BYTES, enforce_eager=True,
         # a piece of a prompt of a seeded request ends vLLM's CPU worker
-        enable_chunked_prefill=False, max_num_batched_tokens=8192,
+        enable_chunked_prefill=False, max_num_batched_tokens=8192, **options,
     )  # fmt: skip
 
 

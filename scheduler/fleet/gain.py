@@ -119,7 +119,7 @@ def objective_at(r: FleetRows, i: int, w: Weighing) -> Objective:
         0.0,
         max(figures[fr.TOKEN_S] * w.mean_need, 1e-9),
         max(mean_work_s, 1e-9),
-        Costs(figures[fr.ANSWER_TOKEN_S], 0.0, 0.0, r.engines[i, fr.PREFILL_TOKEN_S]),
+        Costs(figures[fr.ANSWER_TOKEN_S], 0.0, 0.0, 0.0, r.engines[i, fr.PREFILL_TOKEN_S]),
     )
 
 

@@ -57,7 +57,7 @@ class Objective(NamedTuple):
 
 
 # Attainment alone, every predicted time taken at its word.
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, Costs(1.0, 0.0, 0.0, 1.0))
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, Costs(1.0, 0.0, 0.0, 0.0, 1.0))
 
 
 @njit(inline="always")
@@ -129,7 +129,8 @@ def worth(
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
-        token_s = token_cost_s(o.costs, rows.target[i], rows.need[i])
+        shared = rows.shared[i] + rows.saved[i]
+        token_s = token_cost_s(o.costs, rows.target[i], shared, rows.need[i])
         row_s = work_s(o.costs, token_s, rows.left[i], rows.need[i])
         if phase != DONE:
             row_s -= work_s(o.costs, token_s, w.left[i], w.need[i])

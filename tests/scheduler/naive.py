@@ -326,11 +326,12 @@ def chance(
     return in_time * quick * ends
 
 
-def work_left(o: Objective, held: float, left: float, need: float) -> float:
-    """Seconds of the engine, the answer's at ``held`` tokens of context on the mean."""
+def work_left(o: Objective, context: float, own: float, left: float, need: float) -> float:
+    """Seconds of the engine, the answer's at these tokens on the mean, and of its own."""
     costs = o.costs
     prompt_s = costs.prompt_token_s * left + (costs.prompt_s if left > 0 else 0.0)
-    return prompt_s + (costs.answer_token_s + costs.held_token_s * held) * need
+    token_s = costs.answer_token_s + costs.context_token_s * context + costs.own_token_s * own
+    return prompt_s + token_s * need
 
 
 def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[float, list[float]]:
@@ -362,9 +363,10 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        held = rows.target[i] + rows.need[i] / 2.0
-        before_s = work_left(o, held, rows.left[i], rows.need[i])
-        after_s = work_left(o, held, q.left, to_come)
+        context = rows.target[i] + rows.need[i] / 2.0
+        own = context - rows.shared[i] - rows.saved[i]
+        before_s = work_left(o, context, own, rows.left[i], rows.need[i])
+        after_s = work_left(o, context, own, q.left, to_come)
         work_s += max(0.0, before_s - (0.0 if q.state == "done" else after_s))
         if i < play.running_rows and play.given_up[i]:
             again_s += engine.prefill_token_s * (rows.target[i] - rows.shared[i])

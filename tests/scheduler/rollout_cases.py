@@ -16,7 +16,7 @@ from lengthwise.scheduler.plan.value import Objective
 BEGIN_S = 5.0
 OBJECTIVE = Objective(
     spread=0.05, tpot_spread=0.03, latency_price=0.05, tokens_price=0.5,
-    mean_time_s=2.0, mean_work_s=0.1, costs=Costs(0.003, 1e-5, 0.004, 5e-5),
+    mean_time_s=2.0, mean_work_s=0.1, costs=Costs(0.003, 1e-5, 2e-5, 0.004, 5e-5),
 )  # fmt: skip
 
 
