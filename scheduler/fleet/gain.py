@@ -18,7 +18,6 @@ from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_rows import FleetRows, engine_at, rows_at, work_of, write_row
 from lengthwise.scheduler.fleet.known_requests import PROMPT, KnownColumns
-from lengthwise.scheduler.plan.rollout.full_batch import Costs
 from lengthwise.scheduler.plan.rollout.rollout import rollout
 from lengthwise.scheduler.plan.rollout.rollout_state import Work, work_for
 from lengthwise.scheduler.plan.starts.selection import select
@@ -119,7 +118,7 @@ def objective_at(r: FleetRows, i: int, w: Weighing) -> Objective:
         0.0,
         max(figures[fr.TOKEN_S] * w.mean_need, 1e-9),
         max(mean_work_s, 1e-9),
-        Costs(figures[fr.ANSWER_TOKEN_S], 0.0, 0.0, 0.0, r.engines[i, fr.PREFILL_TOKEN_S]),
+        figures[fr.ANSWER_TOKEN_S],
     )
 
 

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
-from lengthwise.scheduler.plan.rollout.full_batch import Costs, token_cost_s, work_s
 from lengthwise.scheduler.plan.rollout.rollout_state import (
     DECODING,
     DONE,
@@ -44,7 +43,8 @@ class Objective(NamedTuple):
 
     ``spread`` is the standard deviation of a predicted time as a share of how far ahead it is,
     ``tpot_spread`` that of a pace. ``mean_time_s`` and ``mean_work_s`` are a request's. Work is
-    counted in seconds of the whole engine at the ``costs`` of a full batch.
+    counted in seconds of the whole engine: a prompt token's own, and ``answer_token_s`` for an
+    output token, its share of a full batch's step.
     """
 
     spread: float
@@ -53,11 +53,11 @@ class Objective(NamedTuple):
     tokens_price: float
     mean_time_s: float
     mean_work_s: float
-    costs: Costs
+    answer_token_s: float
 
 
 # Attainment alone, every predicted time taken at its word.
-CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, Costs(1.0, 0.0, 0.0, 0.0, 1.0))
+CERTAIN = Objective(1e-9, 1e-9, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @njit(inline="always")
@@ -129,12 +129,10 @@ def worth(
     for place in range(-first_rows, len(order)):
         i = order[place] if place >= 0 else place + first_rows
         first, finish, phase = w.first_s[i], w.finish_s[i], w.phase[i]
-        shared = rows.shared[i] + rows.saved[i]
-        token_s = token_cost_s(o.costs, rows.target[i], shared, rows.need[i])
-        row_s = work_s(o.costs, token_s, rows.left[i], rows.need[i])
+        work_s = prompt_token_s * rows.left[i] + o.answer_token_s * rows.need[i]
+        more_s = 0.0
         if phase != DONE:
-            row_s -= work_s(o.costs, token_s, w.left[i], w.need[i])
-        done_s += max(row_s, 0.0)
+            more_s = prompt_token_s * w.left[i] + o.answer_token_s * w.need[i]
         if phase == DECODING:
             finish = ended_s + w.need[i] * pace_s
         elif phase == PREFILLING:
@@ -153,6 +151,7 @@ def worth(
         if rows.weight[i] > 0.0:
             chance[i] = _chance(rows, i, first, finish, begin_s, o)
         attained += rows.weight[i] * chance[i]
+        done_s += max(work_s - more_s, 0.0)
         if i < running and given_up[i]:
             again_s += prompt_token_s * (rows.target[i] - rows.shared[i])
     done_s -= prompt_token_s * w.end[END_FOUND]  # computed by somebody else

@@ -83,9 +83,9 @@ def picture_of(
             knobs.backlog_price,
             knobs.bound_price,
         ),
-        mean_tokens * shot.full.token_s,
+        mean_tokens * shot.token_s,
         max(float(shot.work_s[shot.waiting :].mean()), 1e-9),
-        shot.full.costs,
+        shot.answer_token_s,
     )
     until_s = problem.now_s + horizon_s
     return Picture(
@@ -102,5 +102,4 @@ def slot_gap_s(problem: Problem, shot: Snapshot) -> float:
     """
     need = shot.rows.need[shot.waiting : shot.expected]
     old = is_old(problem.waiting.queued_s, problem.now_s, problem.max_wait_s)
-    mean_need = float((need[old] if old.any() else need).mean())
-    return shot.full.token_s * mean_need / shot.full.size
+    return shot.token_s * float((need[old] if old.any() else need).mean()) / shot.batch

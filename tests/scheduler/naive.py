@@ -326,14 +326,6 @@ def chance(
     return in_time * quick * ends
 
 
-def work_left(o: Objective, context: float, own: float, left: float, need: float) -> float:
-    """Seconds of the engine, the answer's at these tokens on the mean, and of its own."""
-    costs = o.costs
-    prompt_s = costs.prompt_token_s * left + (costs.prompt_s if left > 0 else 0.0)
-    token_s = costs.answer_token_s + costs.context_token_s * context + costs.own_token_s * own
-    return prompt_s + token_s * need
-
-
 def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[float, list[float]]:
     """Value of what was played, and the chances."""
     engine, rows = play.engine, play.rows
@@ -363,10 +355,8 @@ def worth(play: Play, begin_s: float, until_s: float, o: Objective) -> tuple[flo
                 first_s = start_s + token_s
             finish_s = start_s + to_come * token_s
         total_s += min(finish_s, ended_s) - max(q.arrival_s, begin_s)
-        context = rows.target[i] + rows.need[i] / 2.0
-        own = context - rows.shared[i] - rows.saved[i]
-        before_s = work_left(o, context, own, rows.left[i], rows.need[i])
-        after_s = work_left(o, context, own, q.left, to_come)
+        before_s = o.answer_token_s * rows.need[i] + engine.prefill_token_s * rows.left[i]
+        after_s = o.answer_token_s * to_come + engine.prefill_token_s * q.left
         work_s += max(0.0, before_s - (0.0 if q.state == "done" else after_s))
         if i < play.running_rows and play.given_up[i]:
             again_s += engine.prefill_token_s * (rows.target[i] - rows.shared[i])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.plan.rollout.full_batch import Costs
 from lengthwise.scheduler.plan.rollout.rollout import rollout
 from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows, work_for
 from lengthwise.scheduler.plan.search import Parts, Picture
@@ -16,7 +15,7 @@ from lengthwise.scheduler.plan.value import Objective
 BEGIN_S = 5.0
 OBJECTIVE = Objective(
     spread=0.05, tpot_spread=0.03, latency_price=0.05, tokens_price=0.5,
-    mean_time_s=2.0, mean_work_s=0.1, costs=Costs(0.003, 1e-5, 2e-5, 0.004, 5e-5),
+    mean_time_s=2.0, mean_work_s=0.1, answer_token_s=0.003,
 )  # fmt: skip
 
 

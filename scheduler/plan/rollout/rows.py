@@ -8,7 +8,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, njit
 from lengthwise.data.lengths import STRATA, to_come
-from lengthwise.scheduler.plan.rollout.full_batch import FullBatch, all_work_s, full_batch
+from lengthwise.scheduler.plan.rollout.decode_time import decode_s, more_s
 from lengthwise.scheduler.plan.rollout.rollout_state import Engine, Rows
 from lengthwise.scheduler.problem import Problem, RequestArrays
 
@@ -20,7 +20,9 @@ class Snapshot:
     """A problem as the rollout sees it.
 
     Rows ``[0, running)`` run, ``[running, waiting)`` recover, ``[waiting, expected)`` wait and
-    the rest are expected arrivals. ``full`` is the batch when as many run as may and would.
+    the rest are expected arrivals. ``batch`` is how many run when as many do as may and would,
+    ``token_s`` the seconds a token takes then, prefill stalls included, and ``answer_token_s`` the
+    seconds of the engine that an output token costs then: its share of a step without prompts.
     """
 
     engine: Engine
@@ -29,7 +31,9 @@ class Snapshot:
     waiting: int
     expected: int
     now_s: float
-    full: FullBatch
+    token_s: float
+    answer_token_s: float
+    batch: float
 
     def __len__(self) -> int:
         return len(self.rows.need)
@@ -37,12 +41,12 @@ class Snapshot:
     @property
     def work_s(self) -> FloatArray:
         """Seconds of the whole engine that each row will take."""
-        return all_work_s(self.full.costs, self.rows)
+        return self.engine.prefill_token_s * self.rows.left + self.answer_token_s * self.rows.need
 
     @property
     def slot_s(self) -> FloatArray:
         """Slot-seconds each row will take, the stall of all slots by its prefill included."""
-        return self.full.size * self.work_s
+        return self.batch * self.work_s
 
 
 @njit
@@ -108,10 +112,9 @@ def snapshot(
     )
     engine = engine_of(problem, pace)
     queued = slice(waiting, None) if waiting < len(rows) else slice(None)
-    full = full_batch(
+    batch, token_s, answer_token_s = _full_batch(
         engine,
         _mean(rows.prompt_tokens[queued]),
-        _mean(np.maximum(rows.cached_tokens, rows.prefix_tokens)[queued]),
         _mean(rows.prefill_left_tokens[queued]),
         _mean(need[queued]),
         len(rows),
@@ -129,7 +132,7 @@ def snapshot(
     ttft_by_s, e2e_by_s = rows.arrival_s + rows.ttft_s, rows.arrival_s + rows.e2e_s
     latest_s = np.minimum(
         np.where(np.isnan(begun_s), ttft_by_s - first_s, np.inf),
-        e2e_by_s - first_s - full.token_s * (cautious - 1.0),
+        e2e_by_s - first_s - token_s * (cautious - 1.0),
     )
     has_objective = np.minimum(np.minimum(rows.ttft_s, rows.tpot_s), rows.e2e_s) < np.inf
     prefix = rows.prefix_id.copy()
@@ -158,9 +161,22 @@ def snapshot(
         waiting,
         expected,
         problem.now_s,
-        full,
+        token_s,
+        answer_token_s,
+        batch,
     )
 
 
 def _mean(values: FloatArray) -> float:
     return float(values.mean()) if len(values) else 1.0
+
+
+def _full_batch(
+    engine: Engine, mean_prompt: float, mean_left: float, mean_need: float, n: int
+) -> tuple[float, float, float]:
+    """How many run when as many do as may and would; see ``Snapshot`` for the other two."""
+    context = mean_prompt + mean_need / 2.0
+    batch = max(1.0, min(engine.slots, n, engine.kv_tokens / max(context, 1.0)))
+    token_s = decode_s(engine, 1.0, batch, batch * context) / engine.tokens_per_step
+    prefill_s = more_s(engine, mean_left, batch, decode_s(engine, 1.0, batch, batch * context))
+    return batch, token_s + prefill_s * batch / max(mean_need, 1.0), token_s / batch

@@ -18,7 +18,7 @@ def too_fast(shot: Snapshot) -> BoolArray:
 
     They are met only under limits that cost everybody else.
     """
-    return np.asarray(shot.rows.tpot_s[shot.waiting :] < shot.full.token_s)
+    return np.asarray(shot.rows.tpot_s[shot.waiting :] < shot.token_s)
 
 
 def _queued(
@@ -37,7 +37,7 @@ def selection_order(shot: Snapshot, written_off: BoolArray | None = None) -> Int
     """Moore and Hodgson's choice by latest start, then what else can be met, then the shortest."""
     latest_s, slot_s, value = _queued(shot, written_off)
     by_latest = np.argsort(latest_s, kind="stable").astype(np.int64)
-    taken, _ = select(latest_s, slot_s, value, by_latest, shot.now_s, shot.full.size)
+    taken, _ = select(latest_s, slot_s, value, by_latest, shot.now_s, shot.batch)
     rank = np.where((taken > 0) & (value > 0), 0, np.where(value > 0, 1, 2))
     within = np.where(rank < 2, latest_s, slot_s)
     return np.lexsort((within, rank)).astype(np.int64)
