@@ -68,7 +68,9 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
     assert done.profile.capacity.max_num_seqs == 8
     assert done.profile.prefix_cache == PrefixCache(32)
     assert "model stub" in done.profile.provenance
-    assert len(said) == len(concurrency_levels(8)) + 1
+    assert said.count("saturated throughput") == 2
+    assert len([stage for stage in said if "in flight" in stage]) == len(concurrency_levels(8))
+    assert done.report["measured_rps"] == max(done.report["measured_rps_each"])
     # fcfs for the measurement, and the step log is switched off at the end
     assert servers.ours.configured[0]["policy"] == "fcfs"
     assert servers.ours.configured[-1] == {"log_steps": False}
@@ -81,6 +83,21 @@ def test_the_known_model_and_the_measured_capacity_come_back(servers, source, tm
     assert json.loads(path.read_text())["calibration"]["steps"] == 400
     # by its profile the engine carries what was measured
     assert capacity_rps(source, loaded) == pytest.approx(done.report["measured_rps"], rel=0.35)
+
+
+def test_a_moment_in_which_the_machine_was_busy_is_told_and_does_not_count(
+    servers, source, monkeypatch
+):
+    rates = iter([12.5, 8.25])
+
+    async def saturate(*_):
+        return next(rates)
+
+    monkeypatch.setattr("lengthwise.training.bench.engines.calibrate.saturate", saturate)
+    said = []
+    done = calibrate_server(servers, source, name="stub", short=True, on_stage=said.append)
+    assert done.report["measured_rps"] == 12.5
+    assert said[-1] == "other work slowed the machine: 8.25 and 12.50 requests/s"
 
 
 def test_a_server_that_logs_nothing_or_fails_is_an_error(servers, source, tmp_path):
