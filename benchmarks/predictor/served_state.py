@@ -38,8 +38,10 @@ def answered(rows: PromptTable, max_tokens: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.json"
         prompts.write_text(json.dumps(rows["prompt"].tolist()))
-        command = ["-m", "benchmarks.predictor.tapped_answers", str(prompts), str(max_tokens)]
-        subprocess.run([sys.executable, *command, str(out)], check=True)
+        # not as a module of its own name: vLLM's workers would import this one
+        command = "from benchmarks.predictor.tapped_answers import main; main()"
+        arguments = [str(prompts), str(max_tokens), str(out)]
+        subprocess.run([sys.executable, "-c", command, *arguments], check=True)
 
 
 def predicted(x: Floats, y: Floats, groups: list[str], rows: int | None, seed: int) -> Floats:

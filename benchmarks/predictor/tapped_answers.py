@@ -1,14 +1,12 @@
-"""A real model's answers with its own states, read out of vLLM while it serves.
-
-    python -m benchmarks.predictor.tapped_answers PROMPTS.json MAX_TOKENS OUT.npz
+"""A real model's answers with its own states, read out of vLLM while it serves (`served_state`).
 
 SmolLM2 answers a list of prompts on vLLM, greedily. A worker extension (``--worker-extension-cls``,
 an option of vLLM's own) wraps the model's ``compute_logits``: what comes in is every request's last
 hidden state, after the final norm, outside of compiled code and CUDA graphs. The one that a prompt
 ends with is kept. The file holds lengths and states, no text.
 
-A module of its own: vLLM's workers import the one that was started, and do not start on a CPU
-where that imports llvmlite, as numba does.
+A module of its own, which imports little: vLLM's workers import it, and on a CPU they do not start
+where llvmlite is, as it is wherever numba is.
 """
 
 from __future__ import annotations
@@ -95,5 +93,6 @@ def answer(prompts: list[str], max_tokens: int, out: Path) -> None:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """PROMPTS.json MAX_TOKENS OUT.npz"""
     answer(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]), Path(sys.argv[3]))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.formats import examples_of
+from lengthwise.data.sources.forms.envelopes import answers_in
 from lengthwise.data.sources.normal import normal_row
 from lengthwise.data.sources.prompt_files import read_file
 
@@ -355,6 +356,13 @@ names = st.sampled_from(
      "choices", "candidates", "message", "mapping", "current_node", "usage", "generations", "body",
      "responses", "answers", "prompt", "chat_messages", "details", "reasoning_content", "result"]
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("delta", [None, 3, "text", []])
+def test_a_chunk_whose_delta_is_none_says_nothing(delta):
+    row = {"choices": [{"index": 0, "delta": delta}], "messages": [Q]}
+    assert answers_in(row) == answers_in([row]) == []
+    assert examples_of(normal_row(row), "here") == ([], 0)
 
 
 @settings(max_examples=300)

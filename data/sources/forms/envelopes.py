@@ -160,7 +160,7 @@ def _of_choices(reply: Row) -> list[Answer]:
     choices = reply.get("choices")
     if not isinstance(choices, list):
         return []
-    if any(isinstance(choice, dict) and "delta" in choice for choice in choices):
+    if any(isinstance(c, dict) and isinstance(c.get("delta"), dict) for c in choices):
         return _of_chunks([reply])
     found = []
     for choice in choices:
