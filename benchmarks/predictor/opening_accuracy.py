@@ -32,8 +32,7 @@ def figures(table: PromptTable, total: LengthDistribution, tokens: int) -> dict[
     """Metrics of what is left after so many tokens, by distributions of the whole answers."""
     left = table["output_tokens"].to_numpy(float) - tokens
     said = total.remaining(np.full(len(left), float(tokens)))
-    groups = (table["source"].astype(str) + ":" + table["task"].astype(str)).tolist()
-    taus = metrics.task_taus(left, said.median(), groups)
+    taus = metrics.task_taus(left, said.median(), metrics.task_names(table))
     return {
         "mae": metrics.mae(left, said.median()),
         "tau": metrics.kendall_tau(left, said.median()),

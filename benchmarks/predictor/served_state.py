@@ -3,7 +3,7 @@
     python -m benchmarks.predictor.served_state --prompts 300 --out states.npz
 
 SmolLM2 answers a pack's prompts on vLLM, greedily, and the hidden state that each prompt ends with
-is taken out of the running engine (``tapped_answers``). The file holds lengths and states, no text.
+is taken out of the running engine (``state_tap``). The file holds lengths and states, no text.
 Then, in grouped folds: a ridge on log-length from the estimate of a predictor of another model's
 answers, from the state, and from both. Needs the package (requirements/reader.txt) and
 LENGTHWISE_DATA.
@@ -11,13 +11,11 @@ LENGTHWISE_DATA.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
@@ -25,23 +23,43 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.common import finish, fitted, note, plain_parser, print_table
-from benchmarks.predictor.own_answers import PACK_SEED, asked
-from lengthwise.data.table import PromptTable
-from lengthwise.predictor.fitting import metrics
+from benchmarks.predictor.own_answers import BATCH, PACK_SEED, asked, point_metrics, started
+from benchmarks.predictor.state_tap import StateTap
 
 Floats = NDArray[np.float64]
 ALPHAS = np.logspace(0, 6, 25)
+COLUMNS = ("tau", "within_task_tau", "mae")
 
 
-def answered(rows: PromptTable, max_tokens: int, out: Path) -> None:
-    """The model's lengths and states, by a process of its own, in ``out``."""
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = Path(folder) / "prompts.json"
-        prompts.write_text(json.dumps(rows["prompt"].tolist()))
-        # not as a module of its own name: vLLM's workers would import this one
-        command = "from benchmarks.predictor.tapped_answers import main; main()"
-        arguments = [str(prompts), str(max_tokens), str(out)]
-        subprocess.run([sys.executable, "-c", command, *arguments], check=True)
+def answer(prompts: list[str], max_tokens: int, out: Path) -> None:
+    """Lengths, whether cut, and states, ``(n,)`` and ``(n, width)``; written to ``out``."""
+    model = started(worker_extension_cls=f"{StateTap.__module__}.{StateTap.__qualname__}")
+    from vllm import SamplingParams
+
+    model.collective_rpc("tap_states")
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    tokens: list[int] = []
+    cut: list[bool] = []
+    states: list[list[float]] = []
+    began = time.perf_counter()
+    for start in range(0, len(prompts), BATCH):
+        chats = [[{"role": "user", "content": p}] for p in prompts[start : start + BATCH]]
+        done = model.chat(chats, params, use_tqdm=False)
+        taken = model.collective_rpc("tapped_states")[0]
+        # vLLM's own name of a request begins with the one it answers under
+        of_request = {name.split("-")[0]: state for name, state in taken.items()}
+        for answered in done:
+            tokens.append(len(answered.outputs[0].token_ids))
+            cut.append(answered.outputs[0].finish_reason == "length")
+            states.append(of_request[answered.request_id])
+        note(
+            f"{len(tokens)} of {len(prompts)}, {sum(tokens) / (time.perf_counter() - began):.0f}/s"
+        )
+    steps, tap_s, logits_s = model.collective_rpc("tap_cost")[0]
+    np.savez_compressed(
+        out, tokens=tokens, cut=cut, states=np.array(states, np.float32), steps=steps,
+        tap_s=tap_s, logits_s=logits_s, seconds=time.perf_counter() - began,
+    )  # fmt: skip
 
 
 def predicted(x: Floats, y: Floats, groups: list[str], rows: int | None, seed: int) -> Floats:
@@ -65,7 +83,7 @@ def main() -> None:
     options = arguments.parse_args()
     rows = asked(options.pack, options.prompts)
     if not options.out.is_file():
-        answered(rows, options.max_tokens, options.out)
+        answer(rows["prompt"].tolist(), options.max_tokens, options.out)
     found = dict(np.load(options.out))
     if len(found["tokens"]) != len(rows):
         raise SystemExit(f"{options.out} holds {len(found['tokens'])} answers, not {len(rows)}")
@@ -81,27 +99,19 @@ def main() -> None:
         "estimate": estimate, "state": state, "estimate and state": np.hstack([estimate, state])
     }  # fmt: skip
     groups = list(rows["group"])
-    tasks = (rows["source"].astype(str) + ":" + rows["task"].astype(str)).tolist()
     table, result = [], {}
     for count in (50, 100, None):
         for name, x in inputs.items():
             each = []
             for seed in options.seeds:
-                lengths = np.exp(predicted(x, y, groups, count, seed))
-                lengths = lengths.clip(1.0, options.max_tokens)
-                taus = metrics.task_taus(found["tokens"], lengths, tasks)
-                each.append(
-                    [
-                        metrics.kendall_tau(found["tokens"], lengths),
-                        float(np.mean(list(taus.values()))) if taus else np.nan,
-                        metrics.mae(found["tokens"], lengths),
-                    ]
-                )
-            tau, within, mae = np.mean(each, axis=0)
-            learned = count or f"{len(rows) * 4 // 5}"
-            table.append([name, learned, f"{tau:.3f}", f"{within:.3f}", f"{mae:.1f}"])
-            result[f"{name}, {learned}"] = {"tau": tau, "within_task_tau": within, "mae": mae}
-    print_table(["from", "learned from", "tau", "within_task_tau", "mae"], table)
+                said_tokens = np.exp(predicted(x, y, groups, count, seed))
+                said_tokens = said_tokens.clip(1.0, options.max_tokens)
+                each.append(point_metrics(rows, found["tokens"], said_tokens))
+            learned = count or len(rows) * 4 // 5
+            means = pd.DataFrame(each, columns=COLUMNS).astype(float).mean()
+            table.append([name, learned, *(f"{value:.3f}" for value in means)])
+            result[f"{name}, {learned}"] = means.to_dict()
+    print_table(["from", "learned from", *COLUMNS], table)
     cost = {
         "tap_us_a_step": 1e6 * float(found["tap_s"]) / int(found["steps"]),
         "logits_us_a_step": 1e6 * float(found["logits_s"]) / int(found["steps"]),

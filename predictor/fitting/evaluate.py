@@ -64,15 +64,14 @@ def evaluate_distribution(table: pd.DataFrame, predicted: LengthDistribution) ->
     y = table["output_tokens"].to_numpy(np.float64)
     median = predicted.median()
     low, high = metrics.interval(predicted)
-    groups = (table["source"].astype(str) + ":" + table["task"].astype(str)).tolist()
-    taus = metrics.task_taus(y, median, groups)
+    taus = metrics.task_taus(y, median, metrics.task_names(table))
     classes = table["slo_class"].astype(str).to_numpy()
     return {
         "rows": len(table),
         "mae": metrics.mae(y, median),
         "within_25": metrics.within_25(y, median),
         "tau": metrics.kendall_tau(y, median),
-        "within_task_tau": float(np.mean(list(taus.values()))) if taus else None,
+        "within_task_tau": metrics.mean_tau(taus),
         "task_tau": taus,
         "pinball": metrics.pinball(y, predicted),
         "crps": metrics.crps(y, predicted),

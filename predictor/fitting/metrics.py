@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
 
@@ -46,6 +47,16 @@ def task_taus(
         for name, rows in members.items()
         if rows.size >= min_rows
     }
+
+
+def mean_tau(taus: Mapping[str, float]) -> float | None:
+    """The mean over groups; None where no group was large enough."""
+    return float(np.mean(list(taus.values()))) if taus else None
+
+
+def task_names(table: pd.DataFrame) -> list[str]:
+    """What each row's task is called, with its source, ``(n,)``."""
+    return (table["source"].astype(str) + ":" + table["task"].astype(str)).tolist()
 
 
 def pinball(y: ArrayLike, distribution: LengthDistribution) -> float:

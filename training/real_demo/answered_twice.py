@@ -100,7 +100,7 @@ def judge(
         taus = metrics.task_taus(true, said, classes, MIN_CLASS_ROWS)
         return {
             "tau": metrics.kendall_tau(true, said),
-            "within_class_tau": float(np.mean(list(taus.values()))) if taus else None,
+            "within_class_tau": metrics.mean_tau(taus),
             "mae": metrics.mae(true, said),
             "coverage": None,
             "coverage_due": None,
