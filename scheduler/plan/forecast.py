@@ -53,9 +53,10 @@ class ArrivalForecast:
     def _look(self, problem: Problem) -> None:
         """What the engine has cached now of the beginnings that requests share."""
         everybody = (problem.running, problem.waiting)
-        shares, where = np.unique(
-            np.concatenate([rows.prefix_id for rows in everybody]), return_inverse=True
-        )
+        prefixes = np.concatenate([rows.prefix_id for rows in everybody])
+        if (prefixes == NO_PREFIX).all():
+            return
+        shares, where = np.unique(prefixes, return_inverse=True)
         there = np.zeros(len(shares))
         tokens = [np.minimum(rows.cached_tokens, rows.prefix_tokens) for rows in everybody]
         np.maximum.at(there, where, np.concatenate(tokens))
@@ -67,6 +68,8 @@ class ArrivalForecast:
 
     def _found(self, rows: RequestArrays) -> FloatArray:
         """Tokens that each of ``rows`` would find cached if it came now, not when it came."""
+        if not self._cached:  # nobody ever shared a beginning
+            return np.asarray(np.minimum(rows.cached_tokens, rows.prompt_tokens - 1.0))
         there = np.array([self._cached.get(p, 0.0) for p in rows.prefix_id.tolist()])
         of_prefix = np.minimum(there, rows.prefix_tokens)
         of_its_own = np.maximum(rows.cached_tokens - rows.prefix_tokens, 0.0)

@@ -93,12 +93,12 @@ def calibrate_server(
         for level in concurrency_levels(capacity.max_num_seqs):
             on_stage(f"steps with {level} in flight")
             asyncio.run(drive_level(servers, url, level, rounds=1 if short else 2))
-        rates = sorted([before_rps, throughput_rps()])
+        slower_rps, measured_rps = sorted([before_rps, throughput_rps()])
     finally:
         asyncio.run(post_configure(url, {"log_steps": False}))
-    if rates[0] < STEADY * rates[1]:
-        on_stage(f"other work slowed the machine: {rates[0]:.2f} and {rates[1]:.2f} requests/s")
-    measured_rps = rates[1]
+    if slower_rps < STEADY * measured_rps:
+        both = f"{slower_rps:.2f} and {measured_rps:.2f} requests/s"
+        on_stage(f"other work slowed the machine: {both}")
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
     steps = aligned(read_step_log(step_log)[:, 1:5])
     if not len(steps):
@@ -114,7 +114,7 @@ def calibrate_server(
         "steps": len(steps),
         "fit": fit_report,
         "measured_rps": measured_rps,
-        "measured_rps_each": rates,
+        "measured_rps_each": [slower_rps, measured_rps],
         "modeled_rps": measured_rps / profile.capacity_scale,
         "workload": source.name,
         "source_label": source.source_label,
