@@ -7,6 +7,7 @@ For an engine that is costly to start or lent for minutes. The model is a name o
 vLLM serves, or one of the shapes here: a Llama of that size with random weights, whose steps take
 what trained ones would. Answers are replayed lengths. The profile is written first, each
 workload's result as it ends; what would not end within ``--within`` seconds is left out, told.
+A workload that is named again is drawn anew, with the next seed, into a folder of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,15 @@ def main() -> None:
         note(f"calibrated after {time.monotonic() - began_s:.0f} s: {json.dumps(done.report)}")
         runner = EngineRunner(servers, predictor=predictor)
         longest_s = 0.0
+        draws: Counter[str] = Counter()
         for workload, compared in zip(given.workloads, arms, strict=True):
             run_began_s = time.monotonic()
             if run_began_s - began_s + longest_s > given.within:
                 note(f"{workload} left out: not within {given.within:.0f} s")
                 continue
             source = open_workload(workload, profile=done.profile)
+            draw = draws[workload]
+            draws[workload] += 1
             outcome = compare(
                 source,
                 BenchSettings(
@@ -110,7 +115,7 @@ def main() -> None:
                     load=given.load,
                     duration_s=given.duration,
                     repeats=given.repeats,
-                    seed=given.seed,
+                    seed=given.seed + draw,
                 ),
                 runner,
                 capacity_rps=capacity_rps(source, done.profile),
@@ -118,7 +123,8 @@ def main() -> None:
                 run_info={"profile": done.profile.name},
                 say=note,
             )
-            write_run(given.out / workload, outcome.result, outcome.records, outcome.queue)
+            folder = given.out / (f"{workload}-{draw}" if draw else workload)
+            write_run(folder, outcome.result, outcome.records, outcome.queue)
             longest_s = max(longest_s, time.monotonic() - run_began_s)
             rows += [
                 [workload, arm.label, f"{arm.attainment:.3f}", f"{arm.mean_e2e_s:.2f}"]

@@ -46,7 +46,7 @@ class Jobs:
         return len(self.waiting)
 
 
-@njit
+@njit(nogil=True)
 def _fill(
     levels: FloatArray,
     quantiles: FloatArray,
@@ -92,7 +92,7 @@ def _fill(
     return _FINE
 
 
-@njit
+@njit(nogil=True)
 def _can_meet(
     table: FloatArray,
     engine: FloatArray,

@@ -14,7 +14,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray, njit
 
 
-@njit
+@njit(nogil=True)
 def select(
     latest_s: FloatArray,
     slot_s: FloatArray,

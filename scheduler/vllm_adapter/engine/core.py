@@ -323,10 +323,12 @@ class Core:
         """A step's tokens were booked."""
         self.running_count = running_count
         if worked:
-            self.timer.end(now_s, unix_s, running_count, len(self.queue))
-            model = self.refit.poll(self.timer, self.planner.step_time)
+            took_s = self.timer.end(now_s, unix_s, running_count, len(self.queue))
+            if took_s is not None:
+                self.planner.note_step(self.timer.ended_features, took_s)
+            model = self.refit.poll(self.timer, self.planner.fitted)
             if model is not None:
-                self.planner.step_time = model
+                self.planner.believe(model)
         self.progress.note_first_tokens(now_s)
         # An engine that comes to rest takes no further step that would correct its gauges.
         resting = not running_count and not self.queue

@@ -21,8 +21,9 @@ def core_status(core: Core, now_s: float) -> dict[str, Any]:
         "capacity": planner.capacity_status(),
         "prefix_cache": ({"block_tokens": core.block_tokens} if core.caches_prefixes else None),
         "plan": planner.status(now_s) | core.decisions.status(now_s),
-        "step_time": planner.step_time.to_dict()
+        "step_time": planner.fitted.to_dict()
         | {"steps": core.timer.steps, "refits": core.refit.adopted}
+        | {"measured_over_modelled": planner.step_clock.ratio}
         | {"tokens_per_step": core.tokens_per_step.mean}
         | {"cached_share": core.cached_share.mean},
         "outcomes": core.outcomes.by_class(),

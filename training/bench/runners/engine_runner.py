@@ -46,7 +46,8 @@ class EngineRunner:
         self.base_arms = () if servers.stock is None else (STOCK_ARM,)
         self.timeout_s = timeout_s
         self._predictor = predictor
-        self._predicted: tuple[int, np.ndarray | None] = (-1, None)
+        # of the requests that were asked last: the arms of one repeat share them
+        self._predicted: tuple[Sequence[WorkloadRequest], np.ndarray | None] = ((), None)
 
     def start(self, source: WorkloadSource) -> None:
         """Warm the servers up."""
@@ -59,8 +60,8 @@ class EngineRunner:
         self, arm: Arm, requests: Sequence[WorkloadRequest], repeat: int, tick: Tick = no_tick
     ) -> Run:
         """One run of one arm, from an idle server to an idle server."""
-        if self._predicted[0] != repeat:
-            self._predicted = repeat, predicted_tokens(requests, self._predictor)
+        if self._predicted[0] is not requests:
+            self._predicted = requests, predicted_tokens(requests, self._predictor)
         log, status = asyncio.run(self._replay(arm, requests, repeat, tick))
         told = self._predicted[1] if arm.lengths == "learned" else None
         plans = None if status is None else plan_times(status.get("plan") or {})

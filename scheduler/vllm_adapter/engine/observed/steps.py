@@ -37,6 +37,7 @@ class StepTimer:
         self.rested_steps = math.inf  # planned since the last one with prompt tokens
         self._rows = np.zeros((window, 4))
         self.last_features: StepFeatures = (0, 0, 0)  # of the step planned last
+        self.ended_features: StepFeatures = (0, 0, 0)  # of the step that ended last
         self._in_flight: deque[tuple[StepFeatures, float]] = deque()
         self._last_end_s: float | None = None
         self._log: StepLog | None = None
@@ -53,6 +54,7 @@ class StepTimer:
         if not self._in_flight:
             return None
         features, planned_s = self._in_flight.popleft()
+        self.ended_features = features
         began_s = planned_s
         if self._last_end_s is not None and planned_s - self._last_end_s < _IDLE_GAP_S:
             began_s = self._last_end_s

@@ -20,6 +20,8 @@ from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.observed.step_clock import StepClock
+from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.plans.plan_figures import PlanFigures
 from lengthwise.scheduler.vllm_adapter.engine.plans.plan_making import (
     PendingSnapshot,
@@ -62,7 +64,8 @@ class Planner:
         self._clock = clock or (lambda: time.monotonic())  # looked up anew: it may be warped
         self._processor_clock = processor_clock
         self.capacity = capacity
-        self.step_time = step_time
+        self.fitted = step_time  # before its clock is corrected
+        self.step_clock = StepClock()
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fairness = TenantFairness()
@@ -82,6 +85,20 @@ class Planner:
         self.policy_status: dict[str, Any] = {}
         self._ended.clear()
         self.changed()
+
+    @property
+    def step_time(self) -> StepTimeModel:
+        """What plans take a step for: the fitted model on the clock that the steps show."""
+        return self.step_clock.corrected(self.fitted)
+
+    def believe(self, model: StepTimeModel) -> None:
+        """Take steps for what this model says from now on."""
+        self.fitted = model
+        self.step_clock.forget()
+
+    def note_step(self, features: StepFeatures, duration_s: float) -> None:
+        """A step with this work took so long."""
+        self.step_clock.note(duration_s, self.fitted.step_s(*features))
 
     def reset_stats(self) -> None:
         """Start the statistics afresh."""
