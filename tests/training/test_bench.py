@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,25 @@ def servers(replay_table):
 def bench(servers, source, arms="sa:none,sa:oracle", **kwargs):
     settings = BenchSettings(parse_arms(arms), **({"load": None, "repeats": 2} | kwargs))
     return compare(source, settings, EngineRunner(servers), capacity_rps=10.0)
+
+
+def test_a_runner_that_plays_two_workloads_records_what_was_predicted_of_each(
+    servers, source, monkeypatch
+):
+    runner = EngineRunner(servers)
+    monkeypatch.setattr(
+        "lengthwise.training.bench.runners.engine_runner.predicted_tokens",
+        lambda requests, predictor: np.array([r.output_tokens + 0.5 for r in requests]),
+    )
+    settings = BenchSettings(parse_arms("sa:learned"), load=None, repeats=1, seed=0)
+    longer = replace(
+        source,
+        requests=tuple(replace(r, output_tokens=r.output_tokens + 1) for r in source.requests),
+    )
+    for played in (source, longer):
+        ours = compare(played, settings, runner, capacity_rps=10.0).records["sa:learned"]
+        assert len(ours) == N
+        assert [r.predicted_tokens for r in ours] == [r.target_tokens + 0.5 for r in ours]
 
 
 def test_a_bench_ends_in_a_valid_document_and_switches_only_our_server(servers, source):
