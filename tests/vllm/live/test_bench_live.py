@@ -56,16 +56,16 @@ def source(tmp_path_factory):
 def test_arms_run_on_the_engine_and_lose_nothing(servers, source):
     settings = BenchSettings(
         parse_arms("fcfs:none,sa:learned,feasible-edf:oracle"),
-        load=1.5,
-        requests=24,
+        load=3.0,
+        requests=48,
     )
     outcome = compare(source, settings, EngineRunner(servers), capacity_rps=20.0)
     document = BenchResult.model_validate_json(outcome.result.to_line())
-    assert {(arm.requests, arm.lost) for arm in document.arms} == {(24, 0)}
+    assert {(arm.requests, arm.lost) for arm in document.arms} == {(48, 0)}
     for label, checks in document.diagnostics.items():
         assert checks["length_mismatches"] == 0, label
         assert checks["plan_fallbacks"] == 0, label
-    # 24 requests at once for 8 slots: the queue was planned
+    # 48 requests at once for 8 slots: the queue was planned
     assert document.diagnostics["sa:learned"]["plans"] > 0
     status = asyncio.run(server_status(servers.ours.url))
     assert (status["policy"], status["lengths"]) == ("feasible-edf", "oracle")
