@@ -9,6 +9,7 @@ lengths on the same requests. What corrects the clock is ``engine/observed/step_
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from dataclasses import replace
@@ -36,6 +37,16 @@ def slowed(profile: EngineProfile, factor: float, folder: Path) -> tuple[str, En
     return str(path), device
 
 
+def met_percent(run: Run, arm: Arm, runner: WarpedRunner) -> str:
+    """The share of the run's requests that meet their objectives under this arm."""
+    try:
+        records = runner.run(arm, requests_of(run), 0).records
+    except InputError as error:  # longer than the emulated model's context
+        note(f"{run.key}: {error}")
+        return "-"
+    return f"{100 * sum(record.met for record in records) / len(records):.1f}"
+
+
 def main() -> None:
     """Play every cell at every factor, then the table."""
     parser = plain_parser(__doc__)
@@ -48,30 +59,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model_dir = build_tiny_model(Workspace.current().cache / TINY_NAME)
+    arms = [Arm(policy, "none" if policy == STOCK else "oracle") for policy in args.policies]
+    cells = itertools.product(args.shapes, args.workloads, args.loads, args.factors)
     rows: list[list[object]] = []
-    cells = [(s, w, x) for s in args.shapes for w in args.workloads for x in args.loads]
     with tempfile.TemporaryDirectory() as folder, PlayerProcess() as player:
-        for shape, workload, load in cells:
+        for shape, workload, load, factor in cells:
             run = Run(shape, workload, load, "oracle", args.seed, args.requests, STOCK)
-            requests = requests_of(run)
-            for factor in args.factors:
-                path, device = slowed(load_profile(shape), factor, Path(folder))
-                runner = WarpedRunner(
-                    [player], path, device, model_dir, lengths_of(None),
-                    WarpSettings(seed=args.seed, planned_profile=shape),
-                )  # fmt: skip
-                met: list[object] = []
-                for policy in args.policies:
-                    arm = Arm(policy, "none" if policy == STOCK else "oracle")
-                    try:
-                        records = runner.run(arm, requests, 0).records
-                    except InputError as error:  # longer than the emulated model's context
-                        note(f"{shape} {workload} {load:g}: {error}")
-                        met.append("-")
-                        continue
-                    met.append(f"{100 * sum(r.met for r in records) / len(records):.1f}")
-                rows.append([shape, workload, f"{load:g}", f"{factor:g}", *met])
-                note(json.dumps(rows[-1]))
+            path, device = slowed(load_profile(shape), factor, Path(folder))
+            runner = WarpedRunner(
+                [player], path, device, model_dir, lengths_of(None),
+                WarpSettings(seed=args.seed, planned_profile=shape),
+            )  # fmt: skip
+            met = [met_percent(run, arm, runner) for arm in arms]
+            rows.append([shape, workload, f"{load:g}", f"{factor:g}", *met])
+            note(json.dumps(rows[-1]))
     print_table(["shape", "workload", "load", "device / believed", *args.policies], rows)
     finish("wrong_clock", {"rows": rows})
 
