@@ -2,9 +2,9 @@
 
 Our server, in arrival order, logs every step while we drive it through concurrency levels and
 prompt sizes; `fit_step_time` turns the log into the step-time model. Before and after that a
-saturating run of a real workload measures the requests/s the engine finishes. The larger counts, as
-other work on the machine can only slow it; its ratio to what the model says for the same requests
-is `capacity_scale`, by which every `--load` is later scaled.
+saturating run of a real workload measures the requests/s the engine finishes (`reply_rate.py` says
+which counts); its ratio to what the model says for the same requests is `capacity_scale`, by which
+every `--load` is later scaled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
 from lengthwise.training.bench.engines.client import BenchError, Reply, drive_closed, wait_idle
-from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
+from lengthwise.training.bench.engines.reply_rate import (
+    STEADY,
+    fastest_seen_twice,
+    loaded_tokens_per_s,
+)
 from lengthwise.training.bench.engines.servers import BenchServers
 from lengthwise.training.bench.results.provenance import describe_machine, utc_now
 
@@ -39,7 +43,7 @@ PROMPT_TOKENS = (16, 128, 512)
 OUTPUT_TOKENS = 48
 SATURATED_REQUESTS_PER_SLOT = 6
 IN_FLIGHT_PER_SLOT = 2
-STEADY = 0.8  # two throughputs as close as that are of one machine
+MOST_RUNS = 5  # of the saturated throughput, where no other run comes near the fastest
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,15 @@ def calibrate_server(
         for level in concurrency_levels(capacity.max_num_seqs):
             on_stage(f"steps with {level} in flight")
             asyncio.run(drive_level(servers, url, level, rounds=1 if short else 2))
-        slower_rps, measured_rps = sorted([before_rps, throughput_rps()])
+        rates_rps = [before_rps, throughput_rps()]
+        while fastest_seen_twice(rates_rps) != max(rates_rps) and len(rates_rps) < MOST_RUNS:
+            rates_rps.append(throughput_rps())
     finally:
         asyncio.run(post_configure(url, {"log_steps": False}))
-    if slower_rps < STEADY * measured_rps:
-        both = f"{slower_rps:.2f} and {measured_rps:.2f} requests/s"
-        on_stage(f"other work slowed the machine: {both}")
+    measured_rps = fastest_seen_twice(rates_rps) or float(np.median(rates_rps))
+    if min(rates_rps) < STEADY * max(rates_rps):
+        each = ", ".join(f"{rate:.2f}" for rate in rates_rps)
+        on_stage(f"other work disturbed the machine: {each} requests/s, took {measured_rps:.2f}")
     # columns 1-4: prefill tokens, decoding sequences, context tokens, duration in s
     steps = aligned(read_step_log(step_log)[:, 1:5])
     if not len(steps):
@@ -114,7 +121,7 @@ def calibrate_server(
         "steps": len(steps),
         "fit": fit_report,
         "measured_rps": measured_rps,
-        "measured_rps_each": [slower_rps, measured_rps],
+        "measured_rps_each": rates_rps,
         "modeled_rps": measured_rps / profile.capacity_scale,
         "workload": source.name,
         "source_label": source.source_label,
