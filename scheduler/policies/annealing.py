@@ -96,7 +96,7 @@ class AnnealingPolicy:
 
     def __call__(self, problem: Problem) -> Plan:
         """The plan that is expected to be worth most."""
-        began, knobs = time.perf_counter(), self.settings
+        began_s, began, knobs = time.perf_counter(), time.thread_time(), self.settings
         self.pace.observe(problem)
         if not len(problem.waiting):
             return Plan(NOTHING)
@@ -131,7 +131,7 @@ class AnnealingPolicy:
             cost=-value,
             start_cost=-start_value,
             evaluations=leaders.valued + steps,
-            elapsed_s=time.perf_counter() - began,
+            elapsed_s=time.perf_counter() - began_s,
             preempt=np.flatnonzero(best.given_up),
             max_running=int(most) if most < engine.slots else None,
             max_prefill_tokens=int(prefill) if prefill < engine.batched_tokens else None,
@@ -228,7 +228,7 @@ class AnnealingPolicy:
         return None if self._may("order", now_s) else tuple(RULES)
 
     def _late(self, began: float, share: float = 1.0) -> bool:
-        return self.budget_s is not None and (time.perf_counter() - began > share * self.budget_s)
+        return self.budget_s is not None and (time.thread_time() - began > share * self.budget_s)
 
     def _remember(
         self,

@@ -1,14 +1,15 @@
 """Where the search of ``sa`` begins: orders under limits, as whole plans, and the best of them.
 
 The last plan's order, the selection's, the densest first, those between two rules, three of these
-with requests written off whose TPOT a full engine cannot keep, and every rule's; each without
-limits and under the last plan's, with the overdue in front (``plan.starts.wait_bound``).
+with requests written off whose TPOT a full engine cannot keep, and every rule's; each under the
+last plan's limits and without any, with the overdue in front (``plan.starts.wait_bound``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ from lengthwise.scheduler.problem import Problem, RequestArrays
 
 SLOT_PRICES = (1.0, 4.0, 16.0)
 LAST = "last"
+LIKELIEST = 2  # orders that are tried under all limits before any other is tried
+LEAST_VALUED = 2  # the likeliest order, under the last plan's limits and without any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Start:
     skip_late: bool
     limits: FloatArray
     kept: int
+    limited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,10 @@ class Valued:
     value: float
 
     def better(self, other: Valued | None) -> Valued:
-        """The one of more value, the earlier one where equal."""
-        return self if other is None or self.value > other.value else other
+        """The one of more value; where equal the one without limits, or the earlier one."""
+        if other is None or self.value != other.value:
+            return self if other is None or self.value > other.value else other
+        return self if other.start.limited and not self.start.limited else other
 
 
 class Leaders(NamedTuple):
@@ -74,10 +80,11 @@ def candidate_starts(
     last_limits: tuple[float, float, float] | None,
     allowed: Collection[str] | None,
 ) -> Iterator[Start]:
-    """The ``allowed`` orders (None: all) of ``queue``, the likeliest first, each under every limit.
+    """The ``allowed`` orders (None: all) of ``queue`` under every limit, the likeliest first.
 
-    ``last_limits`` are the last plan's, None where limits may not be; ``gap_s`` is the time
-    between two slots that come free.
+    There may be no time to value all: what costs most to miss is the last plan's limits, then
+    another order under them. ``last_limits`` is None where limits may not be; ``gap_s`` is the
+    time between two slots that come free.
     """
     now_s, engine = problem.now_s, shot.engine
     none = no_limits(engine)
@@ -86,15 +93,18 @@ def candidate_starts(
         most, prefill, period = last_limits
         limited = np.array([min(most, none[0]), min(prefill, none[1]), period])
         if (limited != none).any():
-            under.append(limited)
+            under.insert(0, limited)
     overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
-    orders = list(_orders(problem, shot, queue, last))
+    orders = [
+        (name, in_front(order, overdue, queue.queued_s) + shot.waiting, skip_late)
+        for name, order, skip_late in _orders(problem, shot, queue, last)
+        if allowed is None or name in allowed
+    ]
     shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
-    for name, order, skip_late in orders:
-        if allowed is None or name in allowed:
-            bounded = in_front(order, overdue, queue.queued_s) + shot.waiting
-            for limits in under:
-                yield Start(name, bounded, skip_late, limits, int(overdue.sum()))
+    first, then = orders[:LIKELIEST], orders[LIKELIEST:]
+    tried = [*product(first, under), *((each, limits) for limits in under for each in then)]
+    for (name, order, skip_late), limits in tried:
+        yield Start(name, order, skip_late, limits, int(overdue.sum()), limits is not none)
 
 
 def _orders(
@@ -131,7 +141,7 @@ def leaders_of(starts: Iterator[Start], picture: Picture, late: Callable[[], boo
     rule: Valued | None = None
     valued = 0
     for start in starts:
-        if best is not None and late():
+        if valued >= LEAST_VALUED and late():
             break
         parts = Parts(start.order, nobody, start.limits)
         now = Valued(start, parts, value_of(picture, parts, start.skip_late))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from planning_cases import LEVELS, MODEL, draw_workload
 
 from lengthwise.scheduler.plan.search import anneal, value_of
+from lengthwise.scheduler.policies.candidate_starts import LEAST_VALUED
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile
@@ -161,6 +164,36 @@ def test_prompts_are_gathered_where_each_step_with_some_is_dear():
     periods = [policy(problem).prefill_period or 1 for policy in alone]
     assert sum(period > 4 for period in periods) >= 3
     assert make_policy("sa", parts=("order", "limits", "prefill"))(problem).prefill_period is None
+
+
+def test_a_plan_without_time_keeps_the_limits_of_the_last():
+    """One plan without them lets every step compute prompts, and all paces break."""
+    policy, problem = make_policy("sa", parts=("order", "limits", "prefill")), queue(tpot_s=0.020)
+    limit = next(most for _ in range(9) if (most := policy(problem).max_running) is not None)
+    policy.budget_s = 1e-9
+    hurried = policy(replace(problem, now_s=problem.now_s + 0.2))
+    assert hurried.evaluations == LEAST_VALUED
+    assert hurried.max_running == limit
+
+
+def test_limits_that_gain_nothing_any_more_are_lifted():
+    policy, problem = make_policy("sa", parts=("order", "limits", "prefill")), queue(tpot_s=0.020)
+    next(most for _ in range(9) if (most := policy(problem).max_running) is not None)
+    policy.budget_s = 1e-9
+    few = queue(tpot_s=np.inf, ttft_s=np.inf, n=3)
+    lifted = policy(replace(few, now_s=problem.now_s + 0.2))
+    assert lifted.max_running is None
+
+
+def test_a_budget_is_the_processors_time_not_that_of_a_machine_that_is_busy(monkeypatch):
+    """The thread waits for a core: the clock on the wall runs, its own stands still."""
+    wall = count(0.0, 10.0)
+    monkeypatch.setattr("lengthwise.scheduler.policies.annealing.time", SimpleNamespace(
+        perf_counter=lambda: next(wall), thread_time=lambda: 1.0,
+    ))  # fmt: skip
+    plans = make_policy("sa", budget_s=0.02, seed=1), make_policy("sa", seed=1)
+    hurried, unhurried = (policy(queue(tpot_s=0.020)) for policy in plans)
+    assert hurried.evaluations == unhurried.evaluations
 
 
 def test_nothing_is_compiled_anew_whatever_the_engine_counts_in():

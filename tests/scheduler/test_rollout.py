@@ -72,7 +72,7 @@ def test_the_compiled_rollout_equals_its_plain_twin(case):
 @given(case=cases)
 @example(case=draw_case(4, **PLAIN | {"period": 7.0, "rested": 2.0}))
 def test_the_tokens_expected_by_a_time_are_the_steps_until_then(case):
-    start = Start("drawn", case.order, case.skip_late, case.parts().limits, 0)
+    start = Start("drawn", case.order, case.skip_late, case.parts().limits, 0, True)
     for steps, (begun_s, end_s) in list(enumerate(plainly(case).step_ends, start=1))[:40]:
         for share in (0.1, 0.5, 0.9):
             by_s = begun_s + share * (end_s - begun_s)
