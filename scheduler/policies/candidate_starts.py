@@ -31,7 +31,6 @@ from lengthwise.scheduler.problem import Problem, RequestArrays
 
 SLOT_PRICES = (1.0, 4.0, 16.0)
 LAST = "last"
-LIKELIEST = 2  # orders that are tried under all limits before any other is tried
 LEAST_VALUED = 2  # the likeliest order, under the last plan's limits and without any
 
 
@@ -80,11 +79,11 @@ def candidate_starts(
     last_limits: tuple[float, float, float] | None,
     allowed: Collection[str] | None,
 ) -> Iterator[Start]:
-    """The ``allowed`` orders (None: all) of ``queue`` under every limit, the likeliest first.
+    """The ``allowed`` orders (None: all) of ``queue``, the likeliest first, each under every limit.
 
-    There may be no time to value all: what costs most to miss is the last plan's limits, then
-    another order under them. ``last_limits`` is None where limits may not be; ``gap_s`` is the
-    time between two slots that come free.
+    There may be no time to value all, and what costs most to miss is the last plan's limits.
+    ``last_limits`` is None where limits may not be; ``gap_s`` is the time between two slots that
+    come free.
     """
     now_s, engine = problem.now_s, shot.engine
     none = no_limits(engine)
@@ -101,9 +100,7 @@ def candidate_starts(
         if allowed is None or name in allowed
     ]
     shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
-    first, then = orders[:LIKELIEST], orders[LIKELIEST:]
-    tried = [*product(first, under), *((each, limits) for limits in under for each in then)]
-    for (name, order, skip_late), limits in tried:
+    for (name, order, skip_late), limits in product(orders, under):
         yield Start(name, order, skip_late, limits, int(overdue.sum()), limits is not none)
 
 

@@ -56,11 +56,12 @@ class AdmissionSettings(BaseModel):
 class ServerSettings(BaseModel):
     """One server's settings; a JSON file on disk. Unknown keys and bad values raise InputError.
 
-    ``plan_share`` is the largest share of a core's time that planning may take, beside the
-    engine's loop or, with ``plan_in_thread`` off, in it; ``log_features`` and
-    ``log_prompts`` say what of the input goes to the request log, ``request_log_max_mb`` and
-    ``request_log_max_age_days`` how much of it is kept. ``log_steps`` writes ``step_log`` from the
-    start. Bodies beyond ``max_body_bytes`` are refused (None: as the server itself would).
+    ``plan_budget_ms`` is what a plan's search may take of a core, ``plan_share`` the largest share
+    of one that planning may, beside the engine's loop or, with ``plan_in_thread`` off, in it;
+    ``log_features`` and ``log_prompts`` say what of the input goes to the request log,
+    ``request_log_max_mb`` and ``request_log_max_age_days`` how much of it is kept. ``log_steps``
+    writes ``step_log`` from the start. Bodies beyond ``max_body_bytes`` are refused (None: as the
+    server itself would).
     ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
     an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
     A predictor's causal reader (``api.reader_desk``) reads no prompt that would wait longer than

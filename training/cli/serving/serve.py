@@ -68,7 +68,9 @@ def serve(
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first, whatever the plan.")
     ] = 120.0,
-    plan_budget_ms: Annotated[float, typer.Option(help="Longest search for one plan.")] = 20.0,
+    plan_budget_ms: Annotated[
+        float, typer.Option(help="Longest search for one plan, in processor time.")
+    ] = 20.0,
     reader_budget_ms: Annotated[
         float, typer.Option(min=0, help="Longest wait for a predictor's causal reader; 0: none.")
     ] = 2000.0,
