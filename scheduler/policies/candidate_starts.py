@@ -56,9 +56,10 @@ class Valued:
 
     def better(self, other: Valued | None) -> Valued:
         """The one of more value; where equal the one without limits, or the earlier one."""
-        if other is None or self.value != other.value:
-            return self if other is None or self.value > other.value else other
-        return self if other.start.limited and not self.start.limited else other
+        if other is None:
+            return self
+        better = (self.value, not self.start.limited) > (other.value, not other.start.limited)
+        return self if better else other
 
 
 class Leaders(NamedTuple):
