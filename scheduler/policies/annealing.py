@@ -96,7 +96,7 @@ class AnnealingPolicy:
 
     def __call__(self, problem: Problem) -> Plan:
         """The plan that is expected to be worth most."""
-        began_s, began, knobs = time.perf_counter(), time.thread_time(), self.settings
+        began_s, own_began_s, knobs = time.perf_counter(), time.thread_time(), self.settings
         self.pace.observe(problem)
         if not len(problem.waiting):
             return Plan(NOTHING)
@@ -112,8 +112,8 @@ class AnnealingPolicy:
         starts = candidate_starts(
             planned, shot, queue, gap_s, self._last, limits, self._allowed(now_s)
         )
-        leaders = leaders_of(starts, picture, lambda: self._late(began, 0.5))
-        found, value, steps = self._annealed(planned, shot, picture, leaders.best, began)
+        leaders = leaders_of(starts, picture, lambda: self._late(own_began_s, 0.5))
+        found, value, steps = self._annealed(planned, shot, picture, leaders.best, own_began_s)
         best, start, value, start_value = self._chosen(picture, leaders, found, value)
         best.limits[s.MAX_RUNNING] = let_in(
             best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
@@ -162,7 +162,7 @@ class AnnealingPolicy:
         shot: Snapshot,
         picture: s.Picture,
         leader: Valued,
-        began: float,
+        own_began_s: float,
     ) -> tuple[s.Parts, float, int]:
         """Step 5: the best plan found, its value, and the steps taken."""
         start, current = leader.start, s.copied(leader.parts)
@@ -178,7 +178,7 @@ class AnnealingPolicy:
         queued = len(start.order) - start.kept
         head, reach = min(self.settings.head, queued), min(self.settings.reach, queued)
         done, chunk = 0, self.iterations if self.budget_s is None else 8
-        while len(kinds) and done < self.iterations and not self._late(began):
+        while len(kinds) and done < self.iterations and not self._late(own_began_s):
             steps = min(chunk, self.iterations - done)
             share = done / self.iterations, (done + steps) / self.iterations
             s.anneal(
@@ -227,8 +227,10 @@ class AnnealingPolicy:
         """The starts that are left when the searched order may not be; None while it may."""
         return None if self._may("order", now_s) else tuple(RULES)
 
-    def _late(self, began: float, share: float = 1.0) -> bool:
-        return self.budget_s is not None and (time.thread_time() - began > share * self.budget_s)
+    def _late(self, own_began_s: float, share: float = 1.0) -> bool:
+        """Whether the share of the budget is spent, in processor time of this thread."""
+        own_s = time.thread_time() - own_began_s
+        return self.budget_s is not None and own_s > share * self.budget_s
 
     def _remember(
         self,

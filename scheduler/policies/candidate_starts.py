@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -95,14 +94,14 @@ def candidate_starts(
         if (limited != none).any():
             under.insert(0, limited)
     overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s)
-    orders = [
-        (name, in_front(order, overdue, queue.queued_s) + shot.waiting, skip_late)
-        for name, order, skip_late in _orders(problem, shot, queue, last)
-        if allowed is None or name in allowed
-    ]
+    orders = list(_orders(problem, shot, queue, last))
     shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
-    for (name, order, skip_late), limits in product(orders, under):
-        yield Start(name, order, skip_late, limits, int(overdue.sum()), limits is not none)
+    kept = int(overdue.sum())
+    for name, order, skip_late in orders:
+        if allowed is None or name in allowed:
+            bounded = in_front(order, overdue, queue.queued_s) + shot.waiting
+            for limits in under:
+                yield Start(name, bounded, skip_late, limits, kept, limits is not none)
 
 
 def _orders(

@@ -214,13 +214,13 @@ class PaperPolicy:
 
     def __call__(self, problem: Problem) -> Plan:
         """The order to admit in."""
-        began_s, began = time.perf_counter(), time.thread_time()
+        began_s, own_began_s = time.perf_counter(), time.thread_time()
         n = len(problem.waiting)
         if n < 2:
             return Plan(np.arange(n, dtype=np.int64))
         jobs = prepare(problem)
-        spent = time.thread_time() - began
-        left = None if self.budget_s is None else max(0.0, self.budget_s - spent)
+        own_s = time.thread_time() - own_began_s
+        left = None if self.budget_s is None else max(0.0, self.budget_s - own_s)
         order, g, start_g, evaluations = search(problem, jobs, self.settings, self.rng, left)
         order, _ = bounded(problem, jobs, order)
         return Plan(order, -g, -start_g, evaluations, time.perf_counter() - began_s)

@@ -61,9 +61,9 @@ class ServerSettings(BaseModel):
     ``log_features`` and ``log_prompts`` say what of the input goes to the request log,
     ``request_log_max_mb`` and ``request_log_max_age_days`` how much of it is kept. ``log_steps``
     writes ``step_log`` from the start. Bodies beyond ``max_body_bytes`` are refused (None: as the
-    server itself would).
-    ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``. ``fair_tenants`` has
-    an effect while more than one tenant has requests; a tenant not in ``tenant_weights`` weighs 1.
+    server itself would). ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``.
+    ``fair_tenants`` has an effect while more than one tenant has requests; a tenant not in
+    ``tenant_weights`` weighs 1.
     A predictor's causal reader (``api.reader_desk``) reads no prompt that would wait longer than
     ``reader_budget_ms``, 0: none. ``router`` chooses among several instances, where there are such.
     """
