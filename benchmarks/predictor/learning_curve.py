@@ -1,85 +1,131 @@
-"""Cold start: a new served model after 0, 100, 300, 1,000 ... finished requests.
+"""Cold start: a new served model after 0, 30, 100, 300 ... finished requests.
 
-    python -m benchmarks.predictor.learning_curve --seeds 3
+    python -m benchmarks.predictor.learning_curve --packs llama31_8b mixtral_8x7b --seeds 0 1
 
-Three ways to predict it: a predictor trained on another model's answers to other questions, the
-same with the online correction, and one retrained on the finished requests alone.
+Three ways to predict it: a predictor trained on another model's answers to other questions with
+the online correction of level and spread, the same with the residual that mends its order too (what
+a server does), and one trained on the finished requests alone. Judged on questions that neither
+has seen.
 """
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import finish, fitted, note, parser, print_table
+from benchmarks.common import finish, note, parser, print_table
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.splits import split_table
+from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.evaluate import evaluate, evaluate_distribution
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.predictor.serving.correction import OnlineCorrection
+from lengthwise.predictor.serving.online_lengths import TOLD_LEVELS, OnlineLengths, refit
 
-SIZES = (0, 100, 300, 1_000, 3_000, 10_000)
-
-
-def columns(table: pd.DataFrame) -> tuple[list[str], list[str], list[int]]:
-    names = ("prompt", "slo_class", "prompt_tokens")
-    return tuple(table[name].tolist() for name in names)  # type: ignore[return-value]
+SIZES = (0, 30, 100, 300, 1_000, 3_000)
+METRICS = ("tau", "within_task_tau", "mae", "pinball", "coverage")
+LEAST_TO_TRAIN = 100
 
 
-def corrected(
-    foreign: LengthPredictor, seen: pd.DataFrame, test: pd.DataFrame
-) -> dict[str, object]:
-    correction = OnlineCorrection()
-    if len(seen):
-        said = foreign.predict(*columns(seen))
-        rows = np.column_stack([said.quantile(level) for level in (0.1, 0.5, 0.9)])
-        truth = zip(rows, seen["output_tokens"], seen["slo_class"], strict=True)
-        for row, tokens, name in truth:
-            correction.update(row, float(tokens), name)
-    predicted = correction.apply(foreign.predict(*columns(test)), test["slo_class"].tolist())
-    return evaluate_distribution(test, predicted)
+def halves(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of each half of the questions, the same halves of every pack's."""
+    first = table["group"].map(lambda name: zlib.crc32(f"{seed}:{name}".encode()) % 2 == 0)
+    return table[first].reset_index(drop=True), table[~first].reset_index(drop=True)
+
+
+def online(
+    foreign: LengthPredictor, seen: pd.DataFrame, test: pd.DataFrame, *, residual: bool
+) -> LengthDistribution:
+    """What is said of the test side once the seen rows have been served one after the other."""
+    lengths = OnlineLengths()
+    rows, said = asked(foreign, seen)
+    told = np.column_stack([said.quantile(level) for level in TOLD_LEVELS]).tolist()
+    tokens, classes, censored = (
+        seen[name].tolist() for name in ("output_tokens", "slo_class", "censored")
+    )
+    for i in range(len(seen)):
+        features = rows[i] if residual else None
+        lengths.update(told[i], float(tokens[i]), classes[i], bool(censored[i]), features)
+        misses = lengths.to_fit()
+        if misses is not None:
+            lengths.adopt(refit(misses))
+    rows, said = asked(foreign, test)
+    each = zip(said.quantiles, test["slo_class"], rows, strict=True)
+    mended = [lengths.correct(row, said.levels, name, features) for row, name, features in each]
+    return LengthDistribution.from_rows(said.levels.tolist(), np.stack(mended))
+
+
+def asked(predictor: LengthPredictor, table: pd.DataFrame) -> tuple[np.ndarray, LengthDistribution]:
+    """Features as a server sends them, and what is predicted."""
+    prompts, classes = table["prompt"].tolist(), table["slo_class"].tolist()
+    rows = predictor.features(prompts, classes)
+    return np.nan_to_num(rows), predictor.predict(prompts, classes, rows=rows)
+
+
+def curve(pack: str, foreign: str, seed: int, jobs: int) -> list[dict[str, Any]]:
+    """A line for each number of finished requests."""
+    known = split_table(load_table(foreign), seed=seed)
+    theirs = {side: halves(known[side], seed)[0] for side in ("train", "calibration")}
+    predictor = fit_predictor(theirs["train"], theirs["calibration"], seed=seed, n_jobs=jobs)
+    parts = split_table(load_table(pack), seed=seed)
+    test, stream = parts["test"], halves(parts["train"], seed)[1]
+    order = np.random.default_rng(seed).permutation(len(stream))
+    lines = []
+    for size in SIZES:
+        note(f"{pack} seed {seed} {size}")
+        seen = stream.iloc[order[:size]].reset_index(drop=True)
+        level = evaluate_distribution(test, online(predictor, seen, test, residual=False))
+        both = evaluate_distribution(test, online(predictor, seen, test, residual=True))
+        own: dict[str, Any] = {}
+        if len(seen) >= LEAST_TO_TRAIN:
+            cut = int(0.8 * len(seen))
+            own = evaluate(
+                fit_predictor(seen.iloc[:cut], seen.iloc[cut:], seed=seed, n_jobs=jobs), test
+            )
+        ways = {"level": level, "online": both, "retrained": own}
+        lines.append(
+            {"seed": seed, "finished": len(seen)}
+            | {f"{way}_{m}": said.get(m) for way, said in ways.items() for m in METRICS}
+        )
+    return lines
 
 
 def main() -> None:
     arguments = parser(__doc__, packs=("llama31_8b",))
-    arguments.add_argument(
-        "--foreign", default="mixtral_8x7b", help="pack of the model known so far"
-    )
+    arguments.add_argument("--foreign", default="gpt35", help="pack of the model known so far")
     options = arguments.parse_args()
-    result: dict[str, list[dict[str, object]]] = {}
+    result: dict[str, list[dict[str, Any]]] = {}
     for pack in options.packs:
-        rows, result[pack] = [], []
-        for seed in options.seeds[:1]:
-            _, foreign = fitted(options.foreign, seed, options.jobs)
-            parts = split_table(load_table(pack), seed=seed)
-            order = np.random.default_rng(seed).permutation(len(parts["train"]))
-            for size in SIZES:
-                note(f"{pack} {size}")
-                seen = parts["train"].iloc[order[:size]]
-                online = corrected(foreign, seen, parts["test"])
-                cells = {"finished": len(seen)} | {
-                    f"online_{m}": online[m] for m in ("mae", "within_task_tau", "coverage")
-                }
-                if len(seen) >= 100:
-                    cut = int(0.8 * len(seen))
-                    own = fit_predictor(
-                        seen.iloc[:cut], seen.iloc[cut:], seed=seed, n_jobs=options.jobs
-                    )
-                    retrained = evaluate(own, parts["test"])
-                    cells |= {
-                        f"retrained_{m}": retrained[m]
-                        for m in ("mae", "within_task_tau", "coverage")
-                    }
-                result[pack].append(cells)
-                rows.append(cells)
-        print(f"\n{pack}, starting from a predictor of {options.foreign}\n")
-        header = list(rows[-1])
+        lines = [
+            line
+            for seed in options.seeds
+            for line in curve(pack, options.foreign, seed, options.jobs)
+        ]
+        result[pack] = lines
+        frame = pd.DataFrame(lines).groupby("finished").mean(numeric_only=True)
+        print(f"\n{pack}, starting from a predictor of {options.foreign}, mean of seeds\n")
         print_table(
-            header,
-            [[f"{row[h]:.3g}" if h in row else "-" for h in header] for row in rows],
+            ["finished", *(f"{way}: {' / '.join(METRICS)}" for way in ("level", "online", "own"))],
+            [
+                [
+                    finished,
+                    *(
+                        " / ".join(shown(row.get(f"{way}_{m}")) for m in METRICS)
+                        for way in ("level", "online", "retrained")
+                    ),
+                ]
+                for finished, row in frame.iterrows()
+            ],
         )
     finish("learning_curve", result)
+
+
+def shown(value: Any) -> str:
+    """Three digits; a dash where there is nothing."""
+    return "-" if value is None or not np.isfinite(value) else f"{value:.3g}"
 
 
 if __name__ == "__main__":

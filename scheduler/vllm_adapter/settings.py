@@ -64,6 +64,7 @@ class ServerSettings(BaseModel):
     server itself would). ``live_file`` (see ``live.py``) is looked at every ``live_poll_s``.
     ``fair_tenants`` has an effect while more than one tenant has requests; a tenant not in
     ``tenant_weights`` weighs 1.
+    ``length_residual``: learned lengths are mended by what answers tell of prompts' features.
     A predictor's causal reader (``api.reader_desk``) reads no prompt that would wait longer than
     ``reader_budget_ms``, 0: none. ``router`` chooses among several instances, where there are such.
     """
@@ -87,6 +88,7 @@ class ServerSettings(BaseModel):
     request_log_max_age_days: float | None = Field(default=None, gt=0, le=36_500)
     log_prompts: bool = False
     log_features: bool = True
+    length_residual: bool = True
     replay_table: str | None = None
     step_log: str | None = None
     log_steps: bool = False
@@ -107,6 +109,16 @@ class ServerSettings(BaseModel):
     def slos(self) -> SloTable:
         """The SLO table as ``lengthwise.data.slo`` reads it."""
         return SloTable.from_dict(self.slo_table)
+
+    @property
+    def logs_features(self) -> bool:
+        """Whether the request log keeps what a predictor read of a prompt."""
+        return self.request_log is not None and self.log_features
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the engine process is told what a predictor read of a prompt."""
+        return self.length_residual or self.logs_features
 
     def write(self, path: Path | str) -> Path:
         """Write the settings as JSON; return the path."""

@@ -22,6 +22,7 @@ from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.vllm_adapter.engine.observed.drift_watch import DriftWatch
+from lengthwise.scheduler.vllm_adapter.engine.observed.length_fits import LengthFits
 from lengthwise.scheduler.vllm_adapter.engine.observed.outcomes import OutcomeRecorder
 from lengthwise.scheduler.vllm_adapter.engine.observed.refit import StepTimeRefit
 from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import TELLS_LENGTH, Outcome
@@ -97,9 +98,10 @@ class Core:
                 max_mb=settings.request_log_max_mb,
                 max_age_days=settings.request_log_max_age_days,
             )
-        self.outcomes = OutcomeRecorder(priors.levels, metrics, log)
+        self.outcomes = OutcomeRecorder(priors.levels, metrics, log, settings.logs_features)
         self.timer = StepTimer(log_path=settings.step_log if settings.log_steps else None)
         self.refit = StepTimeRefit(settings.refit_steps, profile.step_time, capacity)
+        self.length_fits = LengthFits(settings.length_residual, settings.plan_in_thread)
         self.tokens_per_step = TokensPerStep(draft_tokens)
         self.cached_share = CachedShare()
         self.drift = DriftWatch(priors.levels, metrics)
@@ -341,7 +343,7 @@ class Core:
         """Start every tally afresh, and what was learned of this model's lengths."""
         self.planner.reset_stats()
         self.outcomes.reset()
-        self.intake.forget_correction()
+        self.intake.forget_lengths()
         self.drift.reset()
         self.progress.longest_wait_s = 0.0
 
@@ -360,7 +362,10 @@ class Core:
         self.outcomes.count_dropped()
         self.outcomes.tenants.update_gauge(now_s)
         self.drift.update_gauges()
-        for name, factor in self.intake.correction.learned().items():
+        with self.advice("length residual"):
+            self.length_fits.poll(self.intake.online, now_s)
+        self.metrics.length_residual.set(float(self.intake.online.residual is not None))
+        for name, factor in self.intake.online.correction.learned().items():
             self.metrics.length_factor.labels(self.metrics.class_label(name)).set(factor)
 
     def close(self) -> None:
@@ -370,3 +375,4 @@ class Core:
         self.outcomes.close()
         self.timer.close()
         self.refit.close()
+        self.length_fits.close()

@@ -87,6 +87,11 @@ class EngineMetrics:
             ["slo_class"],
             multiprocess_mode="livemax",
         )
+        self.length_residual = Gauge(
+            "lengthwise_length_residual_in_force",
+            "1 while learned lengths are mended by what answers told of prompts' features.",
+            multiprocess_mode="livemax",
+        )
         self.coverage = Gauge(
             "lengthwise_interval_coverage",
             "Share of the last answers inside their predicted 80 % interval.",

@@ -48,13 +48,13 @@ class Hints:
     """What the scheduler is told of a sequence beside the sequence itself.
 
     ``quantiles`` and ``shadow`` are tokens at the predictor's levels, as it said them;
-    ``features`` (with their ``contract``) and ``text_id``, under which the API process keeps the
-    prompt's text, are for the request log only. ``whole`` is absent where the client's request is
-    this one sequence. ``downgraded`` means served without promises: ``promised`` is then best
-    effort. ``textless``: there was nothing to predict on. ``fleet_key`` is the name by which a
-    router over several engines knows it, ``reestimate_key`` the one under which a better estimate
-    may follow (``wire.reestimate``). ``may_stop``: a stop string may end it, and the API process
-    says so then (``wire.left_early``).
+    ``features`` (with their ``contract``) are what it read; ``text_id``, under which the API
+    process keeps the prompt's text, is for the request log only. ``whole`` is absent where the
+    client's request is this one sequence. ``downgraded`` means served without promises:
+    ``promised`` is then best effort. ``textless``: there was nothing to predict on. ``fleet_key``
+    is the name by which a router over several engines knows it, ``reestimate_key`` the one under
+    which a better estimate may follow (``wire.reestimate``). ``may_stop``: a stop string may end
+    it, and the API process says so then (``wire.left_early``).
     """
 
     slo: Slo = field(default_factory=Slo)
@@ -80,9 +80,7 @@ class Hints:
 
     def for_planning(self) -> Hints:
         """Without what only the request log reads."""
-        return replace(
-            self, features=None, contract=None, shadow=None, shadow_version=None, text_id=None
-        )
+        return replace(self, shadow=None, shadow_version=None, text_id=None)
 
     def to_xargs(self) -> dict[str, Any]:
         """Flat keys, sealed, that ``from_xargs`` reads back; absent is what was not said."""

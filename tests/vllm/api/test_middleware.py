@@ -61,7 +61,7 @@ def test_what_only_the_server_may_say_is_stripped():
 
 def test_the_prediction_travels_as_it_was_said():
     """The engine clips it for planning; what is logged and judged is the prediction itself."""
-    client = Client(WordPredictor(), predictor_version="models:/m/3")
+    client = Client(WordPredictor(), predictor_version="models:/m/3", length_residual=False)
     xargs = client.xargs({"prompt": "one two three", "max_tokens": 45})
     assert xargs["pred_quantiles"] == pytest.approx([30 * (1 + level) for level in LEVELS])
     assert xargs["pred_version"] == "models:/m/3"
@@ -85,12 +85,16 @@ def test_lengths_decide_where_the_prediction_comes_from():
     assert "pred_quantiles" not in Client(WordPredictor(), lengths="none").xargs(body)
 
 
-def test_features_are_sent_for_the_log_only_when_asked(tmp_path):
-    xargs = Client(WordPredictor(), request_log=str(tmp_path)).xargs({"prompt": "one two"})
-    assert xargs["lw_features"] == [2.0, 0.0]
-    assert xargs["lw_contract"] == "words"
-    quiet = Client(WordPredictor(), request_log=str(tmp_path), log_features=False)
-    assert not {"lw_features", "lw_text_id"} & set(quiet.xargs({"prompt": "one two"}))
+def test_features_are_sent_where_somebody_reads_them(tmp_path):
+    """The residual does, and a log that is to keep them."""
+    log = {"request_log": str(tmp_path)}
+    for settings in ({}, {"length_residual": False, **log}, {"log_features": False, **log}):
+        xargs = Client(WordPredictor(), **settings).xargs({"prompt": "one two"})
+        assert xargs["lw_features"] == [2.0, 0.0]
+        assert xargs["lw_contract"] == "words"
+    for settings in ({}, {"log_features": False, **log}):
+        quiet = Client(WordPredictor(), length_residual=False, **settings)
+        assert not {"lw_features", "lw_text_id"} & set(quiet.xargs({"prompt": "one two"}))
 
 
 @pytest.mark.parametrize("inline", [False, True])

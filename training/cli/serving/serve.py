@@ -74,6 +74,10 @@ def serve(
     reader_budget_ms: Annotated[
         float, typer.Option(min=0, help="Longest wait for a predictor's causal reader; 0: none.")
     ] = 2000.0,
+    length_residual: Annotated[
+        bool,
+        typer.Option(help="Mend learned lengths by what answers tell of prompts' features."),
+    ] = True,
     request_log: Annotated[
         Path | None, typer.Option(help="Directory for one row per finished request.")
     ] = None,
@@ -176,6 +180,7 @@ def serve(
             "lengths": lengths or ("learned" if resolved else "none"),
             "plan_budget_ms": plan_budget_ms,
             "reader_budget_ms": reader_budget_ms,
+            "length_residual": length_residual,
             "max_wait_s": max_wait,
             "slo_table": read_slo_table(slo_table) if slo_table else {},
             "profile": profile or emulate,

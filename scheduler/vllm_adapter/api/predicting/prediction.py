@@ -136,7 +136,7 @@ class PredictionService:
             timeout_s=settings.predict_timeout_ms / 1e3,
             outcomes=metrics.predictions,
             latency=metrics.predict,
-            with_features=settings.request_log is not None and settings.log_features,
+            with_features=settings.needs_features,
         )
         metrics.show_version("champion", served.version, before)
 

@@ -24,16 +24,21 @@ _LONGEST_ID = 256
 
 
 class OutcomeRecorder:
-    """Takes each ended request once; the log is optional."""
+    """Takes each ended request once; the log is optional, and features in it."""
 
     def __init__(
-        self, levels: FloatArray, metrics: EngineMetrics, log: RequestLogWriter | None
+        self,
+        levels: FloatArray,
+        metrics: EngineMetrics,
+        log: RequestLogWriter | None,
+        logs_features: bool = True,
     ) -> None:
         self._levels = levels
         self._level_names = [f"{level:g}" for level in levels]
         self._median = int(np.argmin(np.abs(levels - 0.5)))
         self._metrics = metrics
         self._log = log
+        self._logs_features = logs_features
         self._counted_dropped = 0
         self.tallies: Counter[tuple[str, str]] = Counter()
         self.tenants = TenantTallies(metrics)
@@ -185,8 +190,8 @@ class OutcomeRecorder:
             "predictor": tracked.predictor,
             "policy": policy,
             "lengths": lengths,
-            "feature_contract": tracked.feature_contract,
-            "features": tracked.features,
+            "feature_contract": tracked.feature_contract if self._logs_features else None,
+            "features": tracked.features if self._logs_features else None,
             "text_id": tracked.text_id,
             "whole_id": None if tracked.whole is None else tracked.whole.whole_id,
             "tenant": tracked.tenant,

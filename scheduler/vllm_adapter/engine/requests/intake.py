@@ -15,7 +15,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.slo import SloTable
-from lengthwise.predictor.serving.correction import OnlineCorrection, at_level
+from lengthwise.predictor.serving.correction import at_level
+from lengthwise.predictor.serving.online_lengths import TOLD_LEVELS, FeatureRow, OnlineLengths
 from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import Tracked
 from lengthwise.scheduler.vllm_adapter.priors import LengthPriors
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import TOLD_LENGTHS, clip_to_max_tokens
@@ -23,7 +24,6 @@ from lengthwise.scheduler.vllm_adapter.wire.hints import DOWNGRADED, Hints, OnFa
 
 # An arrival stamped by the API process more than this ago, or in the future, is a clock's fault.
 _LONGEST_TRANSIT_S = 60.0
-_TOLD_LEVELS = (0.1, 0.5, 0.9)  # what a correction learns from
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Arrival:
 class Intake:
     """Builds ``Tracked`` rows; ``lengths`` and ``priors`` may be switched while serving.
 
-    Learned lengths pass through ``correction``, which follows a served model that talks more or
-    less than the one its predictor was trained on.
+    Learned lengths pass through ``online``, which follows a served model that answers otherwise
+    than the one its predictor was trained on.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Intake:
         self.version: str | None = None  # of the predictor, once it was switched
         self._table_before = table
         self.lengths = lengths
-        self.correction = OnlineCorrection()
+        self.online = OnlineLengths()
         self.without_text = 0  # requests that gave nothing to predict on, which is nobody's fault
         self._on_fallback = on_fallback
 
@@ -67,20 +67,22 @@ class Intake:
         self._table_before, self.table = self.table, table
 
     def switch_predictor(self, priors: LengthPriors, directory: str, version: str | None) -> None:
-        """Follow another predictor: its priors, and a correction that starts afresh."""
+        """Follow another predictor: its priors, and what answers tell of it, afresh."""
         self.priors, self.predictor_dir, self.version = priors, directory, version
-        self.forget_correction()
+        self.forget_lengths()
 
-    def forget_correction(self) -> None:
+    def forget_lengths(self) -> None:
         """Learn the served model's lengths anew."""
-        self.correction = OnlineCorrection()
+        self.online = OnlineLengths()
 
     def note_length(self, tracked: Tracked, output_tokens: int, cut: bool) -> None:
         """Learn from a finished answer; one cut at ``max_tokens`` was at least that long."""
         if self._corrigible(tracked.length_source, tracked.predictor) and output_tokens > 0:
             levels = self.priors.levels
-            quantiles = [at_level(level, levels, tracked.predicted) for level in _TOLD_LEVELS]
-            self.correction.update(quantiles, output_tokens, tracked.slo.slo_class, cut)
+            quantiles = [at_level(level, levels, tracked.predicted) for level in TOLD_LEVELS]
+            self.online.update(
+                quantiles, output_tokens, tracked.slo.slo_class, cut, _feature_row(tracked)
+            )
 
     def long_answer(self, tracked: Tracked) -> float:
         """The length that one answer in ten was expected to exceed, tokens."""
@@ -162,7 +164,7 @@ class Intake:
         """These lengths, corrected and within what the request allows."""
         if self._corrigible(tracked.length_source, tracked.predictor):
             levels, slo_class = self.priors.levels, tracked.slo.slo_class
-            quantiles = self.correction.correct(quantiles, levels, slo_class)
+            quantiles = self.online.correct(quantiles, levels, slo_class, _feature_row(tracked))
         quantiles = clip_to_max_tokens(quantiles, tracked.max_tokens)
         if tracked.min_tokens > 1:
             quantiles = np.maximum(quantiles, float(tracked.min_tokens))
@@ -186,3 +188,13 @@ class Intake:
         if source != "learned" or version in TOLD_LENGTHS:
             return False
         return self.version is None or version == self.version
+
+
+def _feature_row(tracked: Tracked) -> FeatureRow | None:
+    """What the predictor read of the prompt, (f,); None where that is not known."""
+    if tracked.features is None:
+        return None
+    try:
+        return np.array(tracked.features, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return None

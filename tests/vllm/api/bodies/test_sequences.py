@@ -110,7 +110,7 @@ def test_a_told_length_teaches_nobody_and_is_not_logged_as_a_prediction_of_ours(
         told = {"pred_quantiles": [50.0] * 12, "pred_version": "fixed"}
         engine.add(make_request(f"r{i}", slo_class="chat", **told), 10)
     engine.run()
-    assert engine.scheduler.core.intake.correction.learned() == {}
+    assert engine.scheduler.core.intake.online.correction.learned() == {}
 
 
 # -- at the waist -------------------------------------------------------------------------------
