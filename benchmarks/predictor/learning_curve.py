@@ -36,10 +36,8 @@ def halves(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table[first].reset_index(drop=True), table[~first].reset_index(drop=True)
 
 
-def online(
-    foreign: LengthPredictor, seen: pd.DataFrame, test: pd.DataFrame, *, residual: bool
-) -> LengthDistribution:
-    """What is said of the test side once the seen rows have been served one after the other."""
+def taught(foreign: LengthPredictor, seen: pd.DataFrame, *, residual: bool) -> OnlineLengths:
+    """What a server has learned that has answered these one after the other."""
     lengths = OnlineLengths()
     rows, said = asked(foreign, seen)
     told = np.column_stack([said.quantile(level) for level in TOLD_LEVELS]).tolist()
@@ -52,10 +50,17 @@ def online(
         misses = lengths.to_fit()
         if misses is not None:
             lengths.adopt(refit(misses))
-    rows, said = asked(foreign, test)
-    each = zip(said.quantiles, test["slo_class"], rows, strict=True)
-    mended = [lengths.correct(row, said.levels, name, features) for row, name, features in each]
-    return LengthDistribution.from_rows(said.levels.tolist(), np.stack(mended))
+    return lengths
+
+
+def mended(
+    foreign: LengthPredictor, lengths: OnlineLengths, table: pd.DataFrame
+) -> LengthDistribution:
+    """What a server plans with for prompts, once it has learned that."""
+    rows, said = asked(foreign, table)
+    each = zip(said.quantiles, table["slo_class"], rows, strict=True)
+    found = [lengths.correct(row, said.levels, name, features) for row, name, features in each]
+    return LengthDistribution.from_rows(said.levels.tolist(), np.stack(found))
 
 
 def asked(predictor: LengthPredictor, table: pd.DataFrame) -> tuple[np.ndarray, LengthDistribution]:
@@ -65,26 +70,42 @@ def asked(predictor: LengthPredictor, table: pd.DataFrame) -> tuple[np.ndarray, 
     return np.nan_to_num(rows), predictor.predict(prompts, classes, rows=rows)
 
 
-def curve(pack: str, foreign: str, seed: int, jobs: int) -> list[dict[str, Any]]:
-    """A line for each number of finished requests."""
+def new_model(
+    pack: str, foreign: str, seed: int, jobs: int
+) -> tuple[LengthPredictor, pd.DataFrame, pd.DataFrame]:
+    """A predictor of the foreign model, and the new one's answers: those that it gives while it is
+    served, in random order, and the test side."""
     known = split_table(load_table(foreign), seed=seed)
     theirs = {side: halves(known[side], seed)[0] for side in ("train", "calibration")}
     predictor = fit_predictor(theirs["train"], theirs["calibration"], seed=seed, n_jobs=jobs)
     parts = split_table(load_table(pack), seed=seed)
-    test, stream = parts["test"], halves(parts["train"], seed)[1]
+    stream = halves(parts["train"], seed)[1]
     order = np.random.default_rng(seed).permutation(len(stream))
+    return predictor, stream.iloc[order].reset_index(drop=True), parts["test"]
+
+
+def retrained(seen: pd.DataFrame, seed: int, jobs: int) -> LengthPredictor:
+    """Learned from the finished requests alone."""
+    cut = int(0.8 * len(seen))
+    return fit_predictor(seen.iloc[:cut], seen.iloc[cut:], seed=seed, n_jobs=jobs)
+
+
+def curve(pack: str, foreign: str, seed: int, jobs: int) -> list[dict[str, Any]]:
+    """A line for each number of finished requests."""
+    predictor, stream, test = new_model(pack, foreign, seed, jobs)
     lines = []
     for size in SIZES:
         note(f"{pack} seed {seed} {size}")
-        seen = stream.iloc[order[:size]].reset_index(drop=True)
-        level = evaluate_distribution(test, online(predictor, seen, test, residual=False))
-        both = evaluate_distribution(test, online(predictor, seen, test, residual=True))
+        seen = stream.iloc[:size]
+        level, both = (
+            evaluate_distribution(
+                test, mended(predictor, taught(predictor, seen, residual=residual), test)
+            )
+            for residual in (False, True)
+        )
         own: dict[str, Any] = {}
         if len(seen) >= LEAST_TO_TRAIN:
-            cut = int(0.8 * len(seen))
-            own = evaluate(
-                fit_predictor(seen.iloc[:cut], seen.iloc[cut:], seed=seed, n_jobs=jobs), test
-            )
+            own = evaluate(retrained(seen, seed, jobs), test)
         ways = {"level": level, "online": both, "retrained": own}
         lines.append(
             {"seed": seed, "finished": len(seen)}

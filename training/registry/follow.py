@@ -81,7 +81,8 @@ class FileKeeper:
     """Keeps the live file of `lengthwise serve`: the registry's aliases, and files on SIGHUP.
 
     ``readers`` are what a SIGHUP reads anew: each gives fields of the live state and raises
-    InputError where a file is wrong, which leaves those fields as they are.
+    InputError where a file is wrong, which leaves those fields as they are. ``beside`` is called
+    at every look.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class FileKeeper:
         say: Say,
         readers: tuple[Callable[[], dict[str, Any]], ...] = (),
         poll_s: float = DEFAULT_POLL_S,
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beside = beside
         self.poll_s = poll_s
         self._follower = follower
         self._say = say
@@ -111,6 +114,7 @@ class FileKeeper:
             self._say(f"live file: {shown_change(before, state)}")
         elif reread:
             self._say("live file: nothing has changed")
+        self._beside()
 
 
 def follow(

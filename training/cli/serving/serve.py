@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,6 +88,14 @@ def serve(
     request_log_max_age_days: Annotated[
         float | None, typer.Option(help="Files of the log older than this go.")
     ] = None,
+    learn: Annotated[
+        bool,
+        typer.Option(
+            "--learn",
+            help="Train on the request log as it grows, in a process of lowest priority, and "
+            "promote what is no worse for the SLOs.",
+        ),
+    ] = False,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Keep the prompts' text in the request log.")
     ] = False,
@@ -216,21 +225,37 @@ def serve(
         readers.append(lambda: {"slo_table": read_slo_table(slo_table)})
     if policy_file is not None:
         readers.append(lambda: read_policy_file(policy_file))
-    keeper = FileKeeper(
-        Follower(workspace, say, alias) if alias else None, say, tuple(readers), poll_s
-    )
-    if instances > 1:
-        raise typer.Exit(serve_instances(model, settings, vllm_args, instances, workspace, keeper))
-    raise typer.Exit(
-        serve_forever(
-            model,
-            settings,
-            vllm_args,
-            cache_dir=workspace.cache,
-            keeper=keeper,
-            emulate=device,
-        )
-    )
+    with learning(request_log if learn else None, workspace, say) as look:
+        follower = Follower(workspace, say, alias) if alias else None
+        keeper = FileKeeper(follower, say, tuple(readers), poll_s, look)
+        if instances > 1:
+            code = serve_instances(model, settings, vllm_args, instances, workspace, keeper)
+        else:
+            code = serve_forever(
+                model,
+                settings,
+                vllm_args,
+                cache_dir=workspace.cache,
+                keeper=keeper,
+                emulate=device,
+            )
+    raise typer.Exit(code)
+
+
+@contextmanager
+def learning(
+    log: Path | None, workspace: Workspace, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """What is to be called now and then for `--learn`; nothing without a log to learn from."""
+    from lengthwise.training.train.on_its_own import SelfTraining, starter
+
+    if log is None:
+        yield lambda: None
+        return
+    output = workspace.cache / "learning.log"
+    say(f"learning from {log}; what the trainings print is in {output}")
+    with closing(SelfTraining(log.absolute(), say, starter(output))) as training:
+        yield training.look
 
 
 def serve_instances(

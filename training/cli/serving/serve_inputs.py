@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.training.cli.pairs import NO_PREDICTOR, refuse
+from lengthwise.training.registry.model_names import CHAMPION, DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def check_options(ctx: Any) -> None:
     if given["request_log"] is None:
         names = ("request_log_max_mb", "request_log_max_age_days")
         refuse(ctx, names, "there is no request log without --request-log DIR")
+    if given["learn"]:
+        check_learning(given["request_log"], given["predictor"])
     if given["policy_file"] is not None:
         refuse(ctx, ("policy",), f"and --policy-file {given['policy_file']}: give one of them")
     if not given["fair_tenants"]:
@@ -37,6 +40,19 @@ def check_options(ctx: Any) -> None:
         raise InputError(
             f"--lengths {lengths} are a predictor's, got --predictor {NO_PREDICTOR}: name one, or "
             "take lengths none"
+        )
+
+
+def check_learning(request_log: Path | None, predictor: str) -> None:
+    """InputError where `--learn` has nothing to learn from, or nobody would take what it makes."""
+    from lengthwise.training.registry.follow import followed_alias
+
+    if request_log is None:
+        raise InputError("--learn learns from the request log: give --request-log DIR")
+    if predictor == NO_PREDICTOR or followed_alias(predictor) != CHAMPION:
+        raise InputError(
+            f"--learn promotes new versions to {DEFAULT_PREDICTOR}, which this server does not "
+            f"follow: got --predictor {predictor}"
         )
 
 
