@@ -6,6 +6,7 @@ Those that talk to a server run in tests/vllm/live/test_example_clients.py.
 import configparser
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -58,7 +59,7 @@ def test_the_crontab_has_one_line_whose_commands_exist():
     )  # fmt: skip
     words = shlex.split(command)
     inner = words[words.index("-c") + 1]
-    for part in inner.split("&&"):
+    for part in re.split(r"&&|;", inner):
         assert_it_parses(shlex.split(part))
 
 

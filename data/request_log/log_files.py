@@ -13,7 +13,7 @@ from lengthwise.data.lines import CutShortError, Watch, parse_line, read_lines
 from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row, normal_row
 from lengthwise.data.skipped import Skipped
 
-_OURS = frozenset({"server.json"})
+_OURS = frozenset({"server.json", "learned.json"})
 _SLACK_S = 3600.0  # by which clocks and late writes may differ
 
 

@@ -32,7 +32,7 @@ class Commands:
         self.started, self.children = [], []
 
     def __call__(self, arguments):
-        self.started.append(arguments[0])
+        self.started.append(list(arguments))
         self.children.append(Child())
         return self.children[-1]
 
@@ -52,30 +52,64 @@ def said():
     return []
 
 
+def names(commands):
+    return [arguments[0] for arguments in commands.started]
+
+
 def write(log, rows, name="requests-1.jsonl"):
     with (log / name).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"request_id": str(i)}) + "\n" for i in range(rows))
 
 
-def test_it_trains_at_a_thousand_rows_then_at_twice_as_many(log, said):
+def test_it_trains_at_a_thousand_rows_and_judges_by_those_that_came_since(log, said):
     commands = Commands()
     training = SelfTraining(log, said.append, commands)
-    for rows, expected in ((999, 0), (1, 1), (0, 1)):
+    for rows, expected in ((999, 0), (1, 1), (0, 1), (300, 1)):
         write(log, rows)
         training.look()
         assert len(commands.started) == expected
     commands.end(0)
     training.look()
-    assert commands.started == ["train", "promote"]
+    training.look()
+    assert commands.started[1] == ["promote", "--from-log", str(log), "--requests", "300"]
     commands.end(0)
     training.look()
     assert "champion" in said[-1]
-    write(log, 999)
+
+
+def test_the_next_training_is_at_twice_as_many(log, said):
+    commands = Commands()
+    training = SelfTraining(log, said.append, commands, first_rows=400)
+    write(log, 400)
     training.look()
-    assert len(commands.started) == 2
+    commands.end(0)
+    training.look()
+    assert "next 100 requests" in said[-1]
+    write(log, 99)
+    training.look()
+    assert names(commands) == ["train"]
     write(log, 1)
     training.look()
-    assert commands.started[2:] == ["train"]
+    assert names(commands) == ["train", "promote"]
+    commands.end(0)
+    for rows, expected in ((299, 2), (1, 3)):
+        write(log, rows)
+        training.look()
+        assert len(commands.started) == expected
+    assert names(commands)[-1] == "train"
+
+
+def test_a_version_that_waits_to_be_judged_is_judged_after_a_restart(log, said):
+    commands = Commands()
+    training = SelfTraining(log, said.append, commands, first_rows=400)
+    write(log, 400)
+    training.look()
+    commands.end(0)
+    training.look()
+    write(log, 120)
+    again = SelfTraining(log, said.append, commands, first_rows=400)
+    again.look()
+    assert commands.started[-1][-2:] == ["--requests", "120"]
 
 
 @pytest.mark.parametrize(
@@ -84,19 +118,20 @@ def test_it_trains_at_a_thousand_rows_then_at_twice_as_many(log, said):
 )
 def test_what_fails_or_is_refused_is_said_and_tried_again_with_more_rows(log, said, codes, word):
     commands = Commands()
-    training = SelfTraining(log, said.append, commands, first_rows=10)
-    write(log, 10)
+    training = SelfTraining(log, said.append, commands, first_rows=400)
+    write(log, 400)
     training.look()
     for code in codes:
         commands.end(code)
+        write(log, 100)
         training.look()
     assert word in said[-1]
+    started = len(commands.started)
     training.look()
-    assert len(commands.started) == len(codes)
-    write(log, 10)
+    assert len(commands.started) == started
+    write(log, 400)
     training.look()
-    assert commands.started[-1] == "train"
-    assert len(commands.started) == len(codes) + 1
+    assert names(commands)[started:] == ["train"]
 
 
 def test_nothing_is_counted_twice_over_restarts_and_files_that_go(log):
@@ -112,13 +147,16 @@ def test_nothing_is_counted_twice_over_restarts_and_files_that_go(log):
     (log / "requests-1.jsonl").unlink()
     write(log, 1, "requests-2.jsonl")
     assert again.count() == 43
+    assert again.since_training == 13
     assert not again.due(14)
-    assert again.due(13) is False
+    assert not again.due(10)
     again.trained = 0
     assert again.due(43)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": "many"}', '{"rows": 1, "trained": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"rows": "many"}', '{"rows": 1, "trained": 2}', '{"read": 3}']
+)
 def test_a_broken_note_of_what_was_learned_begins_anew(log, text):
     (log / STATE_FILE).write_text(text, encoding="utf-8")
     growth = LogGrowth.of(log)

@@ -3,11 +3,11 @@
 The commands are those an operator would type, in processes of lowest priority beside the server:
 
     lengthwise train --from-log LOG --alias challenger --no-decision
-    lengthwise promote --from-log LOG
+    lengthwise promote --from-log LOG --requests N
 
-after 1,000 answered requests and then whenever their number has doubled, or grown by 20,000. Who
-follows the champion's alias then serves with the new version. From the first request on until then
-the residual (`predictor.serving.residual`) mends what a foreign predictor says.
+The first after 1,000 requests and then whenever their number has doubled, or grown by 20,000; the
+second on the N requests that came since, a quarter of those at least: none of them was learned
+from. Until then the residual (`predictor.serving.residual`) mends what a foreign predictor says.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from typing import Protocol
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
 from lengthwise.data.request_log import FILE_PATTERN
+from lengthwise.training.bench.judge import LEAST_REQUESTS
 from lengthwise.training.registry.model_names import CHALLENGER
 
 FIRST_ROWS = 1_000
 MOST_MORE_ROWS = 20_000
+MOST_REQUESTS = 2_000  # judged by
 STATE_FILE = "learned.json"  # in the log's folder
 _PIECE_BYTES = 1 << 20
 _PROMOTE_REFUSED = 1
+_JUDGED_SHARE = 0.25  # of as many requests as were learned from
 
 Say = Callable[[str], None]
 
@@ -55,22 +58,25 @@ Start = Callable[[Sequence[str]], Child]
 class LogGrowth:
     """How many rows a log has had, those of files that went since included.
 
-    ``trained`` is their number when a training last began; it is kept in the log's folder, as a
-    server that starts again goes on with the same log.
+    ``trained`` is their number when a training last began, ``unjudged`` whether its version waits
+    to be judged. All of it is kept in the log's folder, as a server that starts again goes on with
+    the same log.
     """
 
     folder: Path
     rows: int = 0
     trained: int = 0
+    unjudged: bool = False
     _read: dict[str, int] = field(default_factory=dict)  # bytes by file
 
     @classmethod
     def of(cls, folder: Path) -> LogGrowth:
         """As it was left; from nothing where that cannot be read."""
-        with suppress(InputError, OSError, KeyError, TypeError, ValueError):
+        with suppress(InputError, OSError, AttributeError, KeyError, TypeError, ValueError):
             document = read_object(folder / STATE_FILE, "learned rows")
             read = {str(name): int(size) for name, size in document["read"].items()}
-            return cls(folder, int(document["rows"]), int(document["trained"]), read)
+            rows, trained = int(document["rows"]), int(document["trained"])
+            return cls(folder, rows, trained, document["unjudged"] is True, read)
         return cls(folder)
 
     def count(self) -> int:
@@ -87,15 +93,26 @@ class LogGrowth:
         self._read = read
         return self.rows
 
+    @property
+    def since_training(self) -> int:
+        """Rows that no training knows."""
+        return self.rows - self.trained
+
     def due(self, first_rows: int) -> bool:
         """Whether so much has come since the last training that another is worth it."""
-        more = min(max(first_rows, self.trained), MOST_MORE_ROWS)
-        return self.rows >= self.trained + more
+        return self.since_training >= min(max(first_rows, self.trained), MOST_MORE_ROWS)
 
     def begun(self) -> None:
         """A training of these rows begins."""
         self.trained = self.rows
-        document = {"rows": self.rows, "trained": self.trained, "read": self._read}
+        self.note(unjudged=False)
+
+    def note(self, *, unjudged: bool) -> None:
+        """Keep how far this has come."""
+        self.unjudged = unjudged
+        document = {
+            "rows": self.rows, "trained": self.trained, "unjudged": unjudged, "read": self._read
+        }  # fmt: skip
         with suppress(OSError):  # a full disk only costs a training too many after the next start
             write_whole(self.folder / STATE_FILE, json.dumps(document))
 
@@ -108,38 +125,57 @@ class SelfTraining:
         self._say = say
         self._start = start
         self._first_rows = first_rows
-        self._child: Child | None = None
-        self._promoting = False
+        self._running: tuple[Child, Callable[[int], None]] | None = None
         self._log = str(log)
 
     def look(self) -> None:
-        """Begin what is due, go on with what has ended."""
-        if self._child is not None:
-            code = self._child.poll()
-            if code is not None:
-                self._child = None
-                self._ended(code)
-            return
-        rows = self._growth.count()
-        if self._growth.due(self._first_rows):
-            self._growth.begun()
-            self._say(f"learning: training on {rows:,} requests of {self._log}")
-            self._promoting = False
-            alias = ("--alias", CHALLENGER)
-            self._child = self._start(["train", "--from-log", self._log, *alias, "--no-decision"])
+        """Go on with what has ended, begin what is due."""
+        if self._running is not None:
+            child, ended = self._running
+            code = child.poll()
+            if code is None:
+                return
+            self._running = None
+            ended(code)
+        growth = self._growth
+        growth.count()
+        if growth.unjudged and growth.since_training >= self._needed_to_judge:
+            self._promote()
+        elif not growth.unjudged and growth.due(self._first_rows):
+            self._train()
 
     def close(self) -> None:
         """End what runs."""
-        if self._child is not None:
-            self._child.terminate()
+        if self._running is not None:
+            self._running[0].terminate()
 
-    def _ended(self, code: int) -> None:
-        if not self._promoting and code == 0:
-            self._promoting = True
-            self._child = self._start(["promote", "--from-log", self._log])
-        elif not self._promoting:
+    @property
+    def _needed_to_judge(self) -> int:
+        return min(max(int(_JUDGED_SHARE * self._growth.trained), LEAST_REQUESTS), MOST_REQUESTS)
+
+    def _train(self) -> None:
+        self._growth.begun()
+        self._say(f"learning: training on the {self._growth.trained:,} requests of {self._log}")
+        alias = ("--alias", CHALLENGER)
+        command = ["train", "--from-log", self._log, *alias, "--no-decision"]
+        self._running = self._start(command), self._trained
+
+    def _trained(self, code: int) -> None:
+        if code == 0:
+            self._growth.note(unjudged=True)
+            more = self._needed_to_judge
+            self._say(f"learning: trained; judged by the next {more:,} requests")
+        else:
             self._say(f"learning: the training failed (exit {code}); the next one after more rows")
-        elif code == 0:
+
+    def _promote(self) -> None:
+        self._growth.note(unjudged=False)
+        fresh = min(self._growth.since_training, MOST_REQUESTS)
+        command = ["promote", "--from-log", self._log, "--requests", str(fresh)]
+        self._running = self._start(command), self._judged
+
+    def _judged(self, code: int) -> None:
+        if code == 0:
             self._say("learning: the new version is champion")
         elif code == _PROMOTE_REFUSED:
             self._say("learning: the new version is no better for the SLOs; the old one stays")
