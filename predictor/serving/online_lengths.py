@@ -11,6 +11,7 @@ of a second, so it is done elsewhere:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ TOLD_LEVELS = (0.1, 0.5, 0.9)  # of a prediction, what is learned from
 FIRST_ROWS = 60
 _MORE, _LEAST_MORE, _MOST_MORE = 0.25, 20, 500  # rows until the next fit
 _CORRECTED_ANEW = 400  # rows that a correction is learned from after a fit
+_MOST_LATE = 2_000  # that came while one was made
 
 FeatureRow = NDArray[np.float32]
 
@@ -60,7 +62,11 @@ def refit(misses: Misses) -> Refit:
             misses.classes[i],
             bool(misses.censored[i]),
         )
-    return Refit(None if found is None else found[0], correction)
+    if found is None:
+        return Refit(None, correction)
+    # compiles what the engine's loop will call, where that has not been done on this machine
+    found[0].shift(misses.features[-1], misses.predicted[-1].tolist(), None)
+    return Refit(found[0], correction)
 
 
 class OnlineLengths:
@@ -78,7 +84,7 @@ class OnlineLengths:
         self.fits = 0
         self._recent = _Recent(window)
         self._next_fit = FIRST_ROWS
-        self._since_asked: list[_Told] = []
+        self._since_asked: deque[_Told] = deque(maxlen=_MOST_LATE)
 
     def update(
         self,
@@ -107,9 +113,10 @@ class OnlineLengths:
         features: FeatureRow | None = None,
     ) -> Floats:
         """Mended quantiles of one request, (q,), at least one token."""
-        predicted = [at_level(level, levels, quantiles) for level in TOLD_LEVELS]
-        shift = self._shift(predicted, slo_class, features)
-        return self.correction.correct(_shifted(quantiles, shift), levels, slo_class)
+        if self.residual is not None and features is not None:
+            predicted = [at_level(level, levels, quantiles) for level in TOLD_LEVELS]
+            quantiles = _shifted(quantiles, self._shift(predicted, slo_class, features))
+        return self.correction.correct(quantiles, levels, slo_class)
 
     def to_fit(self) -> Misses | None:
         """What a fit learns from, once there is enough that the last one did not know."""

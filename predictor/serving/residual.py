@@ -33,6 +33,7 @@ _LEAST_SCALE = 0.2  # log-tokens
 _WIDTH_OF_SCALE = 2.563  # .1 to .9 of a normal distribution, in standard deviations
 _FARTHEST = 3.0  # standard deviations of a feature
 _LEAST_OF_CLASS = 10  # rows
+_LEAST_KNOWN = 30  # rows whose length is not only bounded
 _LEAST_LEFT = 0.05  # of a row's own weight in its fit
 
 
@@ -84,6 +85,9 @@ class Residual:
 
 def fit_residual(misses: Misses) -> tuple[Residual, Floats] | None:
     """A residual, and the shift (n,) of every row by the others; None where none is believed."""
+    known = ~misses.censored
+    if known.sum() < _LEAST_KNOWN:
+        return None
     logs = np.log(misses.predicted)
     widths = logs[:, 2] - logs[:, 0]
     squashed = squash(misses.features)
@@ -98,12 +102,12 @@ def fit_residual(misses: Misses) -> tuple[Residual, Floats] | None:
         level.shape[1],
         np.log(misses.output_tokens) - logs[:, 1],
         np.maximum(widths / _WIDTH_OF_SCALE, _LEAST_SCALE),
-        ~misses.censored,
+        known,
     )
     weights = regression.row_weights(_PENALTIES[len(_PENALTIES) // 2])
     fits = [regression.fit(penalty, weights) for penalty in _PENALTIES]
     found, left_out = min(fits, key=lambda fit: regression.errors(fit[1]).mean())
-    by_class = _medians(misses.classes, names, regression.ratios, regression.known)
+    by_class = _medians(misses.classes, names, regression.ratios, known)
     gains = regression.errors(by_class) - regression.errors(left_out)
     needed = _LEAST_GAIN * gains.std() / np.sqrt(len(gains))
     if not (np.isfinite(found).all() and gains.mean() > needed):
@@ -202,7 +206,7 @@ def _medians(
     classes: Sequence[str], names: Sequence[str], ratios: Floats, known: NDArray[np.bool_]
 ) -> Floats:
     """The median ratio of each row's class, (n,); of all rows where the class has few."""
-    out = np.full(len(ratios), np.median(ratios[known]) if known.any() else 0.0)
+    out = np.full(len(ratios), np.median(ratios[known]))
     for name in names:
         of_class = np.asarray(classes, str) == name
         if (of_class & known).any():

@@ -172,6 +172,12 @@ def test_only_the_last_answers_are_fitted_to():
         OnlineLengths(window=3)
 
 
+def test_bounds_alone_teach_nothing():
+    misses = drawn(np.random.default_rng(11), 200, 0.8)
+    misses.censored[:] = True
+    assert fit_residual(misses) is None
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -87,7 +87,13 @@ class Core:
         priors = load_priors(settings.predictor_dir)
         profile = load_profile(settings.profile or DEFAULT_PROFILE)
         self.planner = Planner(settings, capacity, profile.step_time, metrics)
-        self.intake = Intake(settings.slos, priors, settings.lengths, self.planner.fall_back)
+        self.intake = Intake(
+            settings.slos,
+            priors,
+            settings.lengths,
+            self.planner.fall_back,
+            settings.length_residual,
+        )
         self.intake.predictor_dir = settings.predictor_dir
         self.table = RequestTable(priors.levels, TenantIds(settings.tenant_weights))
         self.reestimates = Reestimates(self.table, self.intake)

@@ -46,11 +46,16 @@ class Intake:
     """Builds ``Tracked`` rows; ``lengths`` and ``priors`` may be switched while serving.
 
     Learned lengths pass through ``online``, which follows a served model that answers otherwise
-    than the one its predictor was trained on.
+    than the one its predictor was trained on, in order too where it ``reads_features``.
     """
 
     def __init__(
-        self, table: SloTable, priors: LengthPriors, lengths: str, on_fallback: OnFault
+        self,
+        table: SloTable,
+        priors: LengthPriors,
+        lengths: str,
+        on_fallback: OnFault,
+        reads_features: bool = True,
     ) -> None:
         self.table = table
         self.priors = priors
@@ -61,6 +66,7 @@ class Intake:
         self.online = OnlineLengths()
         self.without_text = 0  # requests that gave nothing to predict on, which is nobody's fault
         self._on_fallback = on_fallback
+        self._reads_features = reads_features
 
     def switch_table(self, table: SloTable) -> None:
         """Read SLOs by another table; requests on their way still know the classes of the last."""
@@ -81,7 +87,7 @@ class Intake:
             levels = self.priors.levels
             quantiles = [at_level(level, levels, tracked.predicted) for level in TOLD_LEVELS]
             self.online.update(
-                quantiles, output_tokens, tracked.slo.slo_class, cut, _feature_row(tracked)
+                quantiles, output_tokens, tracked.slo.slo_class, cut, self._features(tracked)
             )
 
     def long_answer(self, tracked: Tracked) -> float:
@@ -164,7 +170,8 @@ class Intake:
         """These lengths, corrected and within what the request allows."""
         if self._corrigible(tracked.length_source, tracked.predictor):
             levels, slo_class = self.priors.levels, tracked.slo.slo_class
-            quantiles = self.online.correct(quantiles, levels, slo_class, _feature_row(tracked))
+            features = self._features(tracked)
+            quantiles = self.online.correct(quantiles, levels, slo_class, features)
         quantiles = clip_to_max_tokens(quantiles, tracked.max_tokens)
         if tracked.min_tokens > 1:
             quantiles = np.maximum(quantiles, float(tracked.min_tokens))
@@ -183,18 +190,17 @@ class Intake:
             self._on_fallback("no-prediction", None)
         return self.priors.prior(slo_class), "prior"
 
+    def _features(self, tracked: Tracked) -> FeatureRow | None:
+        """What the predictor read of the prompt, (f,); None where that is not known, or wanted."""
+        if tracked.features is None or not self._reads_features:
+            return None
+        try:
+            return np.array(tracked.features, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            return None
+
     def _corrigible(self, source: str, version: str | None) -> bool:
         """Whether a length came from the predictor served now, not from a client."""
         if source != "learned" or version in TOLD_LENGTHS:
             return False
         return self.version is None or version == self.version
-
-
-def _feature_row(tracked: Tracked) -> FeatureRow | None:
-    """What the predictor read of the prompt, (f,); None where that is not known."""
-    if tracked.features is None:
-        return None
-    try:
-        return np.array(tracked.features, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        return None
