@@ -17,7 +17,11 @@ from lengthwise.training.bench.comparison.workload_source import open_workload
 from lengthwise.training.bench.results.report import write_run
 from lengthwise.training.bench.runners.fleet_runner import fleet_capacity_rps, routed
 from lengthwise.training.bench.runners.simulator_runner import lengths_of
-from lengthwise.training.bench.runners.warped_runner import WarpedRunner, WarpSettings
+from lengthwise.training.bench.runners.warped_runner import (
+    WarpedRunner,
+    WarpSettings,
+    features_of,
+)
 from lengthwise.training.bench.session import (
     BenchReport,
     find_predictor,
@@ -82,6 +86,7 @@ def measure_warped(
         max_wait_s=settings.max_wait_s,
         seed=settings.seed,
     )
+    predictor = load_predictor(resolved)
     directory = workspace.new_run_dir("bench")
     with ExitStack() as stack:
         runner = WarpedRunner(
@@ -92,9 +97,10 @@ def measure_warped(
             device=settings.emulate,
             profile=profiles[0],
             model_dir=build_tiny_model(workspace.cache / TINY_NAME),
-            lengths=lengths_of(load_predictor(resolved)),
+            lengths=lengths_of(predictor),
             settings=warp,
             predictor_dir=None if resolved is None else resolved.directory,
+            features=None if predictor is None else features_of(predictor),
         )
         outcome = compare(
             source,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,11 @@ from lengthwise.training.bench.results.result import Provenance
 from lengthwise.training.bench.runners.modeled import median_tokens, queue_samples, to_records
 from lengthwise.training.bench.runners.simulator_runner import FIXED_SEARCH, KnownLengths
 from lengthwise.training.bench.runners.simulator_runner import plan_times as times_of
+
+if TYPE_CHECKING:
+    from lengthwise.predictor.model import LengthPredictor
+
+KnownFeatures = Callable[[Sequence[WorkloadRequest]], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,9 @@ class WarpedRunner:
     """Plays the requests on emulated engines; stock vLLM is the base.
 
     `device` names their profiles or files, with commas, which the instances take in turn; `profile`
-    is the first. In `predictor_dir` our schedulers find the classes' lengths. Runs do not disturb
-    each other: `compare` may have as many workers as players.
+    is the first. In `predictor_dir` our schedulers find the classes' lengths; `features` are what
+    learned lengths were read from. Runs do not disturb each other: `compare` may have as many
+    workers as players.
     """
 
     provenance: Provenance = "emulated, warped"
@@ -105,6 +111,7 @@ class WarpedRunner:
         lengths: KnownLengths,
         settings: WarpSettings | None = None,
         predictor_dir: Path | None = None,
+        features: KnownFeatures | None = None,
     ) -> None:
         self.profile = profile
         self.settings = settings or WarpSettings()
@@ -117,6 +124,7 @@ class WarpedRunner:
         self._model_dir = model_dir
         self._lengths = lengths
         self._predictor_dir = predictor_dir
+        self._features = features
         self._load = load_average()
         self._outcomes: dict[str, list[JobOutcome]] = defaultdict(list)
         self._players: SimpleQueue[PlayerProcess] = SimpleQueue()
@@ -140,10 +148,13 @@ class WarpedRunner:
         seed = self.settings.seed + repeat
         told = None if arm.is_stock else self._lengths(arm, requests)
         rows = None if told is None else cut_at_max_tokens(told[0], requests)
+        features = None
+        if self._features is not None and arm.lengths == "learned":
+            features = self._features(requests)
         job = Job(
             profile=self._device,
             model_dir=str(self._model_dir),
-            requests=tuple(job_requests(requests, rows)),
+            requests=tuple(job_requests(requests, rows, features)),
             settings=None if arm.is_stock else self._server_settings(arm, seed),
             instances=self.settings.instances,
             route=arm.router or self.settings.route,
@@ -240,14 +251,32 @@ def check_context(requests: Sequence[WorkloadRequest], most_tokens: int) -> None
             )
 
 
-def job_requests(requests: Sequence[WorkloadRequest], rows: np.ndarray | None) -> list[JobRequest]:
-    """The requests as a server's middleware would pass them on, with length quantiles (n, q)."""
+def features_of(predictor: LengthPredictor) -> KnownFeatures:
+    """What the predictor reads of requests' prompts, (n, f)."""
+
+    def rows(requests: Sequence[WorkloadRequest]) -> np.ndarray:
+        classes = [request.slo.slo_class for request in requests]
+        tokens = [request.readable_tokens for request in requests]
+        return predictor.features([request.prompt for request in requests], classes, tokens)
+
+    return rows
+
+
+def job_requests(
+    requests: Sequence[WorkloadRequest],
+    rows: np.ndarray | None,
+    features: np.ndarray | None = None,
+) -> list[JobRequest]:
+    """The requests as a server's middleware would pass them on, with length quantiles (n, q) and
+    what the predictor read (n, f)."""
     made = []
     for index, request in enumerate(requests):
         xargs = dict(request.slo.to_xargs())
         if rows is not None:
             row = np.maximum.accumulate(np.maximum(np.round(rows[index], 2), 1.0))
             xargs["pred_quantiles"] = row.tolist()
+        if features is not None:
+            xargs["lw_features"] = np.nan_to_num(features[index]).tolist()
         made.append(
             JobRequest(
                 arrival_s=request.arrival_s,
