@@ -5,7 +5,7 @@ class `OnlineCorrection` follows from one request to the next. A fit of the resi
 of a second, so it is done elsewhere:
 
     misses = lengths.to_fit()              None while there is too little new
-    lengths.adopt(refit(misses))           once it is done
+    lengths.adopt(refit(misses, lengths.residual is not None))        once it is done
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ class _Told:
     features: FeatureRow | None
 
 
-def refit(misses: Misses) -> Refit:
-    """Fit a residual, and learn the correction from shifts that did not know the row's length."""
-    found = fit_residual(misses)
+def refit(misses: Misses, in_force: bool = False) -> Refit:
+    """Fit a residual, and learn the correction from shifts that did not know the row's length.
+
+    A residual in force stays as long as it gains anything; a new one has to gain surely.
+    """
+    found = fit_residual(misses, 0.0 if in_force else 1.0)
     shifts = np.zeros(len(misses)) if found is None else found[1]
     correction = OnlineCorrection()
     for i in range(max(0, len(misses) - _CORRECTED_ANEW), len(misses)):

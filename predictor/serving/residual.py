@@ -26,7 +26,6 @@ from lengthwise.predictor.distribution import Floats
 MOST_SHIFT = 2.0  # log-tokens
 _PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 _OF_LEVEL, _LEAST_OF_LEVEL = 0.03, 3.0  # the penalty on classes and predictions, of the features'
-_LEAST_GAIN = 1.0  # standard error
 _HUBER = 1.5  # predicted standard deviations
 _REWEIGHTINGS = 3
 _LEAST_SCALE = 0.2  # log-tokens
@@ -83,8 +82,11 @@ class Residual:
         return min(max(level + told, -MOST_SHIFT), MOST_SHIFT)
 
 
-def fit_residual(misses: Misses) -> tuple[Residual, Floats] | None:
-    """A residual, and the shift (n,) of every row by the others; None where none is believed."""
+def fit_residual(misses: Misses, least_gain: float = 1.0) -> tuple[Residual, Floats] | None:
+    """A residual, and the shift (n,) of every row by the others; None where none is believed.
+
+    That is where its mean gain is not above `least_gain` standard errors.
+    """
     known = ~misses.censored
     if known.sum() < _LEAST_KNOWN:
         return None
@@ -109,7 +111,7 @@ def fit_residual(misses: Misses) -> tuple[Residual, Floats] | None:
     found, left_out = min(fits, key=lambda fit: regression.errors(fit[1]).mean())
     by_class = _medians(misses.classes, names, regression.ratios, known)
     gains = regression.errors(by_class) - regression.errors(left_out)
-    needed = _LEAST_GAIN * gains.std() / np.sqrt(len(gains))
+    needed = least_gain * gains.std() / np.sqrt(len(gains))
     if not (np.isfinite(found).all() and gains.mean() > needed):
         return None
     of_level, of_features = np.split(found, [level.shape[1]])

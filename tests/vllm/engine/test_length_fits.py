@@ -115,7 +115,7 @@ def test_odd_features_stop_nobody(features):
 
 
 def test_a_fit_that_fails_is_counted_and_serving_goes_on(monkeypatch):
-    def broken(misses):
+    def broken(misses, in_force):
         raise ValueError("no fit")
 
     monkeypatch.setattr(length_fits, "refit", broken)

@@ -146,7 +146,7 @@ def test_a_real_store_read_only_or_locked_halfway(predictor_dir, tmp_path, monke
     workspace = Workspace(home)
     register(predictor_dir, workspace=workspace)
     with read_only(workspace.mlruns):
-        found = find_predictor("models:/output-length@champion", workspace)
+        found = find_predictor("models:/output-length@champion", workspace, print)
     assert found is not None
     assert found.version == 1
     monkeypatch.setattr(

@@ -177,7 +177,8 @@ def serve(
 
     device = emulated_device(emulate, step_log)
     workspace = Workspace.current()
-    resolved = find_predictor(predictor, workspace)
+    say = partial(console.stderr().print, markup=False, soft_wrap=True)
+    resolved = find_predictor(predictor, workspace, say)
     ordering: dict[str, Any] = {"policy": check_policy(policy)}
     if policy_file is not None:
         ordering = read_policy_file(policy_file)
@@ -210,7 +211,6 @@ def serve(
         | ({} if device is None else {"refit_steps": 0})
     )
     label = resolved.label if resolved else "no predictor"
-    say = partial(console.stderr().print, markup=False, soft_wrap=True)
     if request_log is not None:
         from lengthwise.training.bench.served import write_served
 

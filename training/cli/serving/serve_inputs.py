@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,18 +89,33 @@ def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOption
     return EmulateOptions(profile, step_log=str(step_log.absolute()) if step_log else None)
 
 
-def find_predictor(name: str, workspace: Workspace) -> ResolvedPredictor | None:
-    """The predictor to serve with, loaded once so that a broken one stops the start."""
+def find_predictor(
+    name: str, workspace: Workspace, say: Callable[[str], None]
+) -> ResolvedPredictor | None:
+    """The predictor to serve with, loaded once so that a broken one stops the start.
+
+    A workspace without any version begins with the one that comes with the package.
+    """
     if name == NO_PREDICTOR:
         return None
     from lengthwise.predictor.model import LengthPredictor
     from lengthwise.training.registry.models import resolve_predictor
+    from lengthwise.training.registry.shipped import register_shipped
     from lengthwise.training.registry.store import RegistryError
 
     try:
         resolved = resolve_predictor(name, workspace=workspace)
     except RegistryError as error:
-        raise RegistryError(f"{error} (or serve with --predictor {NO_PREDICTOR})") from error
+        first = None
+        with suppress(RegistryError):
+            first = register_shipped(workspace) if name == DEFAULT_PREDICTOR else None
+        if first is None:
+            raise RegistryError(f"{error} (or serve with --predictor {NO_PREDICTOR})") from error
+        say(
+            f"no version of a predictor yet: {first.model_uri} is the one that comes with the "
+            "package, learned from other models' answers; this one's mend it"
+        )
+        resolved = resolve_predictor(name, workspace=workspace)
     LengthPredictor.load(resolved.directory)
     return resolved
 

@@ -43,10 +43,11 @@ class LengthFits:
         if misses is None:
             return
         self._not_before_s = now_s + _LEAST_BETWEEN_S
+        in_force = lengths.residual is not None
         if self._in_thread:
-            self._work = lengths, self._pool.submit(refit, misses)
+            self._work = lengths, self._pool.submit(refit, misses, in_force)
         else:
-            self._adopt(lengths, refit(misses))
+            self._adopt(lengths, refit(misses, in_force))
 
     def status(self, lengths: OnlineLengths) -> dict[str, Any]:
         """Plain values for the status endpoint."""
