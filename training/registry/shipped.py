@@ -1,7 +1,7 @@
 """The predictor that comes with the package: where a registry has no version, it becomes the first.
 
-It has learned from the answers of several models (`benchmarks/predictor/make_shipped.py`), none of them
-the served one; what the served one's answers tell mends it (`predictor.serving.online_lengths`).
+It has learned from the answers of several models (`benchmarks/predictor/make_shipped.py`), none of
+them the served one, whose answers then mend it (`predictor.serving.online_lengths`).
 """
 
 from __future__ import annotations
