@@ -354,7 +354,7 @@ class Core:
         self.progress.longest_wait_s = 0.0
 
     def update_gauges(self, now_s: float) -> None:
-        """Bring the gauges of ``/metrics`` up to date."""
+        """What is due once a second: the gauges of ``/metrics``, and a fit of the residual."""
         self._gauges_at_s = now_s
         self.conclude_overdue(now_s)
         self.metrics.queued.set(len(self.queue))
