@@ -78,7 +78,8 @@ def test_unknown_models_are_refused(refuses, tmp_path):
         line = refuses("predict", "--model", name, "--input", rows, "--output", tmp_path / "out")
         assert words in line
     assert "not found" in refuses("register", "models:/output-length/4")
-    assert "--predictor none" in refuses("serve", "tiny", "--port", "0")
+    unknown = ("--predictor", "models:/output-length/4")
+    assert "--predictor none" in refuses("serve", "tiny", "--port", "0", *unknown)
 
 
 def test_a_corrupt_predictor_is_refused(refuses, predictor_dir, tmp_path):

@@ -131,7 +131,7 @@ def test_a_read_only_store_is_one_line_for_writers(store, predictor_dir, tmp_pat
 
 
 def test_a_missing_store_is_one_line_for_readers(home):
-    for arguments in (("serve", "tiny"), ("promote", "--dry-run"), ("compare",)):
+    for arguments in (("promote", "--dry-run"), ("compare",)):
         assert "does not exist yet" in refused(*arguments), arguments
     assert not (home / "mlruns").exists()
 
