@@ -49,7 +49,7 @@ def taught(foreign: LengthPredictor, seen: pd.DataFrame, *, residual: bool) -> O
         lengths.update(told[i], float(tokens[i]), classes[i], bool(censored[i]), features)
         misses = lengths.to_fit()
         if misses is not None:
-            lengths.adopt(refit(misses, lengths.residual is not None))
+            lengths.adopt(refit(misses, lengths.in_force))
     return lengths
 
 

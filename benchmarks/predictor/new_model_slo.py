@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.common import finish, interval, note, plain_parser, print_table
-from benchmarks.predictor.learning_curve import asked, new_model, retrained, taught
+from benchmarks.predictor.learning_curve import mended, new_model, retrained, taught
 from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.predictor.serving.online_lengths import OnlineLengths
@@ -47,10 +46,8 @@ class Mended:
     def predict(
         self, prompts: Sequence[str], classes: Sequence[str], tokens: Any = None
     ) -> LengthDistribution:
-        rows, said = asked(self.foreign, pd.DataFrame({"prompt": prompts, "slo_class": classes}))
-        each = zip(said.quantiles, classes, rows, strict=True)
-        found = [self.lengths.correct(row, said.levels, *one) for row, *one in each]
-        return LengthDistribution.from_rows(said.levels.tolist(), np.stack(found))
+        table = pd.DataFrame({"prompt": prompts, "slo_class": classes})
+        return mended(self.foreign, self.lengths, table)
 
 
 def attained(

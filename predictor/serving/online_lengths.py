@@ -5,7 +5,7 @@ class `OnlineCorrection` follows from one request to the next. A fit of the resi
 of a second, so it is done elsewhere:
 
     misses = lengths.to_fit()              None while there is too little new
-    lengths.adopt(refit(misses, lengths.residual is not None))        once it is done
+    lengths.adopt(refit(misses, lengths.in_force))     once it is done
 """
 
 from __future__ import annotations
@@ -100,8 +100,13 @@ class OnlineLengths:
         """Learn from one finished request; the arguments are `OnlineCorrection.update`'s."""
         told = _Told(predicted, output_tokens, slo_class, censored, features)
         self._correct_by(told)
-        if features is not None and self._recent.add(told):
+        if self._recent.add(told):
             self._since_asked.append(told)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether a residual is believed."""
+        return self.residual is not None
 
     @property
     def answers(self) -> int:

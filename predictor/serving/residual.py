@@ -95,9 +95,10 @@ def fit_residual(misses: Misses, least_gain: float = 1.0) -> tuple[Residual, Flo
     squashed = squash(misses.features)
     means, spreads = squashed.mean(0), squashed.std(0)
     spreads = np.where(spreads > 1e-3 * np.maximum(1.0, np.abs(means)), spreads, np.inf)
-    names = _frequent(misses.classes)
+    classes = np.asarray(misses.classes, str)
+    names = _frequent(classes)
     centre = float(logs[:, 1].mean()), float(widths.mean())
-    level = _level_columns(misses.classes, names, logs[:, 1] - centre[0], widths - centre[1])
+    level = _level_columns(classes, names, logs[:, 1] - centre[0], widths - centre[1])
     columns = np.clip((squashed - means) / spreads, -_FARTHEST, _FARTHEST)
     regression = _Regression(
         np.hstack([level, columns]),
@@ -109,7 +110,7 @@ def fit_residual(misses: Misses, least_gain: float = 1.0) -> tuple[Residual, Flo
     weights = regression.row_weights(_PENALTIES[len(_PENALTIES) // 2])
     fits = [regression.fit(penalty, weights) for penalty in _PENALTIES]
     found, left_out = min(fits, key=lambda fit: regression.errors(fit[1]).mean())
-    by_class = _medians(misses.classes, names, regression.ratios, known)
+    by_class = _medians(classes, names, regression.ratios, known)
     gains = regression.errors(by_class) - regression.errors(left_out)
     needed = least_gain * gains.std() / np.sqrt(len(gains))
     if not (np.isfinite(found).all() and gains.mean() > needed):
@@ -138,7 +139,7 @@ def squashed_dot(
         value = float(features[i])
         squashed = np.log1p(abs(value))
         column = ((squashed if value >= 0.0 else -squashed) - means[i]) / scales[i]
-        total += weights[i] * min(max(column, -3.0), 3.0)
+        total += weights[i] * min(max(column, -_FARTHEST), _FARTHEST)
     return total
 
 
@@ -188,29 +189,29 @@ class _Regression:
         return np.diag(diagonal)
 
 
-def _frequent(classes: Sequence[str]) -> list[str]:
-    names, counts = np.unique(np.asarray(classes, str), return_counts=True)
+def _frequent(classes: NDArray[np.str_]) -> list[str]:
+    names, counts = np.unique(classes, return_counts=True)
     return [str(name) for name in names[counts >= _LEAST_OF_CLASS]]
 
 
 def _level_columns(
-    classes: Sequence[str], names: Sequence[str], median: Floats, width: Floats
+    classes: NDArray[np.str_], names: Sequence[str], median: Floats, width: Floats
 ) -> Floats:
     """1, log median, log width, and of each class an indicator and that times log median."""
     columns = [np.ones(len(median)), median, width]
     for name in names:
-        is_it = np.asarray(classes, str) == name
+        is_it = classes == name
         columns += [is_it.astype(float), is_it * median]
     return np.column_stack(columns)
 
 
 def _medians(
-    classes: Sequence[str], names: Sequence[str], ratios: Floats, known: NDArray[np.bool_]
+    classes: NDArray[np.str_], names: Sequence[str], ratios: Floats, known: NDArray[np.bool_]
 ) -> Floats:
     """The median ratio of each row's class, (n,); of all rows where the class has few."""
     out = np.full(len(ratios), np.median(ratios[known]))
     for name in names:
-        of_class = np.asarray(classes, str) == name
+        of_class = classes == name
         if (of_class & known).any():
             out[of_class] = np.median(ratios[of_class & known])
     return out

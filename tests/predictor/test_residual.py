@@ -43,7 +43,7 @@ def taught(misses: Misses, lengths: OnlineLengths | None = None) -> OnlineLength
         told = float(misses.output_tokens[i]), misses.classes[i], bool(misses.censored[i])
         lengths.update(misses.predicted[i].tolist(), *told, misses.features[i])
         if (due := lengths.to_fit()) is not None:
-            lengths.adopt(refit(due, lengths.residual is not None))
+            lengths.adopt(refit(due, lengths.in_force))
     return lengths
 
 

@@ -370,7 +370,7 @@ class Core:
         self.drift.update_gauges()
         with self.advice("length residual"):
             self.length_fits.poll(self.intake.online, now_s)
-        self.metrics.length_residual.set(float(self.intake.online.residual is not None))
+        self.metrics.length_residual.set(float(self.intake.online.in_force))
         for name, factor in self.intake.online.correction.learned().items():
             self.metrics.length_factor.labels(self.metrics.class_label(name)).set(factor)
 

@@ -247,11 +247,11 @@ def learning(
     log: Path | None, workspace: Workspace, say: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
     """What is to be called now and then for `--learn`; nothing without a log to learn from."""
-    from lengthwise.training.train.on_its_own import SelfTraining, starter
-
     if log is None:
         yield lambda: None
         return
+    from lengthwise.training.train.on_its_own import SelfTraining, starter
+
     output = workspace.cache / "learning.log"
     say(f"learning from {log}; what the trainings print is in {output}")
     with closing(SelfTraining(log.absolute(), say, starter(output))) as training:

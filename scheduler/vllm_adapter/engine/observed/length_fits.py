@@ -43,7 +43,7 @@ class LengthFits:
         if misses is None:
             return
         self._not_before_s = now_s + _LEAST_BETWEEN_S
-        in_force = lengths.residual is not None
+        in_force = lengths.in_force
         if self._in_thread:
             self._work = lengths, self._pool.submit(refit, misses, in_force)
         else:
@@ -53,7 +53,7 @@ class LengthFits:
         """Plain values for the status endpoint."""
         return {
             "wanted": self._wanted,
-            "in_force": lengths.residual is not None,
+            "in_force": lengths.in_force,
             "fits": lengths.fits,
             "answers": lengths.answers,
         }
@@ -63,12 +63,11 @@ class LengthFits:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _adopt(self, lengths: OnlineLengths, found: Refit) -> None:
-        before = lengths.residual is not None
+        before = lengths.in_force
         lengths.adopt(found)
-        now = lengths.residual is not None
-        if now != before:
+        if lengths.in_force != before:
             logger.info(
                 "lengthwise length residual %s after %d answers",
-                "in force" if now else "no longer in force",
+                "in force" if lengths.in_force else "no longer in force",
                 lengths.answers,
             )

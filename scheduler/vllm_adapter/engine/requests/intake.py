@@ -170,7 +170,7 @@ class Intake:
         """These lengths, corrected and within what the request allows."""
         if self._corrigible(tracked.length_source, tracked.predictor):
             levels, slo_class = self.priors.levels, tracked.slo.slo_class
-            features = self._features(tracked)
+            features = self._features(tracked) if self.online.in_force else None
             quantiles = self.online.correct(quantiles, levels, slo_class, features)
         quantiles = clip_to_max_tokens(quantiles, tracked.max_tokens)
         if tracked.min_tokens > 1:
