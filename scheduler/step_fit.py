@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ LEAST_SAMPLES = 20
 SPAN_EXAMPLES = 5  # so many steps must be as large as what is called spanned
 GRAPH_TOKENS = (64.0, 128.0, 256.0, 512.0, 1024.0)  # the largest CUDA graph: sizes that engines use
 SURELY = 0.9  # of the error without a floor: below, it is there
+# Steps of one kind err alike, so that thousands of them weigh as a few kinds would.
+ALIKE = 0.016  # of a step's duration: what no number of steps averages out
+DOUBT = 0.3  # of what is believed of a coefficient, once the machine's speed is known
 
 
 def _design(samples: FloatArray) -> FloatArray:
@@ -33,7 +37,11 @@ class Anchor:
 
     A fit leaves a coefficient near ``model`` as far as the steps do not span what the engine may be
     asked: short prompts say what short prompts cost. Where they span the share r of that, it moves
-    by r / (1 - r) of itself at most; 100 % of it at half, freely at the whole.
+    by r / (1 - r) of itself at most; 100 % of it at half, freely at the whole. And it leaves near
+    it what the steps do not tell apart: a batch that is always full has the same steps whether they
+    are long by themselves or by their sequences, and a plan that took the one for the other would
+    run a nearly empty batch. So a coefficient is held by a normal prior, DOUBT of itself wide,
+    against steps that all err by ALIKE together.
     """
 
     model: StepTimeModel
@@ -57,6 +65,21 @@ class Anchor:
         believed = np.asarray(self.model.coefficients)
         return believed * float(np.median(samples[:, 3] / (_design(samples) @ believed)))
 
+    def doubts(self, samples: FloatArray) -> FloatArray:
+        """The prior's standard deviation ``(5,)``: where nothing was believed, a whole step's."""
+        design, believed = _design(samples), self.scaled(samples)
+        whole = [
+            float(np.median(samples[column > 0, 3] / column[column > 0])) if column.any() else 1.0
+            for column in design.T
+        ]
+        return np.where(believed > 0, DOUBT * believed, whole)
+
+    def told(self, samples: FloatArray) -> FloatArray:
+        """The share ``(5,)`` of each coefficient's variance that samples ``(k, 4)`` take away."""
+        effects = _design(samples) * self.doubts(samples) / samples[:, 3:]
+        precision = np.eye(effects.shape[1]) + effects.T @ effects / len(samples) / ALIKE**2
+        return 1.0 - np.diag(np.linalg.inv(precision))
+
     def bounds(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The least and the largest value ``(5,)`` of each coefficient."""
         middle, spans = self.scaled(samples), self.spans(samples)
@@ -79,8 +102,22 @@ def _reach(samples: FloatArray) -> tuple[float, float]:
     return float(samples[:, 1].max()), float(samples[:, 2].max())
 
 
+def _huber_but(last: int) -> Callable[[FloatArray], FloatArray]:
+    """Huber's loss for ``least_squares``, squares for the last few residuals."""
+
+    def loss(squares: FloatArray) -> FloatArray:
+        far = np.maximum(squares, 1.0)
+        rho = np.array([2.0 * np.sqrt(far) - 1.0, far**-0.5, -0.5 * far**-1.5])
+        near = squares <= 1.0
+        near[len(near) - last :] = True
+        rho[:, near] = np.array([squares[near], np.ones(near.sum()), np.zeros(near.sum())])
+        return rho
+
+    return loss
+
+
 def _fit(samples: FloatArray, anchor: Anchor | None = None) -> FloatArray:
-    """Coefficients >= 0 by Huber's loss.
+    """Coefficients >= 0 by Huber's loss and the anchor's prior.
 
     Errors are weighed relative to the duration, so that rare long prefill steps do not decide
     what the many decode steps cost. The loss's scale is that of the fit before, whose outliers are
@@ -89,8 +126,10 @@ def _fit(samples: FloatArray, anchor: Anchor | None = None) -> FloatArray:
     design, target = _design(samples), samples[:, 3]
     columns = design.shape[1]
     least, most = np.zeros(columns), np.full(columns, np.inf)
+    believed, doubts = np.zeros(columns), np.full(columns, np.inf)
     if anchor is not None:
         least, most = anchor.bounds(samples)
+        believed, doubts = anchor.scaled(samples), anchor.doubts(samples)
     size = np.abs(design / np.maximum(target, 1e-12)[:, None]).max(axis=0)
     used = (size > 0) & (most > least)
     coefficients = np.where(used, 0.0, least)
@@ -102,11 +141,17 @@ def _fit(samples: FloatArray, anchor: Anchor | None = None) -> FloatArray:
     rows = rows / scale
     low, high = least[used] * scale, most[used] * scale
     solution = np.clip(np.full(rows.shape[1], 0.5 / rows.shape[1]), low, high)
+    prior = np.diag(1.0 / (doubts[used] * scale))
+    prior_right = believed[used] / doubts[used]
     kept, spread = np.ones(len(target), bool), FIRST_SPREAD
     for _ in range(ROUNDS):
+        weight = math.sqrt(spread**2 + kept.sum() * ALIKE**2)
+        matrix = np.vstack([rows[kept], weight * prior])
+        aim = np.concatenate([right[kept], weight * prior_right])
         solution = least_squares(
-            lambda c, a, b: a @ c - b, solution, lambda c, a, b: a, args=(rows[kept], right[kept]),
-            bounds=(low, high), method="dogbox", loss="huber", f_scale=HUBER * spread,
+            lambda c, a, b: a @ c - b, solution, lambda c, a, b: a, args=(matrix, aim),
+            bounds=(low, high), method="dogbox", loss=_huber_but(len(prior)),
+            f_scale=HUBER * spread,
         ).x  # fmt: skip
         error = np.abs(rows @ solution - right)
         spread = max(1.4826 * float(np.median(error)), 1e-9)

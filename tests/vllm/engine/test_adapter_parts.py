@@ -151,6 +151,40 @@ def test_an_hour_of_short_prompts_does_not_undo_what_long_ones_said():
     assert models[-1].step_s(2048, 0, 0) == pytest.approx(models[1].step_s(2048, 0, 0), rel=0.1)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("speed", [0.6, 1.0, 1.5])
+def test_an_hour_of_full_batches_does_not_make_a_small_one_cheap(speed, seed):
+    """Full steps do not say what is the step's own; a little that fewer sequences seem to save is.
+
+    Taken for the sequences', it made plans that ran 4 of 32 while 100 waited.
+    """
+    believed = load_profile("tiny-cpu").step_time
+    rng = np.random.default_rng(seed)
+    refit = StepTimeRefit(1000, believed, Capacity(32, 100_000, 2048))
+
+    def full_steps(count=2000):
+        decodes = 32 - np.minimum(rng.poisson(1.2, count), 6)
+        prefill = np.where(rng.random(count) < 0.1, rng.integers(20, 800, count), 0)
+        context = decodes * rng.integers(250, 350, count)
+        work = zip(prefill, decodes, context, strict=True)
+        quieter = 1.0 - 0.01 * (32 - decodes)  # of the machine, where fewer run
+        seconds = np.array([speed * believed.step_s(*one) for one in work]) * quieter
+        return np.column_stack([prefill, decodes, context, seconds * rng.lognormal(0, 0.07, count)])
+
+    shares = []
+    for _ in range(8):
+        found = refit._fit(full_steps(), StepTimeModel(1.0, 0, 0, 0, 0))
+        assert found is not None
+        model, refit._believed = found
+        assert model.step_s(0, 32, 9600) == pytest.approx(
+            speed * believed.step_s(0, 32, 9600), rel=0.05
+        )
+        shares.append(model.step_s(0, 4, 1200) / model.step_s(0, 32, 9600))
+    assert shares == pytest.approx(
+        [believed.step_s(0, 4, 1200) / believed.step_s(0, 32, 9600)] * 8, rel=0.25
+    )
+
+
 def test_priors_come_from_the_card(predictor_dir):
     priors = load_priors(str(predictor_dir))
     card = json.loads((predictor_dir / "card.json").read_text())

@@ -22,6 +22,7 @@ logger = logging.getLogger(LOGGER_NAME)
 _FIRST_STEPS = 250
 _LEAST_GAIN = 1e-9  # of relative error: below is rounding
 _SAYS_MUCH = 0.5  # of what the engine may be asked
+_TELLS = 0.9  # of a coefficient's variance
 
 
 class StepTimeRefit:
@@ -106,9 +107,9 @@ def better_model(
 def believed_after(model: StepTimeModel, anchor: Anchor, samples: FloatArray) -> StepTimeModel:
     """What a later fit starts from: a coefficient is the model's where its steps say much of it.
 
-    So what long prompts cost is not forgotten over an hour of short ones, and the little that short
-    ones move it does not add up.
+    So what long prompts cost is not forgotten over an hour of short ones, nor what a step costs by
+    itself over an hour of full batches, and the little that these move it does not add up.
     """
-    known = anchor.spans(samples) >= _SAYS_MUCH
+    known = (anchor.spans(samples) >= _SAYS_MUCH) & (anchor.told(samples) >= _TELLS)
     values = np.where(known, model.coefficients, anchor.scaled(samples))
     return replace(model, **dict(zip(COEFFICIENTS, values.tolist(), strict=True)))
