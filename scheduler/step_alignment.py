@@ -12,12 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.step_fit import (
-    LEAST_SAMPLES,
-    capped,
-    relative_errors,
-    robust_coefficients,
-)
+from lengthwise.scheduler.step_anchor import LEAST_SAMPLES
+from lengthwise.scheduler.step_fit import capped, relative_errors, robust_coefficients
 
 _SURELY = 0.8  # of the error as logged: below, the shift is no accident
 

@@ -4,102 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from lengthwise.data.arrays import BoolArray, FloatArray
+from lengthwise.scheduler.step_anchor import ALIKE, LEAST_SAMPLES, Anchor, design_of
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 ROUNDS = 3
 FIRST_SPREAD = 0.1  # relative to a step's duration
 HUBER = 1.345  # of a robust standard deviation: 95 % efficient on clean data
-LEAST_SAMPLES = 20
-SPAN_EXAMPLES = 5  # so many steps must be as large as what is called spanned
 GRAPH_TOKENS = (64.0, 128.0, 256.0, 512.0, 1024.0)  # the largest CUDA graph: sizes that engines use
 SURELY = 0.9  # of the error without a floor: below, it is there
-# Steps of one kind err alike, so that thousands of them weigh as a few kinds would.
-ALIKE = 0.016  # of a step's duration: what no number of steps averages out
-DOUBT = 0.3  # of what is believed of a coefficient, once the machine's speed is known
-
-
-def _design(samples: FloatArray) -> FloatArray:
-    prefill, decodes, context = samples[:, 0], samples[:, 1], samples[:, 2]
-    ones = np.ones(len(samples))
-    return np.column_stack([ones, prefill > 0, prefill, decodes, context])
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """What is believed of an engine before its steps are seen, and the largest step it may take.
-
-    A fit leaves a coefficient near ``model`` as far as the steps do not span what the engine may be
-    asked: short prompts say what short prompts cost. Where they span the share r of that, it moves
-    by r / (1 - r) of itself at most; 100 % of it at half, freely at the whole. And it leaves near
-    it what the steps do not tell apart: a batch that is always full has the same steps whether they
-    are long by themselves or by their sequences, and a plan that took the one for the other would
-    run a nearly empty batch. So a coefficient is held by a normal prior, DOUBT of itself wide,
-    against steps that all err by ALIKE together.
-    """
-
-    model: StepTimeModel
-    prefill_tokens: float = 2048.0
-    decode_seqs: float | None = None  # None: as many as the steps have
-
-    def spans(self, samples: FloatArray) -> FloatArray:
-        """The share ``(5,)`` that samples ``(k, 4)`` span, by coefficient; 0 to 1.
-
-        The few largest steps do not count: a span is where there is more than one example.
-        """
-        prefill, decodes = samples[:, 0], samples[:, 1]
-        some = min(1.0, float((prefill > 0).sum()) / LEAST_SAMPLES)
-        reach = decodes.max() if self.decode_seqs is None else self.decode_seqs
-        busy = min(1.0, _nearly_largest(decodes) / max(float(reach), 1.0))
-        long = min(1.0, _nearly_largest(prefill) / max(self.prefill_tokens, 1.0))
-        return np.array([1.0, some, long, busy, busy])
-
-    def scaled(self, samples: FloatArray) -> FloatArray:
-        """The model's coefficients ``(5,)`` on a machine as fast as these steps say it is."""
-        believed = np.asarray(self.model.coefficients)
-        return believed * float(np.median(samples[:, 3] / (_design(samples) @ believed)))
-
-    def doubts(self, samples: FloatArray) -> FloatArray:
-        """The prior's standard deviation ``(5,)``: where nothing was believed, a whole step's."""
-        design, believed = _design(samples), self.scaled(samples)
-        whole = [
-            float(np.median(samples[column > 0, 3] / column[column > 0])) if column.any() else 1.0
-            for column in design.T
-        ]
-        return np.where(believed > 0, DOUBT * believed, whole)
-
-    def told(self, samples: FloatArray) -> FloatArray:
-        """The share ``(5,)`` of each coefficient's variance that samples ``(k, 4)`` take away."""
-        effects = _design(samples) * self.doubts(samples) / samples[:, 3:]
-        precision = np.eye(effects.shape[1]) + effects.T @ effects / len(samples) / ALIKE**2
-        return 1.0 - np.diag(np.linalg.inv(precision))
-
-    def bounds(self, samples: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The least and the largest value ``(5,)`` of each coefficient."""
-        middle, spans = self.scaled(samples), self.spans(samples)
-        with np.errstate(divide="ignore"):
-            share = spans / (1.0 - spans)
-        # where nothing was believed of it: what it may make of a usual step
-        whole = np.array([1.0, 1.0, self.prefill_tokens, *_reach(samples)])
-        usual = float(np.median(samples[:, 3])) / np.maximum(whole, 1.0)
-        with np.errstate(invalid="ignore"):  # nothing times whatever
-            most = np.where(middle > 0, middle * (1.0 + share), share * usual)
-            least = middle * np.maximum(0.0, 1.0 - share)
-        return np.nan_to_num(least, nan=0.0), np.nan_to_num(most, nan=0.0, posinf=np.inf)
-
-
-def _nearly_largest(values: FloatArray) -> float:
-    return float(np.sort(values)[-min(len(values), SPAN_EXAMPLES)])
-
-
-def _reach(samples: FloatArray) -> tuple[float, float]:
-    return float(samples[:, 1].max()), float(samples[:, 2].max())
 
 
 def _huber_but(last: int) -> Callable[[FloatArray], FloatArray]:
@@ -123,7 +41,7 @@ def _fit(samples: FloatArray, anchor: Anchor | None = None) -> FloatArray:
     what the many decode steps cost. The loss's scale is that of the fit before, whose outliers are
     left out. Columns no sample exercises keep 0, or what the anchor says.
     """
-    design, target = _design(samples), samples[:, 3]
+    design, target = design_of(samples), samples[:, 3]
     columns = design.shape[1]
     least, most = np.zeros(columns), np.full(columns, np.inf)
     believed, doubts = np.zeros(columns), np.full(columns, np.inf)
@@ -167,7 +85,7 @@ def robust_coefficients(samples: FloatArray) -> FloatArray:
 
 def relative_errors(coefficients: FloatArray, samples: FloatArray) -> FloatArray:
     """(modelled - measured) / measured of ``samples (k, 4)``, by the linear part alone."""
-    return (_design(samples) @ coefficients - samples[:, 3]) / samples[:, 3]
+    return (design_of(samples) @ coefficients - samples[:, 3]) / samples[:, 3]
 
 
 def capped(errors: FloatArray) -> float:
@@ -197,7 +115,7 @@ class Floor(NamedTuple):
 
 
 def _errors(coefficients: FloatArray, floor: Floor, samples: FloatArray) -> FloatArray:
-    linear_s = _design(samples) @ coefficients
+    linear_s = design_of(samples) @ coefficients
     modelled_s = np.where(floor.eager(samples), np.maximum(linear_s, floor.eager_s), linear_s)
     return (modelled_s - samples[:, 3]) / samples[:, 3]
 
@@ -215,7 +133,7 @@ def _fit_above(
         return None
     eager_s = float(np.median(samples[eager, 3]))
     for _ in range(ROUNDS):
-        on_it = eager & (_design(samples) @ coefficients < eager_s)
+        on_it = eager & (design_of(samples) @ coefficients < eager_s)
         if min(on_it.sum(), (~on_it).sum()) < LEAST_SAMPLES:
             return None
         eager_s = float(np.median(samples[on_it, 3]))

@@ -5,7 +5,8 @@ import pytest
 
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.step_fit import Anchor, fit_step_time
+from lengthwise.scheduler.step_anchor import Anchor
+from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)

@@ -11,7 +11,8 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.step_alignment import aligned
-from lengthwise.scheduler.step_fit import Anchor, fit_step_time, model_error
+from lengthwise.scheduler.step_anchor import Anchor
+from lengthwise.scheduler.step_fit import fit_step_time, model_error
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepTimer
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
