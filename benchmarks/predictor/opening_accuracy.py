@@ -28,7 +28,7 @@ WAYS = ("prompt", "opening")
 TIMED = 200
 
 
-def figures(table: PromptTable, total: LengthDistribution, tokens: int) -> dict[str, float]:
+def figures(table: PromptTable, total: LengthDistribution, tokens: int) -> dict[str, float | None]:
     """Metrics of what is left after so many tokens, by distributions of the whole answers."""
     left = table["output_tokens"].to_numpy(float) - tokens
     said = total.remaining(np.full(len(left), float(tokens)))
@@ -36,7 +36,7 @@ def figures(table: PromptTable, total: LengthDistribution, tokens: int) -> dict[
     return {
         "mae": metrics.mae(left, said.median()),
         "tau": metrics.kendall_tau(left, said.median()),
-        "within_task_tau": float(np.mean(list(taus.values()))),
+        "within_task_tau": metrics.mean_tau(taus),
         "pinball": metrics.pinball(left, said),
         "coverage": metrics.coverage(left, *metrics.interval(said)),
     }
@@ -100,7 +100,8 @@ def main() -> None:
         for tokens in sorted(set.intersection(*map(set, runs.values()))):
             for way in WAYS:
                 cells = [[run[tokens][way][name] for run in runs.values()] for name in METRICS]
-                rows.append([tokens, way, *(f"{interval(values)[0]:.3f}" for values in cells)])
+                means = ["-" if None in v else f"{interval(v)[0]:.3f}" for v in cells]
+                rows.append([tokens, way, *means])
         print(f"\n{pack}, seeds {', '.join(map(str, options.seeds))}, tokens left\n")
         print_table(["after", "by", *METRICS], rows)
     finish("opening_accuracy", result)

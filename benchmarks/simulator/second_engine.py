@@ -33,6 +33,7 @@ from benchmarks.simulator.shapes import KEPT_ASIDE, Run, build, figures, request
 from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import ALONE, is_lmdeploy
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import load_profile, profile_names
 from lengthwise.training.bench.runners.simulator_runner import Play
 from lengthwise.training.bench.runners.simulator_runner import play as play_one
@@ -53,7 +54,7 @@ def play(run: Run) -> Line:
     """A line of the file."""
     workload, profile = build(run)
     began = time.process_time()
-    result = play_one(Play(workload, profile, run.policy, (), run.seed, None, 120.0))
+    result = play_one(Play(workload, profile, run.policy, (), run.seed, None, MAX_WAIT_S))
     classes = sorted({request.slo.slo_class for request in requests_of(run)})
     cpu_s = time.process_time() - began
     return {"key": run.key, **asdict(run), "cpu_s": cpu_s, **figures(workload, result, classes)}

@@ -19,6 +19,7 @@ from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoIns
 from lengthwise.scheduler.fleet.gain import NEAR
 from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, JointPlan, plan_lines
 from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class LateRouter(FleetRouter):
         began_s: float | None = None,
         ahead_s: float = 0.3,
         steps: int = SEARCH_STEPS,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         if not ahead_s > 0 or steps < 0 or not max_wait_s > 0:
             raise ValueError(

@@ -8,6 +8,7 @@ from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.late_binding import SEARCH_STEPS, LateRouter
 from lengthwise.scheduler.fleet.routing_rules import ROUTING_RULES
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 LATE = {"gain-late": SEARCH_STEPS, "gain-late-list": 0}  # steps of the joint search
 ROUTERS = (*ROUTING_RULES, *LATE)
@@ -20,7 +21,7 @@ def make_router(
     policy: str,
     rng: np.random.Generator,
     began_s: float | None = None,
-    max_wait_s: float = 120.0,
+    max_wait_s: float = MAX_WAIT_S,
 ) -> FleetRouter:
     """The router called ``name``, one of ROUTERS; see `FleetRouter` and `LateRouter`.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
@@ -38,7 +39,7 @@ class PoolTask:
     seed: int = 0
     budget_s: float | None = None
     nominal_s: float | None = None
-    max_wait_s: float = 120.0
+    max_wait_s: float = MAX_WAIT_S
 
 
 def task_line(task: PoolTask) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Learns, Policy
@@ -69,7 +70,7 @@ class PoolOrder:
         policy: Policy,
         profile: EngineProfile,
         *,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
         plan_share: float = PLAN_SHARE,
         paced: bool = False,
     ) -> None:

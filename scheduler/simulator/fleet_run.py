@@ -20,6 +20,7 @@ from lengthwise.data.arrays import IntArray
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.routing_rules import BY_LEDGER
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.simulator import engine as e
@@ -355,7 +356,7 @@ def simulate_fleet(
     *,
     conditions: FleetConditions | None = None,
     rng: np.random.Generator | None = None,
-    max_wait_s: float = 120.0,
+    max_wait_s: float = MAX_WAIT_S,
     front_of: IntArray | None = None,
 ) -> FleetResult:
     """Serve the whole workload behind ``router``, which nobody has used before.

@@ -17,6 +17,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
@@ -118,7 +119,7 @@ class SimInstance:
         policy: Policy | None,
         profile: EngineProfile,
         *,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
         plan_cost: PlanCost = "free",
         plan_share: float = 0.1,
         fairness: TenantFairness | None = None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lengthwise.scheduler.guards.admission import AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
@@ -39,7 +40,7 @@ def simulate(
     policy: Policy,
     profile: EngineProfile,
     *,
-    max_wait_s: float = 120.0,
+    max_wait_s: float = MAX_WAIT_S,
     plan_cost: PlanCost = "free",
     plan_share: float = 0.1,
     fairness: TenantFairness | None = None,

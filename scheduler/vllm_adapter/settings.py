@@ -13,6 +13,7 @@ from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import read_object, write_whole
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.fleet.make_router import ROUTERS
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
 # CONFIG_KEY can name them too (offline ``vllm.LLM``, workers on other hosts), but vLLM hashes it
@@ -79,7 +80,7 @@ class ServerSettings(BaseModel):
     plan_budget_ms: float = Field(default=20.0, gt=0, le=1000)
     plan_share: float = Field(default=0.1, gt=0, le=1)
     plan_in_thread: bool = True
-    max_wait_s: float = Field(default=120.0, gt=0)
+    max_wait_s: float = Field(default=MAX_WAIT_S, gt=0)
     slo_table: dict[str, dict[str, float]] = Field(default_factory=dict)
     profile: str | None = None
     refit_steps: int = Field(default=2000, ge=0)

@@ -41,7 +41,7 @@ from lengthwise.training.workspace import Workspace
 if TYPE_CHECKING:
     from lengthwise.predictor.model import LengthPredictor
 
-LEAST_REQUESTS = 100
+LEAST_REQUESTS, MOST_REQUESTS = 100, 2000  # to judge by
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path, read_profile
@@ -33,7 +34,7 @@ class Server:
     policy: str = "sa"
     policy_params: tuple[tuple[str, Any], ...] = ()
     slos: SloTable = field(default_factory=lambda: SloTable({}))
-    max_wait_s: float = 120.0
+    max_wait_s: float = MAX_WAIT_S
     chosen_by: str = "as given"
 
 

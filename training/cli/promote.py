@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lengthwise.scheduler.profile import EngineProfile
     from lengthwise.training.bench.judge import PromotionDecision, Traffic
 
-MOST_REQUESTS = 2000  # of a log or a named workload
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
@@ -107,7 +105,9 @@ def promote(
         table = read_slo_table(slo_table) if slo_table else None
         server = server_of(from_log, workspace, profile=profile, model=model, slo_table=table)
         why = f"{server.profile.name}, {server.chosen_by}"
-        traffic = _traffic(from_log, workload, source, requests or MOST_REQUESTS, server.profile)
+        traffic = _traffic(
+            from_log, workload, source, requests or promotion.MOST_REQUESTS, server.profile
+        )
         named = traffic.source.table is not None
         steps.step("replaying it with both")
         decision = promotion.judge(
@@ -115,7 +115,7 @@ def promote(
             traffic,
             server,
             load=load or (1.4 if named else None),
-            requests=MOST_REQUESTS if requests is None and named else requests,
+            requests=promotion.MOST_REQUESTS if requests is None and named else requests,
             seeds=seeds if named else None,
         )
         steps.step("writing the decision")

@@ -26,12 +26,11 @@ from typing import Protocol
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object, write_whole
 from lengthwise.data.request_log import FILE_PATTERN
-from lengthwise.training.bench.judge import LEAST_REQUESTS
+from lengthwise.training.bench.judge import LEAST_REQUESTS, MOST_REQUESTS
 from lengthwise.training.registry.model_names import CHALLENGER
 
 FIRST_ROWS = 1_000
 MOST_MORE_ROWS = 20_000
-MOST_REQUESTS = 2_000  # judged by
 STATE_FILE = "learned.json"  # in the log's folder
 _PIECE_BYTES = 1 << 20
 _PROMOTE_REFUSED = 1

@@ -12,6 +12,7 @@ from lengthwise.scheduler.lmdeploy_adapter.inside.planned_pool import ROW, Plann
 from lengthwise.scheduler.lmdeploy_adapter.live_requests import LiveRequests
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import profile_of
 from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, answered, pool_policy_of
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.step_time import StepTimeModel
@@ -87,7 +88,7 @@ class LivePool(PlannedPool):
         policy.warm_up()
         self.requests = LiveRequests(np.asarray(document["levels"], dtype=np.float64))
         profile = profile_of(document["profile"])
-        max_wait_s = float(document.get("max_wait_s", 120.0))
+        max_wait_s = float(document.get("max_wait_s", MAX_WAIT_S))
         self.order = PoolOrder(self.requests, policy, profile, max_wait_s=max_wait_s, paced=True)
         return self.status()
 

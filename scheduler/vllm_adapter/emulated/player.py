@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
@@ -171,7 +172,7 @@ def _played(job: Job, clock: WarpClock, scratch: Path) -> JobOutcome:
         levels,
         policy="fcfs" if job.settings is None else str(job.settings.get("policy", "sa")),
         rng=np.random.default_rng(job.seed),
-        max_wait_s=120.0 if job.settings is None else float(job.settings.get("max_wait_s", 120.0)),
+        max_wait_s=float((job.settings or {}).get("max_wait_s", MAX_WAIT_S)),
     )
     front = Front(router, engines, [load_profile(name) for name in profiles], levels)
     clock.restart(job.host_factor)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource
 from lengthwise.training.bench.engines.generation import Generation
@@ -43,7 +44,7 @@ class BenchSettings:
     predictor: str | None = None
     profile: str | None = None
     plan_budget_ms: float | None = None
-    max_wait_s: float = 120.0
+    max_wait_s: float = MAX_WAIT_S
     timeout_s: float = 600.0
     model: str = "tiny"
     recalibrate: bool = False

@@ -13,6 +13,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.fleet_run import simulate_fleet
@@ -111,7 +112,7 @@ class FleetRunner:
         lengths: KnownLengths,
         *,
         plan_budget_s: float | None = None,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
         seed: int = 0,
         pool: Executor | None = None,
     ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import VERSION
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.training.bench.comparison.arms import (
     STOCK_ARM,
@@ -49,7 +50,7 @@ class LmdeployRunner:
         profile: EngineProfile,
         *,
         max_tokens: int,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
         timeout_s: float = 600.0,
         seed: int = 0,
     ) -> None:

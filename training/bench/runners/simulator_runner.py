@@ -21,6 +21,7 @@ from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import (
     pool_policy,
 )
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import PoolTask
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
@@ -130,7 +131,7 @@ class SimulatorRunner:
         lengths: KnownLengths,
         *,
         plan_budget_s: float | None = None,
-        max_wait_s: float = 120.0,
+        max_wait_s: float = MAX_WAIT_S,
         weights: SloTable | None = None,
         seed: int = 0,
         pool: Executor | None = None,

@@ -18,6 +18,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
@@ -74,7 +75,7 @@ class WarpSettings:
     search_steps: int | None = None
     host_factor: float = 0.0
     planned_profile: str | None = None
-    max_wait_s: float = 120.0
+    max_wait_s: float = MAX_WAIT_S
     seed: int = 0
     jobs: int = 1
 

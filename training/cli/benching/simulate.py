@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.training import console
 from lengthwise.training.cli.benching.bench_options import (
     ARENA_LOAD,
@@ -67,7 +68,7 @@ def simulate(
     ] = None,
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first.")
-    ] = 120.0,
+    ] = MAX_WAIT_S,
     output: Annotated[Path | None, typer.Option(help="Directory for records and report.")] = None,
     no_bound: Annotated[
         bool, typer.Option("--no-bound", help="Leave out what no scheduler can exceed.")

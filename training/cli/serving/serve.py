@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.data.files import read_object
+from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.training import console
 from lengthwise.training.cli.pairs import MOST_SEED
 from lengthwise.training.cli.serving.operate import doctor, follow
@@ -68,7 +69,7 @@ def serve(
     ] = None,
     max_wait: Annotated[
         float, typer.Option(help="Seconds after which a request goes first, whatever the plan.")
-    ] = 120.0,
+    ] = MAX_WAIT_S,
     plan_budget_ms: Annotated[
         float, typer.Option(help="Longest search for one plan, in processor time.")
     ] = 20.0,
