@@ -19,6 +19,11 @@ MOST = 4.0
 _STALL_S, _STALL_TIMES = 0.25, 10.0  # beyond what any step takes: no step, but a stall
 
 
+def is_stall(duration_s: float, modelled_s: float) -> bool:
+    """Whether a measured duration is no step's."""
+    return not 0.0 < duration_s < _STALL_S + _STALL_TIMES * modelled_s
+
+
 class StepClock:
     """The ratio of measured to modelled step times, over the last seconds of work."""
 
@@ -27,7 +32,7 @@ class StepClock:
 
     def note(self, duration_s: float, modelled_s: float) -> None:
         """A step took ``duration_s``; the model says ``modelled_s``."""
-        if not 0.0 < duration_s < _STALL_S + _STALL_TIMES * modelled_s:
+        if is_stall(duration_s, modelled_s):
             return
         kept = math.exp(-duration_s / MEMORY_S)
         self._measured_s = kept * self._measured_s + duration_s

@@ -20,6 +20,7 @@ from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import EngineMetrics
+from lengthwise.scheduler.vllm_adapter.engine.observed.planning_cost import PlanningCost
 from lengthwise.scheduler.vllm_adapter.engine.observed.step_clock import StepClock
 from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepFeatures
 from lengthwise.scheduler.vllm_adapter.engine.plans.plan_figures import PlanFigures
@@ -66,6 +67,7 @@ class Planner:
         self.capacity = capacity
         self.fitted = step_time  # before its clock is corrected
         self.step_clock = StepClock()
+        self.cost = PlanningCost()
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fairness = TenantFairness()
@@ -98,7 +100,9 @@ class Planner:
 
     def note_step(self, features: StepFeatures, duration_s: float) -> None:
         """A step with this work took so long."""
-        self.step_clock.note(duration_s, self.fitted.step_s(*features))
+        modelled_s = self.fitted.step_s(*features)
+        self.step_clock.note(duration_s, modelled_s)
+        self.cost.note_step(duration_s, modelled_s, features[0], beside_plan=self.busy)
 
     def reset_stats(self) -> None:
         """Start the statistics afresh."""
@@ -214,7 +218,8 @@ class Planner:
         return self.figures.status(now_s) | {
             "fallbacks": dict(self.fallbacks),
             "budget_ms": self._settings.plan_budget_ms,
-            "share": self._settings.plan_share,
+            "share": self.gate.plan_share,
+            "steps_lost": self.cost.lost,
             "in_thread": self._settings.plan_in_thread,
             "policy": self.policy_status,
         }
@@ -239,6 +244,8 @@ class Planner:
         if not self._settings.plan_in_thread:
             # A clock that stands still while we work would open the gate at every step.
             spent_s = planned.wall_s or planned.policy.nominal_s
+        self.cost.note_plan(spent_s)
+        self.gate.plan_share = self.cost.share(self._settings.plan_share)
         self.gate.planned(began_s, spent_s)
         # A plan from the thread is taken at the next step, which may be long in coming.
         self.pace_s = max(spent_s / self.gate.plan_share, now_s - began_s)
