@@ -31,9 +31,9 @@ from benchmarks.simulator.cells import predictor_of
 from benchmarks.simulator.grid import Bar, code_version, read_lines
 from benchmarks.simulator.shapes import KEPT_ASIDE, Run, build, figures, requests_of
 from lengthwise.data.arena.workloads import arena_workload
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import ALONE, is_lmdeploy
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import load_profile, profile_names
 from lengthwise.training.bench.runners.simulator_runner import Play
 from lengthwise.training.bench.runners.simulator_runner import play as play_one

@@ -13,13 +13,13 @@ import logging
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.gain import NEAR
 from lengthwise.scheduler.fleet.joint_plan import UNIFORMS, JointPlan, plan_lines
 from lengthwise.scheduler.fleet.known_requests import ARRIVAL, E2E_BY, MEAN, TTFT_BY
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.late_binding import SEARCH_STEPS, LateRouter
 from lengthwise.scheduler.fleet.routing_rules import ROUTING_RULES
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 LATE = {"gain-late": SEARCH_STEPS, "gain-late-list": 0}  # steps of the joint search
 ROUTERS = (*ROUTING_RULES, *LATE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload

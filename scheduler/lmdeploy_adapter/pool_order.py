@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Learns, Policy

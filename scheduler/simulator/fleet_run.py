@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import IntArray
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.routing_rules import BY_LEDGER
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.simulator import engine as e

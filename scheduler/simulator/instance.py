@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.policy import Learns, Policy
 from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays

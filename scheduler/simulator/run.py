@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.guards.admission import AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import read_object, write_whole
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.fleet.make_router import ROUTERS
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 
 # Every process of a server finds its files through these variables. ``additional_config`` under
 # CONFIG_KEY can name them too (offline ``vllm.LLM``, workers on other hosts), but vLLM hashes it

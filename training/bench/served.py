@@ -11,8 +11,8 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path, read_profile

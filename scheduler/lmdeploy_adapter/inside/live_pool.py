@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.lmdeploy_adapter.inside.planned_pool import ROW, PlannedPool
 from lengthwise.scheduler.lmdeploy_adapter.live_requests import LiveRequests
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import profile_of
 from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, answered, pool_policy_of
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.step_time import StepTimeModel

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.training.bench.comparison.arms import Arm
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource
 from lengthwise.training.bench.engines.generation import Generation

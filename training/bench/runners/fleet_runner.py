@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.errors import InputError
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.fleet_run import simulate_fleet

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import VERSION
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.training.bench.comparison.arms import (
     STOCK_ARM,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.slo import SloTable
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
@@ -21,7 +22,6 @@ from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_player import (
     pool_policy,
 )
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import PoolTask
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Policy
 from lengthwise.scheduler.profile import EngineProfile

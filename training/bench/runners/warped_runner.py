@@ -17,8 +17,8 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray
 from lengthwise.data.errors import InputError
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.training import console
 from lengthwise.training.cli.benching.bench_options import (
     ARENA_LOAD,

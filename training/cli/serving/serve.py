@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lengthwise.data.files import read_object
-from lengthwise.scheduler.max_wait import MAX_WAIT_S
+from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.training import console
 from lengthwise.training.cli.pairs import MOST_SEED
 from lengthwise.training.cli.serving.operate import doctor, follow
