@@ -44,6 +44,8 @@ def test_a_planner_over_its_budget_is_not_waited_for(well):
     asked = some("slow-planner")
     with well.faults.during(planner="slow", planner_s=0.3):
         account = serve(well, asked)
+        # where plans cost the steps, the gate may be shut over all of so few requests
+        wait_for(lambda: _plans_after_one(well), lambda count: count > 0, 30)
     all_once(well, account, asked)
     plan = status(well)["plan"]
     assert plan["ms_p99"] > 10 * plan["budget_ms"]
