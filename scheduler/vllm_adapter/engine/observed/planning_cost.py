@@ -4,7 +4,8 @@ With cores to spare it costs nothing that shows. Without, as on two cores of whi
 worker has one, the loop waits while a plan is made: vLLM asks for a step's answer in a busy loop,
 which gives its core away, and a second of planning is about a second without steps. Steps beside
 a plan, held against steps beside none, say which; steps without prompts, as what prompts take is
-less well known and newcomers come in as a plan ends.
+less well known and newcomers come in as a plan ends. That is an upper bound: plans begin as
+requests arrive, and what an arrival costs the loop counts, too.
 """
 
 from __future__ import annotations
