@@ -12,6 +12,7 @@ A workload that is named again is drawn anew, with the next seed, into a folder 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 from benchmarks.common import finish, note, plain_parser, print_table
 from lengthwise.scheduler.vllm_adapter.server.tiny import write_dummy_llama
-from lengthwise.training.bench.comparison.arms import parse_arms
+from lengthwise.training.bench.comparison.arms import parse_arms, post_configure
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
 from lengthwise.training.bench.comparison.compare import compare
 from lengthwise.training.bench.comparison.workload_source import capacity_rps, open_workload
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--predictor", required=True, help="model URI or directory")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log-steps", action="store_true", help="of our arms, to OUT/servers")
     parser.add_argument("--within", type=float, default=float("inf"), help="seconds from the start")
     ours, options = sys.argv[1:], []
     if "--" in ours:
@@ -96,6 +98,8 @@ def main() -> None:
         done = replace(done, profile=replace(done.profile, scale="gpu"))
         write_profile(done, given.out / "profile.json")
         note(f"calibrated after {time.monotonic() - began_s:.0f} s: {json.dumps(done.report)}")
+        if given.log_steps:
+            asyncio.run(post_configure(servers.ours.url, {"log_steps": True}))
         runner = EngineRunner(servers, predictor=predictor)
         longest_s = 0.0
         draws: Counter[str] = Counter()

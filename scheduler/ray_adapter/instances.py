@@ -44,6 +44,8 @@ class Instances:
         }  # fmt: skip
         if done and len(done) == len(answers):
             passing = ("reset_stats", "log_steps")
+            if body.get("policy") is not None:  # another policy's parameters are not its
+                self._configured.pop("policy_params", None)
             self._configured |= {
                 name: value for name, value in body.items()
                 if value is not None and name not in passing

@@ -184,6 +184,16 @@ def test_an_instance_that_joins_is_configured_as_the_others_were():
     assert len(handle.asked) == told
 
 
+def test_an_instance_that_joins_is_not_told_another_policys_parameters():
+    handle = Handle()
+    front = front_of(handle)
+    for body in ({"policy": "sa", "policy_params": {"horizon": 2.0}}, {"policy": "edf"}):
+        assert http(front, "/lengthwise/configure", body)
+    handle.engines["c"] = {"policy": "sa"}
+    asyncio.run(front._instances.tell_newcomers({"c"}))
+    assert handle.asked[-1] == ("ask_engine", "lengthwise_configure", {"policy": "edf"})
+
+
 def test_it_gives_up_where_one_instance_after_another_is_lost():
     handle = Handle(*[[ActorDiedError()]] * 4)
     with pytest.raises(ActorDiedError):

@@ -82,6 +82,15 @@ def test_a_runner_that_plays_two_workloads_records_what_was_predicted_of_each(
         assert [r.predicted_tokens for r in ours] == [r.target_tokens + 0.5 for r in ours]
 
 
+def test_an_arms_parameters_are_the_servers_while_it_is_loaded(servers, source):
+    order = Arm("sa", "none", "order", (("parts", ("order",)),))
+    settings = BenchSettings((order, Arm("sa", "none")), load=None, repeats=1)
+    outcome = compare(source, settings, EngineRunner(servers), capacity_rps=10.0)
+    told = [body["policy_params"] for body in servers.ours.configured]
+    assert told == [{"parts": ["order"]}, None]
+    assert [arm.label for arm in outcome.result.arms] == ["stock", "order", "sa:none"]
+
+
 def test_a_bench_ends_in_a_valid_document_and_switches_only_our_server(servers, source):
     outcome = bench(servers, source)
     document = BenchResult.model_validate_json(outcome.result.to_line())

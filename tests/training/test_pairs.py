@@ -30,7 +30,7 @@ PAIRS = [
     ("--route round-robin", "--instances", "bench --warp --emulate tiny-cpu --route round-robin"),
     ("--search-steps 5", "--warp", "bench --search-steps 5"),
     ("--host-factor 2.0", "--warp", "bench --host-factor 2"),
-    ("--sa-params {}", "--warp", "bench --sa-params {}"),
+    ("--sa-params {}", "lmdeploy", "bench --engine lmdeploy --sa-params {}"),
     ("--sa-params {}", "fcfs:none", "bench --warp --emulate x --arms fcfs:none --sa-params {}"),
     ("--jobs 2", "--warp", "bench --jobs 2"),
     ("--requests 5", "--duration 9", "bench --requests 5 --duration 9"),

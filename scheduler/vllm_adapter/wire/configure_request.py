@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
-from lengthwise.data.errors import InputError
+from lengthwise.data.errors import InputError, shown
+from lengthwise.scheduler.policies.make import check_policy
 from lengthwise.scheduler.vllm_adapter.settings import Lengths, first_fault
 
 
 class ConfigureRequest(BaseModel):
     """Body of ``POST /lengthwise/configure``; what is absent stays as it is.
 
-    ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or stops it.
+    ``policy_params`` are those of ``policies.policy_params``, None the settings' own; they go with
+    a policy. ``log_steps`` writes steps to the file of the server's own setting ``step_log``, or
+    stops it.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     policy: Annotated[str, Field(pattern="")] | None = None  # valid UTF-8, in which it is sent on
+    policy_params: dict[str, Any] | None = None
     lengths: Lengths | None = None
     log_steps: StrictBool | None = None
     reset_stats: StrictBool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> ConfigureRequest:
+        if self.policy_params is not None:
+            if self.policy is None:
+                raise ValueError(f"policy_params need a policy, got {shown(self.policy_params)}")
+            check_policy(self.policy, self.policy_params)
+        return self
 
 
 class EngineRequest(ConfigureRequest):
@@ -33,7 +45,6 @@ class EngineRequest(ConfigureRequest):
 
     predictor_dir: str | None = None
     predictor_version: str | None = None
-    policy_params: dict[str, Any] | None = None
     slo_table: dict[str, dict[str, float]] | None = None
 
 

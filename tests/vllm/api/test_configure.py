@@ -69,11 +69,23 @@ def test_configure_switches_both_processes():
     assert "pred_quantiles" not in client.xargs({"prompt": "hi"})
 
 
+def test_a_policys_parameters_reach_the_engine():
+    client = Client(allow_configure=True)
+    params = {"tokens_price": 2.0, "parts": ["order"]}
+    body = {"policy": "sa", "policy_params": params}
+    assert client.post("/lengthwise/configure", body).status_code == 200
+    assert client.core.asked[-1][1]["policy_params"] == params
+
+
 @pytest.mark.parametrize(
     "body",
     [{"lengths": "guess"}, {"nonsense": 1}, [], {"policy": 1}, {"reset_stats": "x"},
      {"reset_stats": "yes"}, {"reset_stats": 1}, {"log_steps": 0}, {"policy": "\ud800"},
-     {"\ud800": 1}],
+     {"\ud800": 1}, {"policy_params": {}}, {"policy": "sa", "policy_params": {"horizon": -1}},
+     {"policy": "sa", "policy_params": {"\ud800": 1}}, {"policy": "sa", "policy_params": [1]},
+     {"policy": "sa", "policy_params": {"head": 2**70}},
+     {"policy": "sa", "policy_params": {"parts": ["\ud800"]}},
+     {"policy": "edf", "policy_params": {"horizon": 2}}],
 )  # fmt: skip
 def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     client = Client(WordPredictor(), allow_configure=True)

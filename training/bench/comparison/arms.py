@@ -104,7 +104,12 @@ async def configure(url: str, arm: Arm) -> None:
     Raises:
         BenchError: the server refused.
     """
-    body = {"policy": arm.policy, "lengths": arm.lengths, "reset_stats": True}
+    body = {
+        "policy": arm.policy,
+        "policy_params": dict(arm.params) or None,
+        "lengths": arm.lengths,
+        "reset_stats": True,
+    }
     await post_configure(url, body)
 
 

@@ -28,7 +28,7 @@ from lengthwise.training.workspace import Workspace
 
 ENGINES = ("vllm", "lmdeploy")
 MODEL_HELP = "'tiny', 'smollm2' (if installed) or a model vLLM can load."
-WARPED_ONLY = ("instances", "route", "router", "search_steps", "host_factor", "sa_params", "jobs")
+WARPED_ONLY = ("instances", "route", "router", "search_steps", "host_factor", "jobs")
 
 
 def register(app: typer.Typer) -> None:
@@ -167,7 +167,7 @@ def bench(
         ),
     ] = 0.0,
     sa_params: Annotated[
-        str | None, typer.Option(help="With --warp: JSON object of parameters of policy sa.")
+        str | None, typer.Option(help="JSON object of parameters of policy sa, for its arms.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --warp: processes to play in.")] = 1,
     generated: Annotated[
@@ -210,6 +210,8 @@ def bench(
         refuse(ctx, WARPED_ONLY, "goes with --warp")
     elif instances == 1:
         refuse(ctx, ("route", "router"), "chooses among several --instances")
+    if engine != "vllm":
+        refuse(ctx, ("sa_params",), f"goes with vLLM, got --engine {engine}")
     if all(arm.policy != "sa" for arm in wanted):
         refuse(ctx, ("sa_params",), f"no arm of {arms} is policy sa")
     if duration is not None:
