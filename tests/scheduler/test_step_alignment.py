@@ -63,3 +63,32 @@ def test_the_price_of_a_prompt_token_is_found_through_the_shift():
     assert found.prefill_token_s == pytest.approx(H200.prefill_token_s, rel=0.1)
     booked_wrong, _ = fit_step_time(late(steps(5)))
     assert booked_wrong.prefill_token_s < 0.5 * H200.prefill_token_s
+
+
+def launched_late(samples, share):
+    """As they are logged where the answer before prompts is read when they have been launched."""
+    logged = samples.copy()
+    prompts = np.flatnonzero(samples[1:, 0] > 0) + 1
+    held_s = share * np.maximum(0.0, samples[prompts, 3] - samples[prompts - 1, 3])
+    np.add.at(logged[:, 3], prompts - 1, held_s)
+    np.add.at(logged[:, 3], prompts, -held_s)
+    return logged
+
+
+@pytest.mark.parametrize("prompts", [0.08, 0.3])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_launching_prompts_added_to_the_decodes_before_goes_back_to_them(seed, share, prompts):
+    samples = steps(seed, n=1500, prompts=prompts)
+    logged = launched_late(samples, share)
+    found = aligned(logged)
+    assert found[:, 3].sum() == pytest.approx(logged[:, 3].sum())
+    assert (found[:, 3] > 0).all()
+    model, _ = fit_step_time(found)
+    wrong, _ = fit_step_time(logged)
+    asked = samples[samples[:, 0] > 0][:, :3]
+    true_s = sum(H200.step_s(*row) for row in asked)
+    assert sum(model.step_s(*row) for row in asked) == pytest.approx(true_s, rel=0.06)
+    assert model.step_s(0, 64, 20_000) == pytest.approx(H200.step_s(0, 64, 20_000), rel=0.04)
+    if prompts < 0.1:  # not one after another: nothing hides it
+        assert sum(wrong.step_s(*row) for row in asked) < 0.8 * true_s

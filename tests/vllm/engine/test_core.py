@@ -285,6 +285,25 @@ def test_a_clock_that_stands_still_paces_plans_by_their_nominal_time():
     assert engine.status()["plan"]["count"] == 5
 
 
+def test_one_slow_plan_is_not_paid_for_with_as_long_a_silence():
+    """An engine's first plan on an H200 took .6 s, and none came for the next 15 s."""
+    engine = ToyEngine({"policy": "fcfs", "plan_share": 0.1, "refit_steps": 0}, slots=1)
+    planner, took_s = engine.core.planner, iter([0.6] + [0.02] * 50)
+    reads = (t for d in took_s for t in (0.0, d, d))  # a plan's start and end, and when it is taken
+    planner._clock = lambda: next(reads)
+    planner.policy.nominal_s = 0.02
+    for i in range(3):
+        engine.add(make_request(f"r{i}", pred_quantiles=QUANTILES), 1000)
+    made = []
+    for ms in range(2000):
+        planner.changed()
+        engine.core.before_step(0, engine.running_now, 1e6 + ms / 1e3)
+        made.append(engine.status()["plan"]["count"])
+    assert made[590] == 1
+    assert made[610] == 2
+    assert made[-1] == 8
+
+
 def test_nothing_to_predict_on_is_no_fault_of_the_predictors(engine):
     """A prompt of token ids, as the API process marks it; without its word it is a fault."""
     fake = engine(lengths="learned")

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from statistics import median
 from typing import Any
 
 from lengthwise.data.arrays import FloatArray
@@ -41,6 +42,8 @@ logger = logging.getLogger(LOGGER_NAME)
 _LOG_EVERY = 1000
 _LONGEST_PLAN_S = 5.0  # a thread that takes longer is given up
 _KEPT_OUTCOMES = 4096
+_USUAL_OF = 5  # plans
+_AT_MOST_USUAL = 3.0  # times what is usual
 
 
 class Planner:
@@ -78,6 +81,7 @@ class Planner:
         self._thread: PlanThread[PendingSnapshot, Planned] = PlanThread(self._plan)
         self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
         self._changed_since = False  # the snapshot that is being planned
+        self._spent_s: deque[float] = deque(maxlen=_USUAL_OF)
         self.use(prepare_policy(settings, settings.policy))
 
     def use(self, prepared: PreparedPolicy) -> None:
@@ -86,6 +90,9 @@ class Planner:
         self._build = prepared.build
         self.policy_status: dict[str, Any] = {}
         self._ended.clear()
+        self._spent_s.clear()
+        self.cost = PlanningCost()
+        self.gate.plan_share = self._settings.plan_share
         self.changed()
 
     @property
@@ -246,9 +253,14 @@ class Planner:
             spent_s = planned.wall_s or planned.policy.nominal_s
         self.cost.note_plan(spent_s)
         self.gate.plan_share = self.cost.share(self._settings.plan_share)
-        self.gate.planned(began_s, spent_s)
+        # One plan that took a multiple (an engine's first, on an H200: .6 s) must not leave the
+        # engine without another for as many times longer.
+        self._spent_s.append(spent_s)
+        usual_s = median([*self._spent_s, planned.policy.nominal_s, planned.policy.nominal_s])
+        paced_s = min(spent_s, _AT_MOST_USUAL * usual_s)
+        self.gate.planned(began_s, paced_s)
         # A plan from the thread is taken at the next step, which may be long in coming.
-        self.pace_s = max(spent_s / self.gate.plan_share, now_s - began_s)
+        self.pace_s = max(paced_s / self.gate.plan_share, now_s - began_s)
         self.interval_s = max(self.gate.max_age_s, self.pace_s)
         if self._changed_since:
             self.gate.mark()
