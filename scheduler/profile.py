@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -185,6 +185,9 @@ def _part(kind: type[Part], value: Any) -> Part | None:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{kind.__name__} has no {unknown[0]!r}; it has {', '.join(known)}")
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.default is MISSING and field.name not in given:
+            raise ValueError(f"{kind.__name__} needs {field.name}, got {value!r}")
     return kind(**given)
 
 

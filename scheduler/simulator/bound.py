@@ -6,7 +6,8 @@ at any speed up to one slot, and counts by the fraction of its work that is done
 time is charged at its cheapest: the per-token share of a full batch, without the context term,
 the prefill's stall included. So every schedule of the engine is a feasible point and the
 optimum is an upper bound on the attainment (up to the batch being shared more cheaply than
-when full, which no schedule under load can use for long).
+when full, which no schedule under load can use for long). Of an engine with a prefix cache every
+shared beginning counts as computed already, and drafts as accepted at their mean.
 
 A first-token objective asks only for a start in time: the rest of the work may follow at the
 slowest pace an engine that decodes everything it runs in every step keeps up on the whole,
@@ -18,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
+from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 
@@ -27,12 +29,22 @@ SLOWEST = 1.25
 def service_s(workload: SimWorkload, profile: EngineProfile) -> tuple[FloatArray, FloatArray]:
     """(shortest possible duration alone, slot-seconds in the cheapest full batch) a request."""
     model, slots = profile.scaled_step_time, profile.capacity.max_num_seqs
-    prompt = workload.prompt_tokens.astype(np.float64)
-    answer = workload.output_tokens.astype(np.float64)
-    prefill = model.prefill_token_s * prompt
-    alone = prefill + model.base_s + answer * model.step_s(0.0, 1.0, 0.0)
+    yielded = 1.0 if profile.speculation is None else profile.speculation.accepted_tokens
+    decodes = (workload.output_tokens.astype(np.float64) - 1.0) / yielded
+    prefill = model.prefill_token_s * _computed_tokens(workload, profile)
+    # the first token comes of the step that ends the prompt
+    alone = prefill + model.base_s + decodes * model.step_s(0.0, 1.0, 0.0)
     token_s = model.step_s(0.0, slots, 0.0)
-    return alone, (answer * token_s) + prefill * slots
+    return alone, (1.0 + decodes) * token_s + prefill * slots
+
+
+def _computed_tokens(workload: SimWorkload, profile: EngineProfile) -> FloatArray:
+    """The least of each prompt that the engine computes: one token, and what nobody shares."""
+    prompt = workload.prompt_tokens.astype(np.float64)
+    ids, shared = workload.prefix_id, workload.prefix_tokens
+    if profile.prefix_cache is None or ids is None or shared is None:
+        return prompt
+    return np.maximum(1.0, prompt - np.where(ids == NO_PREFIX, 0, shared))
 
 
 def attainment_bound(
@@ -82,4 +94,4 @@ def attainment_bound(
     )
     if not solved.success:
         raise RuntimeError(f"the bound's linear programme failed: {solved.message}")
-    return float((free.sum() - solved.fun) / n)
+    return min(1.0, float((free.sum() - solved.fun) / n))

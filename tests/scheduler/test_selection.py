@@ -18,11 +18,13 @@ from lengthwise.scheduler.plan.starts.wait_bound import (
     overdue_first,
 )
 from lengthwise.scheduler.policies.make import make_policy
-from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.profile import PrefixCache, Speculation, load_profile
 from lengthwise.scheduler.simulator.bound import attainment_bound
 from lengthwise.scheduler.simulator.run import simulate
+from lengthwise.scheduler.step_time import StepTimeModel
 
 BOUND_S = 20.0 / _KEPT  # 20 s with the reserve
+DEAR_PROMPTS = StepTimeModel(0.005, 0.0, 0.0001, 0.0001, 0.0)
 
 
 def chosen(latest, work, value, slots=1.0):
@@ -109,6 +111,30 @@ def test_no_policy_beats_the_bound(rate_rps):
     for name in ("feasible-edf", "feasible-sjf"):
         result = simulate(workload, make_policy(name), profile)
         assert result.met(workload).mean() <= bound + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("part", "shared"),
+    [
+        ({"speculation": Speculation(accepted_tokens=4.0)}, 0),
+        ({"prefix_cache": PrefixCache(), "step_time": DEAR_PROMPTS}, 1600),
+    ],
+)
+def test_no_policy_beats_the_bound_by_tokens_that_cost_nothing(part, shared):
+    profile = replace(load_profile("tiny-cpu"), **part)
+    workload = draw_workload(13, 200, rate_rps=100.0, longest=1500)
+    crowded = replace(
+        workload,
+        prompt_tokens=workload.prompt_tokens + shared,
+        ttft_s=np.full(200, np.inf),
+        tpot_s=np.full(200, np.inf),
+        e2e_s=np.full(200, 2.0),
+        prefix_id=np.zeros(200, dtype=np.int64),
+        prefix_tokens=np.full(200, shared),
+    )
+    bound = attainment_bound(crowded, profile, intervals=60)
+    result = simulate(crowded, make_policy("feasible-sjf"), profile)
+    assert result.met(crowded).mean() <= bound <= 1.0
 
 
 def test_the_bound_falls_with_overload():

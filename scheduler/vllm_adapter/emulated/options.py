@@ -71,6 +71,12 @@ def emulable_profile(name_or_path: str | Path) -> EngineProfile:
             f"profile {profile.name!r}: kv_tokens must be at least two blocks of {block}, "
             f"got {profile.capacity.kv_tokens}"
         )
+    slots, tokens = profile.capacity.max_num_seqs, profile.capacity.max_num_batched_tokens
+    if tokens < slots:  # vLLM's own rule, which it tells only once it has loaded
+        raise InputError(
+            f"profile {profile.name!r}: max_num_batched_tokens must be at least max_num_seqs, "
+            f"{slots}, got {tokens}"
+        )
     return profile
 
 

@@ -53,6 +53,8 @@ _Request = TypeVar("_Request", bound=ConfigureRequest)
 
 def parse_request(kind: type[_Request], body: Any) -> _Request:
     """A checked request of this kind; InputError names the key and the rule."""
+    if not isinstance(body, dict):
+        raise InputError(f"the body must be a JSON object, got {shown(body)}")
     try:
         return kind.model_validate(body)
     except ValidationError as error:

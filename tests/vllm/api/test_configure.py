@@ -94,6 +94,11 @@ def test_a_wrong_configure_body_is_a_400_and_changes_nothing(body):
     assert client.core.asked == []
 
 
+def test_a_configure_body_that_is_no_object_is_named():
+    answer = Client(allow_configure=True).post("/lengthwise/configure", [1])
+    assert answer.json()["error"]["message"] == "the body must be a JSON object, got [1]"
+
+
 def test_a_key_that_configure_does_not_know_is_named():
     client = Client(WordPredictor(), allow_configure=True)
     answer = client.post("/lengthwise/configure", {"polic": "sa"}).json()

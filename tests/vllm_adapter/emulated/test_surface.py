@@ -20,7 +20,11 @@ from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.vllm_adapter.emulated.device import Answers, Scheduled
 from lengthwise.scheduler.vllm_adapter.emulated.fleet import make_core
-from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, read_options
+from lengthwise.scheduler.vllm_adapter.emulated.options import (
+    EMULATE_VARIABLE,
+    emulable_profile,
+    read_options,
+)
 from lengthwise.scheduler.vllm_adapter.emulated.refusals import Refusals
 from lengthwise.scheduler.vllm_adapter.emulated.worker import scheduled_rows
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
@@ -174,3 +178,18 @@ def test_options_come_from_the_configuration_or_a_file(tmp_path, monkeypatch):
     path.write_text(json.dumps({"profile": "tiny-cpu", "speed": 2}))
     with pytest.raises(InputError, match=r"unknown emulation options \['speed'\]"):
         read_options({})
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"kv_tokens": 16}, "kv_tokens must be at least two blocks of 16, got 16"),
+        ({"max_num_batched_tokens": 8}, "must be at least max_num_seqs, 32, got 8"),
+    ],
+)
+def test_a_profile_that_vllm_would_refuse_is_told_before_it_starts(tmp_path, limits, message):
+    values = json.loads(load_profile("tiny-cpu").to_json())
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(values | {"capacity": values["capacity"] | limits}))
+    with pytest.raises(InputError, match=message):
+        emulable_profile(path)
