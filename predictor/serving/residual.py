@@ -143,6 +143,11 @@ def squashed_dot(
     return total
 
 
+def warm_up() -> None:
+    """Compile what a residual tells a prompt by."""
+    squashed_dot(np.zeros(1, np.float32), np.zeros(1), np.ones(1), np.zeros(1))
+
+
 @dataclass(frozen=True, slots=True)
 class _Regression:
     """Log-ratios (n,) on columns (n, p), the first ``level_columns`` of them penalised less.

@@ -9,10 +9,12 @@ from lengthwise.predictor.distribution import DEFAULT_LEVELS
 from lengthwise.predictor.serving.online_lengths import FIRST_ROWS, OnlineLengths, refit
 from lengthwise.predictor.serving.residual import (
     Misses,
+    Residual,
     _Regression,
     fit_residual,
     squash,
     squashed_dot,
+    warm_up,
 )
 
 LEVELS = np.array(DEFAULT_LEVELS)
@@ -94,6 +96,16 @@ def test_the_compiled_sum_is_numpys():
         row = (size * rng.normal(size=9)).astype(np.float32)
         columns = np.clip((squash(row) - means) / scales, -3.0, 3.0)
         assert squashed_dot(row, means, scales, weights) == pytest.approx(columns @ weights)
+
+
+def test_what_a_served_prompt_is_told_by_was_compiled_before():
+    warm_up()
+    known = list(squashed_dot.signatures)
+    fitted = Residual(
+        np.zeros(3), np.ones(3), np.split(np.ones(6), 2)[1], (5.0, 1.0), (0.1, 0.0, 0.0), {}
+    )
+    assert fitted.shift(np.ones(3, np.float32), [50.0, 100.0, 300.0], None) > 0.0
+    assert list(squashed_dot.signatures) == known
 
 
 def test_a_rows_left_out_shift_is_that_of_a_fit_without_it():

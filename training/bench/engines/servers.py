@@ -205,7 +205,7 @@ def start_servers(
         predictor_dir=None if predictor is None else str(predictor.directory),
         predictor_version=None if predictor is None else predictor.label,
         lengths="none" if predictor is None else "learned",
-        policy="fcfs",
+        policy="sa",  # compiled before the server is up, and not when an arm is switched to it
         profile=None if profile is None else str(profile),
         allow_configure=True,
         step_log=str(step_log),

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lengthwise.predictor.serving.online_lengths import OnlineLengths, Refit, refit
+from lengthwise.predictor.serving.residual import warm_up
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -22,6 +23,8 @@ class LengthFits:
     """
 
     def __init__(self, wanted: bool, in_thread: bool) -> None:
+        if wanted:
+            warm_up()  # compiled while serving it held a step on an H200 for .2 s
         self._wanted = wanted
         self._in_thread = in_thread
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="length-residual")
