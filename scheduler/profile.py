@@ -22,6 +22,7 @@ Scale = Literal["fixed", "gpu"]
 _HERE = Path(__file__).parent / "profiles"
 _MOST_ACCEPTED = 64.0
 _MOST_NUMBER = 1e15
+_MOST_TOKENS = 1_000_000  # of a block or a draft: the simulator counts them in 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class PrefixCache:
     block_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.block_tokens) or self.block_tokens < 1:
+        if not _is_whole(self.block_tokens) or not 1 <= self.block_tokens <= _MOST_TOKENS:
             raise ValueError(
-                f"block_tokens must be a whole number from 1, got {self.block_tokens!r}"
+                f"block_tokens must be a whole number from 1 to {_MOST_TOKENS}, got "
+                f"{shown(self.block_tokens)}"
             )
 
 
@@ -52,16 +54,18 @@ class Speculation:
     def __post_init__(self) -> None:
         accepted = self.accepted_tokens
         if isinstance(accepted, bool) or not isinstance(accepted, int | float):
-            raise ValueError(f"accepted_tokens must be a number, got {accepted!r}")
+            raise ValueError(f"accepted_tokens must be a number, got {shown(accepted)}")
         if not 1.0 <= accepted <= _MOST_ACCEPTED:
-            raise ValueError(f"accepted_tokens must lie from 1 to {_MOST_ACCEPTED:g}: {accepted}")
+            raise ValueError(
+                f"accepted_tokens must lie from 1 to {_MOST_ACCEPTED:g}: {shown(accepted)}"
+            )
         least = math.ceil(accepted) - 1
         if self.draft_tokens == -1:
             object.__setattr__(self, "draft_tokens", least)
-        if not _is_whole(self.draft_tokens) or self.draft_tokens < least:
+        if not _is_whole(self.draft_tokens) or not least <= self.draft_tokens <= _MOST_TOKENS:
             raise ValueError(
-                f"draft_tokens must be a whole number from {least} to give {accepted:g} accepted "
-                f"tokens, got {self.draft_tokens!r}"
+                f"draft_tokens must be a whole number from {least} to {_MOST_TOKENS} to give "
+                f"{accepted:g} accepted tokens, got {shown(self.draft_tokens)}"
             )
 
 
@@ -156,6 +160,7 @@ def _numbers(values: Mapping[str, Any], name: str, kind: type) -> dict[str, Any]
     types = {field.name: str(field.type) for field in fields(kind)}
     if unknown := sorted(set(part) - set(types)):
         raise ValueError(f"{name} has no {shown(unknown[0])}; it has {', '.join(types)}")
+    _nothing_missing(kind, name, part)
     for key, value in part.items():
         if types[key] == "str":
             continue
@@ -181,14 +186,21 @@ def _part(kind: type[Part], value: Any) -> Part | None:
         return None
     given = {} if value is True else value
     if not isinstance(given, Mapping):
-        raise ValueError(f"{kind.__name__} must be an object, true, false or null, got {value!r}")
+        raise ValueError(
+            f"{kind.__name__} must be an object, true, false or null, got {shown(value)}"
+        )
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{kind.__name__} has no {unknown[0]!r}; it has {', '.join(known)}")
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.default is MISSING and field.name not in given:
-            raise ValueError(f"{kind.__name__} needs {field.name}, got {value!r}")
+        raise ValueError(f"{kind.__name__} has no {shown(unknown[0])}; it has {', '.join(known)}")
+    _nothing_missing(kind, kind.__name__, given)
     return kind(**given)
+
+
+def _nothing_missing(kind: type, name: str, given: Mapping[str, Any]) -> None:
+    """ValueError names the keys that a dataclass asks for and a part of a profile lacks."""
+    asked = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if lacking := [key for key in asked if key not in given]:
+        raise ValueError(f"{name} lacks {', '.join(lacking)}")
 
 
 def _is_number(value: object) -> bool:

@@ -32,6 +32,8 @@ LOGGER_NAME = "vllm.lengthwise"
 DEFAULT_PROFILE = "tiny-cpu"
 NO_ROUTER = "none"  # the engine's own balancing chooses among several instances
 
+_LONGEST_KEY = 60  # that an error gives back as it is
+
 Lengths = Literal["learned", "class", "oracle", "none"]
 VersionName = Annotated[str, Field(max_length=1024, pattern="")]
 """What a predictor is called: valid UTF-8, as it becomes a metric's label and travels with every
@@ -150,6 +152,8 @@ def first_fault(error: ValidationError) -> str:
     if not first["loc"] and first["type"] == "value_error":  # a rule over several, which says it
         return str(first["ctx"]["error"])
     key = ".".join(str(part) for part in first["loc"])
+    if not key.isprintable() or len(key) > _LONGEST_KEY:  # whoever sent it chose it
+        key = shown(key, _LONGEST_KEY)
     if first["type"] == "extra_forbidden":
         return f"{key}: no such key, got {shown(first['input'])}"
     return f"{key or '?'}: {first['msg']}, got {shown(first['input'])}"

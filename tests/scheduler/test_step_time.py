@@ -1,12 +1,14 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.step_anchor import Anchor
-from lengthwise.scheduler.step_fit import fit_step_time
+from lengthwise.scheduler.step_fit import fit_step_time, model_error
 from lengthwise.scheduler.step_time import COEFFICIENTS, StepTimeModel
 
 TRUE = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 2e-7)
@@ -229,3 +231,27 @@ def test_where_few_arrive_in_the_window_the_last_ones_say():
     for t in np.arange(7, 30) * 4.0:
         rate.add(float(t))
     assert rate.rps(117.0) == pytest.approx(0.25, rel=0.15)
+
+
+def test_a_fit_far_from_what_was_believed_ends_soon(monkeypatch):
+    """Between narrow bounds the method may go to and fro: 5,000 looks, seconds beside the engine's
+    loop."""
+    looks = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found = least_squares(*args, **options)
+        looks.append(found.nfev)
+        return found
+
+    rng = np.random.default_rng(1)
+    truth = StepTimeModel(8e-3, 6e-4, 2.5e-5, 8e-5, 1.5e-8)
+    believed = replace(truth, prefill_token_s=2.5e-3, decode_seq_s=8e-7, context_token_s=1e-6)
+    prefill = np.where(rng.random(2000) < 0.2, rng.integers(1, 4000, 2000), 0)
+    decodes = rng.integers(1, 200, 2000)
+    work = np.column_stack([prefill, decodes, decodes * rng.integers(100, 2000, 2000)])
+    seconds = [truth.step_s(*row) for row in work] * rng.lognormal(0.0, 0.05, 2000)
+    monkeypatch.setattr("lengthwise.scheduler.step_fit.least_squares", counted)
+    samples = np.column_stack([work, seconds])
+    found, _ = fit_step_time(samples, anchor=Anchor(believed, 8192.0, 256.0))
+    assert max(looks) <= 100
+    assert model_error(found, samples) < 0.3 * model_error(believed, samples)

@@ -142,7 +142,7 @@ def test_a_profile_keeps_its_parts(tmp_path):
         ({"prefix_cache": {"block_tokens": 0}}, "block_tokens must be a whole number from 1"),
         ({"prefix_cache": {"blocks": 16}}, "PrefixCache has no 'blocks'; it has block_tokens"),
         ({"prefix_cache": 16}, "PrefixCache must be an object, true, false or null, got 16"),
-        ({"speculation": True}, "Speculation needs accepted_tokens, got True"),
+        ({"speculation": True}, "Speculation lacks accepted_tokens"),
         ({"speculation": {"accepted_tokens": 0.5}}, "accepted_tokens must lie from 1 to 64: 0.5"),
         ({"speculation": {"accepted_tokens": "2"}}, "accepted_tokens must be a number, got '2'"),
         ({"speculation": {"accepted_tokens": 2.4, "draft_tokens": 1}}, "whole number from 2"),

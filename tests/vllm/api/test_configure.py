@@ -105,6 +105,16 @@ def test_a_key_that_configure_does_not_know_is_named():
     assert answer["error"]["message"] == "polic: no such key, got 'sa'"
 
 
+@pytest.mark.parametrize("key", ["x" * 15_000, "a\nb", "\x1b[2J"])
+def test_a_key_that_is_no_name_is_told_on_one_short_line(key):
+    answer = Client(allow_configure=True).post("/lengthwise/configure", {key: 1})
+    told = answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert told.isprintable()
+    assert len(told) < 100
+    assert told.endswith(": no such key, got 1")
+
+
 def test_what_the_engine_refuses_is_a_400_and_changes_nothing():
     client = Client(WordPredictor(), allow_configure=True)
     client.core.answer = {"error": "unknown policy 'magic'"}

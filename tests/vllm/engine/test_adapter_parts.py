@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import wait
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.step_anchor import Anchor
+from lengthwise.scheduler.step_fit import model_error
 from lengthwise.scheduler.step_time import StepTimeModel
 from lengthwise.scheduler.vllm_adapter.api.predicting.batching import _round_for_log
 from lengthwise.scheduler.vllm_adapter.engine.observed.refit import StepTimeRefit, better_model
@@ -116,6 +120,48 @@ def test_a_refit_is_adopted_only_when_it_errs_less():
     never = StepTimeRefit(every_steps=0)
     never.poll(timer, wrong)
     assert never._work is None
+
+
+def test_a_refit_that_raises_is_told_once_and_the_next_one_may_do(caplog, monkeypatch):
+    """What a fit raised came up again in every step after it, and no refit was ever made again."""
+    truth = StepTimeModel(2e-3, 1e-3, 2e-5, 3e-4, 1e-8)
+    refit, timer, now = StepTimeRefit(every_steps=250), StepTimer(), 0.0
+
+    def steps(count: int, slower: float) -> None:
+        nonlocal now
+        for step in range(count):
+            work = (100 * (step % 3 == 0), 1 + step % 30, 1000 + 37 * (step % 50))
+            timer.begin(work, now)
+            now += slower * truth.step_s(*work)
+            timer.end(now, 0, 1, 0)
+
+    def ended() -> StepTimeModel | None:
+        assert refit.poll(timer, truth) is None  # begun
+        wait([refit._work])
+        return refit.poll(timer, truth)
+
+    steps(250, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(refit, "_fit", Mock(side_effect=np.linalg.LinAlgError("no convergence")))
+        assert ended() is None
+    assert "no convergence" in caplog.text
+    steps(2048, 2.0)
+    found = ended()
+    assert found is not None
+    assert found.decode_seq_s == pytest.approx(2.0 * truth.decode_seq_s, rel=0.05)
+
+
+def test_no_refit_foresees_its_own_steps_worse_than_the_model_it_replaces():
+    """Where no model fits, as with steps that prompts make shorter, a fit to a part of them did."""
+    decodes, prompts = (0.0, 32.0, 16_000.0, 0.05), (512.0, 32.0, 16_000.0, 0.01)
+    samples = np.random.default_rng(1).permutation(np.repeat([decodes, prompts], 1000, axis=0))
+    for believed in (
+        StepTimeModel(8e-3, 6e-4, 2.5e-5, 8e-5, 1.5e-8),
+        StepTimeModel(8e-3, 6e-4, 2.5e-3, 8e-7, 1e-6),
+    ):
+        anchor = Anchor(believed, 8192.0, 256.0)
+        found = better_model(samples, believed, anchor)
+        assert found is None or model_error(found, samples) < model_error(believed, samples)
 
 
 def test_an_hour_of_short_prompts_does_not_undo_what_long_ones_said():

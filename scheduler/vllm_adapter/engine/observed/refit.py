@@ -53,8 +53,11 @@ class StepTimeRefit:
         if self._work is not None:
             if not self._work.done():
                 return None
-            found = self._work.result()
-            self._work = None
+            work, self._work = self._work, None
+            if (fault := work.exception()) is not None:  # told once, and the next fit may do
+                logger.warning("step-time refit failed, the model stays: %r", fault)
+                return None
+            found = work.result()
             if found is None:
                 return None
             self.adopted += 1
@@ -100,8 +103,10 @@ def better_model(
     except ValueError as error:
         logger.debug("no step-time refit: %s", error)
         return None
-    # The report's error is on held-out steps, so a fit to noise does not win.
-    gain = model_error(present, samples) - report["mean_error"]
+    # On held-out steps, so that a fit to noise does not win; and on all, by the model itself: the
+    # held-out are foreseen by another fit, which may be a better one where no model fits.
+    errs = max(report["mean_error"], model_error(model, samples))
+    gain = model_error(present, samples) - errs
     return model if gain > _LEAST_GAIN else None
 
 
