@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import takewhile
+
+LATELY_S = (2.0, 1.0, 0.5)
+LEAST_AWAITED = 16.0  # arrivals: of fewer, none at all is four standard deviations at most
+SURELY_FEWER = 4.0  # standard deviations of a Poisson count
 
 
 class ReplanGate:
@@ -61,7 +66,8 @@ class ArrivalRate:
 
     A window rather than a decaying average: it forgets a burst entirely, and the planner's
     price of slot time rests on whether the overload still lasts. Where fewer than ``least`` came
-    in it, as on engines that serve one long prompt after another, the last ``least`` say.
+    in it, as on engines that serve one long prompt after another, the last ``least`` say. Where
+    far fewer came lately than the window would have, a burst is over, and what came since says.
     """
 
     def __init__(self, window_s: float = 15.0, least: int = 8) -> None:
@@ -83,4 +89,12 @@ class ArrivalRate:
             self._times.popleft()
         if len(self._times) < self.least:
             return 0.0
-        return len(self._times) / max(now_s - self._times[0], 1e-3)
+        rate = len(self._times) / max(now_s - self._times[0], 1e-3)
+        for lately_s in (now_s - self._times[-1], *LATELY_S):
+            awaited = rate * lately_s
+            if awaited < LEAST_AWAITED:
+                continue
+            came = sum(1 for _ in takewhile(lambda t: t > now_s - lately_s, reversed(self._times)))
+            if came < awaited - SURELY_FEWER * math.sqrt(awaited):
+                rate = (came + 1) / lately_s
+        return rate
