@@ -12,7 +12,6 @@ from lengthwise.scheduler.problem import NO_PREFIX, Problem, RequestArrays
 RING = 256
 STRIDE = 97  # spreads a few stand-ins over the whole ring
 DEFAULT_OBJECTIVE_S = 10.0  # where nobody has one
-OVER = 4.0  # times slower than usual: what was seen was a burst
 PERSISTENCE_S = 5.0  # how long a rate above the usual one is trusted to last
 
 
@@ -86,10 +85,9 @@ class ArrivalForecast:
         return float(first_s.mean()) if len(first_s) else DEFAULT_OBJECTIVE_S
 
     def usual_rps(self, problem: Problem) -> float:
-        """The mean rate of all that was seen, while requests still come at such a rate."""
+        """The mean rate of all that was seen."""
         seen_s = problem.now_s - self._first_s
-        rate_rps = problem.arrival_rate_rps
-        return min(self._count / seen_s, OVER * rate_rps) if seen_s > 1.0 else rate_rps
+        return self._count / seen_s if seen_s > 1.0 else problem.arrival_rate_rps
 
     def expected(self, problem: Problem, horizon_s: float, most: int) -> RequestArrays:
         """At most ``most`` stand-ins within ``horizon_s``, sorted by arrival, prompts uncomputed.

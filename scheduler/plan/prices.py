@@ -24,11 +24,11 @@ def work_price(
     from ``base`` with what has been put off already (drift plus penalty, Neely 2010). Where the
     engine could keep up, all who come later wait for it, on the scale of the horizon, which is
     that of their objectives (``backlog``); and at any load, who has waited for ``max_wait_s`` goes
-    before all others, met or not (``bound``). Nobody pays for either where nobody comes.
+    before all others, met or not (``bound``).
     """
     work_s = shot.work_s[shot.waiting :]  # of those waiting, then those expected
     waits_s = float(work_s[: shot.expected - shot.waiting].sum())
     load = arrival_rate_rps * float(work_s.mean())
     may_end = float(np.clip((OVERLOAD - load) / (OVERLOAD - 1.0), 0.0, 1.0))
-    late = backlog * may_end * waits_s / horizon_s + bound * waits_s / max_wait_s
-    return base * (1.0 + min(1.0, load) * late)
+    late = backlog * may_end * waits_s / horizon_s
+    return base * (1.0 + late + bound * waits_s / max_wait_s)

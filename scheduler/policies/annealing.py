@@ -35,7 +35,7 @@ from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
 from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.starts.last_order import LastOrder
-from lengthwise.scheduler.plan.starts.wait_bound import let_in
+from lengthwise.scheduler.plan.starts.wait_bound import are_past, let_in
 from lengthwise.scheduler.policies.annealing_settings import Settings
 from lengthwise.scheduler.policies.candidate_starts import (
     Leaders,
@@ -119,6 +119,8 @@ class AnnealingPolicy:
             best.limits[s.MAX_RUNNING], shot.waiting, planned.waiting.queued_s, problem.now_s,
             problem.max_wait_s, gap_s,
         )  # fmt: skip
+        if are_past(planned.waiting.queued_s, problem.now_s, problem.max_wait_s):
+            best.limits[s.MAX_PREFILL], best.limits[s.PREFILL_PERIOD] = np.inf, 1.0
         self._remember(planned, shot, picture, leaders.rule.start, start, best)
         waiting = best.order[best.order < shot.expected]
         if start.skip_late:

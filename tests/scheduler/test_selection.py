@@ -13,6 +13,7 @@ from lengthwise.scheduler.plan.starts.wait_bound import (
     _KEPT,
     _LEAD,
     _MARGIN,
+    are_past,
     find_overdue,
     let_in,
     overdue_first,
@@ -83,6 +84,9 @@ def test_a_limit_lets_in_who_is_about_to_reach_the_bound():
     assert let_in(5.0, 40, queued_s, at + 0.6, BOUND_S, gap_s) == 42.0
     assert let_in(64.0, 40, queued_s, at + 0.6, BOUND_S, gap_s) == 64.0
     assert let_in(5.0, 40, np.empty(0), at, BOUND_S, gap_s) == 5.0
+    assert not are_past(queued_s, BOUND_S + queued_s.min(), BOUND_S)
+    assert are_past(queued_s, 1.06 * BOUND_S + queued_s.min(), BOUND_S)
+    assert not are_past(np.empty(0), at, BOUND_S)
 
 
 def test_old_requests_go_while_there_is_time_for_all_of_them():

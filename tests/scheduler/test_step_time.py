@@ -3,6 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
@@ -231,6 +233,36 @@ def test_where_few_arrive_in_the_window_the_last_ones_say():
     for t in np.arange(7, 30) * 4.0:
         rate.add(float(t))
     assert rate.rps(117.0) == pytest.approx(0.25, rel=0.15)
+
+
+@pytest.mark.parametrize("lasts_s", [0.0, 1.0])
+def test_a_burst_with_nobody_after_it_is_not_a_load(lasts_s):
+    rate = ArrivalRate()
+    for t in np.linspace(0.0, lasts_s, 400):
+        rate.add(float(t))
+    for after_s in (0.5, 1.0, 4.0):
+        assert rate.rps(lasts_s + after_s) <= 1.01 / after_s
+
+
+def test_a_burst_before_a_trickle_is_not_its_rate():
+    rate = ArrivalRate()
+    for t in [0.0] * 400 + [2.0, 4.0, 6.0]:
+        rate.add(t)
+    assert rate.rps(6.1) < 3.0
+
+
+@given(st.integers(0, 1000), st.floats(2.0, 200.0))
+@settings(max_examples=30, deadline=None)
+def test_a_steady_load_is_what_the_window_says(seed, rps):
+    times = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rps, 3000))
+    rate, plain = ArrivalRate(), 0
+    for t in times[times < 40.0]:
+        rate.add(float(t))
+        since = times[(times <= t) & (times >= t - 15.0)]
+        if len(since) >= 8 and t > 15.0:
+            usual = len(since) / max(t - since[0], 1e-3)
+            plain += rate.rps(float(t)) < 0.5 * usual
+    assert plain <= 2
 
 
 def test_a_fit_far_from_what_was_believed_ends_soon(monkeypatch):

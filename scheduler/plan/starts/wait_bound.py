@@ -10,7 +10,8 @@ plan pays in throughput makes the queue longer than arrival order's. Only reques
 the bound take part: in lasting overload no order keeps it for everyone, and what has just arrived
 may still find the queue drained.
 
-A plan's limit on the batch may not hold back who reaches the bound within the lead: see ``let_in``.
+A plan's limit on the batch may not hold back who reaches the bound within the lead: see ``let_in``;
+nor its limit on prompts, or their period, who is past it: see ``are_past``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.plan.jobs import Jobs
 from lengthwise.scheduler.problem import Problem
 
+_PAST = 1.05  # times the bound
 _KEPT = 0.95  # of the bound; the rest is a reserve
 _OLD = 0.5  # share of the bound from which a request takes part
 _MARGIN = 1.5  # the gap is an estimate, and the next plan comes later
@@ -71,6 +73,15 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     latest = np.minimum.accumulate(behind)[::-1] + place
     overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue
+
+
+def are_past(queued_s: FloatArray, now_s: float, max_wait_s: float) -> bool:
+    """Whether somebody of ``queued_s (n,)`` waits past the bound, and by more than a plan or two.
+
+    They are first in line, and have a slot as soon as one is free: what holds them is then how
+    many prompt tokens may be computed. Earlier it would cost attainment wherever an overload lasts.
+    """
+    return bool((now_s - queued_s > _PAST * max_wait_s).any())
 
 
 def let_in(
