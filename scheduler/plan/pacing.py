@@ -94,7 +94,11 @@ class ArrivalRate:
             awaited = rate * lately_s
             if awaited < LEAST_AWAITED:
                 continue
-            came = sum(1 for _ in takewhile(lambda t: t > now_s - lately_s, reversed(self._times)))
+            came = self._since(now_s - lately_s)
             if came < awaited - SURELY_FEWER * math.sqrt(awaited):
                 rate = (came + 1) / lately_s
         return rate
+
+    def _since(self, then_s: float) -> int:
+        """How many arrived after ``then_s``."""
+        return sum(1 for _ in takewhile(lambda t: t > then_s, reversed(self._times)))
