@@ -112,11 +112,11 @@ def test_a_flood_of_one_tenant_leaves_the_other_its_turn(tiny_dir, tmp_path):
         quantiles = [20 * q for q in QUANTILES]
         for i in range(40):
             fake.add(
-                make_request(f"f{i}", pred_quantiles=quantiles, slo_e2e_ms=9000, tenant="flood")
+                make_request(f"f{i}", pred_quantiles=quantiles, slo_e2e_ms=3000, tenant="flood")
             )
         fake.step()
         longer = [1.5 * q for q in quantiles]
-        fake.add(make_request("v", pred_quantiles=longer, slo_e2e_ms=9000, tenant="victim"))
+        fake.add(make_request("v", pred_quantiles=longer, slo_e2e_ms=3000, tenant="victim"))
         fake.run()
         assert len(fake.finished) == 41
         places[fair] = fake.admitted.index("v")

@@ -256,7 +256,8 @@ class Planner:
         # One plan that took a multiple (an engine's first, on an H200: .6 s) must not leave the
         # engine without another for as many times longer.
         self._spent_s.append(spent_s)
-        usual_s = median([*self._spent_s, planned.policy.nominal_s, planned.policy.nominal_s])
+        allowed_s = self._settings.plan_budget_ms / 1e3
+        usual_s = median([*self._spent_s, allowed_s, allowed_s])
         paced_s = min(spent_s, _AT_MOST_USUAL * usual_s)
         self.gate.planned(began_s, paced_s)
         # A plan from the thread is taken at the next step, which may be long in coming.
