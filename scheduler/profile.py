@@ -158,9 +158,7 @@ def _numbers(values: Mapping[str, Any], name: str, kind: type) -> dict[str, Any]
     if not isinstance(part, Mapping):
         raise ValueError(f"{name} must be an object, got {shown(part)}")
     types = {field.name: str(field.type) for field in fields(kind)}
-    if unknown := sorted(set(part) - set(types)):
-        raise ValueError(f"{name} has no {shown(unknown[0])}; it has {', '.join(types)}")
-    _nothing_missing(kind, name, part)
+    _check_keys(kind, name, part)
     for key, value in part.items():
         if types[key] == "str":
             continue
@@ -189,15 +187,15 @@ def _part(kind: type[Part], value: Any) -> Part | None:
         raise ValueError(
             f"{kind.__name__} must be an object, true, false or null, got {shown(value)}"
         )
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{kind.__name__} has no {shown(unknown[0])}; it has {', '.join(known)}")
-    _nothing_missing(kind, kind.__name__, given)
+    _check_keys(kind, kind.__name__, given)
     return kind(**given)
 
 
-def _nothing_missing(kind: type, name: str, given: Mapping[str, Any]) -> None:
-    """ValueError names the keys that a dataclass asks for and a part of a profile lacks."""
+def _check_keys(kind: type, name: str, given: Mapping[str, Any]) -> None:
+    """ValueError names a key that a dataclass has not, or those that it asks for and miss."""
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{name} has no {shown(unknown[0])}; it has {', '.join(known)}")
     asked = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     if lacking := [key for key in asked if key not in given]:
         raise ValueError(f"{name} lacks {', '.join(lacking)}")

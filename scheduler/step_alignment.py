@@ -6,7 +6,7 @@ that copies to it, say), the answer is read a whole step late: each duration is 
 step that follows. Where giving takes the host long, as launching every kernel of a step with
 prompts does, the answer is read late by a part of it: the decodes before such a step look long, and
 the step itself short. Both were seen on an H200 (docs/results/gpu.md): fitted as logged, a prompt
-token seemed to cost a twentieth and a half of its time.
+token seemed to cost a twentieth of its time the one way, half of it the other.
 """
 
 from __future__ import annotations

@@ -47,9 +47,12 @@ def make_policy(
     return RulePolicy(name, RULES[name])
 
 
-def check_policy(name: str, params: Mapping[str, Any]) -> None:
-    """Whether somebody's file may ask for this policy with these parameters.
+def check_policy(name: str | None, params: Mapping[str, Any]) -> None:
+    """Whether somebody's file or request may ask for this policy with these parameters.
 
-    Raises ValueError as ``make_policy`` does, and for what the server sets itself.
+    Raises ValueError as ``make_policy`` does, for what the server sets itself, and for parameters
+    of no policy.
     """
+    if name is None:
+        raise ValueError(f"policy_params need a policy, got {shown(params)}")
     make_policy(name, **(checked_params(name, params) if name in POLICIES else {}))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lengthwise.data.errors import InputError, shown
+from lengthwise.data.errors import InputError
 from lengthwise.data.files import write_whole
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import check_policy
@@ -47,10 +47,8 @@ class LiveState(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> LiveState:
-        if self.policy is not None:
+        if self.policy is not None or self.policy_params:
             check_policy(self.policy, self.policy_params)
-        elif self.policy_params:
-            raise ValueError(f"policy_params need a policy, got {shown(self.policy_params)}")
         if self.slo_table is not None:
             SloTable.from_dict(self.slo_table)
         return self

@@ -13,17 +13,31 @@ from benchmarks.common import finish, plain_parser
 from benchmarks.simulator.grid import read_lines
 from benchmarks.simulator.planner.variants_table import axis_table, figures, main_table
 from benchmarks.simulator.shapes import add_cells, play_missing
+from lengthwise.scheduler.policies.annealing_settings import Settings
 
 WHOLE = "sa"
+PARTS = Settings().parts  # that the search changes
+
+
+def parts(*chosen: str) -> str:
+    """``sa`` whose search changes these parts of a plan."""
+    return f"{WHOLE}:parts={'+'.join(chosen)}"
+
+
+def without(part: str) -> str:
+    """``sa`` whose search leaves one part alone."""
+    return parts(*(other for other in PARTS if other != part))
+
+
 VARIANTS = {
     "no search": "sa:iterations=0",
     "twice the search": "sa:iterations=96",
-    "slots taken back too": "sa:parts=order+limits+prefill+period+slots",
-    "no batch limit": "sa:parts=order+prefill+period",
-    "no prefill limit": "sa:parts=order+limits+period",
-    "no prefill period": "sa:parts=order+limits+prefill",
-    "no limits": "sa:parts=order",
-    "no search over orders": "sa:parts=limits+prefill+period",
+    "slots taken back too": parts(*PARTS, "slots"),
+    "no batch limit": without("limits"),
+    "no prefill limit": without("prefill"),
+    "no prefill period": without("period"),
+    "no limits": parts("order"),
+    "no search over orders": without("order"),
     "orders searched by guesses too": "sa:uncertain_order=true",
     "no trust": "sa:trust=false",
     "no expected arrivals": "sa:most_expected=0",

@@ -30,8 +30,6 @@ class ConfigureRequest(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> ConfigureRequest:
         if self.policy_params is not None:
-            if self.policy is None:
-                raise ValueError(f"policy_params need a policy, got {shown(self.policy_params)}")
             check_policy(self.policy, self.policy_params)
         return self
 

@@ -70,7 +70,6 @@ class Planner:
         self.capacity = capacity
         self.fitted = step_time  # before its clock is corrected
         self.step_clock = StepClock()
-        self.cost = PlanningCost()
         self.gate = ReplanGate(settings.plan_share)
         self.arrivals = ArrivalRate()
         self.fairness = TenantFairness()
@@ -81,7 +80,6 @@ class Planner:
         self._thread: PlanThread[PendingSnapshot, Planned] = PlanThread(self._plan)
         self._ended: deque[tuple[float, bool]] = deque(maxlen=_KEPT_OUTCOMES)
         self._changed_since = False  # the snapshot that is being planned
-        self._spent_s: deque[float] = deque(maxlen=_USUAL_OF)
         self.use(prepare_policy(settings, settings.policy))
 
     def use(self, prepared: PreparedPolicy) -> None:
@@ -90,7 +88,7 @@ class Planner:
         self._build = prepared.build
         self.policy_status: dict[str, Any] = {}
         self._ended.clear()
-        self._spent_s.clear()
+        self._spent_s: deque[float] = deque(maxlen=_USUAL_OF)  # by its last plans
         self.cost = PlanningCost()
         self.gate.plan_share = self._settings.plan_share
         self.changed()
