@@ -201,6 +201,8 @@ class Plan:
     With a ``prefill_period`` of n steps, prompts are begun and go on in every n-th step at most
     while anybody decodes: fewer and larger steps with prompts, where each such step has a price
     of its own (``StepTimeModel.eager_s``). None for every step.
+    ``latest_start_s`` (n,) says of each waiting row from when on, until the next plan, it goes
+    behind all others, inf for never; empty where the order holds whatever time passes.
     ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
     ``degraded`` says why the answer is simpler than asked, or None.
     """
@@ -215,12 +217,18 @@ class Plan:
     max_running: int | None = None
     max_prefill_tokens: int | None = None
     prefill_period: int | None = None
+    latest_start_s: FloatArray = field(default_factory=_no_floats)
 
     def __post_init__(self) -> None:
         if self.prefill_period is not None and self.prefill_period < 1:
             raise ValueError(f"prefill_period must be at least 1, got {self.prefill_period}")
         if self.max_prefill_tokens is not None and self.max_prefill_tokens < 0:
             raise ValueError(f"max_prefill_tokens must not be negative: {self.max_prefill_tokens}")
+        if len(self.latest_start_s) not in (0, len(self.order)):
+            raise ValueError(
+                "latest_start_s must be empty or of as many rows as the order, got "
+                f"{len(self.latest_start_s)} of {len(self.order)}"
+            )
 
 
 def warm_up_problem(levels: int = 12, n: int = 3) -> Problem:

@@ -122,7 +122,11 @@ class TenantFairness:
     ) -> Plan:
         """The policy's plan of the adjusted problem, settled."""
         plan = policy(self.adjust(problem, waiting_tenant, running_tenant, weight))
-        return replace(plan, order=self.settle(problem, waiting_tenant, plan.order))
+        order = self.settle(problem, waiting_tenant, plan.order)
+        if np.array_equal(order, plan.order):
+            return plan
+        # whose turn has come at a tenant's bound is not put off for being late
+        return replace(plan, order=order, latest_start_s=np.empty(0))
 
     def adjust(
         self,

@@ -82,6 +82,7 @@ class PoolOrder:
         self.queue_len: list[tuple[float, int]] = []
         self._slots = self._most = profile.capacity.max_num_seqs
         self._gate, self._rate = ReplanGate(plan_share), ArrivalRate()
+        self._deferred: list[tuple[float, int]] = []  # when who goes to the end, the next one last
         self._untold: list[int] = []
 
     def arrive(self, row: int, now_s: float) -> None:
@@ -105,6 +106,11 @@ class PoolOrder:
         """The rows that get one of the ``free`` handles each; plans first, if a plan is due."""
         if self.waiting and self._gate.due(now_s):
             self._plan(now_s)
+        while self._deferred and self._deferred[-1][0] < now_s:
+            row = self._deferred.pop()[1]
+            if row in self.waiting:
+                self.waiting.remove(row)
+                self.waiting.append(row)
         count = max(0, min(free, self._most - len(self.running)))
         admitted, self.waiting = self.waiting[:count], self.waiting[count:]
         self.running += admitted
@@ -128,6 +134,8 @@ class PoolOrder:
         self.plan_s.append(plan.elapsed_s)
         self.queue_len.append((now_s, len(waiting)))
         self.waiting = waiting[plan.order].tolist()
+        deferred = zip(plan.latest_start_s.tolist(), waiting.tolist(), strict=False)
+        self._deferred = sorted(((s, row) for s, row in deferred if s < np.inf), reverse=True)
         self._most = min(self._slots, plan.max_running or self._slots)
         taken_s = plan.elapsed_s if self.paced else self.policy.nominal_s
         self._gate.planned(now_s, taken_s)

@@ -123,9 +123,12 @@ class AnnealingPolicy:
             best.limits[s.MAX_PREFILL], best.limits[s.PREFILL_PERIOD] = np.inf, 1.0
         self._remember(planned, shot, picture, leaders.rule.start, start, best)
         waiting = best.order[best.order < shot.expected]
+        latest_start_s = np.full(len(problem.waiting), np.inf)
         if start.skip_late:
             late = shot.rows.latest_s[waiting] < shot.now_s
             waiting = np.concatenate([waiting[~late], waiting[late]])
+            last_s = shot.last_chance_s()[shot.waiting : shot.expected]
+            latest_start_s[rest[0]] = np.where(last_s < shot.now_s, np.inf, last_s)
         waiting -= shot.waiting
         engine, (most, prefill, period) = shot.engine, best.limits
         return Plan(
@@ -138,6 +141,7 @@ class AnnealingPolicy:
             max_running=int(most) if most < engine.slots else None,
             max_prefill_tokens=int(prefill) if prefill < engine.batched_tokens else None,
             prefill_period=int(period) if period > 1.0 else None,
+            latest_start_s=latest_start_s,
         )
 
     def finished(self, arrival_s: float, met: bool) -> None:

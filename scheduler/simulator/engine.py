@@ -59,6 +59,7 @@ def run_until(
     queue: IntArray,
     queue_count: int,
     clock: FloatArray,
+    latest_start_s: FloatArray,
     cache: PrefixCacheState | None = None,
     speculation: SpeculationState | None = None,
 ) -> tuple[int, int]:
@@ -68,7 +69,8 @@ def run_until(
     the most prompt tokens a step may take beside its decodes (the budget for no limit), and in
     every how manyth step prompts are computed while anybody decodes.
     ``running`` and ``queue`` hold row numbers, their first ``*_count`` entries valid (the
-    queue's first = next). Everything is changed in place; returns the new counts. A step in
+    queue's first = next). Whoever stands first and has passed ``latest_start_s`` goes to the end,
+    once. Everything is changed in place; returns the new counts. A step in
     flight at ``until_s`` is completed, as an engine would.
     """
     slots, kv, budget_tokens = limits[0], limits[1], limits[2]
@@ -81,8 +83,8 @@ def run_until(
     eager, graph_tokens = step_time[5], step_time[6]
     # Entries before ``head`` are gone; a preempted row steps back, at most all that run can.
     head, tail = running_count, running_count + queue_count
-    buffer = np.empty(tail, dtype=np.int64)
-    buffer[head:] = queue[:queue_count]
+    buffer = np.empty(tail + queue_count, dtype=np.int64)
+    buffer[head:tail] = queue[:queue_count]
     used = 0
     for p in range(running_count):
         used += rows[running[p], COMPUTED]
@@ -150,6 +152,11 @@ def run_until(
         scheduled = p
         while not (preempted or rests) and head < tail and running_count < slots and budget > 0:
             row = buffer[head]
+            if latest_start_s[row] < clock[NOW]:
+                latest_start_s[row] = np.inf
+                buffer[tail] = row
+                head, tail = head + 1, tail + 1
+                continue
             if cache is None:
                 if used + rows[row, LEFT] > kv:
                     break
@@ -165,6 +172,7 @@ def run_until(
                 rows[row, COMPUTED] = shared + own
                 clock[CACHED] += shared + own
             head += 1
+            latest_start_s[row] = np.inf
             if np.isnan(times[row, ADMITTED]):
                 times[row, ADMITTED] = clock[NOW]
             running[running_count] = row

@@ -64,6 +64,7 @@ class Course:
         self.times = np.full((n, 3), np.nan)
         self.queued_s = workload.arrival_s.copy()
         self.yielded = np.zeros(n, dtype=np.bool_)  # queues because a plan took its slot
+        self.latest_start_s = np.full(n, np.inf)  # by the last plan
 
     def begin_again(self, rows: IntArray) -> None:
         """The rows' engine is gone, with all it had done for them."""
@@ -71,6 +72,7 @@ class Course:
         self.state[rows, e.GENERATED] = self.state[rows, e.COMPUTED] = 0
         self.times[rows] = np.nan
         self.yielded[rows] = False
+        self.latest_start_s[rows] = np.inf
 
     def rows(self, index: IntArray, cache: PrefixCacheState | None, waiting: bool) -> RequestArrays:
         """The given rows as a policy sees them."""
@@ -206,6 +208,7 @@ class SimInstance:
                 self.queue,
                 self.queue_count,
                 clock,
+                course.latest_start_s,
                 self.cache,
                 self.speculation,
             )
@@ -353,6 +356,9 @@ class SimInstance:
         state[victims, e.COMPUTED] = 0
         course.queued_s[victims], course.yielded[victims] = now_s, True
         self.yields += len(victims)
+        course.latest_start_s[plannable] = np.inf
+        if len(plan.latest_start_s):
+            course.latest_start_s[plannable] = plan.latest_start_s
         self.queue[: self.queue_count] = np.concatenate(
             [recovering, plannable[plan.order], victims]
         )

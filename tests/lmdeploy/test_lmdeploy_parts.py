@@ -113,13 +113,17 @@ class Backwards:
     name = "backwards"
     nominal_s = 0.0
 
-    def __init__(self, most=None):
-        self.most = most
+    def __init__(self, most=None, patience_s=None):
+        self.most, self.patience_s = most, patience_s
         self.told = []
 
     def __call__(self, problem):
         order = np.argsort(-problem.waiting.arrival_s, kind="stable")
-        return Plan(order, max_running=self.most)
+        plan = Plan(order, max_running=self.most)
+        if self.patience_s is None:
+            return plan
+        latest_start_s = problem.waiting.arrival_s + self.patience_s
+        return dataclasses.replace(plan, latest_start_s=latest_start_s)
 
     def warm_up(self):
         pass
@@ -145,6 +149,21 @@ def test_a_handle_goes_to_whom_the_plan_names():
         assert order.admit(0.1 * row, 0) == []
     order.leave(0)
     assert order.admit(1.0, 1) == [2]
+
+
+def test_who_is_past_the_plans_latest_start_goes_behind():
+    order, course = order_of(Backwards(patience_s=1.0), slots=1)
+    order.arrive(0, 0.0)
+    assert order.admit(0.0, 1) == [0]
+    for row in (1, 2, 3):
+        order.arrive(row, 0.1)
+    assert order.admit(0.1, 0) == []
+    arrivals_s = course.workload.arrival_s
+    by_arrival = sorted((1, 2, 3), key=lambda row: arrivals_s[row])
+    assert order.waiting == by_arrival[::-1]
+    order._gate._not_before_s = np.inf  # no other plan
+    order.admit(arrivals_s[by_arrival[1]] + 1.0 + 1e-6, 0)
+    assert order.waiting == [by_arrival[2], *by_arrival[:2]]
 
 
 def test_a_plan_may_keep_handles_back_until_nobody_waits():

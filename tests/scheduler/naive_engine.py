@@ -29,6 +29,7 @@ class Request:
     admitted_s: float | None = None
     first_s: float | None = None
     finish_s: float | None = None
+    latest_start_s: float = math.inf
 
 
 @dataclass
@@ -190,6 +191,10 @@ class NaiveEngine:
             and len(self.running) < capacity.max_num_seqs
         ):
             r = self.queue[0]
+            if r.latest_start_s < self.now_s:
+                self.queue.append(self.queue.pop(0))
+                r.latest_start_s = math.inf
+                continue
             shared, own = self.found(r)
             pinned = 0
             if r.prefix >= 0 and not self.users(r.prefix):
@@ -197,6 +202,7 @@ class NaiveEngine:
             if self.used + pinned + own + r.left - shared - own > capacity.kv_tokens:
                 break
             self.queue.pop(0)
+            r.latest_start_s = math.inf
             if self.has_cache:
                 self.claim(("own", r.row), own)
             if r.prefix >= 0 and not self.users(r.prefix):
@@ -257,6 +263,7 @@ class CompiledEngine:
         self.state[:, e.LEFT] = self.state[:, e.PROMPT] = workload.prompt_tokens
         self.state[:, e.ANSWER] = workload.output_tokens
         self.times = np.full((n, 3), np.nan)
+        self.latest_start_s = np.full(n, np.inf)
         budget = capacity.max_num_batched_tokens
         limit = budget if max_prefill_tokens is None else max_prefill_tokens
         self.limits = np.array(
@@ -283,6 +290,7 @@ class CompiledEngine:
         self.counts = e.run_until(
             until_s, np.inf, self.step_time, self.limits, self.state, self.times,
             self.running, self.counts[0], self.queue, self.counts[1], self.clock,
+            self.latest_start_s,
             self.cache, self.speculation,
         )  # fmt: skip
 

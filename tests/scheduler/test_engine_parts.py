@@ -69,9 +69,10 @@ def fcfs(workload: SimWorkload, profile: EngineProfile):
     take_back=st.integers(0, 2),
     eager=st.sampled_from([(0.0, 0.0), (0.03, 24.0), (0.1, 0.0)]),
     period=st.sampled_from([1, 1, 2, 6]),
+    patience_s=st.sampled_from([np.inf, 0.0, 0.1, 0.5]),
 )
 def test_the_kernel_is_its_readable_twin(
-    seed, n, prefixes, block, accepted, kv, limit, take_back, eager, period
+    seed, n, prefixes, block, accepted, kv, limit, take_back, eager, period, patience_s
 ):
     profile = replace(
         PLAIN,
@@ -90,6 +91,9 @@ def test_the_kernel_is_its_readable_twin(
                 engine.take_back(take_back)
             if row < n:
                 engine.arrive(row, at_s)
+        if row < n and row % 2:
+            latest_start_s = at_s + patience_s
+            naive.requests[row].latest_start_s = compiled.latest_start_s[row] = latest_start_s
         if block:
             waiting = compiled.queue[: compiled.counts[1]]
             found = pc.cached_tokens(compiled.cache, waiting, compiled.state[waiting, e.LEFT])

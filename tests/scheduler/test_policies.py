@@ -38,6 +38,8 @@ def check_plan(plan: Plan, problem: Problem) -> None:
     if plan.max_prefill_tokens is not None:
         assert 1 <= plan.max_prefill_tokens < capacity.max_num_batched_tokens
     assert np.isfinite([plan.cost, plan.start_cost]).all()
+    assert len(plan.latest_start_s) in (0, len(plan.order))
+    assert (plan.latest_start_s >= problem.now_s).all()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -235,3 +237,17 @@ def test_best_effort_and_hopeless_come_after_those_that_can_be_met():
     )
     order = make_policy("sa")(problem).order.tolist()
     assert set(order[:2]) == {2, 3}
+
+
+def test_sa_says_from_when_on_nothing_can_be_met():
+    """A step takes 10 ms, a prompt token .1 ms; answers of 11 tokens at least 10 steps more."""
+    model = StepTimeModel(0.01, 0.0, 1e-4, 0.0, 0.0)
+    rows = certain(
+        np.full(4, 11), 3.0, prompt_tokens=100, ttft_s=[2.0, np.inf, 9.0, np.inf],
+        e2e_s=[np.inf, 3.0, 4.0, np.inf],
+    )  # fmt: skip
+    problem = Problem(
+        4.0, LEVELS, rows, RequestArrays.empty(len(LEVELS)), Capacity(2, 10**6, 512), model, 60.0
+    )
+    latest_start_s = make_policy("sa")(problem).latest_start_s
+    assert latest_start_s.tolist() == pytest.approx([4.98, 5.88, 6.88, np.inf])

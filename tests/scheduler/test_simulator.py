@@ -10,6 +10,8 @@ from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import NO_PREFIX, Capacity, Plan, RequestArrays
 from lengthwise.scheduler.profile import EngineProfile, load_profile, profile_names
 from lengthwise.scheduler.simulator.capacity import saturated_rps
+from lengthwise.scheduler.simulator.engine import ADMITTED
+from lengthwise.scheduler.simulator.instance import Course, SimInstance
 from lengthwise.scheduler.simulator.run import simulate
 
 SMALL = EngineProfile("small", MODEL, Capacity(6, 3_000, 256), "test")
@@ -127,6 +129,50 @@ def test_no_prefill_limit_starves_anybody(seed, limit, tight):
     profile = TIGHT if tight else SMALL
     workload = draw_workload(seed, 25, rate_rps=100.0)
     check_conservation(workload, simulate(workload, FixedPrefill(limit), profile), profile)
+
+
+class Patient(FixedPrefill):
+    """The last arrival first; who came after a time, within so many seconds of its arrival."""
+
+    def __init__(self, patience_s, after_s=0.0):
+        self.patience_s, self.after_s = patience_s, after_s
+
+    def __call__(self, problem):
+        order = np.arange(len(problem.waiting), dtype=np.int64)[::-1]
+        arrival_s = problem.waiting.arrival_s
+        latest_start_s = np.where(arrival_s >= self.after_s, arrival_s + self.patience_s, np.inf)
+        return Plan(order, latest_start_s=latest_start_s)
+
+
+def test_who_is_past_its_latest_start_is_passed_by_between_plans():
+    one_slot = replace(SMALL, capacity=replace(SMALL.capacity, max_num_seqs=1))
+    workload = replace(
+        draw_workload(3, 4),
+        arrival_s=np.array([0.0, 0.001, 0.002, 0.003]),
+        prompt_tokens=np.full(4, 20),
+        output_tokens=np.full(4, 30),
+    )
+
+    def served(patience_s):
+        instance = SimInstance(Course(workload), Patient(patience_s, 0.0015), one_slot)
+        for row in range(4):
+            instance.offer(row, workload.arrival_s[row])
+        instance.advance(0.004)
+        instance.gate._not_before_s = np.inf  # no plan after the one of all four
+        instance.advance(np.inf)
+        return np.argsort(instance.course.times[:, ADMITTED]).tolist()
+
+    ends_s = simulate(workload, Patient(np.inf), one_slot).finish_s
+    assert served(np.inf) == [0, 3, 2, 1]
+    assert served(1.5 * ends_s.min()) == [0, 3, 1, 2]
+    assert served(0.5 * ends_s.min()) == [0, 1, 3, 2]
+
+
+@given(seed=st.integers(0, 300), patience_s=st.floats(0.0, 3.0), tight=st.booleans())
+def test_no_latest_start_starves_anybody(seed, patience_s, tight):
+    profile = TIGHT if tight else SMALL
+    workload = draw_workload(seed, 25, rate_rps=100.0)
+    check_conservation(workload, simulate(workload, Patient(patience_s), profile), profile)
 
 
 class FixedPeriod(FixedPrefill):

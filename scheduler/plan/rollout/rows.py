@@ -48,6 +48,19 @@ class Snapshot:
         """Slot-seconds each row will take, the stall of all slots by its prefill included."""
         return self.batch * self.work_s
 
+    def last_chance_s(self) -> FloatArray:
+        """When each row starts at the latest if anything is to be met: alone, its answer short.
+
+        Later than ``rows.latest_s``, which is for choosing: whoever is past this is surely late.
+        Infinite where that is, for those whose turn has come late or not.
+        """
+        rows, engine = self.rows, self.engine
+        first_s = first_token_s(engine, np.maximum(rows.left - rows.saved, 1.0))
+        more_s = engine.base_s / engine.tokens_per_step * (rows.strata[:, 0] - 1.0)
+        first_by_s = np.where(np.isnan(rows.first_s), rows.ttft_by_s, np.inf)
+        last_s = np.minimum(first_by_s, rows.e2e_by_s - more_s) - first_s
+        return np.where(np.isinf(rows.latest_s), np.inf, last_s)
+
 
 @njit
 def _lengths(
@@ -76,6 +89,12 @@ def engine_of(problem: Problem, pace: float = 1.0) -> Engine:
     decode = (problem.tokens_per_step, problem.decode_budget_tokens)
     clock = problem.step_time.slowed(pace)
     return Engine._make((*clock.numbers, *map(float, limits), *map(float, decode)))
+
+
+def first_token_s(engine: Engine, left: FloatArray) -> FloatArray:
+    """Seconds to the first token of prompts with ``left`` tokens to compute, each alone."""
+    chunks = np.maximum(1.0, np.ceil(left / engine.batched_tokens))
+    return chunks * (engine.base_s + engine.prefill_step_s) + engine.prefill_token_s * left
 
 
 def snapshot(
@@ -124,8 +143,7 @@ def snapshot(
     begun_s = np.where(untimed, rows.arrival_s, rows.first_token_s)
     left = np.maximum(rows.prefill_left_tokens, np.isnan(begun_s))
     left[waiting:] = np.maximum(left[waiting:], 1.0)
-    chunks = np.maximum(1.0, np.ceil(left / engine.batched_tokens))
-    first_s = chunks * (engine.base_s + engine.prefill_step_s) + engine.prefill_token_s * left
+    first_s = first_token_s(engine, left)
     place = float(np.clip(start_quantile * len(STRATA) - 0.5, 0.0, len(STRATA) - 1.0))
     low = min(int(place), len(STRATA) - 2)
     cautious = strata[:, low] + (place - low) * (strata[:, low + 1] - strata[:, low])

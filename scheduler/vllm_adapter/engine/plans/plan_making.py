@@ -6,6 +6,7 @@ The picture is taken in the engine's loop (``snapshots``); what comes of it goes
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,9 @@ class PendingSnapshot:
 class Planned:
     """The answer to a snapshot: a plan, or the fault that stood in its way.
 
-    ``order`` and ``preempt`` are the plan's, by name; ``by_tenant`` tells that it shares the bound
-    on waiting between tenants.
+    ``order`` and ``preempt`` are the plan's, by name, and so is ``deferred``, (latest start, name)
+    of those that have one, the next last; ``by_tenant`` tells that it shares the bound on waiting
+    between tenants.
     """
 
     taken_s: float
@@ -59,6 +61,7 @@ class Planned:
     plan: Plan | None
     order: list[str]
     preempt: list[str]
+    deferred: list[tuple[float, str]]
     by_tenant: bool
     fault: Exception | None
     wall_s: float
@@ -92,6 +95,7 @@ def make_plan(
     plan = fault = None
     order: list[str] = []
     preempt: list[str] = []
+    deferred: list[tuple[float, str]] = []
     by_tenant = False
     told: dict[str, Any] = {}
     try:
@@ -105,6 +109,7 @@ def make_plan(
             made = fair_plan(policy, fairness, snapshot.problem, snapshot.tenants)
         order = [snapshot.waiting_ids[row] for row in made.order.tolist()]
         preempt = [snapshot.running_ids[row] for row in made.preempt.tolist()]
+        deferred = _deferred(snapshot.waiting_ids, made)
         by_tenant = snapshot.tenants is not None
         told = policy.status() if isinstance(policy, Learns) else {}
         plan = made
@@ -118,9 +123,15 @@ def make_plan(
         plan,
         order,
         preempt,
+        deferred,
         by_tenant,
         fault,
         wall_s,
         processor_s,
         told,
     )
+
+
+def _deferred(names: Sequence[str], plan: Plan) -> list[tuple[float, str]]:
+    late_s = plan.latest_start_s.tolist()
+    return sorted(((s, names[row]) for row, s in enumerate(late_s) if s < math.inf), reverse=True)

@@ -73,6 +73,7 @@ class StepDecisions:
         self.paused = False
         self._nobody_waited = False  # since the snapshot that the thread plans for
         self._keeps_bound = False  # whether the plan in force shares the bound on waiting by tenant
+        self._deferred: list[tuple[float, str]] = []  # when who goes to the end, the next one last
 
     def before_step(
         self,
@@ -91,6 +92,7 @@ class StepDecisions:
         those that run, beside ``held_slots`` of who does not.
         """
         planner, queue = self._planner, self._queue
+        queue.begin_step()
         planned = planner.finished(now_s) if self._settings.plan_in_thread else None
         if not planner.busy:
             self._table.release()
@@ -121,6 +123,8 @@ class StepDecisions:
             planner.fall_back("stale-plan", f"{self.in_force.age_s(now_s):.1f} s old")
             self._lift()
             queue.clear_order()
+        while self._deferred and self._deferred[-1][0] < now_s:
+            queue.defer(self._deferred.pop()[1])
         if not self._keeps_bound:
             overdue_s = now_s - self._settings.max_wait_s
             self._ages.promote_overdue(overdue_s, free_slots + len(preempt))
@@ -186,6 +190,7 @@ class StepDecisions:
         if planner.has_changed:
             self.in_force.note_change(now_s)
         queue.set_order(planned.order)
+        self._deferred = planned.deferred
         self._keeps_bound = planned.by_tenant
         self._metrics.plans_adopted.inc()
         if not may_yield:
@@ -197,5 +202,6 @@ class StepDecisions:
 
     def _lift(self) -> None:
         self.in_force.lift()
+        self._deferred = []
         self._queue.reinstate()
         self._keeps_bound = False

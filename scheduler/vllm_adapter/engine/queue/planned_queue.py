@@ -28,8 +28,8 @@ class PlannedQueue:
     running before, so that its work would be lost behind newcomers.
 
     ``peek_request`` pins what it shows: ``pop_request`` returns that very request even when an
-    arrival or a new plan falls between the two. A prepend, or removal of the pinned request,
-    unpins.
+    arrival or a new plan falls between the two. A new step (``begin_step``), a prepend, or
+    removal of the pinned request unpins.
     """
 
     def __init__(self) -> None:
@@ -157,6 +157,13 @@ class PlannedQueue:
         if request is not None:
             self._planned.put_first(request_id, request)
 
+    def defer(self, request_id: str) -> None:
+        """Move a plannable request behind all others until the next plan."""
+        request = self._pop_plannable(request_id)
+        if request is not None:
+            self._unplanned[request_id] = request
+            self._by_arrival = False
+
     def demote(self, request_id: str) -> None:
         """A plan took the slot of this request, now queued: it waits at the end of the plan."""
         request = self._recovery.pop(request_id, None)
@@ -177,6 +184,10 @@ class PlannedQueue:
     def may_displace(self, running_id: str) -> bool:
         """Whether who stands first here may be given the slot of this running request."""
         return True
+
+    def begin_step(self) -> None:
+        """What an earlier step was shown and did not take binds this one no more."""
+        self._pinned = None
 
     def settle(self) -> None:
         """After a step: who has its slot back recovers like anyone when vLLM preempts it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,37 @@ def test_a_slow_thread_is_given_up_and_limits_do_not_outlive_it(monkeypatch):
     fill(engine, "f", output_tokens=100_000)
     before = adopted(engine)
     step_until(engine, lambda: adopted(engine) > before)
+
+
+class Patient(Scripted):
+    """Serves the last arrival first, while each has waited so long at most."""
+
+    def __init__(self, patience_s):
+        super().__init__()
+        self.patience_s = patience_s
+
+    def __call__(self, problem):
+        latest_start_s = problem.waiting.arrival_s + self.patience_s
+        return replace(super().__call__(problem), latest_start_s=latest_start_s)
+
+
+@pytest.mark.parametrize(("max_wait_s", "served"), [(100.0, "rdbac"), (3.0, "rcdba")])
+def test_who_is_past_its_latest_start_goes_behind_unless_it_waited_to_the_bound(max_wait_s, served):
+    engine = ToyEngine({"policy": "fcfs", "refit_steps": 0, "max_wait_s": max_wait_s}, slots=1)
+    planner = engine.core.planner
+    planner.policy = Patient(5.0)
+    fill(engine, "r", output_tokens=3)
+    engine.step()
+    now = time.time()
+    for name, age_s in (("a", 1.0), ("b", 0.5), ("c", 4.8), ("d", 0.0)):
+        engine.add(make_request(name, arrival_time=now - age_s))
+    planner.gate._not_before_s = -np.inf
+    engine.step()
+    assert planner.policy.calls > 1
+    planner.gate._not_before_s = np.inf  # no other plan
+    time.sleep(0.3)
+    step_until(engine, lambda: engine.finished.keys() == set("rabcd"))
+    assert engine.admitted == list(served)
 
 
 @pytest.mark.parametrize("in_thread", [True, False])

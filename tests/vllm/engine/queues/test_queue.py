@@ -80,6 +80,24 @@ def test_what_peek_showed_is_what_pop_gives_even_after_a_new_plan():
     assert queue.pop_request() is shown
 
 
+def test_what_was_shown_and_not_taken_binds_no_later_step():
+    queue = filled("a", "b")
+    assert queue.peek_request().request_id == "a"  # no memory for it in this step
+    queue.set_order(["b", "a"])
+    queue.begin_step()
+    assert queue.peek_request().request_id == "b"
+
+
+def test_who_is_deferred_stands_behind_newcomers_until_the_next_order():
+    queue = filled("a", "b", "c")
+    queue.defer("a")
+    queue.defer("absent")
+    queue.add_request(fresh("d"))
+    assert [r.request_id for r in queue] == ["b", "c", "a", "d"]
+    queue.clear_order()
+    assert drained(queue) == ["a", "b", "c", "d"]
+
+
 def test_removing_the_pinned_request_unpins_it():
     queue = filled("a", "b")
     queue.remove_request(queue.peek_request())

@@ -85,7 +85,7 @@ NAMES = st.integers(0, 12).map("r{}".format)
 STEPS = st.lists(
     st.one_of(
         st.tuples(
-            st.sampled_from(("add", "remove", "promote", "preempt", "demote", "skip")),
+            st.sampled_from(("add", "remove", "promote", "defer", "preempt", "demote", "skip")),
             NAMES,
         ),
         st.tuples(st.just("plan"), st.lists(NAMES, max_size=16)),
@@ -114,6 +114,11 @@ def test_the_order_is_that_of_plain_lists(steps):
             if value in model.planned + model.unplanned:
                 model.remove(value)
                 model.planned.insert(0, value)
+        elif action == "defer":
+            queue.defer(value)
+            if value in model.planned + model.unplanned:
+                model.remove(value)
+                model.unplanned.append(value)
         elif action == "preempt" and not inside:
             queue.prepend_request(preempted(value))
             model.enter(value)

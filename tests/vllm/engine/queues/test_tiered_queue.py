@@ -48,6 +48,20 @@ def test_what_was_shown_is_popped_though_a_sooner_one_comes():
     assert [queue.pop_request().request_id, queue.pop_request().request_id] == ["a", "b"]
 
 
+def test_what_was_shown_and_not_taken_binds_no_later_step():
+    queue = tiered(a=5)
+    assert queue.peek_request().request_id == "a"
+    other = fresh("b")
+    other.priority = 5
+    queue.add_request(other)
+    queue.set_order(["b", "a"])
+    queue.begin_step()
+    assert queue.peek_request().request_id == "b"
+    queue.begin_step()
+    queue.defer("b")
+    assert drained(queue) == ["a", "b"]
+
+
 def test_who_ran_recovers_within_its_tier_and_keeps_it_until_forgotten():
     queue = tiered(a=5, b=0)
     a = queue._tiers[5].peek_request()
