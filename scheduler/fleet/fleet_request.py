@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.scheduler.fleet.beginnings import Beginning
 from lengthwise.scheduler.problem import NO_PREFIX
 
 
@@ -18,7 +19,8 @@ class FleetRequest:
 
     ``key`` is the router's own number for it, unique while the request lives. ``quantiles (q,)``
     are those of its answer's length. Requests of the same ``prefix`` (-1 for none) share their
-    first ``prefix_tokens``. Raises ValueError for what is not a number.
+    first ``prefix_tokens``. Where a prompt is known by its ``beginnings``, the shortest first, they
+    are the longest of these that an earlier one had. Raises ValueError for what is not a number.
     """
 
     key: int
@@ -31,6 +33,7 @@ class FleetRequest:
     weight: float = 1.0
     prefix: int = NO_PREFIX
     prefix_tokens: float = 0.0
+    beginnings: Sequence[Beginning] = ()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.arrival_s + self.prompt_tokens + self.weight):
@@ -42,6 +45,13 @@ class FleetRequest:
             raise ValueError(f"objectives must be numbers, inf for none, of request {self.key}")
         if not np.isfinite(self.quantiles).all():
             raise ValueError(f"quantiles must be finite, got {self.quantiles}")
+
+    @property
+    def starts(self) -> Sequence[Beginning]:
+        """Beginnings that others may have, or have had, the shortest first."""
+        if self.beginnings or self.prefix < 0:
+            return self.beginnings
+        return ((self.prefix, self.prefix_tokens),)
 
     @property
     def has_objective(self) -> bool:

@@ -10,13 +10,13 @@ import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
+from lengthwise.scheduler.fleet.beginnings import Beginning
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
 from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
 from lengthwise.scheduler.fleet.known_prefixes import PrefixMemory
 from lengthwise.scheduler.fleet.known_requests import (
     CACHED,
     MEAN,
-    PREFIX_TOKENS,
     SENT,
     KnownRequests,
 )
@@ -25,6 +25,7 @@ from lengthwise.scheduler.profile import EngineProfile
 
 SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard
 SPREAD = 0.15  # of a predicted time: pace and lengths are another's, and the state is old
+SENT_ROOM = 16  # times an instance's memory: of what it was sent, so much is remembered
 FORGETS = 0.02  # weight of a new request in the running means
 SHORTEST_HORIZON_S, LONGEST_HORIZON_S = 8.0, 40.0
 DEFAULT_OBJECTIVE_S = 10.0
@@ -41,7 +42,7 @@ class Member:
     epoch: int | None = None
     sequence: int = -1
     cached_prefixes: Mapping[int, float] | None = None  # None: it does not say
-    sent_prefixes: dict[int, float] = field(default_factory=dict)
+    sent_prefixes: PrefixMemory = field(default_factory=PrefixMemory)
     begun_prefixes: PrefixMemory = field(default_factory=PrefixMemory)
 
 
@@ -148,8 +149,9 @@ class Knowledge:
         self.lost_bookings += len(settled.lost)
         slots = self.known.slots(keys)
         if state.cached_prefixes is None and member.profile.prefix_cache is not None:
-            running = slots[: state.running]
-            self._note_prefixes(i, running[state.prefill_left_tokens[: state.running] <= 0.0])
+            past = slots[: state.running][state.prefill_left_tokens[: state.running] <= 0.0]
+            for starts in self.known.newly_begun(past.tolist()):
+                self._note_begun(i, starts)
         self.unknown_rows += int((slots < 0).sum()) if len(slots) else 0
         booked = self.known.slots(settled.unseen)
         self.make_room(len(slots) + len(booked))
@@ -183,19 +185,14 @@ class Knowledge:
         for key in orphans:
             self.ledger.end(key)
             self.known.forget(key)
-        self.members[i].sent_prefixes = {}
+        self.members[i].sent_prefixes = PrefixMemory()
         self.members[i].begun_prefixes = PrefixMemory()
         return orphans
 
-    def _note_prefixes(self, i: int, slots: IntArray) -> None:
-        """These requests' beginnings are computed there."""
-        columns, member = self.known.columns, self.members[i]
-        there = slots[slots >= 0]
-        there = there[columns.prefix[there] >= 0]
-        room = float(member.profile.capacity.kv_tokens)
-        for slot in there.tolist():
-            tokens = float(columns.figures[slot, PREFIX_TOKENS])
-            member.begun_prefixes.note(int(columns.prefix[slot]), tokens, room)
+    def _note_begun(self, i: int, starts: Sequence[Beginning]) -> None:
+        """These beginnings of a prompt are computed there."""
+        member = self.members[i]
+        member.begun_prefixes.note(starts, float(member.profile.capacity.kv_tokens))
 
     def meet(self, request: FleetRequest) -> int:
         """A request is to be sent: its slot, and the running means with it."""
@@ -222,8 +219,7 @@ class Knowledge:
         figures = self.known.columns.figures
         figures[slot, SENT], figures[slot, CACHED] = now_s, cached
         member = self.members[i]
-        if request.prefix >= 0:
-            member.sent_prefixes[request.prefix] = request.prefix_tokens
+        member.sent_prefixes.note(request.starts, SENT_ROOM * member.profile.capacity.kv_tokens)
         self.make_room(int(self.rows.counts[i, fr.ALL]))
         return book_row(self.rows, self.known.columns, i, slot, now_s, cached)
 
@@ -236,7 +232,7 @@ class Knowledge:
         fr.remove_rows(self.rows, i, slot)
         member = self.members[i]
         if member.cached_prefixes is None and member.profile.prefix_cache is not None:
-            self._note_prefixes(i, np.array([slot]))
+            self._note_begun(i, self.known.starts(slot))
         self.known.forget(key)
         self.counts[i] -= 1
         self.sign_s[i] = max(self.sign_s[i], now_s)
@@ -269,13 +265,13 @@ class Knowledge:
         """Prompt tokens that the request would find computed on the instance, whole blocks."""
         member = self.members[i]
         cache = member.profile.prefix_cache
-        if cache is None or request.prefix < 0:
+        if cache is None or not request.starts:
             return 0.0
         if member.cached_prefixes is None:
-            there = member.begun_prefixes.tokens(request.prefix)
+            there = member.begun_prefixes.tokens(request.starts)
         else:
             there = member.cached_prefixes.get(request.prefix, 0.0)
-        most = min(there, request.prefix_tokens, request.prompt_tokens - 1.0)
+        most = min(there, request.starts[-1][1], request.prompt_tokens - 1.0)
         return float(most // cache.block_tokens * cache.block_tokens)
 
     def mean_work_s(self, among: IntArray) -> FloatArray:
@@ -289,7 +285,7 @@ class Knowledge:
 
     def all_cached(self, request: FleetRequest, candidates: IntArray) -> FloatArray:
         """Prompt tokens that the request would find on each of the candidates."""
-        if request.prefix < 0:
+        if not request.starts:
             return np.zeros(len(candidates))
         return np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.lengths import STRATA, to_come
+from lengthwise.scheduler.fleet.beginnings import Beginning
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 
 ARRIVAL, PROMPT, TTFT_BY, TPOT, E2E_BY, WEIGHT, PREFIX_TOKENS, MEAN, SENT, CACHED = range(10)
@@ -33,6 +35,8 @@ class KnownRequests:
         self.levels = np.ascontiguousarray(levels, dtype=np.float64)
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
+        self._starts: dict[int, Sequence[Beginning]] = {}  # by slot, of those that have any
+        self._begun: set[int] = set()
         self.columns = self._columns(0)
         self._grow()
 
@@ -72,6 +76,8 @@ class KnownRequests:
         )
         c.prefix[slot] = request.prefix
         self._slots[request.key] = slot
+        if request.starts:
+            self._starts[slot] = request.starts
         return slot
 
     def slot(self, key: int) -> int:
@@ -83,11 +89,24 @@ class KnownRequests:
         get = self._slots.get
         return np.array([get(key, -1) for key in keys], dtype=np.int64)
 
+    def starts(self, slot: int) -> Sequence[Beginning]:
+        """The beginnings of the request in this slot that others may share."""
+        return self._starts.get(slot, ())
+
+    def newly_begun(self, slots: Iterable[int]) -> Iterator[Sequence[Beginning]]:
+        """Beginnings of those in these slots that are past them, each asked for once."""
+        for slot in slots:
+            if slot in self._starts and slot not in self._begun:
+                self._begun.add(slot)
+                yield self._starts[slot]
+
     def forget(self, key: int) -> None:
         """The request is over; what is not known is none of its business."""
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._free.append(slot)
+            self._starts.pop(slot, None)
+            self._begun.discard(slot)
 
     def _columns(self, n: int) -> KnownColumns:
         q = len(self.levels)

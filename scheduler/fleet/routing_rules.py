@@ -105,9 +105,9 @@ def own_work_s(k: Knowledge, request: FleetRequest, among: IntArray) -> FloatArr
 
 def prefix_match(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
     """The longest match of what was sent there before, from a tenth of the prompt on; else two."""
-    if r.prefix >= 0:
-        sent = [k.members[i].sent_prefixes.get(r.prefix, 0.0) for i in among.tolist()]
-        matched = np.minimum(sent, r.prefix_tokens)
+    if r.starts:
+        sent = [k.members[i].sent_prefixes.tokens(r.starts) for i in among.tolist()]
+        matched = np.minimum(sent, r.starts[-1][1])
         if matched.max() >= MATCH_SHARE * r.prompt_tokens:
             best = among[matched == matched.max()]
             return Choice(t.least(best, k.counts[best]))
@@ -164,7 +164,7 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
     work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
     if len(among) > MOST_SCORED:
         few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
-        if r.prefix >= 0:
+        if r.starts:
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
         among, work_s = among[few], work_s[few]
     among = among[np.argsort(work_s, kind="stable")]

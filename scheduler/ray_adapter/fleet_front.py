@@ -17,12 +17,12 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
+from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, ForwardedCall
 from lengthwise.scheduler.ray_adapter.instance_answer import answer_messages, client_left
 from lengthwise.scheduler.ray_adapter.instance_metrics import one_page
 from lengthwise.scheduler.ray_adapter.instances import EngineClient, Instances
 from lengthwise.scheduler.ray_adapter.router_list import routers
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics, api_metrics
 from lengthwise.scheduler.vllm_adapter.api.asgi import Receive, Scope, Send, read_body, send_whole
 from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, current_call
@@ -116,6 +116,7 @@ class Front:
             replace(longest, fleet_key=key),
             1.0 + sum(len(text) for text in call.texts if text) / CHARS_PER_TOKEN,
             call.max_tokens,
+            next((text for text in call.texts if text), ""),
         )
         named = [replace(one, fleet_key=key) if place == 0 else one
                  for place, one in enumerate(hints)]  # fmt: skip

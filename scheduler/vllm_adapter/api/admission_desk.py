@@ -13,6 +13,7 @@ import logging
 import time
 from typing import Any
 
+from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.instances.engines import Telling, ask_all
 from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, AdmissionSettings
@@ -24,7 +25,6 @@ logger = logging.getLogger(LOGGER_NAME)
 
 _GRACE = 1.25  # a verdict made in time may still be on its way
 _LENIENCE = {"admit": 0, "downgrade": 1, "shed": 2}
-CHARS_PER_TOKEN = 4  # the prompt is not tokenised yet; its length matters little to the forecast
 
 
 class AdmissionDesk:

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
+from lengthwise.scheduler.fleet.beginnings import SeenBeginnings
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import Decision, FleetRouter
 from lengthwise.scheduler.fleet.routing_rules import BY_LEDGER
 from lengthwise.scheduler.fleet.state_message import Published
-from lengthwise.scheduler.problem import NO_PREFIX
 from lengthwise.scheduler.profile import EngineProfile
 
 FLEET_KEY = "lw_fleet_key"
@@ -81,7 +81,7 @@ class Front:
         self._tick_s = math.inf
         self._requests: dict[int, EngineRequest] = {}
         self._keys: dict[str, int] = {}
-        self._prefixes: dict[str, int] = {}
+        self._seen = SeenBeginnings()
         for i, profile in enumerate(profiles):
             router.add(f"engine-{i}", profile, 0.0)
 
@@ -155,9 +155,6 @@ class Front:
         ttft_s, tpot_s, e2e_s = (
             said.get(f"slo_{name}_ms", math.inf) / 1e3 for name in ("ttft", "tpot", "e2e")
         )
-        prefix = NO_PREFIX
-        if request.prefix is not None:
-            prefix = self._prefixes.setdefault(request.prefix, len(self._prefixes))
         return FleetRequest(
             key,
             request.arrival_s,
@@ -166,6 +163,6 @@ class Front:
             ttft_s,
             tpot_s,
             e2e_s,
-            prefix=prefix,
-            prefix_tokens=float(request.prefix_tokens),
+            1.0,
+            *self._seen.note(request.prompt_token_ids),
         )

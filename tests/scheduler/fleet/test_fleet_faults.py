@@ -268,10 +268,10 @@ def test_clocks_an_hour_apart_change_no_choice(clocks_s, repeated, seed):
 def test_prefixes_are_remembered_within_the_room_and_the_last_longest(noted):
     memory = PrefixMemory()
     for prefix, tokens in noted:
-        memory.note(prefix, tokens, room=100.0)
-        assert memory.tokens(prefix) >= tokens
-        assert sum(memory.tokens(p) for p in range(10)) <= 100.0 or len(memory) == 1
-    assert memory.tokens(99) == 0.0
+        memory.note([(prefix, tokens)], room=100.0)
+        assert memory.tokens([(prefix, 0.0)]) >= tokens
+        assert sum(memory.tokens([(p, 0.0)]) for p in range(10)) <= 100.0 or len(memory) == 1
+    assert memory.tokens([(99, 0.0)]) == 0.0
 
 
 def test_a_beginning_that_an_instance_has_computed_is_known_without_its_saying_so():

@@ -130,6 +130,25 @@ def test_sequences_of_one_request_stay_together():
     asyncio.run(play())
 
 
+def test_prompts_that_begin_alike_are_told_to_the_router():
+    async def play():
+        client, router = steered()
+        told = []
+        make = router.requests.make
+        router.requests.make = lambda *args: told.append(make(*args)) or told[-1]
+        ids = list(range(400))
+        for prompt in ({"prompt_token_ids": [*ids, 1]}, SimpleNamespace(prompt_token_ids=[*ids, 2]),
+                       "long text " * 200, {"prompt": "long text " * 150}, None):  # fmt: skip
+            await ranks(client, prompt=prompt)
+        return told
+
+    told = asyncio.run(play())
+    assert [one.prompt_tokens for one in told] == [401, 401, 501, 376, 1]
+    assert [one.prefix_tokens for one in told] == [0, 384, 0, 320, 0]
+    assert told[1].prefix in dict(told[0].beginnings)
+    assert told[4].starts == ()
+
+
 def test_without_a_router_vllm_balances_itself():
     async def play():
         client, router = steered(settings=ServerSettings(router="none"))

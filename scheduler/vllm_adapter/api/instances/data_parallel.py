@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import CHARS_PER_TOKEN
+from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
 from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call
 from lengthwise.scheduler.vllm_adapter.api.instances.engines import VllmEngines
@@ -84,9 +84,10 @@ class DataParallelRouter:
     ) -> str | None:
         params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
         prompt = kwargs.get("prompt", args[0] if args else None)
-        request = self.requests.make(
-            hints, _prompt_tokens(prompt), getattr(params, "max_tokens", None)
-        )
+        said = _prompt_of(prompt)
+        tokens = 1.0 + len(said) // CHARS_PER_TOKEN if isinstance(said, str) else len(said)
+        longest = getattr(params, "max_tokens", None)
+        request = self.requests.make(hints, tokens, longest, said)
         if call is None:
             return await self.desk.choose(request)
         async with call.placing:
@@ -140,13 +141,12 @@ def without_rank(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]
     return [pair for pair in headers if pair[0].lower() != RANK_HEADER]
 
 
-def _prompt_tokens(prompt: Any) -> float:
-    """The prompt's length in tokens, as far as vLLM has it by now."""
+def _prompt_of(prompt: Any) -> Sequence[int] | str:
+    """The prompt's token ids if vLLM has them by now, else its text; nothing of any other kind."""
     if isinstance(prompt, Mapping):
-        tokens = prompt.get("prompt_token_ids")
-        if tokens is not None:
-            return float(len(tokens))
-        prompt = prompt.get("prompt")
-    if isinstance(prompt, str):
-        return 1.0 + len(prompt) // CHARS_PER_TOKEN
-    return float(len(getattr(prompt, "prompt_token_ids", None) or (0,)))
+        ids, prompt = prompt.get("prompt_token_ids"), prompt.get("prompt")
+    else:
+        ids = getattr(prompt, "prompt_token_ids", None)
+    if ids:
+        return list(ids)
+    return prompt if isinstance(prompt, str) else ()

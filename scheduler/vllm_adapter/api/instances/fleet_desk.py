@@ -6,10 +6,12 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from lengthwise.scheduler.fleet.beginnings import SeenBeginnings
 from lengthwise.scheduler.fleet.dispatcher import Dispatcher, figures, warm_up
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
@@ -32,15 +34,23 @@ class FleetRequests:
         self.table = settings.slos
         self._priors = load_priors(settings.predictor_dir)
         self._front = new_front()
+        self._seen = SeenBeginnings()
 
     def new_key(self) -> int:
         """A name for a request."""
         return new_fleet_key(self._front)
 
-    def make(self, hints: Hints, prompt_tokens: float, max_tokens: int | None) -> FleetRequest:
+    def make(
+        self,
+        hints: Hints,
+        prompt_tokens: float,
+        max_tokens: int | None,
+        prompt: Sequence[int] | str = (),
+    ) -> FleetRequest:
         """A request that comes now; its key is ``hints.fleet_key``.
 
-        One without a prediction is as long as its class's requests are.
+        One without a prediction is as long as its class's requests are. The ``prompt`` says what
+        others may have had before it; of several, that of the first.
         """
         assert hints.fleet_key is not None
         slo, levels = hints.promised, self._priors.levels
@@ -59,6 +69,7 @@ class FleetRequests:
             math.inf if slo.tpot_s is None else slo.tpot_s,
             math.inf if slo.e2e_s is None else slo.e2e_s,
             self.table.weight(slo.slo_class),
+            *self._seen.note(prompt),
         )
 
 

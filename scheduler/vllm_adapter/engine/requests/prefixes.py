@@ -12,23 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from lengthwise.scheduler.fleet.beginnings import PLACES
 from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import RequestTable
 
 _LOOKS_A_STEP = 8
-_LONGEST_PROMPT_BLOCKS = 1 << 20
-
-
-def _places() -> tuple[int, ...]:
-    """Numbers of blocks that are compared: all up to 4, then four to each doubling."""
-    found, size = [1, 2, 3], 4
-    while size < _LONGEST_PROMPT_BLOCKS:
-        found += [size + size * part // 4 for part in range(4)]
-        size *= 2
-    return tuple(found)
-
-
-PLACES = _places()
 
 
 @dataclass(slots=True)
