@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,18 @@ class FleetRequest:
         return min(self.ttft_s, self.tpot_s, self.e2e_s) < math.inf
 
 
+class PlanLimits(NamedTuple):
+    """A plan's limits: most running, most prompt tokens a step beside its decodes, and in every
+    how manyth step prompts are computed; inf, inf and 1 for none."""
+
+    running: float = math.inf
+    prefill_tokens: float = math.inf
+    period: float = 1.0
+
+
+NO_LIMITS = PlanLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceState:
     """What an instance holds at ``taken_s``, a time on the router's clock.
@@ -67,7 +80,7 @@ class InstanceState:
     those that wait, the next first. Of each ``(n,)``: tokens generated, prompt tokens still to
     compute (without what a prefix cache has), tokens cached or shared, and the first token's time,
     NaN before. ``cached_prefixes`` gives the tokens that a newcomer with that prefix would find,
-    None where the instance does not say.
+    None where the instance does not say. ``limits`` are those of the plan in force there.
     ``epoch`` changes when the instance starts anew, ``sequence`` grows within it.
     """
 
@@ -83,6 +96,7 @@ class InstanceState:
     epoch: int = 0
     sequence: int = 0
     draining: bool = False
+    limits: PlanLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -90,6 +104,12 @@ class InstanceState:
             raise ValueError(
                 f"running and recovering must be at most the {n} keys, got {self.running} and "
                 f"{self.recovering}"
+            )
+        most, prefill_tokens, period = self.limits
+        if not (most >= 1.0 and prefill_tokens >= 0.0 and period >= 1.0):
+            raise ValueError(
+                "limits must be of at least 1 running, 0 prompt tokens and a period of 1, got "
+                f"{tuple(self.limits)}"
             )
         for name in (
             "generated_tokens",

@@ -14,6 +14,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray, njit
 from lengthwise.data.lengths import STRATA, to_come
+from lengthwise.scheduler.fleet.fleet_request import NO_LIMITS
 from lengthwise.scheduler.fleet.known_requests import (
     ARRIVAL,
     CACHED,
@@ -53,7 +54,8 @@ class FleetRows(NamedTuple):
     ``figures (m, 8)``: when the state was taken, seconds a token in a full batch, seconds of the
     engine an output token, seconds of the engine's work in the state and booked since, the share
     of a full batch's pace it works at, KV tokens needed by all there, and tokens a block of its
-    prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout.rollout_state.Engine`.
+    prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout.rollout_state.Engine`,
+    ``limits (m, 3)`` those of the plan in force (`PlanLimits`).
     """
 
     columns: Rows
@@ -62,6 +64,7 @@ class FleetRows(NamedTuple):
     counts: IntArray
     figures: FloatArray
     engines: FloatArray
+    limits: FloatArray
 
 
 def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
@@ -76,6 +79,7 @@ def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
         counts=np.zeros((instances, 4), dtype=np.int64),
         figures=np.zeros((instances, 8)),
         engines=np.zeros((instances, 12)),
+        limits=np.tile(NO_LIMITS, (instances, 1)),
     )
 
 
@@ -102,6 +106,7 @@ def set_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
     rows.counts[i] = 0
     rows.figures[i] = 0.0
     rows.figures[i, BEGIN_S] = -np.inf
+    rows.limits[i] = NO_LIMITS
     change_engine(rows, i, profile)
 
 

@@ -4,8 +4,8 @@
 
 The value is the planner's (`plan.value`): the expected attained weight of everybody there, those
 who run included, less a small price of latency. The order is a cheap one of the kind the instance
-serves in. Compiled for all candidates at once, since handing the arrays over costs as much as a
-rollout.
+serves in, under the limits of the plan in force there. Compiled for all candidates at once, since
+handing the arrays over costs as much as a rollout.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from lengthwise.scheduler.fleet.fleet_rows import FleetRows, engine_at, rows_at,
 from lengthwise.scheduler.fleet.known_requests import PROMPT, KnownColumns
 from lengthwise.scheduler.plan.rollout.rollout import rollout
 from lengthwise.scheduler.plan.rollout.rollout_state import Work, work_for
+from lengthwise.scheduler.plan.search import MAX_PREFILL, MAX_RUNNING, PREFILL_PERIOD
 from lengthwise.scheduler.plan.starts.selection import select
 from lengthwise.scheduler.plan.value import Objective, worth
 
 BY_ARRIVAL, BY_SELECTION, BY_DEADLINE = 0, 1, 2
 TPOT_SPREAD, LATENCY_PRICE = 0.15, 0.02
-NEAR = 0.02  # of a met request: gains that differ by less are equal
+# of a met request: gains that differ by less are equal. The planner serves better than the order
+# that stands in for its plan, by more than most gains differ.
+NEAR, NEAR_OF_PLANS = 0.02, 0.2
 # what is found of a candidate
 GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
 
@@ -131,10 +134,11 @@ def value_at(
     engine, rows = engine_at(r, i), rows_at(r, i, k)
     running, recovering = r.counts[i, fr.RUNNING], r.counts[i, fr.RECOVERING]
     begin_s = r.figures[i, fr.BEGIN_S]
-    given_up = s.given_up[:running]
+    given_up, limits = s.given_up[:running], r.limits[i]
     rollout(
-        engine, rows, running, recovering, r.counts[i, fr.STATED], order, given_up, engine.slots,
-        engine.batched_tokens, 1.0, np.inf, skip_late, begin_s, until_s, s.work,
+        engine, rows, running, recovering, r.counts[i, fr.STATED], order, given_up,
+        min(engine.slots, limits[MAX_RUNNING]), min(engine.batched_tokens, limits[MAX_PREFILL]),
+        limits[PREFILL_PERIOD], np.inf, skip_late, begin_s, until_s, s.work,
     )  # fmt: skip
     return worth(
         engine, rows, running, recovering, order, given_up, begin_s, until_s, o, s.work, s.chance

@@ -12,7 +12,16 @@ from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.beginnings import Beginning
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
-from lengthwise.scheduler.fleet.gain import Weighing, backlogs_s, book_row, gains, scratch_for
+from lengthwise.scheduler.fleet.gain import (
+    BY_SELECTION,
+    NEAR,
+    NEAR_OF_PLANS,
+    Weighing,
+    backlogs_s,
+    book_row,
+    gains,
+    scratch_for,
+)
 from lengthwise.scheduler.fleet.known_prefixes import PrefixMemory
 from lengthwise.scheduler.fleet.known_requests import (
     CACHED,
@@ -146,6 +155,7 @@ class Knowledge:
         for key in settled.gone:
             self.known.forget(key)
         self.counts[i] = self.ledger.outstanding(i)
+        self.rows.limits[i] = state.limits
         self.lost_bookings += len(settled.lost)
         slots = self.known.slots(keys)
         if state.cached_prefixes is None and member.profile.prefix_cache is not None:
@@ -288,6 +298,11 @@ class Knowledge:
         if not request.starts:
             return np.zeros(len(candidates))
         return np.array([self.cached_tokens(i, request) for i in candidates.tolist()])
+
+    @property
+    def near(self) -> float:
+        """Gains that differ by less of a met request are equal."""
+        return NEAR_OF_PLANS if self.order == BY_SELECTION else NEAR
 
     def horizon_s(self) -> float:
         """How far ahead a choice is judged."""

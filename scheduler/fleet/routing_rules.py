@@ -14,7 +14,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
-from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, NEAR, WORK_S
+from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, WORK_S
 from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.known_requests import MEAN
 
@@ -168,10 +168,10 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
         among, work_s = among[few], work_s[few]
     among = among[np.argsort(work_s, kind="stable")]
-    enough = (1.0 - NEAR) * r.weight if r.has_objective and r.weight > 0.0 else np.inf
+    enough = (1.0 - k.near) * r.weight if r.has_objective and r.weight > 0.0 else np.inf
     found = k.gains(r, among, now_s, enough)
     gain = found[:, GAIN]
-    chosen = int(np.argmax(gain >= gain.max() - NEAR * max(r.weight, 1e-9)))
+    chosen = int(np.argmax(gain >= gain.max() - k.near * max(r.weight, 1e-9)))
     return Choice(int(among[chosen]), float(gain[chosen]), float(found[chosen, CHANCE]))
 
 

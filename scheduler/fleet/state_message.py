@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 
 from lengthwise.data.arrays import FloatArray
-from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
+from lengthwise.scheduler.fleet.fleet_request import (
+    NO_LIMITS,
+    FleetRequest,
+    InstanceState,
+    PlanLimits,
+)
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache, Speculation
 from lengthwise.scheduler.step_time import NUMBERS, StepTimeModel
 
-VERSION = 2
+VERSION = 3
 _NEVER = -1.0  # the age of what has not happened
 
 
@@ -40,7 +45,8 @@ class Published:
 
     ``rows``: ``running`` that run, ``recovering`` that were preempted, then who waits, the next
     first. ``others`` describes those that the reader may not know, with their age in place of
-    their arrival. ``about`` is for people: versions, policy.
+    their arrival. ``limits`` are those of the plan in force; ``about`` is for people: versions,
+    policy.
     """
 
     epoch: int
@@ -53,6 +59,7 @@ class Published:
     others: Sequence[FleetRequest] = ()
     draining: bool = False
     about: Mapping[str, Any] | None = None
+    limits: PlanLimits = NO_LIMITS
 
     def to_message(self) -> dict[str, Any]:
         """Plain values that any transport takes; `from_message` reads them back."""
@@ -81,6 +88,7 @@ class Published:
             "recovering": self.recovering,
             "others": [_other_values(other) for other in self.others],
             "draining": self.draining,
+            "limits": [None if math.isinf(limit) else limit for limit in self.limits],
             "about": dict(self.about or {}),
         }
 
@@ -103,6 +111,9 @@ class Published:
                 others=[_other(values) for values in message["others"]],
                 draining=bool(message["draining"]),
                 about=dict(message["about"]),
+                limits=PlanLimits(
+                    *(math.inf if x is None else float(x) for x in message["limits"])
+                ),
             )
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"no state of an instance: {error!r}") from error
@@ -125,6 +136,7 @@ class Published:
             epoch=self.epoch,
             sequence=self.sequence,
             draining=self.draining,
+            limits=self.limits,
         )
 
     def others_at(self, taken_s: float) -> list[FleetRequest]:

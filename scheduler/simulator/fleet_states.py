@@ -67,4 +67,5 @@ def state_of(
         cached_prefixes=there,
         epoch=life[0],
         sequence=life[1],
+        limits=instance.plan_limits,
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.max_wait import MAX_WAIT_S
+from lengthwise.scheduler.fleet.fleet_request import PlanLimits
 from lengthwise.scheduler.guards.admission import Action, AdmissionControl
 from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
@@ -165,6 +166,12 @@ class SimInstance:
     def now_s(self) -> float:
         """The end of the last step."""
         return float(self.clock[e.NOW])
+
+    @property
+    def plan_limits(self) -> PlanLimits:
+        """Those of the plan in force."""
+        most, _, _, prefill, period = self._limits.tolist()
+        return PlanLimits(most, prefill, period)
 
     @property
     def busy(self) -> bool:

@@ -82,4 +82,8 @@ class Control:
             intake.lengths = request.lengths
         if request.reset_stats:
             core.reset_stats()
-        return {"policy": planner.policy.name, "lengths": intake.lengths}
+        return {
+            "policy": planner.policy.name,
+            "policy_params": dict(planner.policy_params),
+            "lengths": intake.lengths,
+        }

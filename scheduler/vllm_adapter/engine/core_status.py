@@ -14,6 +14,7 @@ def core_status(core: Core, now_s: float) -> dict[str, Any]:
     return {
         "policy": planner.policy.name,
         "policy_version": planner.policy_version,
+        "policy_params": dict(planner.policy_params),
         "lengths": core.intake.lengths,
         "predictor_dir": core.intake.predictor_dir,
         "versions": versions(),

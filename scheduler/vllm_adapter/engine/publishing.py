@@ -78,6 +78,7 @@ class Publisher:
             others,
             draining=core.decisions.paused,
             about=self._about(len(core.queue)),
+            limits=core.decisions.in_force.limits,
         ).to_message()
 
     def _profile(self) -> EngineProfile:

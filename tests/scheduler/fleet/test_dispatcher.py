@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.dispatcher import Dispatcher, figures, warm_up
-from lengthwise.scheduler.fleet.fleet_request import FleetRequest
+from lengthwise.scheduler.fleet.fleet_request import NO_LIMITS, FleetRequest, PlanLimits
 from lengthwise.scheduler.fleet.fleet_router import NoInstanceError
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.fleet.state_message import LagGauge, Published, PublishedRow
@@ -30,8 +30,12 @@ def request(key, e2e_s=math.inf, now_s=0.0):
     return FleetRequest(key, now_s, 20.0, np.array([20.0, 50.0, 120.0]), e2e_s=e2e_s)
 
 
-def published(sequence, rows=(), running=0, at_s=0.0, profile=PROFILE, epoch=1, others=()):
-    return Published(epoch, sequence, at_s, profile, rows, running, 0, others)
+def published(
+    sequence, rows=(), running=0, at_s=0.0, profile=PROFILE, epoch=1, others=(), limits=NO_LIMITS
+):
+    return Published(
+        epoch, sequence, at_s, profile, rows, running, 0, others, limits=PlanLimits(*limits)
+    )
 
 
 def a_router(name="gain", clock=lambda: 0.0):
@@ -42,8 +46,9 @@ def a_router(name="gain", clock=lambda: 0.0):
 def test_a_state_survives_the_wire_as_json():
     rows = [PublishedRow(3, 4.0, 0.0, 0.0, 1.5), PublishedRow(-9, 0.0, 20.0, 16.0)]
     there = published(
-        7, rows, 1, at_s=100.0, profile=OTHER, others=[request(-9, e2e_s=4.0, now_s=2.5)]
-    )
+        7, rows, 1, at_s=100.0, profile=OTHER, others=[request(-9, e2e_s=4.0, now_s=2.5)],
+        limits=(4.0, math.inf, 3.0),
+    )  # fmt: skip
     back = Published.from_message(json.loads(json.dumps(there.to_message())))
     assert back.rows == rows
     assert (back.epoch, back.sequence, back.running) == (1, 7, 1)
@@ -51,6 +56,7 @@ def test_a_state_survives_the_wire_as_json():
     assert back.profile.speculation == OTHER.speculation
     assert back.profile.step_time.numbers == OTHER.scaled_step_time.numbers
     state = back.state(taken_s=50.0)
+    assert state.limits == (4.0, math.inf, 3.0)
     assert state.keys.tolist() == [3, -9]
     assert state.first_token_s[0] == 48.5
     assert math.isnan(state.first_token_s[1])

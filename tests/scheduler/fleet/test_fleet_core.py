@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 
 from lengthwise.data.lengths import STRATA
 from lengthwise.scheduler.fleet import fleet_rows as fr
-from lengthwise.scheduler.fleet.fleet_request import FleetRequest, InstanceState
+from lengthwise.scheduler.fleet.fleet_request import (
+    NO_LIMITS,
+    FleetRequest,
+    InstanceState,
+    PlanLimits,
+)
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter, NoInstanceError
 from lengthwise.scheduler.fleet.gain import (
     BY_ARRIVAL,
     BY_DEADLINE,
     BY_SELECTION,
     GAIN,
-    NEAR,
     queue_order,
 )
 from lengthwise.scheduler.fleet.knowledge import Knowledge
@@ -181,6 +185,30 @@ def test_the_order_by_selection_takes_whom_the_planner_takes_first():
     assert sorted(order[:count]) == sorted(theirs)
     for kind in (BY_ARRIVAL, BY_DEADLINE):
         assert sorted(order[: queue_order(k.rows, 0, n, kind, 5.0, order)]) == list(range(3, n))
+
+
+def test_the_score_goes_by_the_limits_of_the_plan_in_force():
+    def gain(limits):
+        router = router_named("gain", "sa")
+        router.add("a", engine(slots=4), 0.0)
+        k = router.knowledge
+        for key in range(2):
+            other = request(key, tokens=300.0, e2e_s=9.0)
+            k.meet(other)
+            k.send(other, 0, 0.0)
+        said = state(1.0, running=[0, 1], generated=5.0, sequence=1, limits=limits)
+        router.observe(0, said)
+        newcomer = request(2, 1.0, ttft_s=0.5)
+        k.meet(newcomer)
+        return k.gains(newcomer, np.array([0]), 1.0)[0, GAIN]
+
+    assert gain(NO_LIMITS) > 0.9
+    assert gain(PlanLimits(3.0)) > 0.9
+    assert gain(PlanLimits(2.0)) < 0.1  # it waits for a slot
+    assert gain(PlanLimits(prefill_tokens=0.0)) < gain(NO_LIMITS)  # two blocks, two steps
+    for wrong in ((0.0, 9.0, 1.0), (1.0, -1.0, 1.0), (1.0, 0.0, np.nan)):
+        with pytest.raises(ValueError, match="limits must be of at least"):
+            state(1.0, limits=PlanLimits(*wrong))
 
 
 def test_a_row_that_ends_takes_its_work_along_and_the_others_stay():
@@ -409,7 +437,7 @@ def test_not_asking_the_others_changes_no_choice(m, seed, busy, policy, weight):
                 few = np.union1d(few, int(np.argmax(k.all_cached(asked, among))))
             among, work_s = among[few], work_s[few]
         gain = k.gains(asked, among, now_s)[:, GAIN]
-        near = np.flatnonzero(gain >= gain.max() - NEAR * weight)
+        near = np.flatnonzero(gain >= gain.max() - k.near * weight)
         chosen = most_gain(k, asked, k.open(now_s), now_s, router._turns)
         if gain.max() <= weight:
             assert chosen.instance == among[near[np.argmin(work_s[near])]]

@@ -107,7 +107,7 @@ def test_malformed_arguments_fall_back(engine, extra):
 def test_policy_and_lengths_switch_while_serving(engine):
     fake = engine()
     answer = fake.control.configure({"policy": "edf", "lengths": "none"})
-    assert answer == {"policy": "edf", "lengths": "none"}
+    assert answer == {"policy": "edf", "policy_params": {}, "lengths": "none"}
     assert fake.status()["policy"] == "edf"
 
 
@@ -201,9 +201,9 @@ def test_policy_parameters_reload_and_show_in_the_version(engine, tmp_path):
     fake = engine(request_log=str(tmp_path))
     plain = fake.status()["policy_version"]
     change = {"policy": "sa", "policy_params": {"iterations": 50}}
-    fake.control.configure(change)
+    answer = fake.control.configure(change)
     status = fake.status()
-    assert status["policy"] == "sa"
+    assert {key: answer[key] for key in change} == {key: status[key] for key in change} == change
     assert status["policy_version"].startswith(f"{plain}+")
     fake.control.configure({"slo_table": {}})
     assert fake.status()["policy_version"] == status["policy_version"]

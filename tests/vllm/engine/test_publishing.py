@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from engineless import FakeEngine, make_request
 
 from lengthwise.scheduler.fleet.dispatcher import Dispatcher
-from lengthwise.scheduler.fleet.fleet_request import FleetRequest
+from lengthwise.scheduler.fleet.fleet_request import NO_LIMITS, FleetRequest, PlanLimits
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.fleet.state_message import Published
 from lengthwise.scheduler.profile import load_profile
@@ -45,10 +46,13 @@ def test_who_runs_comes_first_then_who_waits_by_their_routers_names(engine):
     assert told.others == []
     assert told.profile.capacity.max_num_seqs == 2
     assert told.about["policy"] == "sa"
+    engine.scheduler.core.decisions.in_force.max_running = 1
+    assert published(engine).limits == PlanLimits(1.0, math.inf, 1.0)
     engine.run()
     after = published(engine)
     assert after.rows == []
-    assert (after.epoch, after.sequence) == (told.epoch, told.sequence + 1)
+    assert (after.epoch, after.sequence) == (told.epoch, told.sequence + 2)
+    assert after.limits == NO_LIMITS  # nobody waits any more
 
 
 def test_who_came_past_a_router_or_by_several_is_described(engine):

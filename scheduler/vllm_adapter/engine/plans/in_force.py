@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lengthwise.scheduler.fleet.fleet_request import PlanLimits
 from lengthwise.scheduler.problem import Plan
 
 STALE_INTERVALS = 4.0
@@ -62,6 +63,15 @@ class PlanInForce:
     def rests(self, rested_steps: float) -> bool:
         """Whether the next step is one without prompt tokens, so many after the last with some."""
         return self.prefill_period is not None and rested_steps < self.prefill_period - 1
+
+    @property
+    def limits(self) -> PlanLimits:
+        """Its limits, as a router is told."""
+        return PlanLimits(
+            math.inf if self.max_running is None else float(self.max_running),
+            math.inf if self.max_prefill_tokens is None else float(self.max_prefill_tokens),
+            float(self.prefill_period or 1),
+        )
 
     @property
     def holds(self) -> bool:

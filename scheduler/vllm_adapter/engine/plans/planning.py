@@ -85,6 +85,7 @@ class Planner:
     def use(self, prepared: PreparedPolicy) -> None:
         """Plan by this policy from now on."""
         self.policy, self.policy_version = prepared.policy, prepared.version
+        self.policy_params = prepared.params
         self._build = prepared.build
         self.policy_status: dict[str, Any] = {}
         self._ended.clear()

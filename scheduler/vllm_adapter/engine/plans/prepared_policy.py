@@ -16,12 +16,14 @@ from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class PreparedPolicy:
-    """A policy that is compiled and checked, and the version that the request log will show.
+    """A policy that is compiled and checked, the parameters it was given, and the version that the
+    request log will show.
 
     ``build`` makes another like it.
     """
 
     policy: Policy
+    params: Mapping[str, Any]
     version: str
     build: Callable[[], Policy]
 
@@ -40,7 +42,7 @@ def prepare_policy(
 
     policy = build()
     policy.warm_up()
-    return PreparedPolicy(policy, policy_version(chosen), build)
+    return PreparedPolicy(policy, chosen, policy_version(chosen), build)
 
 
 def policy_version(params: Mapping[str, Any]) -> str:
