@@ -28,7 +28,7 @@ BY_ARRIVAL, BY_SELECTION, BY_DEADLINE = 0, 1, 2
 TPOT_SPREAD, LATENCY_PRICE = 0.15, 0.02
 # of a met request: gains that differ by less are equal. The planner serves better than the order
 # that stands in for its plan, by more than most gains differ.
-NEAR, NEAR_OF_PLANS = 0.02, 0.2
+NEAR, NEAR_OF_PLANS = 0.02, 0.1
 # what is found of a candidate
 GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
 
