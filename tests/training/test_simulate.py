@@ -10,6 +10,7 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo, SloTable
 from lengthwise.data.workload import WorkloadRequest, write_workload
+from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.training.bench.comparison.arms import parse_arms
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
@@ -181,8 +182,6 @@ def test_what_each_source_of_lengths_reveals():
 
 
 def test_learned_lengths_come_from_the_predictor(predictor_dir, profile, tmp_path):
-    from lengthwise.predictor.model import LengthPredictor
-
     predictor = LengthPredictor.load(predictor_dir)
     source = open_workload("paper", source="synthetic")
     requests = source.draw(30, 5.0, 1)
@@ -192,6 +191,11 @@ def test_learned_lengths_come_from_the_predictor(predictor_dir, profile, tmp_pat
     outcome = run(source, profile, "sa:learned", predictor=predictor, requests=30, repeats=1)
     assert outcome.result.source_label == "synthetic"
     assert all(r.predicted_tokens for r in outcome.records["sa:learned"])
+
+
+def test_nothing_is_predicted_of_requests_without_prompts(predictor_dir, source, profile):
+    with pytest.raises(InputError, match="none of 120 requests has one"):
+        run(source, profile, "sa:learned", predictor=LengthPredictor.load(predictor_dir))
 
 
 def test_workload_names_and_files_are_checked(tmp_path):

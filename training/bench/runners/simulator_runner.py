@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lengthwise.data.errors import InputError
 from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.slo import SloTable
 from lengthwise.data.workload import WorkloadRequest
@@ -54,8 +55,20 @@ KnownLengths = Callable[[Arm, Sequence[WorkloadRequest]], tuple[np.ndarray, np.n
 
 
 def lengths_of(predictor: LengthPredictor | None) -> KnownLengths:
-    """Lengths by the arm's source, the learned ones from one predictor."""
-    return lambda arm, requests: length_rows(requests, arm.lengths, predictor)
+    """Lengths by the arm's source, the learned ones from one predictor.
+
+    InputError for learned ones of requests none of which has a prompt.
+    """
+
+    def known(arm: Arm, requests: Sequence[WorkloadRequest]) -> tuple[np.ndarray, np.ndarray]:
+        if arm.lengths == "learned" and not any(request.prompt for request in requests):
+            raise InputError(
+                f"lengths 'learned' are predicted from prompts, and none of {len(requests)} "
+                "requests has one; class, oracle and none need none"
+            )
+        return length_rows(requests, arm.lengths, predictor)
+
+    return known
 
 
 @dataclass(frozen=True, slots=True)
