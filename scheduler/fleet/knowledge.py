@@ -34,6 +34,7 @@ from lengthwise.scheduler.profile import EngineProfile
 
 SILENT_AFTER_S = 5.0  # with requests on it and neither a state nor an end heard
 SPREAD = 0.15  # of a predicted time: pace and lengths are another's, and the state is old
+ALIKE = 0.25  # share by which the figures of engines of one kind may differ
 SENT_ROOM = 16  # times an instance's memory: of what it was sent, so much is remembered
 FORGETS = 0.02  # weight of a new request in the running means
 SHORTEST_HORIZON_S, LONGEST_HORIZON_S = 8.0, 40.0
@@ -303,6 +304,11 @@ class Knowledge:
     def near(self) -> float:
         """Gains that differ by less of a met request are equal."""
         return NEAR_OF_PLANS if self.order == BY_SELECTION else NEAR
+
+    def are_alike(self, among: IntArray) -> bool:
+        """Whether these are engines of one kind, whose fitted times may differ a little."""
+        engines = self.rows.engines[among]
+        return bool(np.allclose(engines, engines[0], rtol=ALIKE))
 
     def horizon_s(self) -> float:
         """How far ahead a choice is judged."""

@@ -14,7 +14,7 @@ import numpy as np
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.scheduler.fleet import fleet_rows as fr
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
-from lengthwise.scheduler.fleet.gain import CHANCE, FINISH_S, FIRST_S, GAIN, WORK_S
+from lengthwise.scheduler.fleet.gain import BY_SELECTION, CHANCE, FINISH_S, FIRST_S, GAIN, WORK_S
 from lengthwise.scheduler.fleet.knowledge import Knowledge
 from lengthwise.scheduler.fleet.known_requests import MEAN
 
@@ -155,10 +155,12 @@ def share_left(objective_s: float, predicted_s: FloatArray) -> FloatArray:
 
 
 def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
-    """Where the fleet's expected attainment rises most; among equals the least predicted work.
+    """Where the fleet's expected attainment rises most.
 
+    Among equals the least predicted work decides; the fewest outstanding among engines of one kind
+    that plan, since what a plan will have them do first is not in the prediction.
     Of many candidates those of the least work are scored, and the one that has most of its prefix.
-    A request can hardly bring more than itself: where the candidate of the least work brings that,
+    A request can hardly bring more than itself: where the first candidate brings that,
     it is the choice whatever the others are worth, and they are not asked.
     """
     work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
@@ -167,7 +169,10 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
         if r.starts:
             few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
         among, work_s = among[few], work_s[few]
-    among = among[np.argsort(work_s, kind="stable")]
+    if k.order == BY_SELECTION and k.are_alike(among):
+        among = among[np.lexsort((work_s, k.counts[among]))]
+    else:
+        among = among[np.argsort(work_s, kind="stable")]
     enough = (1.0 - k.near) * r.weight if r.has_objective and r.weight > 0.0 else np.inf
     found = k.gains(r, among, now_s, enough)
     gain = found[:, GAIN]
