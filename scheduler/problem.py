@@ -201,8 +201,8 @@ class Plan:
     With a ``prefill_period`` of n steps, prompts are begun and go on in every n-th step at most
     while anybody decodes: fewer and larger steps with prompts, where each such step has a price
     of its own (``StepTimeModel.eager_s``). None for every step.
-    ``latest_start_s`` (n,) says of each waiting row from when on, until the next plan, it goes
-    behind all others, inf for never; empty where the order holds whatever time passes.
+    ``latest_start_s`` (n,) says of each waiting row when it goes to the end of the queue, should
+    it still wait, inf for never; empty where the order holds whatever time passes.
     ``cost`` and ``start_cost`` are the policy's own (lower is better; 0 where it has none);
     ``degraded`` says why the answer is simpler than asked, or None.
     """
@@ -229,6 +229,14 @@ class Plan:
                 "latest_start_s must be empty or of as many rows as the order, got "
                 f"{len(self.latest_start_s)} of {len(self.order)}"
             )
+
+    def by_latest_start(self) -> IntArray:
+        """Rows that have a latest start, the next one last; of equal ones who stands first is."""
+        if not len(self.latest_start_s):
+            return _nobody()
+        late_s = self.latest_start_s[self.order]
+        rows = self.order[np.argsort(late_s, kind="stable")]
+        return np.asarray(rows[: int(np.isfinite(late_s).sum())][::-1])
 
 
 def warm_up_problem(levels: int = 12, n: int = 3) -> Problem:

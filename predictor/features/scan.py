@@ -34,6 +34,11 @@ def shortened(prompt: str) -> str:
     return prompt
 
 
+def uncut(prompt: str) -> str:
+    """Of a prompt that `shortened` may have cut, what surely stands together from its start."""
+    return prompt[:HEAD_CHARS] if len(prompt) > HEAD_CHARS + TAIL_CHARS else prompt
+
+
 def encode(prompt: str) -> np.ndarray:
     """Bytes of a prompt as `shortened`, (b,) uint8; what UTF-8 cannot say is a question mark."""
     return np.frombuffer(shortened(prompt).encode("utf-8", "replace"), dtype=np.uint8)

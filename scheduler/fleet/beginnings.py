@@ -2,7 +2,8 @@
 
 A prompt has names for its beginnings up to a few places, denser at the start, so that a long prompt
 has few. A name is a hash of all that stands before the place, so equal names mean equal beginnings,
-and a session's next prompt has all the names of its last one.
+and a prompt that goes on from another has all its names. Who came first is not told of those that
+begin like it.
 """
 
 from __future__ import annotations
@@ -37,17 +38,29 @@ PLACES = _places()
 
 
 def beginnings_of(prompt: Sequence[int] | str) -> tuple[Beginning, ...]:
-    """A prompt's beginnings, the shortest first; of token ids, or of text at so many bytes each."""
-    if isinstance(prompt, str):
-        data, block = prompt.encode("utf-8", "surrogatepass"), BLOCK_TOKENS * CHARS_PER_TOKEN
-    else:
-        data, block = np.asarray(prompt, dtype=np.int64).tobytes(), BLOCK_TOKENS * 8
+    """A prompt's beginnings, the shortest first: of token ids, or of text by its characters.
+
+    What is neither has none: how a prompt is named must cost no request.
+    """
+    ids = np.empty(0, dtype=np.int64)
+    if not isinstance(prompt, str):
+        try:
+            ids = np.ascontiguousarray(prompt, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError):
+            return ()
+        if ids.ndim != 1:
+            return ()
+    block = BLOCK_TOKENS * (CHARS_PER_TOKEN if isinstance(prompt, str) else 1)
+    length = len(prompt) if isinstance(prompt, str) else len(ids)
     found, hashed, begin = [], blake2b(digest_size=8), 0
     for place in PLACES:
         end = place * block
-        if end > len(data):
+        if end > length:
             break
-        hashed.update(data[begin:end])
+        if isinstance(prompt, str):
+            hashed.update(prompt[begin:end].encode("utf-8", "surrogatepass"))
+        else:
+            hashed.update(ids[begin:end].tobytes())
         # no name is negative, as NO_PREFIX is
         found.append((int.from_bytes(hashed.digest()) >> 1, float(place * BLOCK_TOKENS)))
         begin = end

@@ -106,7 +106,7 @@ class InstanceState:
                 f"{self.recovering}"
             )
         most, prefill_tokens, period = self.limits
-        if not (most >= 1.0 and prefill_tokens >= 0.0 and period >= 1.0):
+        if not (most >= 1.0 and prefill_tokens >= 0.0 and 1.0 <= period < math.inf):
             raise ValueError(
                 "limits must be of at least 1 running, 0 prompt tokens and a period of 1, got "
                 f"{tuple(self.limits)}"

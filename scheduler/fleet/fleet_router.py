@@ -80,6 +80,7 @@ class FleetRouter:
             raise ValueError(f"unknown router {rule!r}; known are {', '.join(ROUTING_RULES)}")
         self.rule = rule
         self.knowledge = Knowledge(levels, ORDERS.get(policy, BY_SELECTION))
+        self.knowledge.remembers_sent = rule == "prefix"
         self._choose = ROUTING_RULES[rule]
         self._turns = Turns(np.random.default_rng(0) if rng is None else rng)
         self._began_s = began_s

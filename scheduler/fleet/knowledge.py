@@ -77,6 +77,7 @@ class Knowledge:
         self.scratch = scratch_for(fr.FIRST_ROOM)
         self.mean_prompt, self.mean_need, self.mean_objective_s = 0.0, 0.0, 0.0
         self._met = 0
+        self.remembers_sent = False  # which beginnings went where, for a rule that asks
         self.unknown_rows = 0  # listed by an instance, and nobody has said what they are
         self.lost_bookings = 0  # sent, and never seen on the instance
 
@@ -230,7 +231,9 @@ class Knowledge:
         figures = self.known.columns.figures
         figures[slot, SENT], figures[slot, CACHED] = now_s, cached
         member = self.members[i]
-        member.sent_prefixes.note(request.starts, SENT_ROOM * member.profile.capacity.kv_tokens)
+        if self.remembers_sent:
+            room = SENT_ROOM * member.profile.capacity.kv_tokens
+            member.sent_prefixes.note(request.starts, room)
         self.make_room(int(self.rows.counts[i, fr.ALL]))
         return book_row(self.rows, self.known.columns, i, slot, now_s, cached)
 

@@ -167,7 +167,9 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
     if len(among) > MOST_SCORED:
         few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
         if r.starts:
-            few = np.union1d(few, int(np.argmax(k.all_cached(r, among))))
+            cached = k.all_cached(r, among)
+            if cached.any():
+                few = np.union1d(few, int(np.argmax(cached)))
         among, work_s = among[few], work_s[few]
     if k.order == BY_SELECTION and k.are_alike(among):
         among = among[np.lexsort((work_s, k.counts[among]))]

@@ -111,9 +111,7 @@ class Published:
                 others=[_other(values) for values in message["others"]],
                 draining=bool(message["draining"]),
                 about=dict(message["about"]),
-                limits=PlanLimits(
-                    *(math.inf if x is None else float(x) for x in message["limits"])
-                ),
+                limits=_limits(*message["limits"]),
             )
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"no state of an instance: {error!r}") from error
@@ -217,6 +215,15 @@ def _other(values: Sequence[Any]) -> FleetRequest:
         tpot_s,
         e2e_s,
         float(weight),
+    )
+
+
+def _limits(running: float | None, prefill_tokens: float | None, period: float) -> PlanLimits:
+    inf = math.inf
+    return PlanLimits(
+        inf if running is None else float(running),
+        inf if prefill_tokens is None else float(prefill_tokens),
+        float(period),
     )
 
 

@@ -123,10 +123,13 @@ class TenantFairness:
         """The policy's plan of the adjusted problem, settled."""
         plan = policy(self.adjust(problem, waiting_tenant, running_tenant, weight))
         order = self.settle(problem, waiting_tenant, plan.order)
-        if np.array_equal(order, plan.order):
-            return plan
-        # whose turn has come at a tenant's bound is not put off for being late
-        return replace(plan, order=order, latest_start_s=np.empty(0))
+        late_s = plan.latest_start_s
+        if not np.array_equal(order, plan.order):
+            late_s = np.empty(0)  # whose turn has come at a tenant's bound is not put off
+        elif len(late_s):  # nor who comes to the bound itself, which the policy was not told
+            bound_s = problem.waiting.queued_s + problem.max_wait_s
+            late_s = np.where(bound_s <= late_s, np.inf, late_s)
+        return replace(plan, order=order, latest_start_s=late_s)
 
     def adjust(
         self,

@@ -106,11 +106,13 @@ class PoolOrder:
         """The rows that get one of the ``free`` handles each; plans first, if a plan is due."""
         if self.waiting and self._gate.due(now_s):
             self._plan(now_s)
+        late: dict[int, None] = {}
         while self._deferred and self._deferred[-1][0] < now_s:
-            row = self._deferred.pop()[1]
-            if row in self.waiting:
-                self.waiting.remove(row)
-                self.waiting.append(row)
+            late[self._deferred.pop()[1]] = None
+        if late:
+            here = set(self.waiting)
+            self.waiting = [row for row in self.waiting if row not in late]
+            self.waiting += [row for row in late if row in here]
         count = max(0, min(free, self._most - len(self.running)))
         admitted, self.waiting = self.waiting[:count], self.waiting[count:]
         self.running += admitted
@@ -134,8 +136,9 @@ class PoolOrder:
         self.plan_s.append(plan.elapsed_s)
         self.queue_len.append((now_s, len(waiting)))
         self.waiting = waiting[plan.order].tolist()
-        deferred = zip(plan.latest_start_s.tolist(), waiting.tolist(), strict=False)
-        self._deferred = sorted(((s, row) for s, row in deferred if s < np.inf), reverse=True)
+        by_latest = plan.by_latest_start()
+        late_s = plan.latest_start_s[by_latest].tolist() if len(by_latest) else []
+        self._deferred = list(zip(late_s, waiting[by_latest].tolist(), strict=True))
         self._most = min(self._slots, plan.max_running or self._slots)
         taken_s = plan.elapsed_s if self.paced else self.policy.nominal_s
         self._gate.planned(now_s, taken_s)

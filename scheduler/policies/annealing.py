@@ -128,7 +128,9 @@ class AnnealingPolicy:
             late = shot.rows.latest_s[waiting] < shot.now_s
             waiting = np.concatenate([waiting[~late], waiting[late]])
             last_s = shot.last_chance_s()[shot.waiting : shot.expected]
-            latest_start_s[rest[0]] = np.where(last_s < shot.now_s, np.inf, last_s)
+            bound_s = planned.waiting.queued_s + problem.max_wait_s
+            stays = (last_s < shot.now_s) | (bound_s <= last_s)
+            latest_start_s[rest[0]] = np.where(stays, np.inf, last_s)
         waiting -= shot.waiting
         engine, (most, prefill, period) = shot.engine, best.limits
         return Plan(

@@ -17,6 +17,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
+from lengthwise.predictor.features.scan import uncut
 from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, ForwardedCall
 from lengthwise.scheduler.ray_adapter.instance_answer import answer_messages, client_left
@@ -116,7 +117,7 @@ class Front:
             replace(longest, fleet_key=key),
             1.0 + sum(len(text) for text in call.texts if text) / CHARS_PER_TOKEN,
             call.max_tokens,
-            next((text for text in call.texts if text), ""),
+            uncut(next((text for text in call.texts if text), "")),
         )
         named = [replace(one, fleet_key=key) if place == 0 else one
                  for place, one in enumerate(hints)]  # fmt: skip

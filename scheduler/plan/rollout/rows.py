@@ -49,9 +49,10 @@ class Snapshot:
         return self.batch * self.work_s
 
     def last_chance_s(self) -> FloatArray:
-        """When each row starts at the latest if anything is to be met: alone, its answer short.
+        """When each row starts at the latest if anything is to be met: alone, and its answer as
+        short as one in ten.
 
-        Later than ``rows.latest_s``, which is for choosing: whoever is past this is surely late.
+        Later than ``rows.latest_s``, which is for choosing: whoever is past this is hardly met.
         Infinite where that is, for those whose turn has come late or not.
         """
         rows, engine = self.rows, self.engine

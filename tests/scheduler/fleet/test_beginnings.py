@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from fleet_cases import engine, request, router_named, state
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,12 +35,25 @@ def test_equal_names_are_equal_beginnings(shared, one, other):
         assert name >= 0
 
 
+@pytest.mark.parametrize(
+    "prompt", [[1, 10**25] * 20, [[1, 2], [3]], [[1] * 20], [None] * 20, ["a"] * 20, {1, 2}, "", ()]
+)
+def test_what_is_no_prompt_has_no_beginnings(prompt):
+    assert beginnings_of(prompt) == ()
+    assert SeenBeginnings().note(prompt) == (NO_PREFIX, 0.0, ())
+
+
+@pytest.mark.parametrize("text", ["\ud800" * 70, "字" * 70])
+def test_any_text_has_beginnings_as_long_as_its_length_says(text):
+    assert [tokens for _, tokens in beginnings_of(text)] == [16.0]
+
+
 @given(st.text(max_size=400), st.text(max_size=400))
-def test_text_is_cut_at_so_many_bytes(shared, more):
+def test_text_is_cut_at_so_many_characters(shared, more):
     a, b = beginnings_of(shared), beginnings_of(shared + more)
     assert b[: len(a)] == a
     block = BLOCK_TOKENS * CHARS_PER_TOKEN
-    assert len(a) == sum(place * block <= len(shared.encode()) for place in PLACES)
+    assert len(a) == sum(place * block <= len(shared) for place in PLACES)
 
 
 def test_the_longest_beginning_that_an_earlier_prompt_had():

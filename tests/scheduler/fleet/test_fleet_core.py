@@ -206,7 +206,7 @@ def test_the_score_goes_by_the_limits_of_the_plan_in_force():
     assert gain(PlanLimits(3.0)) > 0.9
     assert gain(PlanLimits(2.0)) < 0.1  # it waits for a slot
     assert gain(PlanLimits(prefill_tokens=0.0)) < gain(NO_LIMITS)  # two blocks, two steps
-    for wrong in ((0.0, 9.0, 1.0), (1.0, -1.0, 1.0), (1.0, 0.0, np.nan)):
+    for wrong in ((0.0, 9.0, 1.0), (1.0, -1.0, 1.0), (1.0, 0.0, np.nan), (1.0, 0.0, np.inf)):
         with pytest.raises(ValueError, match="limits must be of at least"):
             state(1.0, limits=PlanLimits(*wrong))
 
@@ -433,8 +433,9 @@ def test_not_asking_the_others_changes_no_choice(m, seed, busy, policy, weight):
         work_s = k.backlogs_s(now_s)[among] + own_work_s(k, asked, among)
         if len(among) > MOST_SCORED:
             few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
-            if asked.prefix >= 0:
-                few = np.union1d(few, int(np.argmax(k.all_cached(asked, among))))
+            cached = k.all_cached(asked, among)
+            if cached.any():
+                few = np.union1d(few, int(np.argmax(cached)))
             among, work_s = among[few], work_s[few]
         gain = k.gains(asked, among, now_s)[:, GAIN]
         near = np.flatnonzero(gain >= gain.max() - k.near * weight)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lengthwise.data.slo import Slo
@@ -138,13 +139,14 @@ def test_prompts_that_begin_alike_are_told_to_the_router():
         router.requests.make = lambda *args: told.append(make(*args)) or told[-1]
         ids = list(range(400))
         for prompt in ({"prompt_token_ids": [*ids, 1]}, SimpleNamespace(prompt_token_ids=[*ids, 2]),
-                       "long text " * 200, {"prompt": "long text " * 150}, None):  # fmt: skip
+                       "long text " * 200, {"prompt": "long text " * 150}, None,
+                       {"prompt_token_ids": np.arange(401)}, [1, 10**25] * 20):  # fmt: skip
             await ranks(client, prompt=prompt)
         return told
 
     told = asyncio.run(play())
-    assert [one.prompt_tokens for one in told] == [401, 401, 501, 376, 1]
-    assert [one.prefix_tokens for one in told] == [0, 384, 0, 320, 0]
+    assert [one.prompt_tokens for one in told] == [401, 401, 501, 376, 1, 401, 1]
+    assert [one.prefix_tokens for one in told] == [0, 384, 0, 320, 0, 384, 0]
     assert told[1].prefix in dict(told[0].beginnings)
     assert told[4].starts == ()
 
@@ -228,7 +230,7 @@ def test_the_engines_own_states_reach_the_router():
             "profile": {"name": "p", "step_time": [0.01, 0, 1e-4, 1e-3, 0, 0, 0],
                         "capacity": [4, 4096, 256], "block_tokens": None, "speculation": None},
             "rows": [], "running": 0, "recovering": 0, "others": [], "draining": False,
-            "about": {"policy": "sa"},
+            "about": {"policy": "sa"}, "limits": [3.0, None, 1.0],
         }  # fmt: skip
         _, router = steered(Core(state, json.loads(json.dumps(state))))
         router.start()

@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, cast
 
 from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
 from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
@@ -147,6 +147,6 @@ def _prompt_of(prompt: Any) -> Sequence[int] | str:
         ids, prompt = prompt.get("prompt_token_ids"), prompt.get("prompt")
     else:
         ids = getattr(prompt, "prompt_token_ids", None)
-    if ids:
-        return list(ids)
+    if ids is not None and len(ids):
+        return cast("Sequence[int]", ids)
     return prompt if isinstance(prompt, str) else ()

@@ -6,7 +6,6 @@ The picture is taken in the engine's loop (``snapshots``); what comes of it goes
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,5 +132,4 @@ def make_plan(
 
 
 def _deferred(names: Sequence[str], plan: Plan) -> list[tuple[float, str]]:
-    late_s = plan.latest_start_s.tolist()
-    return sorted(((s, names[row]) for row, s in enumerate(late_s) if s < math.inf), reverse=True)
+    return [(plan.latest_start_s[row], names[row]) for row in plan.by_latest_start().tolist()]

@@ -5,7 +5,7 @@ Three strands, drained one after the other:
 1. *recovery*: requests that have already computed something (those vLLM preempted); they hold
    a client's half-finished answer, so no plan comes before them;
 2. *planned*: the order of the last plan, with those that gave up their slot to it;
-3. *unplanned*: arrivals since, in order of arrival.
+3. *unplanned*: arrivals since, in order of arrival, among them whoever was deferred meanwhile.
 
 Operations on a request are O(1), a new order costs what came since the last one, and what lists
 everybody is linear. A request keeps the sequence number of its first arrival until ``forget``, so
@@ -158,7 +158,7 @@ class PlannedQueue:
             self._planned.put_first(request_id, request)
 
     def defer(self, request_id: str) -> None:
-        """Move a plannable request behind all others until the next plan."""
+        """Move a plannable request to the end, until the next plan."""
         request = self._pop_plannable(request_id)
         if request is not None:
             self._unplanned[request_id] = request

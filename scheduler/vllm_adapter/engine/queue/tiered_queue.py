@@ -121,7 +121,7 @@ class TieredQueue(PlannedQueue):
             tier.promote(request_id)
 
     def defer(self, request_id: str) -> None:
-        """Move a plannable request behind all others of its tier."""
+        """Move a plannable request to the end of its tier."""
         if (tier := self._tier_of(request_id)) is not None:
             tier.defer(request_id)
 

@@ -88,7 +88,7 @@ def test_what_was_shown_and_not_taken_binds_no_later_step():
     assert queue.peek_request().request_id == "b"
 
 
-def test_who_is_deferred_stands_behind_newcomers_until_the_next_order():
+def test_who_is_deferred_goes_to_the_end_until_the_next_order():
     queue = filled("a", "b", "c")
     queue.defer("a")
     queue.defer("absent")
