@@ -91,15 +91,16 @@ def vllm_balance(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t
 
 def least_work(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: Turns) -> Choice:
     """The least predicted work, this request's own there included."""
-    return Choice(t.least(among, k.backlogs_s(now_s)[among] + own_work_s(k, r, among)))
+    work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among, k.all_cached(r, among))
+    return Choice(t.least(among, work_s))
 
 
-def own_work_s(k: Knowledge, request: FleetRequest, among: IntArray) -> FloatArray:
-    """Seconds of each engine that the request would take, less what is cached there."""
+def own_work_s(
+    k: Knowledge, request: FleetRequest, among: IntArray, cached: FloatArray
+) -> FloatArray:
+    """Seconds of each engine that the request would take, less the ``cached (c,)`` tokens."""
     need = float(k.known.columns.figures[k.known.slot(request.key), MEAN])
-    prefill = k.rows.engines[among, fr.PREFILL_TOKEN_S] * (
-        request.prompt_tokens - k.all_cached(request, among)
-    )
+    prefill = k.rows.engines[among, fr.PREFILL_TOKEN_S] * (request.prompt_tokens - cached)
     return np.asarray(prefill + k.rows.figures[among, fr.ANSWER_TOKEN_S] * need)
 
 
@@ -163,13 +164,12 @@ def most_gain(k: Knowledge, r: FleetRequest, among: IntArray, now_s: float, t: T
     A request can hardly bring more than itself: where the first candidate brings that,
     it is the choice whatever the others are worth, and they are not asked.
     """
-    work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among)
+    cached = k.all_cached(r, among)
+    work_s = k.backlogs_s(now_s)[among] + own_work_s(k, r, among, cached)
     if len(among) > MOST_SCORED:
         few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
-        if r.starts:
-            cached = k.all_cached(r, among)
-            if cached.any():
-                few = np.union1d(few, int(np.argmax(cached)))
+        if cached.any():
+            few = np.union1d(few, int(np.argmax(cached)))
         among, work_s = among[few], work_s[few]
     if k.order == BY_SELECTION and k.are_alike(among):
         among = among[np.lexsort((work_s, k.counts[among]))]

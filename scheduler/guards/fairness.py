@@ -29,7 +29,7 @@ from dataclasses import replace
 import numpy as np
 
 from lengthwise.data.arrays import BoolArray, FloatArray, IntArray
-from lengthwise.scheduler.plan.starts.wait_bound import overdue_first
+from lengthwise.scheduler.plan.starts.wait_bound import overdue_first, unless_bound
 from lengthwise.scheduler.problem import Plan, Problem, RequestArrays
 
 _LEAST_FACTOR = 1e-6  # a value must stay a value: 0 would mean best effort
@@ -127,8 +127,7 @@ class TenantFairness:
         if not np.array_equal(order, plan.order):
             late_s = np.empty(0)  # whose turn has come at a tenant's bound is not put off
         elif len(late_s):  # nor who comes to the bound itself, which the policy was not told
-            bound_s = problem.waiting.queued_s + problem.max_wait_s
-            late_s = np.where(bound_s <= late_s, np.inf, late_s)
+            late_s = unless_bound(late_s, problem.waiting.queued_s, problem.max_wait_s)
         return replace(plan, order=order, latest_start_s=late_s)
 
     def adjust(

@@ -35,7 +35,7 @@ from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
 from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.starts.last_order import LastOrder
-from lengthwise.scheduler.plan.starts.wait_bound import are_past, let_in
+from lengthwise.scheduler.plan.starts.wait_bound import are_past, let_in, unless_bound
 from lengthwise.scheduler.policies.annealing_settings import Settings
 from lengthwise.scheduler.policies.candidate_starts import (
     Leaders,
@@ -128,9 +128,10 @@ class AnnealingPolicy:
             late = shot.rows.latest_s[waiting] < shot.now_s
             waiting = np.concatenate([waiting[~late], waiting[late]])
             last_s = shot.last_chance_s()[shot.waiting : shot.expected]
-            bound_s = planned.waiting.queued_s + problem.max_wait_s
-            stays = (last_s < shot.now_s) | (bound_s <= last_s)
-            latest_start_s[rest[0]] = np.where(stays, np.inf, last_s)
+            last_s[last_s < shot.now_s] = np.inf
+            latest_start_s[rest[0]] = unless_bound(
+                last_s, planned.waiting.queued_s, problem.max_wait_s
+            )
         waiting -= shot.waiting
         engine, (most, prefill, period) = shot.engine, best.limits
         return Plan(

@@ -75,6 +75,11 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     return overdue
 
 
+def unless_bound(latest_start_s: FloatArray, queued_s: FloatArray, max_wait_s: float) -> FloatArray:
+    """Latest starts ``(n,)``, none (inf) of those whose turn comes before, by the bound."""
+    return np.where(queued_s + max_wait_s <= latest_start_s, np.inf, latest_start_s)
+
+
 def are_past(queued_s: FloatArray, now_s: float, max_wait_s: float) -> bool:
     """Whether somebody of ``queued_s (n,)`` waits past the bound, and by more than a plan or two.
 

@@ -430,10 +430,10 @@ def test_not_asking_the_others_changes_no_choice(m, seed, busy, policy, weight):
         )  # fmt: skip
         k.meet(asked)
         among = k.open(now_s)
-        work_s = k.backlogs_s(now_s)[among] + own_work_s(k, asked, among)
+        cached = k.all_cached(asked, among)
+        work_s = k.backlogs_s(now_s)[among] + own_work_s(k, asked, among, cached)
         if len(among) > MOST_SCORED:
             few = np.argpartition(work_s, SAMPLED)[:SAMPLED]
-            cached = k.all_cached(asked, among)
             if cached.any():
                 few = np.union1d(few, int(np.argmax(cached)))
             among, work_s = among[few], work_s[few]

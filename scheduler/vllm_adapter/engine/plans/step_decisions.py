@@ -92,7 +92,7 @@ class StepDecisions:
         those that run, beside ``held_slots`` of who does not.
         """
         planner, queue = self._planner, self._queue
-        queue.begin_step()
+        queue.unpin()
         planned = planner.finished(now_s) if self._settings.plan_in_thread else None
         if not planner.busy:
             self._table.release()

@@ -28,8 +28,8 @@ class PlannedQueue:
     running before, so that its work would be lost behind newcomers.
 
     ``peek_request`` pins what it shows: ``pop_request`` returns that very request even when an
-    arrival or a new plan falls between the two. A new step (``begin_step``), a prepend, or
-    removal of the pinned request unpins.
+    arrival or a new plan falls between the two. ``unpin``, a prepend, or removal of the
+    pinned request unpins.
     """
 
     def __init__(self) -> None:
@@ -185,8 +185,8 @@ class PlannedQueue:
         """Whether who stands first here may be given the slot of this running request."""
         return True
 
-    def begin_step(self) -> None:
-        """What an earlier step was shown and did not take binds this one no more."""
+    def unpin(self) -> None:
+        """A step begins: what an earlier one was shown and did not take binds it no more."""
         self._pinned = None
 
     def settle(self) -> None:

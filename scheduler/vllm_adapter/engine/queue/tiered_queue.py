@@ -59,7 +59,7 @@ class TieredQueue(PlannedQueue):
 
     def prepend_request(self, request: Request) -> None:
         """Put back at the front of its strand in its tier."""
-        self._unpin()
+        self.unpin()
         self._enter_tier(request, lambda tier: tier.prepend_request(request))
 
     def __bool__(self) -> bool:
@@ -132,7 +132,7 @@ class TieredQueue(PlannedQueue):
             self._note_place(request_id, level)
             self._note_recovery(level)
             self._yielding.add(level)
-            self._unpin()
+            self.unpin()
 
     def reinstate(self) -> None:
         """The plan holds no more: those whose slots it took stand first in their tiers."""
@@ -151,9 +151,11 @@ class TieredQueue(PlannedQueue):
         first = next((one for one in self._levels if self._tiers[one]), None)
         return level is None or first is None or level >= first
 
-    def begin_step(self) -> None:
-        """What an earlier step was shown and did not take binds this one no more."""
-        self._unpin()
+    def unpin(self) -> None:
+        """What was shown binds no more."""
+        if self._pinned is not None and (tier := self._tier_of(self._pinned)) is not None:
+            tier.unpin()
+        self._pinned = None
 
     def settle(self) -> None:
         """After a step: who has its slot back recovers like anyone when vLLM preempts it."""
@@ -223,11 +225,6 @@ class TieredQueue(PlannedQueue):
     def _tier_of(self, request_id: str) -> PlannedQueue | None:
         level = self._level_of.get(request_id)
         return None if level is None else self._tiers[level]
-
-    def _unpin(self) -> None:
-        if self._pinned is not None and (tier := self._tier_of(self._pinned)) is not None:
-            tier.begin_step()
-        self._pinned = None
 
     def _in_turn(self) -> Iterator[PlannedQueue]:
         return (self._tiers[level] for level in self._levels)

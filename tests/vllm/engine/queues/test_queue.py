@@ -84,7 +84,7 @@ def test_what_was_shown_and_not_taken_binds_no_later_step():
     queue = filled("a", "b")
     assert queue.peek_request().request_id == "a"  # no memory for it in this step
     queue.set_order(["b", "a"])
-    queue.begin_step()
+    queue.unpin()
     assert queue.peek_request().request_id == "b"
 
 
