@@ -9,6 +9,15 @@ from lengthwise.scheduler.plan.rollout.rows import Snapshot
 OVERLOAD = 1.2  # load from which on a backlog stays, whatever is done
 
 
+def overload_lasts(shot: Snapshot, arrival_rate_rps: float) -> bool:
+    """Whether more comes than can be served, by the work of those expected and the rate lately.
+
+    Who queues says nothing of it: the long ones are put off, and stay.
+    """
+    work_s = shot.work_s[shot.expected :]
+    return len(work_s) > 0 and arrival_rate_rps * float(work_s.mean()) >= OVERLOAD
+
+
 def work_price(
     shot: Snapshot,
     arrival_rate_rps: float,

@@ -33,6 +33,7 @@ from lengthwise.scheduler.plan.feedback.pace import StepPace
 from lengthwise.scheduler.plan.feedback.trust import Trust
 from lengthwise.scheduler.plan.forecast import ArrivalForecast
 from lengthwise.scheduler.plan.out_of_sample import all_known, mean_values
+from lengthwise.scheduler.plan.prices import overload_lasts
 from lengthwise.scheduler.plan.rollout.rows import Snapshot
 from lengthwise.scheduler.plan.starts.last_order import LastOrder
 from lengthwise.scheduler.plan.starts.wait_bound import are_past, let_in, unless_bound
@@ -107,10 +108,10 @@ class AnnealingPolicy:
         horizon_s = rollout_horizon_s(planned, self.forecast, knobs)
         shot, queue = with_arrivals(planned, self.forecast, horizon_s, knobs, self.pace.factor)
         picture = picture_of(planned, shot, horizon_s, self.forecast.usual_rps(planned), knobs)
-        gap_s = slot_gap_s(planned, shot)
+        gap_s, lasts = slot_gap_s(planned, shot), overload_lasts(shot, planned.arrival_rate_rps)
         limits = self._limits if self._may("limits", now_s) else None
         starts = candidate_starts(
-            planned, shot, queue, gap_s, self._last, limits, self._allowed(now_s)
+            planned, shot, queue, gap_s, lasts, self._last, limits, self._allowed(now_s)
         )
         leaders = leaders_of(starts, picture, lambda: self._late(own_began_s, 0.5))
         found, value, steps = self._annealed(planned, shot, picture, leaders.best, own_began_s)

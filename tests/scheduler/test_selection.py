@@ -107,6 +107,16 @@ def test_old_requests_go_while_there_is_time_for_all_of_them():
     assert find_overdue(young, 15.0, BOUND_S, gap_s).tolist() == [False] * 101
 
 
+def test_a_bound_that_a_lasting_overload_has_missed_is_not_looked_ahead_for():
+    """Forty old ones, a slot each second: the first should have gone long ago."""
+    arrival_s, gap_s, now_s = np.arange(40.0) / 100.0, 1.0 / _MARGIN, 0.7 * BOUND_S
+    assert find_overdue(arrival_s, now_s, BOUND_S, gap_s)[:30].all()
+    assert not find_overdue(arrival_s, now_s, BOUND_S, gap_s, lasts=True).any()
+    assert find_overdue(arrival_s, BOUND_S, BOUND_S, gap_s, lasts=True).all()
+    on_time = find_overdue(arrival_s[:4], 0.6 * BOUND_S, BOUND_S, gap_s)
+    assert (find_overdue(arrival_s[:4], 0.6 * BOUND_S, BOUND_S, gap_s, lasts=True) == on_time).all()
+
+
 @pytest.mark.parametrize("rate_rps", [10.0, 60.0])
 def test_no_policy_beats_the_bound(rate_rps):
     profile = load_profile("tiny-cpu")

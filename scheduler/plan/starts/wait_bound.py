@@ -8,7 +8,9 @@ ones before it and the younger ones behind it to keep the bound as well:
 where `gap` is the time between two slots that come free. `kept` below 1 leaves a reserve: what a
 plan pays in throughput makes the queue longer than arrival order's. Only requests past half of
 the bound take part: in lasting overload no order keeps it for everyone, and what has just arrived
-may still find the queue drained.
+may still find the queue drained. Nor is ``latest`` looked ahead for once it is missed while an
+overload lasts: who went first then would cost those who can be met, and the next would be as late.
+Their turn then comes at the bound, less the reserve.
 
 A plan's limit on the batch may not hold back who reaches the bound within the lead: see ``let_in``;
 nor its limit on prompts, or their period, who is past it: see ``are_past``.
@@ -60,8 +62,10 @@ def is_old(arrival_s: FloatArray, now_s: float, max_wait_s: float) -> BoolArray:
     return old
 
 
-def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: float) -> BoolArray:
-    """Who must be admitted now, ``(n,)``."""
+def find_overdue(
+    arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: float, lasts: bool = False
+) -> BoolArray:
+    """Who must be admitted now, ``(n,)``; ``lasts`` says that more comes than can be served."""
     overdue = np.zeros(len(arrival_s), dtype=np.bool_)
     old = np.flatnonzero(is_old(arrival_s, now_s, max_wait_s))
     if len(old) == 0:
@@ -71,6 +75,8 @@ def find_overdue(arrival_s: FloatArray, now_s: float, max_wait_s: float, gap_s: 
     place = np.arange(len(old)) * gap_s
     behind = (arrival_s[old] + _KEPT * max_wait_s - place)[::-1]
     latest = np.minimum.accumulate(behind)[::-1] + place
+    if lasts and now_s > latest[0]:
+        latest = arrival_s[old] + _KEPT * max_wait_s
     overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue
 
