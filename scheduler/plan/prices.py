@@ -1,4 +1,4 @@
-"""What work is worth in met requests, by how much of it waits; a weight of the value."""
+"""What work is worth in met requests, by how much of it waits, and whether an overload lasts."""
 
 from __future__ import annotations
 

@@ -108,10 +108,11 @@ class AnnealingPolicy:
         horizon_s = rollout_horizon_s(planned, self.forecast, knobs)
         shot, queue = with_arrivals(planned, self.forecast, horizon_s, knobs, self.pace.factor)
         picture = picture_of(planned, shot, horizon_s, self.forecast.usual_rps(planned), knobs)
-        gap_s, lasts = slot_gap_s(planned, shot), overload_lasts(shot, planned.arrival_rate_rps)
+        gap_s = slot_gap_s(planned, shot)
+        overloaded = overload_lasts(shot, planned.arrival_rate_rps)
         limits = self._limits if self._may("limits", now_s) else None
         starts = candidate_starts(
-            planned, shot, queue, gap_s, lasts, self._last, limits, self._allowed(now_s)
+            planned, shot, queue, gap_s, overloaded, self._last, limits, self._allowed(now_s)
         )
         leaders = leaders_of(starts, picture, lambda: self._late(own_began_s, 0.5))
         found, value, steps = self._annealed(planned, shot, picture, leaders.best, own_began_s)

@@ -75,7 +75,7 @@ def candidate_starts(
     shot: Snapshot,
     queue: RequestArrays,
     gap_s: float,
-    lasts: bool,
+    overloaded: bool,
     last: LastOrder,
     last_limits: tuple[float, float, float] | None,
     allowed: Collection[str] | None,
@@ -84,7 +84,7 @@ def candidate_starts(
 
     There may be no time to value all, and what costs most to miss is the last plan's limits.
     ``last_limits`` is None where limits may not be; ``gap_s`` is the time between two slots that
-    come free, ``lasts`` whether the overload does.
+    come free, ``overloaded`` whether an overload lasts.
     """
     now_s, engine = problem.now_s, shot.engine
     none = no_limits(engine)
@@ -94,7 +94,7 @@ def candidate_starts(
         limited = np.array([min(most, none[0]), min(prefill, none[1]), period])
         if (limited != none).any():
             under.insert(0, limited)
-    overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s, lasts)
+    overdue = find_overdue(queue.queued_s, now_s, problem.max_wait_s, gap_s, overloaded)
     orders = list(_orders(problem, shot, queue, last))
     shot.rows.latest_s[shot.waiting :][overdue] = np.inf  # their turn has come, late or not
     kept = int(overdue.sum())

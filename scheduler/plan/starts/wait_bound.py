@@ -73,10 +73,11 @@ def find_overdue(
     old = old[np.argsort(arrival_s[old], kind="stable")]
     gap_s *= _MARGIN
     place = np.arange(len(old)) * gap_s
-    behind = (arrival_s[old] + _KEPT * max_wait_s - place)[::-1]
+    by_s = arrival_s[old] + _KEPT * max_wait_s
+    behind = (by_s - place)[::-1]
     latest = np.minimum.accumulate(behind)[::-1] + place
     if lasts and now_s > latest[0]:
-        latest = arrival_s[old] + _KEPT * max_wait_s
+        latest = by_s
     overdue[old] = now_s + _LEAD * gap_s > latest
     return overdue
 
