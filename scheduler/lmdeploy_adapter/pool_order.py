@@ -14,6 +14,7 @@ import numpy as np
 
 from lengthwise.data.arrays import FloatArray, IntArray
 from lengthwise.data.max_wait import MAX_WAIT_S
+from lengthwise.scheduler.lmdeploy_adapter.token_clock import TokenClock
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.policies.policy import Learns, Policy
@@ -59,9 +60,9 @@ class PoolOrder:
     """The requests without a handle and those with one, as rows of a course.
 
     Newcomers stand at the back until the next plan. The course says how far everybody is: whoever
-    reads the answers keeps it up to date (`answered`). Plans are paced by the time the policy is
-    expected to take, so that a run does not depend on how busy the machine is; ``paced`` by the
-    time they take.
+    reads the answers tells (`read`), by which the profile's clock is corrected too. Plans are
+    paced by the time the policy is expected to take, so that a run does not depend on how busy the
+    machine is; ``paced`` by the time they take.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class PoolOrder:
         self.queue_len: list[tuple[float, int]] = []
         self._slots = self._most = profile.capacity.max_num_seqs
         self._gate, self._rate = ReplanGate(plan_share), ArrivalRate()
+        self.clock = TokenClock()
         self._deferred: list[tuple[float, int]] = []  # when who goes to the end, the next one last
         self._untold: list[int] = []
 
@@ -98,9 +100,15 @@ class PoolOrder:
         if row in self.running:
             self.running.remove(row)
             self._untold.append(row)
+            self.clock.ended(row)
         else:
             self.waiting.remove(row)
         self._gate.mark()
+
+    def read(self, row: int, tokens: int, now_s: float) -> None:
+        """So many tokens of the row's answer came."""
+        answered(self.course, row, tokens, now_s)
+        self.clock.read(row, tokens, now_s)
 
     def admit(self, now_s: float, free: int) -> list[int]:
         """The rows that get one of the ``free`` handles each; plans first, if a plan is due."""
@@ -122,13 +130,18 @@ class PoolOrder:
         course = self.course
         self._tell_outcomes()
         waiting, running = (np.array(rows, dtype=np.int64) for rows in (self.waiting, self.running))
+        known = course.rows(running, None, False)
+        decoding = known.generated_tokens > 0
+        context = (known.prompt_tokens + known.generated_tokens)[decoding]
+        model = self.profile.scaled_step_time
+        self.clock.compare(model, len(context), float(context.sum()))
         problem = Problem(
             now_s=now_s,
             levels=course.workload.levels,
             waiting=course.rows(waiting, None, True),
-            running=course.rows(running, None, False),
+            running=known,
             capacity=self.profile.capacity,
-            step_time=self.profile.scaled_step_time,
+            step_time=self.clock.corrected(model),
             max_wait_s=self.max_wait_s,
             arrival_rate_rps=self._rate.rps(now_s),
         )

@@ -12,7 +12,7 @@ from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.lmdeploy_adapter.inside.planned_pool import ROW, PlannedPool
 from lengthwise.scheduler.lmdeploy_adapter.live_requests import LiveRequests
 from lengthwise.scheduler.lmdeploy_adapter.play_messages import profile_of
-from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, answered, pool_policy_of
+from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, pool_policy_of
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.step_time import StepTimeModel
@@ -70,7 +70,7 @@ class LivePool(PlannedPool):
         """So many tokens came by the handle."""
         row = self._row_of.get(id(handle))
         if row is not None and tokens:
-            answered(self.requests, row, tokens, asyncio.get_running_loop().time())
+            self.order.read(row, tokens, asyncio.get_running_loop().time())
 
     def configure(self, document: dict[str, Any]) -> dict[str, Any]:
         """Begin anew with a policy, a profile and the levels of what will be known of lengths.
@@ -100,6 +100,7 @@ class LivePool(PlannedPool):
             "policy": self.order.policy.name,
             "waiting": len(self.order.waiting),
             "running": len(self.order.running),
+            "measured_over_modelled": self.order.clock.ratio,
             "plan": {"count": len(plan_ms), "ms_p50": p50, "ms_p99": p99},
         }
 

@@ -8,6 +8,8 @@ as if they took no time: HTTP, tokenizer, the hop between its API and engine pro
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +42,7 @@ from lengthwise.scheduler.simulator.sim_workload import SimResult, SimWorkload
 BLOCK_TOKENS = 64  # LMDeploy's default
 RESERVED_BLOCKS = 1  # the engine keeps one for padding
 STALLED_S = 600.0
+Read = Callable[[int, int, float], None]  # row, tokens that came, now in seconds
 _CLOCKS = (sequence_module, prefill_module, blocks_module, checkpoints_module)
 
 
@@ -127,7 +130,8 @@ async def _serve(
     sessions.attach_event_loop(asyncio.get_running_loop())
     engine.start_loop()
     rows = range(len(course.workload))
-    requests = [asyncio.create_task(_request(sessions, course, row)) for row in rows]
+    read = partial(answered, course) if order is None else order.read
+    requests = [asyncio.create_task(_request(sessions, course, row, read)) for row in rows]
     watch: asyncio.Future[Any] = asyncio.create_task(_watch(engine.executor, sessions))
     everybody: asyncio.Future[Any] = asyncio.gather(*requests)
     try:
@@ -141,7 +145,7 @@ async def _serve(
         await asyncio.gather(*others, everybody, return_exceptions=True)
 
 
-async def _request(sessions: Any, course: Course, row: int) -> None:
+async def _request(sessions: Any, course: Course, row: int, read: Read) -> None:
     loop, workload = asyncio.get_running_loop(), course.workload
     ROW.set(row)
     await asyncio.sleep(float(workload.arrival_s[row]) - loop.time())
@@ -154,7 +158,7 @@ async def _request(sessions: Any, course: Course, row: int) -> None:
             if answer.status not in (ResponseType.SUCCESS, ResponseType.FINISH):
                 raise RuntimeError(f"LMDeploy's engine ended request {row}: {answer.status.name}")
             if answer.token_ids:
-                answered(course, row, len(answer.token_ids), loop.time())
+                read(row, len(answer.token_ids), loop.time())
     sessions.remove(session)
 
 
