@@ -1,10 +1,11 @@
 """How much longer the engine's steps take than its profile says, told by when tokens come.
 
-Nobody times steps at the pool, but between two tokens of an answer lies a step, and at most others'
-prompts, which LMDeploy computes in steps of their own. Prompts lie between fewer than half of all
-pairs, so the median gap since the last plan is a step without any. A server under load is slower
-than it was while it was calibrated (docs/results/lmdeploy.md), and a plan on a clock 1.4 times as
-fast as the engine falls below the rules.
+Nobody times steps at the pool, but between two tokens of an answer lies a step, and sometimes
+others' prompts, which LMDeploy computes in steps of their own. Where they lie between fewer than
+half of all pairs, the median gap since the last plan is a step without any; where between more, it
+holds their time as well, which the rollout, whose steps mix both, would leave out. A server under
+load is slower than it was while it was calibrated (docs/results/lmdeploy.md), and a plan on a clock
+1.4 times as fast as the engine falls below the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from lengthwise.scheduler.step_time import StepTimeModel
 
-LEAST_GAPS = 8  # between two plans
+LEAST_GAPS, MOST_GAPS = 8, 1024  # between two plans; who never waits is never planned
 LEAST_RATIOS = 8
 RATIOS = 64  # of the last plans
 DEADBAND = 0.03
@@ -27,7 +28,7 @@ class TokenClock:
 
     def __init__(self) -> None:
         self._read_s: dict[int, float] = {}
-        self._gaps_s: list[float] = []
+        self._gaps_s: deque[float] = deque(maxlen=MOST_GAPS)
         self._ratios: deque[float] = deque(maxlen=RATIOS)
 
     def read(self, row: int, tokens: int, now_s: float) -> None:
@@ -43,10 +44,10 @@ class TokenClock:
 
     def compare(self, model: StepTimeModel, decoding: int, context_tokens: float) -> None:
         """The gaps since the last call, against a step of ``decoding`` sequences."""
-        gaps_s, self._gaps_s = self._gaps_s, []
-        if len(gaps_s) >= LEAST_GAPS and decoding:
+        if len(self._gaps_s) >= LEAST_GAPS and decoding:
             modelled_s = model.step_s(0.0, decoding, context_tokens)
-            self._ratios.append(float(np.median(gaps_s)) / modelled_s)
+            self._ratios.append(float(np.median(self._gaps_s)) / modelled_s)
+        self._gaps_s.clear()
 
     @property
     def ratio(self) -> float:

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from lengthwise.scheduler.lmdeploy_adapter.live_requests import LiveRequests
 from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, pool_policy_of
-from lengthwise.scheduler.lmdeploy_adapter.token_clock import LEAST_RATIOS, MOST, TokenClock
+from lengthwise.scheduler.lmdeploy_adapter.token_clock import (
+    LEAST_RATIOS,
+    MOST,
+    MOST_GAPS,
+    TokenClock,
+)
 from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.step_time import StepTimeModel
 
@@ -64,6 +69,13 @@ def test_who_ended_leaves_no_gap_to_a_later_row_of_its_number():
         clock.ended(0)
         clock.compare(MODEL, 1, 100.0)
     assert clock.ratio == 1.0
+
+
+def test_a_server_that_never_plans_keeps_only_the_last_gaps():
+    clock = TokenClock()
+    for at in range(5 * MOST_GAPS):
+        clock.read(0, 1, at * STEP_S)
+    assert len(clock._gaps_s) == MOST_GAPS
 
 
 @given(
