@@ -10,6 +10,13 @@ from typing import Any
 COEFFICIENTS = ("base_s", "prefill_step_s", "prefill_token_s", "decode_seq_s", "context_token_s")
 SECONDS = (*COEFFICIENTS, "eager_s")
 NUMBERS = (*SECONDS, "graph_tokens")
+MOST_WRONG = 4.0  # a clock that seems further off is held to this
+
+
+def clock_ratio(measured_over_modelled: float, deadband: float) -> float:
+    """By how much steps are to be taken for longer: bounded, exactly 1 within the deadband."""
+    ratio = min(max(measured_over_modelled, 1.0 / MOST_WRONG), MOST_WRONG)
+    return ratio if abs(ratio - 1.0) > deadband else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,9 @@ class StepTimeModel:
         return (*self.coefficients, self.eager_s, self.graph_tokens)
 
     def slowed(self, factor: float) -> StepTimeModel:
-        """Every step ``factor`` times as long."""
+        """Every step ``factor`` times as long; itself where that is 1."""
+        if factor == 1.0:
+            return self
         return replace(self, **{name: factor * getattr(self, name) for name in SECONDS})
 
     def more_s(self, prefill_tokens: float, decode_seqs: float, decodes_s: float) -> float:

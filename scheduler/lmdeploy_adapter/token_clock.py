@@ -14,13 +14,12 @@ from collections import deque
 
 import numpy as np
 
-from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.step_time import StepTimeModel, clock_ratio
 
 LEAST_GAPS, MOST_GAPS = 8, 1024  # between two plans; who never waits is never planned
 LEAST_RATIOS = 8
 RATIOS = 64  # of the last plans
 DEADBAND = 0.03
-MOST = 4.0
 
 
 class TokenClock:
@@ -54,10 +53,8 @@ class TokenClock:
         """Measured over modelled; exactly 1 within the deadband and before there is evidence."""
         if len(self._ratios) < LEAST_RATIOS:
             return 1.0
-        ratio = float(np.clip(np.median(self._ratios), 1.0 / MOST, MOST))
-        return ratio if abs(ratio - 1.0) > DEADBAND else 1.0
+        return clock_ratio(float(np.median(self._ratios)), DEADBAND)
 
     def corrected(self, model: StepTimeModel) -> StepTimeModel:
         """The model on this clock; itself where nothing is to be corrected."""
-        ratio = self.ratio
-        return model if ratio == 1.0 else model.slowed(ratio)
+        return model.slowed(self.ratio)

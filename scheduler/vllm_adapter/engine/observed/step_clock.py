@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 
-from lengthwise.scheduler.step_time import StepTimeModel
+from lengthwise.scheduler.step_time import StepTimeModel, clock_ratio
 
 MEMORY_S = 10.0  # of busy time
 LEAST_S = 2.0  # of evidence
 DEADBAND = 0.015  # an error as small is left to the fit
-MOST = 4.0
 _STALL_S, _STALL_TIMES = 0.25, 10.0  # beyond what any step takes: no step, but a stall
 
 
@@ -47,10 +46,8 @@ class StepClock:
         """Measured over modelled; exactly 1 within the deadband and before there is evidence."""
         if self._measured_s < LEAST_S or self._modelled_s <= 0.0:
             return 1.0
-        ratio = min(max(self._measured_s / self._modelled_s, 1.0 / MOST), MOST)
-        return ratio if abs(ratio - 1.0) > DEADBAND else 1.0
+        return clock_ratio(self._measured_s / self._modelled_s, DEADBAND)
 
     def corrected(self, model: StepTimeModel) -> StepTimeModel:
         """The model on this clock; itself where nothing is to be corrected."""
-        ratio = self.ratio
-        return model if ratio == 1.0 else model.slowed(ratio)
+        return model.slowed(self.ratio)
