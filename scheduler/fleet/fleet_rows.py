@@ -45,6 +45,8 @@ PREFILL_TOKEN_S, SLOTS, KV_TOKENS = (
 RUNNING, RECOVERING, STATED, ALL = range(4)
 # figures of an instance: see FleetRows
 BEGIN_S, TOKEN_S, ANSWER_TOKEN_S, SEEN_WORK_S, BOOKED_WORK_S, PACE, KV_USED, BLOCK = range(8)
+# of ``valued``
+VALUE, VALUED_S, UNTIL_S, MEAN_PROMPT, MEAN_NEED, WITH, WITH_SLOT = range(7)
 
 
 class FleetRows(NamedTuple):
@@ -55,7 +57,9 @@ class FleetRows(NamedTuple):
     engine an output token, seconds of the engine's work in the state and booked since, the share
     of a full batch's pace it works at, KV tokens needed by all there, and tokens a block of its
     prefix cache (0 for none). ``engines (m, 12)`` are `plan.rollout.rollout_state.Engine`,
-    ``limits (m, 3)`` those of the plan in force (`PlanLimits`).
+    ``limits (m, 3)`` those of the plan in force (`PlanLimits`). ``valued (m, 7)``: the value of
+    the plan of all there (NaN where it is not known), when and how it was found (`gain.gains`),
+    and the same with one request more.
     """
 
     columns: Rows
@@ -65,6 +69,7 @@ class FleetRows(NamedTuple):
     figures: FloatArray
     engines: FloatArray
     limits: FloatArray
+    valued: FloatArray
 
 
 def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
@@ -80,6 +85,7 @@ def empty_rows(instances: int, room: int = FIRST_ROOM) -> FleetRows:
         figures=np.zeros((instances, 8)),
         engines=np.zeros((instances, 12)),
         limits=np.tile(NO_LIMITS, (instances, 1)),
+        valued=np.full((instances, 7), np.nan),
     )
 
 
@@ -121,6 +127,7 @@ def change_engine(rows: FleetRows, i: int, profile: EngineProfile) -> None:
         1.0 if drafts is None else drafts.accepted_tokens,
         1.0 if drafts is None else 1.0 + drafts.draft_tokens,
     )
+    rows.valued[i] = np.nan
     rows.figures[i, BLOCK] = (
         0 if profile.prefix_cache is None else profile.prefix_cache.block_tokens
     )
@@ -263,6 +270,7 @@ def place(
     -1, of requests the router does not know, are left out. There must be room.
     """
     rows = r.columns
+    r.valued[i] = np.nan
     r.figures[i, BEGIN_S] = taken_s
     n, at, runs, recovers = len(slots), 0, 0, 0
     for p in range(n):
@@ -311,6 +319,7 @@ def remove_rows(r: FleetRows, i: int, slot: int) -> None:
         at += 1
     if at == k:
         return
+    r.valued[i] = np.nan
     if at < r.counts[i, STATED]:
         r.figures[i, SEEN_WORK_S] -= work_of(r, i, at)
         r.counts[i, STATED] -= 1

@@ -29,6 +29,7 @@ TPOT_SPREAD, LATENCY_PRICE = 0.15, 0.02
 # of a met request: gains that differ by less are equal. The planner serves better than the order
 # that stands in for its plan, by more than most gains differ.
 NEAR, NEAR_OF_PLANS = 0.02, 0.1
+VALID_S = 0.1  # of an instance's value where nothing has changed there: horizons are of seconds
 # what is found of a candidate
 GAIN, CHANCE, FIRST_S, FINISH_S, WORK_S = range(5)
 
@@ -145,6 +146,30 @@ def value_at(
     )
 
 
+@njit
+def value_without(r: FleetRows, i: int, w: Weighing, s: Scratch) -> float:
+    """Value of the instance's plan as it is: found anew where it has changed or is old."""
+    v = r.valued[i]
+    if not 0.0 <= w.now_s - v[fr.VALUED_S] <= VALID_S:  # never valued, too
+        v[fr.VALUED_S] = w.now_s
+        v[fr.UNTIL_S] = max(w.now_s, r.figures[i, fr.BEGIN_S]) + w.horizon_s
+        v[fr.MEAN_PROMPT], v[fr.MEAN_NEED] = w.mean_prompt, w.mean_need
+        v[fr.VALUE] = value_of(r, i, r.counts[i, fr.ALL], w, s)
+    return float(v[fr.VALUE])
+
+
+@njit
+def value_of(r: FleetRows, i: int, k: int, w: Weighing, s: Scratch) -> float:
+    """Value of the instance's ``k`` rows in the order it serves in, seen as it was valued."""
+    v = r.valued[i]
+    seen = Weighing(
+        v[fr.VALUED_S], w.horizon_s, w.order, v[fr.MEAN_PROMPT], v[fr.MEAN_NEED], w.spread
+    )
+    n = queue_order(r, i, k, w.order, seen.now_s, s.order)
+    o = objective_at(r, i, seen)
+    return value_at(r, i, k, s.order[:n], v[fr.UNTIL_S], w.order != BY_ARRIVAL, o, s)
+
+
 @njit(nogil=True)
 def gains(
     r: FleetRows,
@@ -166,16 +191,12 @@ def gains(
     for c in range(len(candidates)):
         i = candidates[c]
         k = r.counts[i, fr.ALL]
-        o = objective_at(r, i, w)
-        until_s = max(w.now_s, r.figures[i, fr.BEGIN_S]) + w.horizon_s
-        late = w.order != BY_ARRIVAL
-        n = queue_order(r, i, k, w.order, w.now_s, s.order)
-        without = value_at(r, i, k, s.order[:n], until_s, late, o, s)
+        without = value_without(r, i, w, s)
         write_row(
             r, known, i, k, slot, w.now_s, 0.0, prompt - cached[c], cached[c], np.nan, -1.0
         )  # fmt: skip
-        n = queue_order(r, i, k + 1, w.order, w.now_s, s.order)
-        value = value_at(r, i, k + 1, s.order[:n], until_s, late, o, s)
+        value = value_of(r, i, k + 1, w, s)
+        r.valued[i, fr.WITH], r.valued[i, fr.WITH_SLOT] = value, slot
         first_s = s.work.first_s[k]
         found[c, GAIN] = value - without
         found[c, CHANCE] = s.chance[k]
@@ -196,6 +217,10 @@ def book_row(
     prompt = known.figures[slot, PROMPT]
     write_row(r, known, i, k, slot, now_s, 0.0, prompt - cached, cached, np.nan, -1.0)
     r.counts[i, fr.ALL] = k + 1
+    if r.valued[i, fr.WITH_SLOT] == slot:
+        r.valued[i, fr.VALUE], r.valued[i, fr.WITH_SLOT] = r.valued[i, fr.WITH], np.nan
+    else:
+        r.valued[i] = np.nan
     work_s = work_of(r, i, k)
     r.figures[i, fr.BOOKED_WORK_S] += work_s
     r.figures[i, fr.KV_USED] += r.columns.target[i, k] - r.columns.shared[i, k]

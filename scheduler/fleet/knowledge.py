@@ -77,6 +77,7 @@ class Knowledge:
         self.scratch = scratch_for(fr.FIRST_ROOM)
         self.mean_prompt, self.mean_need, self.mean_objective_s = 0.0, 0.0, 0.0
         self._met = 0
+        self._weighed: int | None = None  # the request that was weighed last
         self.remembers_sent = False  # which beginnings went where, for a rule that asks
         self.unknown_rows = 0  # listed by an instance, and nobody has said what they are
         self.lost_bookings = 0  # sent, and never seen on the instance
@@ -235,6 +236,8 @@ class Knowledge:
             room = SENT_ROOM * member.profile.capacity.kv_tokens
             member.sent_prefixes.note(request.starts, room)
         self.make_room(int(self.rows.counts[i, fr.ALL]))
+        if request.key != self._weighed:  # what is kept of the slot may be another's
+            self.rows.valued[i, fr.WITH_SLOT] = np.nan
         return book_row(self.rows, self.known.columns, i, slot, now_s, cached)
 
     def completed(self, key: int, now_s: float) -> int | None:
@@ -340,6 +343,7 @@ class Knowledge:
         Of the first candidate alone where its gain is ``enough``.
         """
         found = np.empty((len(candidates), 5))
+        self._weighed = request.key
         cached = self.all_cached(request, candidates)
         self.make_room(int(self.rows.counts[candidates, fr.ALL].max()))
         asked = gains(
