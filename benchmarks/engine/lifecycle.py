@@ -30,7 +30,7 @@ import requests as http
 from benchmarks.common import finish, note, print_table
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.vllm_adapter.server.command import LOGITS_PROCESSOR
-from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE
+from lengthwise.scheduler.vllm_adapter.vllm_config import REPLAY_VARIABLE
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, open_workload
 from lengthwise.training.bench.engines.client import Call, completion_body, replay, wait_idle
 from lengthwise.training.bench.engines.servers import ReplayIds, free_port

@@ -36,8 +36,8 @@ from benchmarks.engine.in_process import (
     ours_before,
     post,
 )
-from lengthwise.scheduler.vllm_adapter.api import middleware
-from lengthwise.scheduler.vllm_adapter.api.body import large_body
+from lengthwise.scheduler.serving.api import middleware
+from lengthwise.scheduler.serving.api.body import large_body
 
 WORDS = "Explain how B-trees stay balanced when keys are inserted and deleted, step by step. "
 MOST_HELD_MS = 5.0

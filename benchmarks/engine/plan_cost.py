@@ -24,16 +24,16 @@ import numpy as np
 from benchmarks.common import print_table
 from lengthwise.data.arrays import FloatArray
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.vllm_adapter.engine.core import Core
-from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.plans.step_decisions import Decision
-from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
+from lengthwise.scheduler.serving.engine.core import Core
+from lengthwise.scheduler.serving.engine.core_status import core_status
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.plans.step_decisions import Decision
+from lengthwise.scheduler.serving.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.serving.engine.requests.intake import Arrival
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.serving.wire.seal import sealed
 
 _SPREAD = np.linspace(-1.6, 2.3, len(DEFAULT_LEVELS))
 

@@ -150,9 +150,9 @@ def lines(folder: Path, running: int, policy: str, seed: int) -> dict[str, Line]
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from lengthwise.data.slo import Slo
+    from lengthwise.scheduler.serving.wire.hints import Hints
     from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
     from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
-    from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 
     model = build_tiny_model(folder / "tiny")
     settings = {"policy": policy, "plan_in_thread": True, "request_log": str(folder / "log")}

@@ -181,9 +181,9 @@ def start_here(*, emulated: bool) -> dict[str, object]:
     """With the vLLM of this interpreter: a server on tiny, eight completions, our status."""
     import httpx
 
+    from lengthwise.scheduler.serving.settings import ServerSettings
     from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
     from lengthwise.training.bench.engines.servers import free_port
 
     lengths = {str(i): 3 + 4 * i for i in range(8)}

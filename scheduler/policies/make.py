@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lengthwise.data.errors import shown
@@ -45,6 +45,23 @@ def make_policy(
     if name == "sa-paper":
         return PaperPolicy(budget_s, seed, PaperSettings(**params))
     return RulePolicy(name, RULES[name])
+
+
+def within_parts(
+    name: str, params: Mapping[str, Any], parts: Collection[str] | None
+) -> dict[str, Any]:
+    """The parameters for an engine that can carry out these parts of a plan only; None: all.
+
+    Raises ValueError where more is asked for.
+    """
+    if name != "sa" or parts is None:
+        return dict(params)
+    asked = params.get("parts", parts)
+    if beyond := set(asked) - set(parts):
+        raise ValueError(
+            f"sa may decide {', '.join(parts)} on this engine, not {', '.join(sorted(beyond))}"
+        )
+    return {**params, "parts": tuple(asked)}
 
 
 def check_policy(name: str | None, params: Mapping[str, Any]) -> None:

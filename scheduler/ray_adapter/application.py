@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS, first_fault, make_settings
+from lengthwise.scheduler.serving.settings import first_fault, make_settings
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 
 FRONT = "lengthwise-front"
 _NO_LIMIT = 100_000  # of requests at an instance: who waits, waits in the engine's queue, planned
@@ -60,7 +61,7 @@ def build(args: Mapping[str, Any]) -> Any:
     from lengthwise.scheduler.ray_adapter.fleet_front import FrontDeployment
     from lengthwise.scheduler.ray_adapter.replica import LengthwiseServer
     from lengthwise.scheduler.ray_adapter.request_router import LengthwiseRouter
-    from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER
+    from lengthwise.scheduler.serving.settings import NO_ROUTER
 
     options = make_options(args)
     settings = make_settings(options.settings)

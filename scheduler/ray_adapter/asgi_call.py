@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
-from lengthwise.scheduler.vllm_adapter.api.asgi import App, Message
+from lengthwise.scheduler.serving.api.asgi import App, Message
 
 _END = object()
 

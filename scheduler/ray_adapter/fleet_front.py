@@ -24,13 +24,13 @@ from lengthwise.scheduler.ray_adapter.instance_answer import answer_messages, cl
 from lengthwise.scheduler.ray_adapter.instance_metrics import one_page
 from lengthwise.scheduler.ray_adapter.instances import EngineClient, Instances
 from lengthwise.scheduler.ray_adapter.router_list import routers
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics, api_metrics
-from lengthwise.scheduler.vllm_adapter.api.asgi import Receive, Scope, Send, read_body, send_whole
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, current_call
+from lengthwise.scheduler.serving.api.api_metrics import ApiMetrics, api_metrics
+from lengthwise.scheduler.serving.api.asgi import Receive, Scope, Send, read_body, send_whole
+from lengthwise.scheduler.serving.api.call import Call, current_call
+from lengthwise.scheduler.serving.settings import NO_ROUTER, ServerSettings, make_settings
 from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import without_rank
 from lengthwise.scheduler.vllm_adapter.api.instances.fleet_desk import FleetRequests
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.settings import NO_ROUTER, ServerSettings, make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 logger = logging.getLogger("ray.serve")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lengthwise.scheduler.fleet.fleet_request import FleetRequest
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.serving.wire.hints import Hints
 
 Headers = Sequence[tuple[bytes, bytes]]
 

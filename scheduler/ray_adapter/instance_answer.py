@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
-from lengthwise.scheduler.vllm_adapter.api.asgi import Message, Receive
+from lengthwise.scheduler.serving.api.asgi import Message, Receive
 
 
 async def answer_messages(

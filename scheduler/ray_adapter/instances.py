@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import ANSWER_S
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import CONFIGURE_METHOD
+from lengthwise.scheduler.serving.api.engines import ANSWER_S
+from lengthwise.scheduler.serving.wire.utility_calls import CONFIGURE_METHOD
 
 logger = logging.getLogger("ray.serve")
 

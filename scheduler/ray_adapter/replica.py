@@ -49,8 +49,8 @@ class LengthwiseServer(LLMServer):
 
     async def _join(self) -> None:
         """Stand before the engine's client, and build the application."""
-        from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-        from lengthwise.scheduler.vllm_adapter.api.body.sequences import attach
+        from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+        from lengthwise.scheduler.vllm_adapter.api.sequences import attach
 
         client = self._client()
         unread = api_metrics().unread
@@ -59,7 +59,7 @@ class LengthwiseServer(LLMServer):
 
     async def forward(self, request: Forwarded) -> AsyncIterator[Started | bytes]:
         """Answer a client's request: first `Started`, then pieces of the body as they come."""
-        from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, calling
+        from lengthwise.scheduler.serving.api.call import Call, calling
 
         said = request.call
         call = Call(scope={"path": request.path})
@@ -106,7 +106,7 @@ class LengthwiseServer(LLMServer):
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What Serve carries to the routers: the engine's state, the last one if it is late."""
-        from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LOAD_METHOD
+        from lengthwise.scheduler.serving.wire.utility_calls import LOAD_METHOD
 
         stats = await super().record_routing_stats()
         try:
@@ -118,7 +118,7 @@ class LengthwiseServer(LLMServer):
         return {**stats, STATS_KEY: self._published} if self._published else dict(stats)
 
     async def _say_ended(self, whole_id: str) -> None:
-        from lengthwise.scheduler.vllm_adapter.wire.utility_calls import WHOLE_ENDED_METHOD
+        from lengthwise.scheduler.serving.wire.utility_calls import WHOLE_ENDED_METHOD
 
         try:
             await self._client().engine_core.call_utility_async(WHOLE_ENDED_METHOD, whole_id)
@@ -133,8 +133,8 @@ def _prepare_environment(
     settings: Mapping[str, Any], environment: Mapping[str, str], instances_per_node: int
 ) -> None:
     """What a server's processes find in their environment, before any of them starts."""
+    from lengthwise.scheduler.serving.settings import SETTINGS_VARIABLE, make_settings
     from lengthwise.scheduler.vllm_adapter.server.command import computes_on_cpu, cores_of_each
-    from lengthwise.scheduler.vllm_adapter.settings import SETTINGS_VARIABLE, make_settings
 
     folder = Path(tempfile.mkdtemp(prefix="lengthwise-instance-"))
     (folder / "metrics").mkdir()

@@ -19,9 +19,9 @@ from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.make_router import LATE
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded
 from lengthwise.scheduler.ray_adapter.router_list import register
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.api.instances.fleet_desk import FleetDesk
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
 
 logger = logging.getLogger("ray.serve")
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.ray_adapter.application import FleetOptions
-from lengthwise.scheduler.vllm_adapter.live import LiveKeeper
+from lengthwise.scheduler.serving.live import LiveKeeper
+from lengthwise.scheduler.serving.server.command_options import given_options
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.vllm_adapter.server.command import (
     LOGITS_PROCESSOR,
     check_startable,
@@ -23,8 +25,7 @@ from lengthwise.scheduler.vllm_adapter.server.command import (
     model_and_args,
 )
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options
-from lengthwise.scheduler.vllm_adapter.settings import REPLAY_VARIABLE, ServerSettings
+from lengthwise.scheduler.vllm_adapter.vllm_config import REPLAY_VARIABLE
 
 # Ray's workers, which the engines are, would else give way to everything on the machine.
 _ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
+from lengthwise.scheduler.serving.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
 

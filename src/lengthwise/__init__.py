@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lengthwise.predictor.fitting.fit import fit_predictor
     from lengthwise.predictor.model import LengthPredictor
-    from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware as Middleware
+    from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import (
+        LengthwiseMiddleware as Middleware,
+    )
     from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler as Scheduler
 
     __version__: str
@@ -22,7 +24,7 @@ __all__ = ["LengthPredictor", "Middleware", "Scheduler", "__version__", "fit_pre
 
 _HOMES = {
     "LengthPredictor": ("lengthwise.predictor.model", "LengthPredictor"),
-    "Middleware": ("lengthwise.scheduler.vllm_adapter.api.middleware", "LengthwiseMiddleware"),
+    "Middleware": ("lengthwise.scheduler.vllm_adapter.api.vllm_middleware", "LengthwiseMiddleware"),
     "Scheduler": ("lengthwise.scheduler.vllm_adapter.engine.scheduler", "LengthwiseScheduler"),
     "fit_predictor": ("lengthwise.predictor.fitting.fit", "fit_predictor"),
 }

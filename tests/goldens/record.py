@@ -35,13 +35,13 @@ from lengthwise.scheduler.guards.fairness import TenantFairness
 from lengthwise.scheduler.policies.make import POLICIES, make_policy
 from lengthwise.scheduler.problem import Capacity, Problem, RequestArrays
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.simulator.run import simulate
 from lengthwise.scheduler.simulator.sim_workload import SimWorkload
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 HERE = Path(__file__).parent
 ARTIFACT = HERE / "artifact.tar.gz"

@@ -10,7 +10,7 @@ import yaml
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.ray_adapter import run_fleet
 from lengthwise.scheduler.ray_adapter.application import make_options
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings, make_settings
+from lengthwise.scheduler.serving.settings import ServerSettings, make_settings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fleet.yaml"
 

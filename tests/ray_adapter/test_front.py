@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 
 from lengthwise.scheduler.ray_adapter.fleet_front import Front
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded, Started
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.scheduler.serving.settings import ServerSettings
 
 OK = [Started(200, [(b"content-type", b"application/json")]), b'{"ok":', b" true}"]
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 30}

@@ -20,8 +20,8 @@ from lengthwise.scheduler.profile import load_profile
 from lengthwise.scheduler.ray_adapter.forwarded import Forwarded
 from lengthwise.scheduler.ray_adapter.request_router import LengthwiseRouter
 from lengthwise.scheduler.ray_adapter.router_list import routers
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.serving.settings import ServerSettings
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 
 APPLICATION = DeploymentID("instances", "lengthwise")
 PROFILE = load_profile("tiny-cpu")

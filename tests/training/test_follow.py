@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.live import LiveState, read_live, write_live
-from lengthwise.scheduler.vllm_adapter.server import command, foreground
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.scheduler.serving.live import LiveState, read_live, write_live
+from lengthwise.scheduler.serving.settings import ServerSettings
+from lengthwise.scheduler.vllm_adapter.server import command, vllm_foreground
 from lengthwise.training.cli.app import app
 from lengthwise.training.registry import store
 from lengthwise.training.registry.follow import (
@@ -224,7 +224,7 @@ while time.time() < end:
     thread = threading.Thread(target=operate, daemon=True)
     thread.start()
     before = signal.getsignal(signal.SIGHUP)
-    code = foreground.serve_forever(
+    code = vllm_foreground.serve_forever(
         "m", ServerSettings(policy="edf"), ["--port", "0"], cache_dir=tmp_path, keeper=keeper
     )
     assert code == 1  # the stand-in ends unasked

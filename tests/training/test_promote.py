@@ -19,7 +19,7 @@ from lengthwise.predictor.distribution import LengthDistribution
 from lengthwise.predictor.fitting.fit import fit_predictor
 from lengthwise.predictor.model import LengthPredictor
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.training.bench.judge import judge, logged_traffic
 from lengthwise.training.bench.judged_side import Side, objections, side_of
 from lengthwise.training.bench.results.records import RequestRecord

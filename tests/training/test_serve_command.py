@@ -20,7 +20,7 @@ def served(monkeypatch):
         calls.keeper, calls.emulate = keeper, emulate
         return 0
 
-    name = "lengthwise.scheduler.vllm_adapter.server.foreground.serve_forever"
+    name = "lengthwise.scheduler.vllm_adapter.server.vllm_foreground.serve_forever"
     monkeypatch.setattr(name, serve_forever)
     monkeypatch.setattr(
         "lengthwise.training.cli.serving.serve.check_start", lambda model, args: None
@@ -78,7 +78,7 @@ def test_serve_finds_the_champion_and_passes_vllms_options_on(run, served, predi
 def test_serve_keeps_a_live_file_that_follows_an_alias_and_the_operators_files(
     run, served, predictor_dir, tmp_path
 ):
-    from lengthwise.scheduler.vllm_adapter.live import LiveState, live_state, read_live, write_live
+    from lengthwise.scheduler.serving.live import LiveState, live_state, read_live, write_live
 
     run("register", predictor_dir)
     table, policy, live = (tmp_path / name for name in ("slo.json", "policy.json", "live.json"))

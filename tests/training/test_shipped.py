@@ -11,7 +11,7 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.distribution import DEFAULT_LEVELS
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.vllm_adapter.priors import load_priors
+from lengthwise.scheduler.serving.priors import load_priors
 from lengthwise.training.cli.serving.serve_inputs import find_predictor
 from lengthwise.training.registry.models import register, resolve_predictor
 from lengthwise.training.registry.shipped import ARCHIVE, register_shipped, unpack

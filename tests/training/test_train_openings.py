@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from lengthwise.data.errors import InputError
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import load_predictor
+from lengthwise.scheduler.serving.api.predicting.prediction import load_predictor
 from lengthwise.training.cli.app import app
 from lengthwise.training.train import pipeline
 from lengthwise.training.train.pipeline import TrainConfig, train

@@ -17,9 +17,9 @@ from lengthwise.data.errors import InputError
 from lengthwise.predictor.features import reader_states
 from lengthwise.predictor.features.reader_columns import CausalReader
 from lengthwise.predictor.model import LengthPredictor
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import load_predictor
-from lengthwise.scheduler.vllm_adapter.api.predicting.reader_desk import _loaded, _read
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import rounded
+from lengthwise.scheduler.serving.api.predicting.prediction import load_predictor
+from lengthwise.scheduler.serving.api.predicting.reader_desk import _loaded, _read
+from lengthwise.scheduler.serving.wire.answer_length import rounded
 from lengthwise.training.cli.app import app
 from lengthwise.training.doctor.checks import _reader
 from lengthwise.training.registry.models import resolve_predictor

@@ -101,9 +101,9 @@ class LiveServer:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, predictor_dir: Path) -> Iterator[LiveServer]:
     """A lengthwise server on `tiny` whose KV cache holds fewer tokens than its slots may want."""
-    from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
+    from lengthwise.scheduler.serving.live import live_state, write_live
+    from lengthwise.scheduler.serving.settings import AdmissionSettings, ServerSettings
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-    from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
     from lengthwise.training.bench.engines.servers import free_port
 
     root = tmp_path_factory.mktemp("server")

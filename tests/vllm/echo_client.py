@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 TABLE = {"chat": {"ttft_ms": 3000.0}, "code": {"e2e_ms": 20000.0}}

@@ -19,9 +19,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.wire.seal import sealed
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
 
 EOS = 2
 BLOCK = 16

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.vllm_adapter.engine.control import Control
-from lengthwise.scheduler.vllm_adapter.engine.core import Core
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
+from lengthwise.scheduler.serving.engine.control import Control
+from lengthwise.scheduler.serving.engine.core import Core
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.serving.engine.requests.intake import Arrival
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.serving.wire.seal import sealed
 
 QUANTILES = [10.0, 12, 14, 16, 18, 20, 22, 24, 26, 30, 35, 50]
 
@@ -73,6 +73,7 @@ class ToyEngine:
             self.queue,
             engine_metrics(),
             Capacity(slots, 16_000, 256),
+            versions={"lengthwise": None, "vllm": None},
             max_model_len=2048,
             may_yield=True,
             generated_tokens=self.generated,

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.vllm_adapter.engine.observed.start_order import InStartOrder
+from lengthwise.scheduler.serving.engine.observed.start_order import InStartOrder
 
 LONG = 300.0
 

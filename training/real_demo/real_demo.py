@@ -18,7 +18,7 @@ from lengthwise.data.arena.workloads import arena_workload
 from lengthwise.data.errors import InputError
 from lengthwise.predictor.features.reader_weights import PACKAGED, weights_digest
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options
+from lengthwise.scheduler.serving.server.command_options import given_options
 from lengthwise.training import console
 from lengthwise.training.bench.engines.client import BenchError
 from lengthwise.training.bench.engines.generation import Generation

@@ -14,7 +14,7 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
-from lengthwise.scheduler.vllm_adapter.live import (
+from lengthwise.scheduler.serving.live import (
     LivePredictor,
     LiveState,
     make_live,

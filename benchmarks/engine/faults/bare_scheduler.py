@@ -5,11 +5,8 @@ from __future__ import annotations
 from benchmarks.engine.faults.fault_rows import Metric
 from benchmarks.engine.faults.fault_servers import Bench, running
 from benchmarks.engine.faults.server_endings import ended, terminate
-from lengthwise.scheduler.vllm_adapter.settings import (
-    SCHEDULER_CLASS,
-    SETTINGS_VARIABLE,
-    ServerSettings,
-)
+from lengthwise.scheduler.serving.settings import SETTINGS_VARIABLE, ServerSettings
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 
 FAULTS = ("middleware absent", "SIGTERM under load")
 """The rows that this part makes."""

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common import note
 from benchmarks.engine.accounts import Account, Asked, drive, metric, wait_for_rows
 from benchmarks.engine.faults.fault_rows import Book, Metric, Row
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
 from lengthwise.training.bench.engines.client import wait_idle
 
 SLOTS = 32

@@ -15,9 +15,9 @@ from benchmarks.engine.faults.fault_pair import SLOTS, Pair
 from benchmarks.engine.faults.fault_rows import Book
 from lengthwise.data.sources.synthetic.corpus import synthetic_table
 from lengthwise.data.splits import split_table
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.engines.cores import bound_cores, off_cores
 from lengthwise.training.bench.engines.servers import free_port
 

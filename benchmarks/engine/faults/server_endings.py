@@ -14,7 +14,7 @@ from benchmarks.engine.accounts import Account, Asked, drive, wait_for, wait_for
 from benchmarks.engine.faults.fault_pair import SLOTS, Pair
 from benchmarks.engine.faults.fault_rows import Row
 from benchmarks.engine.faults.fault_servers import Bench
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
 
 
 def terminate(server: ServerHandle) -> None:

@@ -27,9 +27,9 @@ from benchmarks.engine.soak.soak_run import POLICIES, Soak, live_state
 from benchmarks.engine.soak.soak_samples import plot
 from benchmarks.engine.soak.soak_traffic import Traffic
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.live import write_live
+from lengthwise.scheduler.serving.live import write_live
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.engines.cores import bound_cores, off_cores
 from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
 

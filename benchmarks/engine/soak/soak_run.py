@@ -17,8 +17,8 @@ from benchmarks.engine.accounts import Asked, Faults, leave, metric_in
 from benchmarks.engine.soak.soak_routes import ROUTES
 from benchmarks.engine.soak.soak_samples import Sample, processes_of
 from benchmarks.engine.soak.soak_traffic import Traffic, arrivals
-from lengthwise.scheduler.vllm_adapter.live import LivePredictor, LiveState, write_live
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.live import LivePredictor, LiveState, write_live
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
 from lengthwise.training.bench.engines.client import collected, complete, new_session
 
 OTHER_EVERY = 5

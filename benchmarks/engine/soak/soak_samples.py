@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 from scipy.stats import theilslopes
 
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
 
 PROCESSES = ("api", "engine", "worker")
 WARM_UP_SHARE = 0.2

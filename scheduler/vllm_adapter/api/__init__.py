@@ -1,1 +1,1 @@
-"""What runs in vLLM's API process: the middleware, its predictions, the live file read."""
+"""What of the API process is vLLM's: its routes, its ``generate``, its batch runner."""

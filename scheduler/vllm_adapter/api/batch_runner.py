@@ -17,14 +17,15 @@ from typing import Any
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import ParsedRequest, parse_body
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, calling
-from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import engine_core_of
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import load_service
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.body.request_body import ParsedRequest, parse_body
+from lengthwise.scheduler.serving.api.call import Call, calling
+from lengthwise.scheduler.serving.api.engines import engine_core_of
+from lengthwise.scheduler.serving.api.predicting.prediction import load_service
+from lengthwise.scheduler.serving.settings import settings_from_environment
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS, settings_from_environment
+from lengthwise.scheduler.vllm_adapter.api.vllm_front import VllmFront
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 
 _SHUTDOWN_S = 10
 
@@ -70,7 +71,7 @@ class BatchLines:
         return line
 
 
-def install(runner: Any, front: Front, table: SloTable, engine_client: Any) -> None:
+def install(runner: Any, front: VllmFront, table: SloTable, engine_client: Any) -> None:
     """Put ourselves into vLLM's module ``runner``: where it reads the file and runs a line."""
     lines = BatchLines(table)
     front.attach(engine_client)
@@ -118,7 +119,7 @@ def run() -> None:
     if not getattr(arguments, "shutdown_timeout", 1):
         arguments.shutdown_timeout = _SHUTDOWN_S  # at 0 the engine is killed with its last rows
     settings, metrics = settings_from_environment(), api_metrics()
-    front = Front(settings, load_service(settings, metrics), metrics)
+    front = VllmFront(settings, load_service(settings, metrics), metrics)
     run_batch: Callable[..., Awaitable[None]] = runner.run_batch
 
     async def ours(engine_client: Any, args: Any) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.serving.settings import ServerSettings
+from lengthwise.scheduler.serving.wire.seal import sealed
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     StepRow,
@@ -32,8 +34,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     speculative_config,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
-from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
+from lengthwise.scheduler.vllm_adapter.vllm_config import CONFIG_KEY
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID
 
 _EOS_TOKEN = 2  # of the tiny model

@@ -13,7 +13,7 @@ from lengthwise.data.errors import InputError, shown
 from lengthwise.data.files import read_object
 from lengthwise.scheduler.profile import EngineProfile, load_profile
 from lengthwise.scheduler.vllm_adapter.server.tiny import MAX_MODEL_LEN
-from lengthwise.scheduler.vllm_adapter.settings import CONFIG_KEY
+from lengthwise.scheduler.vllm_adapter.vllm_config import CONFIG_KEY
 
 # A server's engine process finds its options through this variable, a path; engines that share a
 # process through ``additional_config["lengthwise"]["emulate"]``, an object.

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lengthwise.data.max_wait import MAX_WAIT_S
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
-from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 
 ROUTES = ("least-outstanding", "round-robin", "power-of-two", "prefix")  # need no states
 

@@ -43,7 +43,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.options import (
     emulable_profile,
     read_options,
 )
-from lengthwise.scheduler.vllm_adapter.settings import replay_table_path
+from lengthwise.scheduler.vllm_adapter.vllm_config import replay_table_path
 from lengthwise.scheduler.vllm_adapter.worker.replay import REPLAY_ID, ReplayTable
 
 logger = init_logger("vllm.lengthwise.emulated")

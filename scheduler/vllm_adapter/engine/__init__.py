@@ -1,1 +1,1 @@
-"""What runs in vLLM's engine process: the scheduler class, its queue, its plans, its tallies."""
+"""What runs in vLLM's engine process: the scheduler class, and its look at the prefix cache."""

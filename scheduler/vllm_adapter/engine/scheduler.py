@@ -1,7 +1,7 @@
 """The engine's scheduler: vLLM's own, with a planned waiting queue and measured outcomes.
 
 Everything about batching, chunked prefill, caching and preemption stays vLLM's; each override
-translates what vLLM says, tells ``engine/core.py``, and calls ``super()``.
+translates what vLLM says, tells ``serving/engine/core.py``, and calls ``super()``.
 
 | our quantity                     | vLLM hook                    | why this hook                  |
 |----------------------------------|------------------------------|--------------------------------|
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -33,21 +33,18 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
 from lengthwise.scheduler.problem import LEAST_PREFILL_TOKENS, Capacity
-from lengthwise.scheduler.vllm_adapter.engine.control import Control
-from lengthwise.scheduler.vllm_adapter.engine.core import Core
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepFeatures
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.plans.step_decisions import Decision
-from lengthwise.scheduler.vllm_adapter.engine.publishing import Publisher
-from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
-from lengthwise.scheduler.vllm_adapter.engine.queue.tiered_queue import TieredQueue
-from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival
-from lengthwise.scheduler.vllm_adapter.engine.requests.prefix_cache_view import PrefixCacheView
-from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
-from lengthwise.scheduler.vllm_adapter.settings import settings_from_additional_config
-from lengthwise.scheduler.vllm_adapter.supported import check_supported
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
+from lengthwise.scheduler.serving.engine.core import Core
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.observed.steps import StepFeatures
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.plans.step_decisions import Decision
+from lengthwise.scheduler.serving.engine.publishing import Publisher
+from lengthwise.scheduler.serving.engine.queue.planned_queue import PlannedQueue
+from lengthwise.scheduler.serving.engine.queue.tiered_queue import TieredQueue
+from lengthwise.scheduler.serving.engine.requests.intake import Arrival
+from lengthwise.scheduler.serving.engine.utility_answers import UtilityAnswers
+from lengthwise.scheduler.serving.quick_exit import end_quickly
+from lengthwise.scheduler.serving.wire.utility_calls import (
     ACTED_METHOD,
     ADMIT_METHOD,
     CONFIGURE_METHOD,
@@ -56,8 +53,10 @@ from lengthwise.scheduler.vllm_adapter.wire.utility_calls import (
     REESTIMATE_METHOD,
     STATUS_METHOD,
     WHOLE_ENDED_METHOD,
-    plain,
 )
+from lengthwise.scheduler.vllm_adapter.engine.prefix_cache_view import PrefixCacheView
+from lengthwise.scheduler.vllm_adapter.supported import check_supported, versions
+from lengthwise.scheduler.vllm_adapter.vllm_config import settings_from_additional_config
 
 # vLLM's finish reasons, as it tells them to clients.
 _STATUS = {
@@ -125,14 +124,16 @@ class LengthwiseScheduler(AsyncScheduler):
             block_tokens=int(self.block_size),
             draft_tokens=int(self.num_spec_tokens),
             cached_tokens=self._cached_tokens if self._prefix_cache.usable else None,
+            versions=versions(),
         )
-        self.control = Control(self.core)
-        self._publisher = Publisher(
+        publisher = Publisher(
             self.core,
             caches_prefixes=self._prefix_cache.usable,
             block_tokens=int(self.block_size),
             draft_tokens=int(self.num_spec_tokens),
         )
+        self.answers = UtilityAnswers(self.core, publisher, self._running_now)
+        self.control = self.answers.control
 
     # -- vLLM's hooks -------------------------------------------------------------------------
 
@@ -215,37 +216,9 @@ class LengthwiseScheduler(AsyncScheduler):
         """Plain values for ``GET /lengthwise/status``."""
         return self.control.status()
 
-    def lengthwise_configure(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Apply a checked request to switch something."""
-        return self.control.configure(request)
-
-    def lengthwise_admit(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The verdict on a request that the API process holds back."""
-        return self.control.admit(question, self._running_now())
-
-    def lengthwise_acted(self, said: list[Any]) -> None:
-        """Book a verdict that was acted on."""
-        with self.core.advice("outcome"):
-            self.control.acted(said)
-
     def lengthwise_load(self) -> dict[str, Any]:
         """Who runs and who waits, for a router over several engines."""
-        return dict(plain(self._publisher.message(self._running_now(), time.monotonic())))
-
-    def lengthwise_whole_ended(self, whole_id: str) -> None:
-        """A client's request starts no further sequences."""
-        with self.core.advice("outcome"):
-            self.core.outcomes.whole_ended(whole_id)
-
-    def lengthwise_reestimate(self, said: list[Any]) -> None:
-        """Better estimates of the lengths of requests."""
-        with self.core.advice("reestimate"):
-            self.core.reestimated(said, time.monotonic())
-
-    def lengthwise_left_early(self, said: list[Any]) -> None:
-        """What requests were that the API process had dropped."""
-        with self.core.advice("outcome"):
-            self.core.left_early(said)
+        return self.answers.load()
 
     # -- translation --------------------------------------------------------------------------
 
@@ -394,37 +367,17 @@ def _arrival(request: Request) -> tuple[Arrival, Any]:
 def _attach() -> None:
     """Give ``EngineCore`` the utility methods, which vLLM's client calls by name."""
 
-    def status(engine: Any) -> dict[str, Any]:
-        return engine.scheduler.lengthwise_status()
+    def asked(method: str) -> Callable[[Any], Any]:
+        return lambda engine: engine.scheduler.answers.answer(method)
 
-    def configure(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
-        return engine.scheduler.lengthwise_configure(request)
+    def told(method: str) -> Callable[[Any, Any], Any]:
+        return lambda engine, said: engine.scheduler.answers.answer(method, said)
 
-    def admit(engine: Any, question: dict[str, Any]) -> dict[str, Any]:
-        return engine.scheduler.lengthwise_admit(question)
-
-    def acted(engine: Any, said: list[Any]) -> None:
-        engine.scheduler.lengthwise_acted(said)
-
-    def load(engine: Any) -> dict[str, Any]:
-        return engine.scheduler.lengthwise_load()
-
-    def whole_ended(engine: Any, whole_id: str) -> None:
-        engine.scheduler.lengthwise_whole_ended(whole_id)
-
-    def reestimate(engine: Any, said: list[Any]) -> None:
-        engine.scheduler.lengthwise_reestimate(said)
-
-    def left_early(engine: Any, said: list[Any]) -> None:
-        engine.scheduler.lengthwise_left_early(said)
-
-    for name, call in ((STATUS_METHOD, status), (CONFIGURE_METHOD, configure),
-                       (ADMIT_METHOD, admit), (ACTED_METHOD, acted),
-                       (LOAD_METHOD, load),
-                       (WHOLE_ENDED_METHOD, whole_ended),
-                       (REESTIMATE_METHOD, reestimate),
-                       (LEFT_EARLY_METHOD, left_early)):  # fmt: skip
-        setattr(EngineCore, name, call)
+    for method in (STATUS_METHOD, LOAD_METHOD):
+        setattr(EngineCore, method, asked(method))
+    for method in (CONFIGURE_METHOD, ADMIT_METHOD, ACTED_METHOD, WHOLE_ENDED_METHOD,
+                   REESTIMATE_METHOD, LEFT_EARLY_METHOD):  # fmt: skip
+        setattr(EngineCore, method, told(method))
 
 
 _attach()

@@ -13,24 +13,23 @@ from pathlib import Path
 from lengthwise.data.slo import SloTable
 from lengthwise.scheduler.policies.make import check_policy
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.serving.priors import load_priors
+from lengthwise.scheduler.serving.server.command_options import given_options, without_given
+from lengthwise.scheduler.serving.server.preflight import check_model
+from lengthwise.scheduler.serving.server.run_files import RunFiles
+from lengthwise.scheduler.serving.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.scheduler.vllm_adapter.emulated.options import (
     EMULATE_VARIABLE,
     EmulateOptions,
     server_args,
 )
-from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.server.preflight import check_model
-from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options, without_given
-from lengthwise.scheduler.vllm_adapter.settings import (
+from lengthwise.scheduler.vllm_adapter.supported import check_supported
+from lengthwise.scheduler.vllm_adapter.vllm_config import (
     MIDDLEWARE_CLASS,
     REPLAY_VARIABLE,
     SCHEDULER_CLASS,
-    SETTINGS_VARIABLE,
-    ServerSettings,
 )
-from lengthwise.scheduler.vllm_adapter.supported import check_supported
 
 LOGITS_PROCESSOR = "lengthwise.scheduler.vllm_adapter.worker.replay:ForcedLength"
 
@@ -174,6 +173,15 @@ def data_parallel_size(vllm_args: Sequence[str]) -> int:
     given = given_options(vllm_args)
     said = [given[name] for name in _DATA_PARALLEL if name in given]
     return int(said[0]) if said and said[0] is not None and said[0].isdecimal() else 1
+
+
+def drain_s(vllm_args: Sequence[str]) -> float:
+    """How long vLLM may finish what is in flight once it is asked to stop."""
+    given = given_options(vllm_args).get("--shutdown-timeout")
+    try:
+        return max(0.0, float(given or 0))
+    except ValueError:
+        return 0.0  # vLLM will refuse it
 
 
 def cores_of_each(engines: int, cores: Collection[int]) -> str:

@@ -104,9 +104,7 @@ def _scheduler_hooks() -> tuple[bool, str]:
 
 def _queue_contract() -> tuple[bool, str]:
     abstract = import_module("vllm.v1.core.sched.request_queue").RequestQueue.__abstractmethods__
-    ours = import_module(
-        "lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue"
-    ).PlannedQueue
+    ours = import_module("lengthwise.scheduler.serving.engine.queue.planned_queue").PlannedQueue
     return _report([name for name in sorted(abstract) if name not in vars(ours)])
 
 

@@ -9,12 +9,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lengthwise.scheduler.serving.server.run_files import make_run_files
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.server.server_process import STOP_GRACE_S, start_server
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
-from lengthwise.scheduler.vllm_adapter.server.command import server_command, server_environment
-from lengthwise.scheduler.vllm_adapter.server.run_files import make_run_files
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
-from lengthwise.scheduler.vllm_adapter.server.server_process import start_server
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+from lengthwise.scheduler.vllm_adapter.server.command import (
+    drain_s,
+    server_command,
+    server_environment,
+)
 
 
 def launch_server(
@@ -54,5 +58,7 @@ def launch_server(
     environment = server_environment(model, settings, files, replay_table, emulate, arguments)
     environment |= dict(env or {})
     with path.open("ab") as log:
-        process, watch = start_server(command, environment, files, arguments, log)
+        process, watch = start_server(
+            command, environment, files, log, orphan_s=STOP_GRACE_S + drain_s(arguments)
+        )
     return ServerHandle(process, f"http://{host}:{port}", path, files, watch)

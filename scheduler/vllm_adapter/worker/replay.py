@@ -25,7 +25,8 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV1
 
 from lengthwise.data.files import read_object, write_whole
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, replay_table_path
+from lengthwise.scheduler.serving.settings import LOGGER_NAME
+from lengthwise.scheduler.vllm_adapter.vllm_config import replay_table_path
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2

@@ -12,11 +12,11 @@ from toy_engine import QUANTILES
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, make_settings
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
+from lengthwise.scheduler.serving.api.admission_desk import AdmissionDesk
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.settings import AdmissionSettings, make_settings
+from lengthwise.scheduler.serving.wire.hints import Hints
+from lengthwise.scheduler.serving.wire.seal import sealed
 
 SHED = {"mode": "shed", "max_share": 1.0}
 
@@ -51,21 +51,24 @@ def busy(tiny_dir, tmp_path):
 def acted(fake, question, verdict, judge=None):
     """The API process says what it made of a verdict."""
     said = [judge or verdict["judge"], question, verdict["action"]]
-    fake.scheduler.lengthwise_acted(said)
+    fake.scheduler.answers.answer("lengthwise_acted", said)
 
 
 def test_who_cannot_make_it_is_shed_and_logged(busy, tmp_path):
     fake = busy()
     before = len(fake.scheduler.core.table)
     question = asked(slo_class="chat", tenant="t1")
-    verdict = fake.scheduler.lengthwise_admit(question)
+    verdict = fake.scheduler.answers.answer("lengthwise_admit", question)
     assert verdict["action"] == "shed"
     assert "chat" not in fake.scheduler.lengthwise_status()["outcomes"]
     acted(fake, question, verdict, judge="another")
     acted(fake, question, verdict)
     assert 30 < verdict["retry_after_s"] <= 600
-    assert fake.scheduler.lengthwise_admit(asked(slo_ttft_ms=600_000))["action"] == "admit"
-    assert fake.scheduler.lengthwise_admit(asked())["action"] == "admit"
+    assert (
+        fake.scheduler.answers.answer("lengthwise_admit", asked(slo_ttft_ms=600_000))["action"]
+        == "admit"
+    )
+    assert fake.scheduler.answers.answer("lengthwise_admit", asked())["action"] == "admit"
     assert len(fake.scheduler.core.table) == before
     fake.run()
     status = fake.scheduler.lengthwise_status()
@@ -86,15 +89,22 @@ def test_who_cannot_make_it_is_shed_and_logged(busy, tmp_path):
 @pytest.mark.parametrize("policy", ["sa", "feasible-edf"])
 def test_the_policy_in_charge_says_where_a_newcomer_stands(busy, policy):
     fake = busy()
-    assert "error" not in fake.scheduler.lengthwise_configure({"policy": policy})
+    assert "error" not in fake.scheduler.answers.answer("lengthwise_configure", {"policy": policy})
     # best effort waits behind whoever has an objective, which arrival order does not know
-    assert fake.scheduler.lengthwise_admit(asked(slo_class="chat"))["action"] == "admit"
-    assert fake.scheduler.lengthwise_admit(asked(slo_e2e_ms=1))["action"] == "shed"
+    assert (
+        fake.scheduler.answers.answer("lengthwise_admit", asked(slo_class="chat"))["action"]
+        == "admit"
+    )
+    assert (
+        fake.scheduler.answers.answer("lengthwise_admit", asked(slo_e2e_ms=1))["action"] == "shed"
+    )
 
 
 def test_a_late_question_is_not_decided(busy):
     fake = busy()
-    assert fake.scheduler.lengthwise_admit(asked(-1.0, slo_class="chat")) == {"action": "admit"}
+    assert fake.scheduler.answers.answer("lengthwise_admit", asked(-1.0, slo_class="chat")) == {
+        "action": "admit"
+    }
     status = fake.scheduler.lengthwise_status()
     assert (status["admission"]["late"], status["admission"]["shed"]) == (1, 0)
     assert "chat" not in status["outcomes"]
@@ -103,7 +113,9 @@ def test_a_late_question_is_not_decided(busy):
 def test_the_caps_hold_in_total_and_by_class(busy):
     fake = busy(max_share=0.5, per_class={"chat": 0.25}, window=20)
     actions = [
-        fake.scheduler.lengthwise_admit(asked(slo_ttft_ms=10, slo_class=name))["action"]
+        fake.scheduler.answers.answer("lengthwise_admit", asked(slo_ttft_ms=10, slo_class=name))[
+            "action"
+        ]
         for name in ["chat"] * 8 + ["default"] * 12
     ]
     assert actions[:8].count("shed") == 2
@@ -113,7 +125,7 @@ def test_the_caps_hold_in_total_and_by_class(busy):
 def test_a_downgraded_request_is_best_effort_and_its_row_says_so(busy, tmp_path):
     fake = busy(mode="downgrade")
     question = asked(slo_class="chat")
-    verdict = fake.scheduler.lengthwise_admit(question)
+    verdict = fake.scheduler.answers.answer("lengthwise_admit", question)
     assert verdict["action"] == "downgrade"
     acted(fake, question, verdict)
     assert fake.scheduler.lengthwise_status()["admission"]["downgraded"] == 1
@@ -137,14 +149,14 @@ def test_a_word_of_no_verdict_books_nothing(busy, said):
     fake = busy()
     name = fake.scheduler.control.admission._name
     said = [name if one == "j" else one for one in said] if isinstance(said, list) else said
-    fake.scheduler.lengthwise_acted(said)
+    fake.scheduler.answers.answer("lengthwise_acted", said)
     status = fake.scheduler.lengthwise_status()
     assert (status["admission"]["shed"], status["outcomes"]) == (0, {})
 
 
 def test_off_costs_nothing_and_admits(tiny_dir):
     scheduler = FakeEngine(tiny_dir).scheduler
-    assert scheduler.lengthwise_admit(asked(slo_ttft_ms=1)) == {"action": "admit"}
+    assert scheduler.answers.answer("lengthwise_admit", asked(slo_ttft_ms=1)) == {"action": "admit"}
     assert scheduler.lengthwise_status()["admission"] == {"mode": "off"}
     client = Client()
     client.post(CHAT, chat())

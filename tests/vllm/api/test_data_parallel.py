@@ -11,24 +11,25 @@ import pytest
 
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.fleet.state_message import VERSION
-from lengthwise.scheduler.vllm_adapter.api.admission_desk import AdmissionDesk
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
+from lengthwise.scheduler.serving.api.admission_desk import AdmissionDesk
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.call import Call, calling
+from lengthwise.scheduler.serving.api.engines import (
+    ask_all,
+    one_answer,
+    status_of_all,
+)
+from lengthwise.scheduler.serving.settings import AdmissionSettings, ServerSettings
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.serving.wire.fleet_key import front_of, new_fleet_key
+from lengthwise.scheduler.serving.wire.hints import Hints
 from lengthwise.scheduler.vllm_adapter.api.instances.data_parallel import (
     DataParallelRouter,
     data_parallel_router,
     without_rank,
 )
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import (
-    ask_all,
-    one_answer,
-    status_of_all,
-)
+from lengthwise.scheduler.vllm_adapter.api.sequences import attach
 from lengthwise.scheduler.vllm_adapter.server.command import cores_of_each, data_parallel_size
-from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
-from lengthwise.scheduler.vllm_adapter.wire.fleet_key import front_of, new_fleet_key
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
 
 SHORT = tuple(20.0 for _ in DEFAULT_LEVELS)
 

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection
 from starlette.responses import JSONResponse
 
-from lengthwise.scheduler.vllm_adapter.api.own_routes import (
+from lengthwise.scheduler.serving.api.own_routes import (
     CONFIGURE_PATH,
     RELOAD_PATH,
     STATUS_PATH,

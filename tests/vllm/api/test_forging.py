@@ -8,9 +8,9 @@ import json
 import pytest
 from echo_client import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 
-from lengthwise.scheduler.vllm_adapter.api.asgi import route_path
+from lengthwise.scheduler.serving.api.asgi import route_path
+from lengthwise.scheduler.serving.wire.seal import is_private, sealed
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.wire.seal import is_private, sealed
 
 ONES = [1.0] * len(LEVELS)
 FORGED = {

@@ -20,17 +20,17 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable, parse_slo
 from lengthwise.predictor.features.columns import PromptFeatures
 from lengthwise.predictor.features.scan import HEAD_CHARS, TAIL_CHARS, encode
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import (
+from lengthwise.scheduler.serving.api.body.request_body import (
     MOST_PROMPTS,
     hints_of,
     parse_body,
 )
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import Prediction
+from lengthwise.scheduler.serving.api.predicting.prediction import Prediction
+from lengthwise.scheduler.serving.engine.requests.intake import Arrival, Intake
+from lengthwise.scheduler.serving.priors import generic_priors
+from lengthwise.scheduler.serving.settings import LOGGER_NAME
+from lengthwise.scheduler.serving.wire.seal import is_private, sealed
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
-from lengthwise.scheduler.vllm_adapter.engine.requests.intake import Arrival, Intake
-from lengthwise.scheduler.vllm_adapter.priors import generic_priors
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire.seal import is_private, sealed
 
 SLOS = SloTable.from_dict(TABLE)
 PREDICTION = Prediction([float(10 * i) for i in range(1, 13)], "v1")

@@ -14,11 +14,11 @@ from starlette.responses import JSONResponse
 from vllm_app import vllm_app
 
 from lengthwise.data.slo import SloTable, parse_slo
-from lengthwise.scheduler.vllm_adapter.api import middleware
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.api import middleware
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 ORIGIN = {"origin": "http://page.example"}
 KEY = {"authorization": "Bearer secret"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from echo_client import CHAT, COMPLETIONS, LEVELS, Client, WordPredictor
 
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.middleware import LengthwiseMiddleware
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_middleware import LengthwiseMiddleware
 
 
 def test_headers_and_body_are_merged_and_completed_from_the_table():

@@ -12,12 +12,12 @@ from echo_client import CHAT, TABLE, FakeEngineCore, Params, WordPredictor
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.body.request_body import ParsedRequest
+from lengthwise.scheduler.serving.api.predicting.prediction import PredictionService
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.api.batch_runner import BatchLines, install, vllm_runner
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import ParsedRequest
-from lengthwise.scheduler.vllm_adapter.api.front_desk import Front
-from lengthwise.scheduler.vllm_adapter.api.predicting.prediction import PredictionService
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.vllm_adapter.api.vllm_front import VllmFront
 
 
 def line(custom_id, content="one two", url=CHAT, headers=None, **xargs):
@@ -63,7 +63,7 @@ def run(*lines, **settings):
         engine_core=core, generate=lambda p, params, i: params.extra_args
     )
     settings = make_settings({"slo_table": TABLE} | settings)
-    front = Front(settings, PredictionService(settings, api_metrics(), WordPredictor()),
+    front = VllmFront(settings, PredictionService(settings, api_metrics(), WordPredictor()),
                   api_metrics())  # fmt: skip
     install(runner, front, settings.slos, runner.client)
     return asyncio.run(runner.run_batch())

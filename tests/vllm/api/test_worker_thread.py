@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from lengthwise.scheduler.vllm_adapter.api.predicting.worker_thread import WorkerThread
+from lengthwise.scheduler.serving.api.predicting.worker_thread import WorkerThread
 
 
 def test_a_result_is_waited_for_and_made_elsewhere():

@@ -15,17 +15,17 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.serving.api.predicting.batching import _round_for_log
+from lengthwise.scheduler.serving.engine.observed.refit import StepTimeRefit, better_model
+from lengthwise.scheduler.serving.engine.observed.sequence_outcome import Outcome
+from lengthwise.scheduler.serving.engine.observed.steps import StepTimer, TokensPerStep
+from lengthwise.scheduler.serving.engine.requests.request_table import RequestTable, Tracked
+from lengthwise.scheduler.serving.priors import generic_priors, load_priors
+from lengthwise.scheduler.serving.step_log import read_step_log
+from lengthwise.scheduler.serving.wire.answer_length import check_quantiles
 from lengthwise.scheduler.step_anchor import Anchor
 from lengthwise.scheduler.step_fit import model_error
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.api.predicting.batching import _round_for_log
-from lengthwise.scheduler.vllm_adapter.engine.observed.refit import StepTimeRefit, better_model
-from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import Outcome
-from lengthwise.scheduler.vllm_adapter.engine.observed.steps import StepTimer, TokensPerStep
-from lengthwise.scheduler.vllm_adapter.engine.requests.request_table import RequestTable, Tracked
-from lengthwise.scheduler.vllm_adapter.priors import generic_priors, load_priors
-from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import check_quantiles
 
 
 def test_a_busy_engine_times_steps_end_to_end_and_an_idle_one_from_planning():

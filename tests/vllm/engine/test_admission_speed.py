@@ -8,8 +8,8 @@ import pytest
 from engineless import FakeEngine, make_request
 from toy_engine import QUANTILES
 
-from lengthwise.scheduler.vllm_adapter.engine.requests.cached_share import CachedShare
-from lengthwise.scheduler.vllm_adapter.wire.seal import sealed
+from lengthwise.scheduler.serving.engine.requests.cached_share import CachedShare
+from lengthwise.scheduler.serving.wire.seal import sealed
 
 SETTINGS = {
     "policy": "fcfs", "plan_share": 1.0, "refit_steps": 0, "profile": "tiny-cpu",
@@ -31,7 +31,9 @@ def test_a_cached_prefix_is_not_computed_again(tiny_dir):
     fake = FakeEngine(tiny_dir, SETTINGS, prefix_caching=True)
 
     def verdict(prompt_tokens=1900):
-        return fake.scheduler.lengthwise_admit(asked(prompt_tokens, slo_ttft_ms=150))["action"]
+        return fake.scheduler.answers.answer(
+            "lengthwise_admit", asked(prompt_tokens, slo_ttft_ms=150)
+        )["action"]
 
     assert verdict() == "shed"
     shared = [5 + i % 90 for i in range(1880)]
@@ -50,7 +52,7 @@ def test_without_a_cache_nothing_is_taken_off(tiny_dir):
         fake.add(make_request(f"r{turn}", prompt=list(range(5, 1905))))
         fake.run()
     asking = asked(1900, slo_ttft_ms=150)
-    assert fake.scheduler.lengthwise_admit(asking)["action"] == "shed"
+    assert fake.scheduler.answers.answer("lengthwise_admit", asking)["action"] == "shed"
     assert fake.scheduler.lengthwise_status()["step_time"]["cached_share"] == 0.0
 
 
@@ -60,7 +62,7 @@ def test_accepted_drafts_count_as_tokens(tiny_dir):
 
     def verdict(tpot_ms):
         asking = asked(8, [100.0] * 12, slo_tpot_ms=tpot_ms)
-        return fake.scheduler.lengthwise_admit(asking)["action"]
+        return fake.scheduler.answers.answer("lengthwise_admit", asking)["action"]
 
     assert verdict(4.0) == "shed"
     speed = fake.scheduler.core.tokens_per_step

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from toy_engine import QUANTILES, ToyEngine, make_request, planning_toy, scaled
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_the_request_logs_limits_reach_the_writer(engine, tmp_path):
 def test_a_core_needs_no_engine():
     code = (
         "import sys; sys.modules['vllm'] = None\n"
-        "import lengthwise.scheduler.vllm_adapter.engine.control as control\n"
+        "import lengthwise.scheduler.serving.engine.control as control\n"
         "assert control.Control"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from toy_engine import QUANTILES, make_request, planning_toy
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.predictor.serving.online_lengths import FIRST_ROWS
-from lengthwise.scheduler.vllm_adapter.engine.observed import length_fits
+from lengthwise.scheduler.serving.engine.observed import length_fits
 
 LONG, SHORT = [1.0, 0.0, 3.0], [-1.0, 0.0, 3.0]
 

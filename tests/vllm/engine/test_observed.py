@@ -13,10 +13,10 @@ from engineless import make_request
 from prometheus_client import REGISTRY
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.observed.drift_watch import DriftWatch
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.observed.drift_watch import DriftWatch
+from lengthwise.scheduler.serving.settings import LOGGER_NAME
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 
 QUANTILES = [2.0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 20]
 
@@ -60,7 +60,7 @@ def test_longer_answers_raise_an_alarm_in_status_metrics_and_log_until_reset(eng
     assert sample("interval_coverage", slo_class="drifting") == 0
     told = f"{alarms['level', 'drifting']['value']:.2f} times as long as predicted"
     assert told in "".join(log_lines())
-    fake.scheduler.lengthwise_configure({"reset_stats": True})
+    fake.scheduler.answers.answer("lengthwise_configure", {"reset_stats": True})
     assert fake.scheduler.lengthwise_status()["drift"]["alarms"] == []
     assert sample("drift_alarm", slo_class="drifting", cause="level") == 0
     assert "alarm over" in log_lines()[-1]

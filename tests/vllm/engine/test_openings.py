@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toy_engine import QUANTILES, make_request, planning_toy, reestimated, scaled
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.wire.reestimate import Reestimate
+from lengthwise.scheduler.serving.wire.reestimate import Reestimate
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lengthwise.scheduler.vllm_adapter.engine.observed.planning_cost import (
+from lengthwise.scheduler.serving.engine.observed.planning_cost import (
     AT_MOST,
     LEAST_SHARE,
     PlanningCost,

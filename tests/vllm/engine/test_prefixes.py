@@ -13,9 +13,9 @@ from toy_engine import ToyEngine
 from toy_engine import make_request as toy_request
 
 from lengthwise.scheduler.problem import NO_PREFIX
-from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.requests.prefixes import PLACES
+from lengthwise.scheduler.serving.engine.core_status import core_status
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.requests.prefixes import PLACES
 
 SHARED = list(range(5, 5 + 10 * BLOCK))
 

@@ -16,8 +16,8 @@ from lengthwise.scheduler.fleet.fleet_request import NO_LIMITS, FleetRequest, Pl
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.fleet.state_message import Published
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
-from lengthwise.scheduler.vllm_adapter.wire.fleet_key import new_fleet_key
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.serving.wire.fleet_key import new_fleet_key
 
 
 @pytest.fixture

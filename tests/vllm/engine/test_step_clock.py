@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_engine import ToyEngine
 
+from lengthwise.scheduler.serving.engine.core_status import core_status
+from lengthwise.scheduler.serving.engine.observed.step_clock import DEADBAND, StepClock
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.core_status import core_status
-from lengthwise.scheduler.vllm_adapter.engine.observed.step_clock import DEADBAND, StepClock
 
 MODEL = StepTimeModel(0.007, 0.008, 3e-5, 1.4e-5, 3e-8, eager_s=0.045, graph_tokens=256.0)
 

@@ -13,15 +13,15 @@ from toy_engine import QUANTILES
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.engine_metrics import engine_metrics
-from lengthwise.scheduler.vllm_adapter.engine.plans.snapshots import Running
-from lengthwise.scheduler.vllm_adapter.engine.requests.tenants import (
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.plans.snapshots import Running
+from lengthwise.scheduler.serving.engine.requests.tenants import (
     MOST_TENANTS,
     OTHER,
     TenantIds,
     TenantTallies,
 )
-from lengthwise.scheduler.vllm_adapter.wire.tenant_name import parse_tenant
+from lengthwise.scheduler.serving.wire.tenant_name import parse_tenant
 
 
 @pytest.mark.parametrize("name", ["a", "A-9_.:-", "x" * 64, "-", "0"])

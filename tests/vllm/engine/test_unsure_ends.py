@@ -7,8 +7,8 @@ from engineless import FakeEngine, make_request
 from toy_engine import QUANTILES
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.engine.observed.unsure_ends import HELD_S
-from lengthwise.scheduler.vllm_adapter.wire.left_early import LeftEarly
+from lengthwise.scheduler.serving.engine.observed.unsure_ends import HELD_S
+from lengthwise.scheduler.serving.wire.left_early import LeftEarly
 
 STOPPED, GONE = LeftEarly("r", 3).to_wire(), LeftEarly("r").to_wire()
 
@@ -25,7 +25,7 @@ def aborted(tiny_dir, tmp_path, said=(), may_stop=True, **extra):
     engine.scheduler.core.intake.note_length = lambda tracked, tokens, cut: learned.append(tokens)
     engine.abort("r")
     for one in said:
-        engine.scheduler.lengthwise_left_early([one])
+        engine.scheduler.answers.answer("lengthwise_left_early", [one])
     return engine, learned
 
 
@@ -87,7 +87,7 @@ def test_what_nobody_speaks_of_was_given_up(tiny_dir, tmp_path, how):
 def test_without_a_word_that_one_will_come_an_abort_is_booked_at_once(tiny_dir, tmp_path):
     engine, _ = aborted(tiny_dir, tmp_path, may_stop=False)
     assert outcome(engine) == {"aborted": 1}
-    engine.scheduler.lengthwise_left_early([STOPPED])
+    engine.scheduler.answers.answer("lengthwise_left_early", [STOPPED])
     assert outcome(engine) == {"aborted": 1}
 
 
@@ -99,8 +99,8 @@ def test_samples_of_one_request_that_stop_strings_end_are_one_outcome(tiny_dir, 
     for _ in range(4):
         engine.step()
     engine.abort("a")
-    engine.scheduler.lengthwise_whole_ended("w")
+    engine.scheduler.answers.answer("lengthwise_whole_ended", "w")
     engine.abort("b")
     assert outcome(engine) == {}
-    engine.scheduler.lengthwise_left_early([["a", 2], ["b", 3]])
+    engine.scheduler.answers.answer("lengthwise_left_early", [["a", 2], ["b", 3]])
     assert outcome(engine) == {"stopped": 1, "met": 1}

@@ -12,7 +12,7 @@ from vllm.v1.request import RequestStatus
 
 from lengthwise.data.request_log import STATUSES, read_request_log
 from lengthwise.scheduler.problem import Plan
-from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import ANSWERED
+from lengthwise.scheduler.serving.engine.observed.sequence_outcome import ANSWERED
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import _STATUS, outcome_status
 
 # -- ways to finish ----------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def _wrap_planner(module: ModuleType) -> None:
 
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "lengthwise.predictor.model": _wrap_predictor,
-    "lengthwise.scheduler.vllm_adapter.engine.plans.prepared_policy": _wrap_planner,
+    "lengthwise.scheduler.serving.engine.plans.prepared_policy": _wrap_planner,
 }
 
 

@@ -19,9 +19,7 @@ from chaos_load import all_once, configure, long_ones, serve, some, status
 from request_accounts import ask, drive, metric, wait_for, wait_for_rows
 
 from lengthwise.data.request_log import read_request_log
-from lengthwise.scheduler.vllm_adapter.settings import (
-    ServerSettings,
-)
+from lengthwise.scheduler.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.vllm
 

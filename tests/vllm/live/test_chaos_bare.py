@@ -16,12 +16,9 @@ from replayed_lengths import REPLAYED
 from request_accounts import drive, logged, metric, wait_for
 from small_disk import full, small_disk
 
+from lengthwise.scheduler.serving.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.settings import (
-    SCHEDULER_CLASS,
-    SETTINGS_VARIABLE,
-    ServerSettings,
-)
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 from lengthwise.training.bench.engines.servers import free_port
 
 pytestmark = pytest.mark.vllm

@@ -29,8 +29,8 @@ def call(url, path, body=None, headers=None):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, predictor_dir):
+    from lengthwise.scheduler.serving.settings import AdmissionSettings, ServerSettings
     from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-    from lengthwise.scheduler.vllm_adapter.settings import AdmissionSettings, ServerSettings
     from lengthwise.training.bench.engines.servers import free_port
 
     root = tmp_path_factory.mktemp("pair")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from echo_client import COMPLETIONS
 
-from lengthwise.scheduler.vllm_adapter.api.own_routes import (
+from lengthwise.scheduler.serving.api.own_routes import (
     STATUS_PATH,
 )
 

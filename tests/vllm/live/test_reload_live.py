@@ -10,7 +10,7 @@ import httpx
 import pytest
 from test_engine import COMPLETIONS, LIMIT_S, completion, forced, logged, status, together, usage
 
-from lengthwise.scheduler.vllm_adapter.live import read_live, write_live
+from lengthwise.scheduler.serving.live import read_live, write_live
 
 pytestmark = pytest.mark.vllm
 

@@ -13,8 +13,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.serving.engine.queue.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter import supported
-from lengthwise.scheduler.vllm_adapter.engine.queue.planned_queue import PlannedQueue
 from lengthwise.scheduler.vllm_adapter.engine.scheduler import LengthwiseScheduler, VllmQueue
 from lengthwise.scheduler.vllm_adapter.server.hooks import probe
 from lengthwise.scheduler.vllm_adapter.supported import (
@@ -139,8 +139,8 @@ def test_outside_the_range_a_start_is_refused_with_what_to_do(installed, version
 
 
 def test_the_scheduler_and_the_launcher_refuse_too(installed, tiny_dir):
+    from lengthwise.scheduler.serving.settings import ServerSettings
     from lengthwise.scheduler.vllm_adapter.server.command import server_command
-    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 
     installed("0.34.0")
     with pytest.raises(InputError, match=r"0\.34\.0 is outside"):

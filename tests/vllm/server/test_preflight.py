@@ -7,15 +7,15 @@ import socket
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.server.command import server_environment
-from lengthwise.scheduler.vllm_adapter.server.preflight import (
+from lengthwise.scheduler.serving.server.command_options import given_options, without_given
+from lengthwise.scheduler.serving.server.preflight import (
     Address,
     address_of,
     check_model,
     hold_address,
 )
-from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
-from lengthwise.scheduler.vllm_adapter.server.vllm_options import given_options, without_given
+from lengthwise.scheduler.serving.server.run_files import RunFiles
+from lengthwise.scheduler.vllm_adapter.server.command import server_environment
 from lengthwise.training.bench.engines.servers import free_port
 
 

@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import atexit, sys
-from lengthwise.scheduler.vllm_adapter.quick_exit import end_quickly
+from lengthwise.scheduler.serving.quick_exit import end_quickly
 
 class Told:
     def __del__(self):

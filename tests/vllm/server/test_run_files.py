@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lengthwise.data.errors import InputError
-from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles, make_run_files
+from lengthwise.scheduler.serving.server.run_files import RunFiles, make_run_files
 
 
 @pytest.mark.parametrize("gone", ["settings.json", "live.json", "metrics", "."])

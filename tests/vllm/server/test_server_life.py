@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lengthwise.scheduler.vllm_adapter.server import parent_watch
+from lengthwise.scheduler.serving.server import parent_watch
 from lengthwise.training.bench.engines.servers import free_port
 
 # The first process of a server, with one that stands for the engine under it. HOW is a set of
@@ -51,12 +51,12 @@ while True:
 
 LAUNCHER = """
 import signal, sys
-from lengthwise.scheduler.vllm_adapter.server import command, foreground
+from lengthwise.scheduler.vllm_adapter.server import command, vllm_foreground
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup inherit that it is ignored
 program, port, folder, how, *options = sys.argv[1:]
 command._entry_point = lambda model: [sys.executable, "-S", "-c", program, port, folder, how]
 arguments = ["--port", port, *options]
-sys.exit(foreground.serve_forever("m", None, arguments, cache_dir=folder, stop_grace_s=1.0))
+sys.exit(vllm_foreground.serve_forever("m", None, arguments, cache_dir=folder, stop_grace_s=1.0))
 """
 
 

@@ -11,19 +11,21 @@ import pytest
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, EmulateOptions
-from lengthwise.scheduler.vllm_adapter.server import command as command_line
-from lengthwise.scheduler.vllm_adapter.server.command import server_command, server_environment
-from lengthwise.scheduler.vllm_adapter.server.foreground import serve_forever
-from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.server.run_files import RunFiles
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerStartError
-from lengthwise.scheduler.vllm_adapter.settings import (
-    REPLAY_VARIABLE,
+from lengthwise.scheduler.serving.server.run_files import RunFiles
+from lengthwise.scheduler.serving.server.server_handle import ServerStartError
+from lengthwise.scheduler.serving.settings import (
     SETTINGS_VARIABLE,
     ServerSettings,
     make_settings,
     read_settings,
+)
+from lengthwise.scheduler.vllm_adapter.emulated.options import EMULATE_VARIABLE, EmulateOptions
+from lengthwise.scheduler.vllm_adapter.server import command as command_line
+from lengthwise.scheduler.vllm_adapter.server.command import server_command, server_environment
+from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
+from lengthwise.scheduler.vllm_adapter.server.vllm_foreground import serve_forever
+from lengthwise.scheduler.vllm_adapter.vllm_config import (
+    REPLAY_VARIABLE,
     settings_from_additional_config,
 )
 from lengthwise.training.bench.engines.servers import free_port

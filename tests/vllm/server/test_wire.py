@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthwise.data.slo import Slo, SloTable
-from lengthwise.scheduler.vllm_adapter.wire.admission_question import Answer, Question
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import fixed_tokens, rounded
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints, Whole
-from lengthwise.scheduler.vllm_adapter.wire.seal import PRIVATE_PREFIXES, SECRET_VARIABLE, sealed
-from lengthwise.scheduler.vllm_adapter.wire.tenant_name import parse_tenant
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import plain
+from lengthwise.scheduler.serving.wire.admission_question import Answer, Question
+from lengthwise.scheduler.serving.wire.answer_length import fixed_tokens, rounded
+from lengthwise.scheduler.serving.wire.hints import Hints, Whole
+from lengthwise.scheduler.serving.wire.seal import PRIVATE_PREFIXES, SECRET_VARIABLE, sealed
+from lengthwise.scheduler.serving.wire.tenant_name import parse_tenant
+from lengthwise.scheduler.serving.wire.utility_calls import plain
 
 LEVELS = 5
 NOTHING_KNOWN = SloTable({})

@@ -12,6 +12,7 @@ import pytest
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.problem import Plan, Problem
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.emulated import fleet
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import EngineRequest, Front
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest
@@ -19,8 +20,7 @@ from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerErro
 from lengthwise.scheduler.vllm_adapter.emulated.prompts import prompt_token_ids
 from lengthwise.scheduler.vllm_adapter.emulated.warp import WarpClock
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
-from lengthwise.scheduler.vllm_adapter.settings import SCHEDULER_CLASS
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
+from lengthwise.scheduler.vllm_adapter.vllm_config import SCHEDULER_CLASS
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 
 OURS = {

@@ -14,6 +14,7 @@ from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import ROUTERS, make_router
 from lengthwise.scheduler.fleet.state_message import Published, PublishedRow
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import (
     FLEET_KEY,
     EngineRequest,
@@ -21,7 +22,6 @@ from lengthwise.scheduler.vllm_adapter.emulated.emulated_front import (
 )
 from lengthwise.scheduler.vllm_adapter.emulated.player import Job, JobRequest, profiles_in_turn
 from lengthwise.scheduler.vllm_adapter.server.tiny import build_tiny_model
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 
 OURS = {"policy": "feasible-edf", "lengths": "oracle", "refit_steps": 0}
 PROFILE = load_profile("tiny-cpu")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import (
     read_emulated_steps,
     summarize_steps,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
 from lengthwise.scheduler.vllm_adapter.worker.replay import write_replay_table
 from lengthwise.training.bench.engines.servers import free_port
 

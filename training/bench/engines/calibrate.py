@@ -23,11 +23,11 @@ from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile, PrefixCache
+from lengthwise.scheduler.serving.step_log import read_step_log
 from lengthwise.scheduler.simulator.capacity import saturated_rps
 from lengthwise.scheduler.step_alignment import aligned
 from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.step_log import read_step_log
 from lengthwise.training.bench.comparison.arms import Arm, configure, post_configure, server_status
 from lengthwise.training.bench.comparison.workload_source import WorkloadSource, to_sim
 from lengthwise.training.bench.engines.client import BenchError, Reply, drive_closed, wait_idle

@@ -19,11 +19,11 @@ import numpy as np
 from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
+from lengthwise.scheduler.serving.server.server_handle import ServerHandle
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions, emulable_profile
 from lengthwise.scheduler.vllm_adapter.server.launch import launch_server
-from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerHandle
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
-from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
 from lengthwise.training.bench.engines.client import (
     BenchError,
     Call,

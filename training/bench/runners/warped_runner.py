@@ -21,6 +21,8 @@ from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.policies.make import make_policy
 from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.serving.settings import make_settings
+from lengthwise.scheduler.serving.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.scheduler.vllm_adapter.emulated.emulated_steps import StepSummary
 from lengthwise.scheduler.vllm_adapter.emulated.options import context_tokens, emulable_profile
 from lengthwise.scheduler.vllm_adapter.emulated.player import (
@@ -31,8 +33,6 @@ from lengthwise.scheduler.vllm_adapter.emulated.player import (
     profiles_in_turn,
 )
 from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerProcess
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import DEFAULT_LEVELS
 from lengthwise.training.bench.comparison.arms import STOCK_ARM, Arm
 from lengthwise.training.bench.comparison.compare import Comparison, PlanTimes, Run, Tick, no_tick
 from lengthwise.training.bench.comparison.workload_source import (

@@ -309,8 +309,8 @@ def demo(
 @contextmanager
 def engine_errors() -> Iterator[None]:
     """An engine that fails is not a bug of ours: its message, exit 1, no traceback."""
+    from lengthwise.scheduler.serving.server.server_handle import ServerStartError
     from lengthwise.scheduler.vllm_adapter.emulated.player_process import PlayerError
-    from lengthwise.scheduler.vllm_adapter.server.server_handle import ServerStartError
     from lengthwise.training.bench.engines.client import BenchError
 
     try:

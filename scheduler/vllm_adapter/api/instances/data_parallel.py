@@ -16,13 +16,13 @@ from contextlib import aclosing, suppress
 from typing import Any, cast
 
 from lengthwise.scheduler.fleet.beginnings import CHARS_PER_TOKEN
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call
-from lengthwise.scheduler.vllm_adapter.api.instances.engines import VllmEngines
+from lengthwise.scheduler.serving.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.serving.api.call import Call
+from lengthwise.scheduler.serving.api.engines import VllmEngines
+from lengthwise.scheduler.serving.settings import LOGGER_NAME, NO_ROUTER, ServerSettings
+from lengthwise.scheduler.serving.wire.hints import Hints
+from lengthwise.scheduler.serving.wire.utility_calls import LOAD_METHOD
 from lengthwise.scheduler.vllm_adapter.api.instances.fleet_desk import FleetDesk, FleetRequests
-from lengthwise.scheduler.vllm_adapter.settings import LOGGER_NAME, NO_ROUTER, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LOAD_METHOD
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -17,12 +17,12 @@ from lengthwise.scheduler.fleet.fleet_request import FleetRequest
 from lengthwise.scheduler.fleet.fleet_router import FleetRouter
 from lengthwise.scheduler.fleet.make_router import make_router
 from lengthwise.scheduler.profile import load_profile
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import ApiMetrics
-from lengthwise.scheduler.vllm_adapter.priors import load_priors
-from lengthwise.scheduler.vllm_adapter.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
-from lengthwise.scheduler.vllm_adapter.wire.answer_length import clip_to_max_tokens
-from lengthwise.scheduler.vllm_adapter.wire.fleet_key import new_fleet_key, new_front
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.serving.api.api_metrics import ApiMetrics
+from lengthwise.scheduler.serving.priors import load_priors
+from lengthwise.scheduler.serving.settings import DEFAULT_PROFILE, LOGGER_NAME, ServerSettings
+from lengthwise.scheduler.serving.wire.answer_length import clip_to_max_tokens
+from lengthwise.scheduler.serving.wire.fleet_key import new_fleet_key, new_front
+from lengthwise.scheduler.serving.wire.hints import Hints
 
 logger = logging.getLogger(LOGGER_NAME)
 

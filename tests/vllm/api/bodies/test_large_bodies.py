@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.body import large_body, request_body
-from lengthwise.scheduler.vllm_adapter.api.body.large_body import pieces, read_large, spliced
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import MOST_INLINE_BYTES, parse_body
+from lengthwise.scheduler.serving.api.body import large_body, request_body
+from lengthwise.scheduler.serving.api.body.large_body import pieces, read_large, spliced
+from lengthwise.scheduler.serving.api.body.request_body import MOST_INLINE_BYTES, parse_body
 from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 
 SLOS = SloTable.from_dict(TABLE)

@@ -10,8 +10,9 @@ from echo_client import CHAT, COMPLETIONS, Client, WordPredictor
 from pydantic import TypeAdapter, ValidationError
 
 from lengthwise.data.slo import SloTable
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import parse_body
-from lengthwise.scheduler.vllm_adapter.api.routes import READERS, is_true
+from lengthwise.scheduler.serving.api.body.readers import is_true
+from lengthwise.scheduler.serving.api.body.request_body import parse_body
+from lengthwise.scheduler.vllm_adapter.api.routes import READERS
 
 TALK = [{"role": "user", "content": "one two"}]
 WORDS = ("true", "TRUE", "t", "T", "y", "Yes", "on", "1", "false", "no", "0", "", " true", "2")

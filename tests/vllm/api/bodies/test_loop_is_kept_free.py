@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 from echo_client import CHAT, COMPLETIONS, Client, WordPredictor
+from starlette.requests import Request
 
-from lengthwise.scheduler.vllm_adapter.api.body import large_body, request_body
-from lengthwise.scheduler.vllm_adapter.api.body.request_body import MOST_INLINE_BYTES
+from lengthwise.scheduler.serving.api.asgi import given_again
+from lengthwise.scheduler.serving.api.body import large_body, request_body
+from lengthwise.scheduler.serving.api.body.request_body import MOST_INLINE_BYTES
 
 BATCH = "/v1/chat/completions/batch"
 
@@ -167,7 +169,7 @@ def test_many_prompts_leave_others_their_turn():
 def test_a_server_that_is_ready_compiles_nothing_more():
     """In a process of its own: one version of each pass, for bytes and bytearrays."""
     code = """
-from lengthwise.scheduler.vllm_adapter.api.body import large_body
+from lengthwise.scheduler.serving.api.body import large_body
 large_body.compile_passes()
 passes = [large_body.extent, large_body.find_parts, large_body.ends_of_text]
 print(*(len(one.signatures) for one in passes))
@@ -178,3 +180,18 @@ print(*(len(one.signatures) for one in passes))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"] * 6
+
+
+def test_who_polls_whether_the_client_left_is_told_at_once():
+    """As Starlette does: in a scope that is cancelled before it asks."""
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def poll():
+        receive = given_again(b"whole", gone)
+        assert (await receive())["body"] == b"whole"
+        request = Request({"type": "http"}, receive)
+        return [await request.is_disconnected() for _ in range(2)]
+
+    assert asyncio.run(poll()) == [True, True]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from lengthwise.data.request_log import read_request_log
 from lengthwise.data.slo import Slo
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
+from lengthwise.scheduler.serving.api.call import Call, calling
+from lengthwise.scheduler.serving.wire.hints import Hints
+from lengthwise.scheduler.vllm_adapter.api.sequences import attach
 
 LISTED = ["Say yes.", "Write a long story about a lighthouse keeper."]
 WHOLE = {"lw_whole", "lw_parts"}
@@ -233,9 +234,9 @@ def test_an_open_whole_is_booked_when_it_is_said_to_have_ended(tiny_dir):
     run_whole(engine, [1, 1, 1], parts=0)
     engine.run()
     assert outcomes(engine) == {}
-    engine.scheduler.lengthwise_whole_ended("w")
-    engine.scheduler.lengthwise_whole_ended("w")
-    engine.scheduler.lengthwise_whole_ended("never heard of")
+    engine.scheduler.answers.answer("lengthwise_whole_ended", "w")
+    engine.scheduler.answers.answer("lengthwise_whole_ended", "w")
+    engine.scheduler.answers.answer("lengthwise_whole_ended", "never heard of")
     assert outcomes(engine) == {"chat": {"finished": 1, "met": 1}}
 
 
@@ -243,7 +244,7 @@ def test_a_whole_that_is_said_to_end_early_waits_for_what_still_runs(tiny_dir):
     engine = FakeEngine(tiny_dir, max_num_seqs=2)
     run_whole(engine, [30, 30], parts=3)  # the third was never started
     engine.step()
-    engine.scheduler.lengthwise_whole_ended("w")
+    engine.scheduler.answers.answer("lengthwise_whole_ended", "w")
     assert outcomes(engine) == {}
     engine.abort("w-0")
     engine.run()
@@ -257,9 +258,9 @@ def test_a_whole_that_is_said_to_end_early_waits_for_what_still_runs(tiny_dir):
 )
 def test_every_whole_is_booked_once_whatever_comes(wholes, order):
     """Parts known or not, some never started, ends in any order, the word of the end too."""
-    from lengthwise.scheduler.vllm_adapter.engine.observed.sequence_outcome import Outcome
-    from lengthwise.scheduler.vllm_adapter.engine.observed.wholes import Wholes, together
-    from lengthwise.scheduler.vllm_adapter.wire.hints import Whole
+    from lengthwise.scheduler.serving.engine.observed.sequence_outcome import Outcome
+    from lengthwise.scheduler.serving.engine.observed.wholes import Wholes, together
+    from lengthwise.scheduler.serving.wire.hints import Whole
 
     gathered, events, booked = Wholes(), [], []
     for index, (parts, is_open, missing) in enumerate(wholes):

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 from echo_client import FakeEngineCore, Params
 
-from lengthwise.scheduler.vllm_adapter.api.body import stop_strings
-from lengthwise.scheduler.vllm_adapter.api.body.sequences import Call, attach, calling
-from lengthwise.scheduler.vllm_adapter.wire.hints import Hints
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import LEFT_EARLY_METHOD
+from lengthwise.scheduler.serving.api.call import Call, calling
+from lengthwise.scheduler.serving.wire.hints import Hints
+from lengthwise.scheduler.serving.wire.utility_calls import LEFT_EARLY_METHOD
+from lengthwise.scheduler.vllm_adapter.api import stop_strings
+from lengthwise.scheduler.vllm_adapter.api.sequences import attach
 
 
 class Core(FakeEngineCore):

@@ -12,9 +12,9 @@ import pytest
 from echo_client import CHAT, COMPLETIONS, Client, WordPredictor
 from prometheus_client import REGISTRY
 
-from lengthwise.scheduler.vllm_adapter.api.predicting import opening_desk
-from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.wire.utility_calls import REESTIMATE_METHOD
+from lengthwise.scheduler.serving.api.predicting import opening_desk
+from lengthwise.scheduler.serving.api.predicting.batching import ServedPredictor
+from lengthwise.scheduler.serving.wire.utility_calls import REESTIMATE_METHOD
 
 
 class Opener(WordPredictor):

@@ -19,12 +19,12 @@ from prometheus_client import REGISTRY, generate_latest
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import OBJECTIVES
 from lengthwise.scheduler.policies.policy_params import KNOBS
-from lengthwise.scheduler.vllm_adapter.api.own_routes import configuring
-from lengthwise.scheduler.vllm_adapter.api.predicting import candidate
-from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.predicting.candidate import PROBES, load_checked
-from lengthwise.scheduler.vllm_adapter.engine.plans.prepared_policy import prepare_policy
-from lengthwise.scheduler.vllm_adapter.live import (
+from lengthwise.scheduler.serving.api.own_routes import configuring
+from lengthwise.scheduler.serving.api.predicting import candidate
+from lengthwise.scheduler.serving.api.predicting.batching import ServedPredictor
+from lengthwise.scheduler.serving.api.predicting.candidate import PROBES, load_checked
+from lengthwise.scheduler.serving.engine.plans.prepared_policy import prepare_policy
+from lengthwise.scheduler.serving.live import (
     LivePredictor,
     LiveState,
     live_state,
@@ -32,7 +32,7 @@ from lengthwise.scheduler.vllm_adapter.live import (
     read_live,
     write_live,
 )
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.settings import make_settings
 
 
 def counted(what, outcome):

@@ -10,10 +10,10 @@ from echo_client import COMPLETIONS, Client, WordPredictor
 from prometheus_client import REGISTRY
 from test_reload import Live, role
 
-from lengthwise.scheduler.vllm_adapter.api.api_metrics import api_metrics
-from lengthwise.scheduler.vllm_adapter.api.predicting.batching import ServedPredictor
-from lengthwise.scheduler.vllm_adapter.api.predicting.shadow import Shadow
-from lengthwise.scheduler.vllm_adapter.settings import make_settings
+from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.api.predicting.batching import ServedPredictor
+from lengthwise.scheduler.serving.api.predicting.shadow import Shadow
+from lengthwise.scheduler.serving.settings import make_settings
 
 
 def counted(outcome):

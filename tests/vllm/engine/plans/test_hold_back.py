@@ -11,8 +11,8 @@ from scripted_plans import until
 from toy_engine import QUANTILES, ToyEngine, make_request
 
 from lengthwise.scheduler.problem import Plan
+from lengthwise.scheduler.serving.engine.plans.hold_back import LONGEST_S, pace
 from lengthwise.scheduler.step_time import StepTimeModel
-from lengthwise.scheduler.vllm_adapter.engine.plans.hold_back import LONGEST_S, pace
 
 TIGHT_MS = 7.0  # one sequence alone takes 6.5 ms a token, two take 6.8
 

@@ -11,7 +11,7 @@ import pytest
 from scripted_plans import Scripted, adopted, begin_plan, fill, step_until, threaded, until, waiting
 from toy_engine import ToyEngine, make_request
 
-from lengthwise.scheduler.vllm_adapter.engine.plans import planning
+from lengthwise.scheduler.serving.engine.plans import planning
 
 
 def test_a_slow_thread_is_given_up_and_limits_do_not_outlive_it(monkeypatch):

@@ -9,12 +9,12 @@ import pytest
 from scripted_plans import LIMIT_S, until
 
 from lengthwise.scheduler.problem import Plan
-from lengthwise.scheduler.vllm_adapter.engine.plans.in_force import (
+from lengthwise.scheduler.serving.engine.plans.in_force import (
     LEAST_STEPS,
     STALE_INTERVALS,
     PlanInForce,
 )
-from lengthwise.scheduler.vllm_adapter.engine.plans.plan_thread import PlanThread
+from lengthwise.scheduler.serving.engine.plans.plan_thread import PlanThread
 
 # -- the thread --------------------------------------------------------------------------------
 

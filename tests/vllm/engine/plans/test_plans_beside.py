@@ -149,7 +149,7 @@ def test_a_plan_for_a_queue_that_is_gone_is_dropped():
 def test_whose_slot_was_taken_goes_first_once_no_plan_holds():
     policy = Scripted(preempt=np.array([0]))
     engine = threaded(policy, plan_in_thread=False)
-    fill(engine, "ab", output_tokens=100_000)
+    fill(engine, "ab", output_tokens=10_000_000, max_tokens=10_000_000)
     step_until(engine, lambda: engine.status()["queue"]["yields"])
     (gave,) = waiting(engine)
     fill(engine, "cd")

@@ -1,0 +1,1 @@
+"""One engine's requests, queue, plans, outcomes and tallies; names no engine."""
