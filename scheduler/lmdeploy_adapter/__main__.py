@@ -1,7 +1,7 @@
 """In LMDeploy's environment: ``play`` tasks, ``check`` what the adapter leans on, or ``serve``.
 
-``play`` reads stdin; ``serve`` takes a JSON object, the fields of ``ServeOptions``. Answers go to
-the stdout this process was given; what LMDeploy prints goes to stderr.
+``play`` reads stdin; ``serve`` and ``stock`` take a device, a model and LMDeploy's own arguments.
+Answers go to the stdout this process was given; what LMDeploy prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def main() -> None:
     elif command == "play":
         print(json.dumps({"version": metadata.version("lmdeploy")}), file=out, flush=True)
         play_all(sys.stdin, out)
-    elif command == "serve":
-        from lengthwise.scheduler.lmdeploy_adapter.inside.lmdeploy_server import ServeOptions, serve
+    elif command in ("serve", "stock"):
+        from lengthwise.scheduler.lmdeploy_adapter.inside.serve_command import serve_command
 
-        serve(ServeOptions(**json.loads(sys.argv[2])))
+        device, model, *arguments = sys.argv[2:]
+        serve_command(model, arguments, device, planned=command == "serve")
     else:
-        raise SystemExit(f"unknown command {command!r}: play, check or serve")
+        raise SystemExit(f"unknown command {command!r}: play, check, serve or stock")
 
 
 def play_all(tasks: TextIO, out: TextIO) -> None:

@@ -10,12 +10,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import VERSION
 
 _SESSIONS = "lmdeploy.serve.managers.session_manager"
 _ENGINE = "lmdeploy.pytorch.engine.engine"
+_ZMQ = "lmdeploy.pytorch.engine.mp_engine.zmq_engine"
 _INSTANCE = "lmdeploy.pytorch.engine.engine_instance"
 _CLOCKS = (
     "lmdeploy.pytorch.strategies.ar.sequence",
@@ -117,6 +119,38 @@ def _settings() -> Iterable[str]:
     return missing | _lacks(messages.ResponseType, "SUCCESS", "FINISH")
 
 
+def _server() -> Iterable[str]:
+    """What its own server command is given of ours, whichever of its engines it starts."""
+    engine = import_module("lmdeploy.serve.core.async_engine")
+    server = import_module("lmdeploy.serve.openai.api_server")
+    messages = import_module("lmdeploy.messages")
+    missing = _untaken(engine.AsyncEngine.generate, "request", "stream_response")
+    missing |= _no_fields(engine.PreprocessedRequest, "session", "input_token_len", "gen_config")
+    missing |= _no_fields(engine.GenOut, "finish_reason")
+    missing |= _no_fields(messages.GenerationConfig, "min_new_tokens")
+    missing |= _no_fields(messages.RequestMetrics, "token_timestamp")
+    sizes = ("max_batch_size", "max_prefill_token_num", "session_len")
+    missing |= _no_fields(messages.TurbomindEngineConfig, *sizes)
+    missing |= _lacks(import_module("lmdeploy.cli.entrypoint"), "run")
+    missing |= _lacks(import_module(_ZMQ).ZMQMPEngine, "_mp_proc")
+    source = inspect.getsource(server.serve)
+    used = ("uvicorn.run(app=app", "AuthenticationMiddleware, tokens=")
+    missing |= {text for text in used if text not in source}
+    source = inspect.getsource(engine.AsyncEngine)
+    used = ("build_request_handle_pool(self.engine", "session.request_handle()")
+    return missing | {text for text in used if text not in source}
+
+
+def _stamps() -> Iterable[str]:
+    """That both engines stamp tokens with the wall clock, by which steps are told."""
+    stamp = "time.time()"
+    agent = inspect.getsource(import_module("lmdeploy.pytorch.engine.model_agent.agent"))
+    missing = set() if f"out.new_token_timestamp = {stamp}" in agent else {"stamps of PyTorch's"}
+    package = import_module("lmdeploy").__path__[0]  # its own module asks for CUDA
+    turbomind = Path(package, "turbomind", "turbomind.py").read_text(encoding="utf-8")
+    return missing | (set() if f"token_timestamp={stamp}" in turbomind else {"TurboMind's stamps"})
+
+
 def _clocks() -> Iterable[str]:
     """That each clock is asked by the name that is replaced."""
     missing = set()
@@ -134,5 +168,7 @@ _LOOKS: dict[str, Callable[[], Iterable[str]]] = {
     "device": _executor,
     "steps": _steps,
     "config": _settings,
+    "server": _server,
+    "stamps": _stamps,
     "clocks": _clocks,
 }

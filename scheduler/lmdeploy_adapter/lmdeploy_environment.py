@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,24 @@ runpy.run_module("lengthwise.scheduler.lmdeploy_adapter", run_name="__main__")
 """
 
 
-def start_server(
-    python: Path, options: Mapping[str, Any], directory: Path, log: Any, **variables: str
-) -> subprocess.Popen[bytes]:
-    """A server in a session of its own, its output in ``log``; ``options`` of ``ServeOptions``."""
-    link = directory / "package" / "lengthwise"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(Path(lengthwise.__file__).parent)
-    place = str(link.parent.absolute())
-    return subprocess.Popen(
-        [str(python), "-I", "-c", _SERVE, place, "serve", json.dumps(dict(options))],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=child_variables(os.environ) | variables,
-        start_new_session=True,
-    )
+def server_line(python: Path, directory: Path, *command: str) -> list[str]:
+    """The line that runs this adapter with a command; links are put into ``directory``."""
+    place = directory.absolute() / "package"
+    place.mkdir(parents=True, exist_ok=True)
+    for link in place.iterdir():
+        link.unlink(missing_ok=True)
+    for found in (Path(lengthwise.__file__).parent, *_said_of_it()):
+        with suppress(FileExistsError):  # another server does the same
+            (place / found.name).symlink_to(found)
+    return [str(python), "-I", "-c", _SERVE, str(place), *command]
+
+
+def _said_of_it() -> Iterator[Path]:
+    """The folder that says which version is installed, where one is."""
+    with suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("lengthwise") or ():
+            if file.name == "METADATA":
+                yield Path(str(file.locate())).parent
 
 
 def start(python: Path, command: str, stderr: int | None = None) -> subprocess.Popen[str]:
@@ -102,7 +105,14 @@ def look_at(python: Path) -> list[dict[str, Any]]:
     return list(json.loads(said))
 
 
+# Of a child on a CPU: no device is looked for, and one thread computes.
+CPU_VARIABLES = {
+    "LMDEPLOY_ENABLE_CHECK_ENV": "0",
+    "LMDEPLOY_SKIP_WARMUP": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
 def child_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The child's variables: no device is looked for, and one thread computes what little is."""
-    own = {"LMDEPLOY_ENABLE_CHECK_ENV": "0", "LMDEPLOY_SKIP_WARMUP": "1", "OMP_NUM_THREADS": "1"}
-    return {**environ, **own}
+    """A child's variables on a CPU."""
+    return {**environ, **CPU_VARIABLES}

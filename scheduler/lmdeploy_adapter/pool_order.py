@@ -1,4 +1,5 @@
-"""Who gets the next of LMDeploy's request handles: the plan of a policy, made as things change.
+"""Who gets the next of LMDeploy's request handles in virtual time: a policy's plan, made as things
+change.
 
 LMDeploy hands out as many handles as its engine has slots, first come first served, and whoever
 has none does not reach the engine: this is where an order has an effect, for both of its engines.
@@ -8,19 +9,20 @@ prefill limits are the engine's own business, out of reach from here.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from lengthwise.data.arrays import FloatArray, IntArray
+from lengthwise.data.arrays import IntArray
 from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.scheduler.lmdeploy_adapter.token_clock import TokenClock
 from lengthwise.scheduler.plan.pacing import ArrivalRate, ReplanGate
-from lengthwise.scheduler.policies.make import make_policy
+from lengthwise.scheduler.policies.make import make_policy, within_parts
 from lengthwise.scheduler.policies.policy import Learns, Policy
-from lengthwise.scheduler.problem import Problem, RequestArrays
+from lengthwise.scheduler.problem import Problem
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.simulator import engine as e
+from lengthwise.scheduler.simulator.instance import Course
 from lengthwise.scheduler.simulator.sim_workload import met_of
 
 PLAN_SHARE = 0.1
@@ -35,25 +37,7 @@ def pool_policy_of(
     Raises:
         ValueError: unknown, or asked to decide more.
     """
-    if name == "sa":
-        params = {"parts": PARTS} | params
-        if beyond := set(params["parts"]) - set(PARTS):
-            raise ValueError(
-                f"sa at LMDeploy's pool may decide {', '.join(PARTS)}, not {sorted(beyond)}"
-            )
-    return make_policy(name, budget_s=budget_s, seed=seed, **params)
-
-
-class RequestRows(Protocol):
-    """Requests as rows: a simulated workload's ``Course``, or a running server's."""
-
-    workload: Any
-    state: IntArray
-    times: FloatArray
-
-    def rows(self, index: IntArray, cache: None, waiting: bool) -> RequestArrays:
-        """The given rows as a policy sees them."""
-        ...
+    return make_policy(name, budget_s=budget_s, seed=seed, **within_parts(name, params, PARTS))
 
 
 class PoolOrder:
@@ -62,21 +46,20 @@ class PoolOrder:
     Newcomers stand at the back until the next plan. The course says how far everybody is: whoever
     reads the answers tells (`read`), by which the profile's clock is corrected too. Plans are
     paced by the time the policy is expected to take, so that a run does not depend on how busy the
-    machine is; ``paced`` by the time they take.
+    machine is.
     """
 
     def __init__(
         self,
-        course: RequestRows,
+        course: Course,
         policy: Policy,
         profile: EngineProfile,
         *,
         max_wait_s: float = MAX_WAIT_S,
         plan_share: float = PLAN_SHARE,
-        paced: bool = False,
     ) -> None:
         self.course, self.policy, self.profile = course, policy, profile
-        self.max_wait_s, self.paced = max_wait_s, paced
+        self.max_wait_s = max_wait_s
         self.waiting: list[int] = []
         self.running: list[int] = []
         self.plan_s: list[float] = []
@@ -153,8 +136,7 @@ class PoolOrder:
         late_s = plan.latest_start_s[by_latest].tolist() if len(by_latest) else []
         self._deferred = list(zip(late_s, waiting[by_latest].tolist(), strict=True))
         self._most = min(self._slots, plan.max_running or self._slots)
-        taken_s = plan.elapsed_s if self.paced else self.policy.nominal_s
-        self._gate.planned(now_s, taken_s)
+        self._gate.planned(now_s, self.policy.nominal_s)
 
     def _tell_outcomes(self) -> None:
         rows: IntArray = np.sort(np.array(self._untold, dtype=np.int64))
@@ -169,7 +151,7 @@ class PoolOrder:
             self.policy.finished(arrival_s, kept)
 
 
-def answered(course: RequestRows, row: int, tokens: int, now_s: float) -> None:
+def answered(course: Course, row: int, tokens: int, now_s: float) -> None:
     """So many tokens of the row's answer were read; the first come with the prompt computed."""
     state, times = course.state, course.times
     if np.isnan(times[row, e.FIRST]):

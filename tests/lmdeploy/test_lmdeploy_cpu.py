@@ -40,6 +40,23 @@ def test_greedy_tokens_are_those_of_transformers(lmdeploy_python, tiny, case):
     assert (found["hit_rate"] > 0) == (case == "prefix")
 
 
+def test_whoever_leaves_the_pool_takes_no_handle_along(lmdeploy_python):
+    script = Path(__file__).with_name("pool_turns.py")
+    done = subprocess.run(
+        [str(lmdeploy_python), str(script)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["cancelled_as_a_handle_comes"] == {
+        "served": True, "left": True, "free": 1, "running": [], "waiting": [],
+    }  # fmt: skip
+    assert found["cancelled_with_a_handle"] == {"served": True, "free": 0, "running": ["c"]}
+    assert found["woken"] == {
+        "served": ["a", "b"], "then": ["a", "b", "c"], "free": 1, "dispatched": 0,
+    }  # fmt: skip
+
+
 def test_its_server_serves_both_orders_with_exact_lengths(lmdeploy_python, tmp_path, monkeypatch):
     """Over HTTP: its own pool and ours on the same requests."""
     monkeypatch.setenv("LENGTHWISE_HOME", str(tmp_path))

@@ -227,7 +227,7 @@ def test_nobody_is_lost_and_never_more_run_than_there_are_slots(events, slots, n
 
 def test_sa_may_not_decide_what_a_pool_cannot_carry_out():
     assert pool_policy_of("sa").settings.parts == ("order", "limits")
-    with pytest.raises(ValueError, match="not \\['prefill'\\]"):
+    with pytest.raises(ValueError, match="not prefill"):
         pool_policy_of("sa", parts=("order", "prefill"))
 
 

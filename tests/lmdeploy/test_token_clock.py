@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lmdeploy_cases import random_workload
 
-from lengthwise.scheduler.lmdeploy_adapter.live_requests import LiveRequests
 from lengthwise.scheduler.lmdeploy_adapter.pool_order import PoolOrder, pool_policy_of
 from lengthwise.scheduler.lmdeploy_adapter.token_clock import (
     LEAST_RATIOS,
@@ -13,6 +13,7 @@ from lengthwise.scheduler.lmdeploy_adapter.token_clock import (
     TokenClock,
 )
 from lengthwise.scheduler.profile import load_profile
+from lengthwise.scheduler.simulator.instance import Course
 from lengthwise.scheduler.step_time import MOST_WRONG, StepTimeModel
 
 MODEL = StepTimeModel(0.01, 0.02, 1e-5, 1e-4, 1e-7)
@@ -107,20 +108,21 @@ class Recorder:
 
 def test_plans_at_the_pool_are_made_on_the_corrected_clock():
     profile, policy = load_profile("tiny-cpu"), Recorder()
-    live = LiveRequests(np.array([0.1, 0.5, 0.9]))
-    order = PoolOrder(live, policy, profile)
-    for _ in range(12):
-        order.arrive(live.add(0.0, 10, np.full(3, 500.0)), 0.0)
+    course = Course(random_workload(60, answers=(500, 501)))
+    order = PoolOrder(course, policy, profile)
+    for row in range(12):
+        order.arrive(row, 0.0)
     order.admit(0.0, 12)
-    now_s, model = 0.0, profile.scaled_step_time
+    now_s, model, came = 0.0, profile.scaled_step_time, 12
     for _ in range(400):
-        known = live.rows(np.array(order.running), None, False)
+        known = course.rows(np.array(order.running), None, False)
         context = float((known.prompt_tokens + known.generated_tokens).sum())
         now_s += 2.0 * model.step_s(0.0, 12, context)
         for row in order.running:
             order.read(row, 1, now_s)
-        if len(live.times) < 60:
-            order.arrive(live.add(now_s, 10, np.full(3, 500.0)), now_s)
+        if came < 60:
+            order.arrive(came, now_s)
+            came += 1
         order.admit(now_s, 0)
     assert policy.base_s[0] == model.base_s
     assert policy.base_s[-1] == pytest.approx(2.0 * model.base_s, rel=0.1)

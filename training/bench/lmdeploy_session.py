@@ -8,8 +8,10 @@ own capacity; its tokens/s are not to stand beside another engine's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import numpy as np
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
+from lengthwise.scheduler.lmdeploy_adapter.pool_order import PARTS
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.profile import EngineProfile
+from lengthwise.scheduler.serving.settings import ServerSettings, make_settings
 from lengthwise.scheduler.step_fit import fit_step_time
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
 from lengthwise.training.bench.comparison.bench_settings import BenchSettings
@@ -30,13 +34,13 @@ from lengthwise.training.bench.engines.client import drive_closed
 from lengthwise.training.bench.engines.lmdeploy_servers import (
     LmdeployServers,
     calls_of,
-    start_lmdeploy_servers,
+    lmdeploy_server,
 )
 from lengthwise.training.bench.engines.reply_rate import loaded_tokens_per_s
+from lengthwise.training.bench.engines.servers import leaving_on_sigterm
 from lengthwise.training.bench.results.provenance import describe_machine, utc_now
 from lengthwise.training.bench.results.report import write_run
 from lengthwise.training.bench.runners.lmdeploy_runner import LmdeployRunner
-from lengthwise.training.bench.runners.simulator_runner import lengths_of
 from lengthwise.training.bench.session import (
     BenchReport,
     find_predictor,
@@ -47,6 +51,7 @@ from lengthwise.training.bench.session import (
     read_profile,
 )
 from lengthwise.training.console import SilentSteps, Steps
+from lengthwise.training.registry.models import ResolvedPredictor
 from lengthwise.training.workspace import Workspace
 
 PROFILE = "lmdeploy-tiny"
@@ -75,38 +80,35 @@ def measure_lmdeploy(
     source = open_workload(settings.workload, source=settings.source, arrivals=settings.arrivals)
     settings.count(source, settings.capacity_rps or 1.0)
     resolved = find_predictor(settings, workspace)
-    known = lengths_of(load_predictor(resolved))
+    predictor = load_predictor(resolved)
     model = build_tiny_model(workspace.cache / "lmdeploy-tiny")
     kept = profile_path(workspace, PROFILE)
     directory = workspace.new_run_dir("bench")
-    steps.step("starting servers")
-    sizes = {
-        "slots": CAPACITY.max_num_seqs,
-        "kv_tokens": CAPACITY.kv_tokens,
-        "prefill_tokens": CAPACITY.max_num_batched_tokens,
-    }
-    with start_lmdeploy_servers(python, model, directory / "servers", **sizes) as servers:
-        say("both servers are up: LMDeploy's own order, and ours at its pool")
+    logs, step_log = directory / "servers", directory / "servers" / "lmdeploy-steps.jsonl"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(leaving_on_sigterm())
+        start = partial(lmdeploy_server, python, model, logs, CAPACITY)
+        steps.step("starting LMDeploy with its own order")
+        stock = stack.enter_context(start(None, step_log))
         given = settings.profile or (str(kept) if kept.is_file() else None)
         if given is None or settings.recalibrate:
             steps.step("calibrating")
-            done = calibrate(servers, source, say)
-            write_profile(done, kept)
+            write_profile(calibrate(stock, step_log, source, say), kept)
             given = str(kept)
         profile = read_profile(given)
         capacity = settings.capacity_rps
         if capacity is None and settings.load is not None:
             steps.step("capacity")
-            capacity = saturated(servers.stock, source, CAPACITY.max_num_seqs)
+            capacity = saturated(stock, source, CAPACITY.max_num_seqs)
             say(f"capacity of {source.name}: {capacity:.2f} requests/s, its own order")
+        steps.step("starting LMDeploy with ours at its pool")
+        ours = stack.enter_context(start(served_by(settings, resolved, given)))
         runner = LmdeployRunner(
-            servers,
-            known,
+            LmdeployServers(ours, stock),
+            predictor,
             profile,
             max_tokens=MAX_TOKENS,
-            max_wait_s=settings.max_wait_s,
             timeout_s=settings.timeout_s,
-            seed=settings.seed,
         )
         outcome = compare(
             source,
@@ -123,16 +125,36 @@ def measure_lmdeploy(
     return BenchReport(outcome, directory, page, run_id)
 
 
+def served_by(
+    settings: BenchSettings, resolved: ResolvedPredictor | None, profile: str
+) -> ServerSettings:
+    """What our server is told at its start; arms are switched while it is up."""
+    budget = {} if settings.plan_budget_ms is None else {"plan_budget_ms": settings.plan_budget_ms}
+    return make_settings(
+        {
+            "predictor_dir": str(resolved.directory) if resolved else None,
+            "predictor_version": resolved.label if resolved else None,
+            "lengths": "learned" if resolved else "none",
+            "profile": str(Path(profile).absolute()) if Path(profile).is_file() else profile,
+            "max_wait_s": settings.max_wait_s,
+            "seed": settings.seed,
+            "plan_parts": PARTS,
+            "allow_configure": True,
+            **budget,
+        }
+    )
+
+
 def calibrate(
-    servers: LmdeployServers, source: WorkloadSource, say: Callable[[str], None]
+    url: str, step_log: Path, source: WorkloadSource, say: Callable[[str], None]
 ) -> Calibration:
     """Step times of the engine, from the workload's own requests at several concurrencies."""
     slots = CAPACITY.max_num_seqs
-    begun = len(read_steps(servers.step_log))
+    begun = len(read_steps(step_log))
     for level in (1, slots // 4, slots):
         say(f"steps with {level} in flight")
-        drive(servers.ours, source.sample(3 * level + 4), level)
-    steps = read_steps(servers.step_log)[begun:]
+        drive(url, source.sample(3 * level + 4), level)
+    steps = read_steps(step_log)[begun:]
     machine = describe_machine()
     provenance = (
         f"calibrated {utc_now()} on {machine['processor']}, {machine['cores']} cores, LMDeploy's "
@@ -153,8 +175,7 @@ def saturated(url: str, source: WorkloadSource, slots: int) -> float:
 
 def drive(url: str, requests: Sequence[WorkloadRequest], in_flight: int) -> Sequence[Any]:
     """The replies, every one of which must have come."""
-    nothing = np.full((len(requests), 3), 128.0)
-    bodies = [call.body for call in calls_of(requests, nothing, MAX_TOKENS)]
+    bodies = [call.body for call in calls_of(requests, MAX_TOKENS)]
     replies = asyncio.run(drive_closed(url, bodies, concurrency=in_flight))
     check(replies)
     return replies

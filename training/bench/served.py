@@ -13,6 +13,7 @@ from lengthwise.data.errors import InputError
 from lengthwise.data.files import read_object
 from lengthwise.data.max_wait import MAX_WAIT_S
 from lengthwise.data.slo import SloTable
+from lengthwise.scheduler.policies.make import within_parts
 from lengthwise.scheduler.profile import EngineProfile
 from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
 from lengthwise.training.bench.session import DEFAULT_PROFILE, profile_path, read_profile
@@ -20,6 +21,10 @@ from lengthwise.training.workspace import Workspace
 
 SERVED_FILE = "server.json"
 LIMITS = frozenset({"max_num_seqs", "max_num_batched_tokens"})
+_LMDEPLOYS = {  # names of the same
+    "--max-batch-size": "max_num_seqs",
+    "--max-prefill-token-num": "max_num_batched_tokens",
+}
 KEPT_SETTINGS = ("policy", "policy_params", "slo_table", "max_wait_s", "profile")
 
 
@@ -39,22 +44,24 @@ class Server:
 
 
 def write_served(
-    folder: Path, model: str, settings: Mapping[str, Any], vllm_args: Sequence[str]
+    folder: Path, model: str, settings: Mapping[str, Any], engine_args: Sequence[str]
 ) -> None:
     """Keep what of a server's settings a replay needs in the folder of its request log."""
     folder.mkdir(parents=True, exist_ok=True)
+    params, parts = settings["policy_params"], settings.get("plan_parts")
+    decides = within_parts(settings["policy"], params, parts)
     document = {
         "model": model,
-        "limits": limits_of(vllm_args),
-        "settings": {key: settings[key] for key in KEPT_SETTINGS},
+        "limits": limits_of(engine_args),
+        "settings": {key: settings[key] for key in KEPT_SETTINGS} | {"policy_params": decides},
     }
     (folder / SERVED_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def limits_of(vllm_args: Sequence[str]) -> dict[str, int]:
-    """The engine's limits among the options for vLLM: `--max-num-seqs 64` or with `=`."""
-    words = [word for argument in vllm_args for word in argument.split("=", 1)]
-    options = {f"--{name.replace('_', '-')}": name for name in LIMITS}
+def limits_of(engine_args: Sequence[str]) -> dict[str, int]:
+    """The engine's limits among its own options: `--max-num-seqs 64` or with `=`."""
+    words = [word for argument in engine_args for word in argument.split("=", 1)]
+    options = {f"--{name.replace('_', '-')}": name for name in LIMITS} | _LMDEPLOYS
     return {
         options[word]: int(value)
         for word, value in pairwise(words)

@@ -143,7 +143,7 @@ def _lmdeploy(workspace: Workspace) -> list[Check]:
     try:
         python = environment.environment_python(workspace.cache)
     except InputError:
-        how = f"`{environment.MAKE}` brings it to `simulate`"
+        how = f"`{environment.MAKE}` brings it to `serve`, `bench` and `simulate`"
         return [Check(name, "ok", f"not set up, and not needed: {how}")]
     try:
         found = environment.look_at(python)

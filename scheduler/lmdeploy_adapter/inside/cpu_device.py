@@ -141,3 +141,4 @@ def _replace_cuda() -> None:
     }
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
+    torch._C._cuda_clearCublasWorkspaces = lambda: None  # at the end of an engine

@@ -1,4 +1,4 @@
-"""LMDeploy's servers of a comparison: stock and ours, both up, loaded in turn and never at once."""
+"""LMDeploy's servers of a comparison, and how they are asked."""
 
 from __future__ import annotations
 
@@ -13,85 +13,98 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from lengthwise.data.arena.whole_prompts import whole_prompt
 from lengthwise.data.errors import InputError
 from lengthwise.data.workload import WorkloadRequest
 from lengthwise.scheduler.lmdeploy_adapter.inside.cpu_engine_process import STEPS_VARIABLE
-from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import start_server
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import server_line
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_foreground import (
+    FORCED_VARIABLE,
+    device_of,
+    server_variables,
+)
+from lengthwise.scheduler.problem import Capacity
+from lengthwise.scheduler.serving.settings import SETTINGS_VARIABLE, ServerSettings
 from lengthwise.training.bench.engines.client import BenchError, Call
-from lengthwise.training.bench.engines.servers import free_port, leaving_on_sigterm
+from lengthwise.training.bench.engines.servers import free_port
 
-START_S = 300.0
-TRIES = 3  # its API process closes a manager that its engine process may still be using
+START_S = 600.0  # it starts itself again, if need be
 GRACE_S = 15.0
 SERVED = "served"
+BLOCK_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class LmdeployServers:
-    """Two running servers, and the steps of ours as far as they are written."""
+    """Two running servers, loaded in turn and never at once."""
 
     ours: str
     stock: str
-    step_log: Path
 
 
 @contextlib.contextmanager
-def start_lmdeploy_servers(
-    python: Path, model: Path, directory: Path, **options: Any
-) -> Iterator[LmdeployServers]:
-    """Start both, wait until they answer, stop them at the end.
+def lmdeploy_server(
+    python: Path,
+    model: Path,
+    directory: Path,
+    capacity: Capacity,
+    settings: ServerSettings | None,
+    step_log: Path | None = None,
+) -> Iterator[str]:
+    """A server's address once it answers; it is stopped at the end.
 
     Args:
         python: the interpreter of LMDeploy's environment.
         model: a folder with a model's configuration and tokenizer.
-        directory: for logs and timed steps.
-        options: further fields of ``ServeOptions``, the same for both.
+        directory: for its log.
+        capacity: its slots, KV memory and the prompt tokens of a step.
+        settings: ours; None is LMDeploy's own order.
+        step_log: a file for its timed steps.
 
     Raises:
-        BenchError: a server did not start in TRIES tries.
+        BenchError: it did not start.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    step_log = (directory / "lmdeploy-steps.jsonl").absolute()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(leaving_on_sigterm())
-        urls = {}
-        for planned in (True, False):
-            variables = {"HF_HUB_OFFLINE": "1"}
-            if planned:
-                variables[STEPS_VARIABLE] = str(step_log)
-            asked = {"model": str(model), "planned": planned, **options}
-            urls[planned] = stack.enter_context(_server(python, asked, directory, variables))
-        yield LmdeployServers(urls[True], urls[False], step_log)
-
-
-@contextlib.contextmanager
-def _server(
-    python: Path, options: dict[str, Any], directory: Path, variables: dict[str, str]
-) -> Iterator[str]:
-    kind = "ours" if options["planned"] else "stock"
+    kind = "stock" if settings is None else "ours"
+    port = free_port()
+    sizes = {
+        "--max-batch-size": capacity.max_num_seqs,
+        "--num-gpu-blocks": capacity.kv_tokens // BLOCK_TOKENS + 1,
+        "--max-prefill-token-num": capacity.max_num_batched_tokens,
+        "--server-port": port,
+    }
+    words = [word for option, value in sizes.items() for word in (option, str(value))]
+    words += ["--server-name", "127.0.0.1", "--model-name", SERVED]
+    words += ["--generation-config", "lmdeploy"]
+    device, arguments = device_of(words, on_cpu=True)
+    variables = server_variables(str(model), device) | {FORCED_VARIABLE: "1"}
+    if step_log is not None:
+        variables[STEPS_VARIABLE] = str(step_log.absolute())
+    if settings is not None:
+        variables[SETTINGS_VARIABLE] = str(settings.write(directory / "settings.json"))
+    command = "stock" if settings is None else "serve"
     log_path = directory / f"lmdeploy-{kind}.log"
-    for tried in range(1, TRIES + 1):
-        port = free_port()
-        with log_path.open("ab") as log:
-            process = start_server(python, options | {"port": port}, directory, log, **variables)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            if _wait_ready(process, url):
-                yield url
-                return
-        finally:
-            _end(process)
-        if tried == TRIES:
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            server_line(python, directory, command, device, str(model), *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        if not _wait_ready(process, url):
             tail = log_path.read_text(errors="replace").strip().splitlines()[-1:]
             raise BenchError(
-                f"LMDeploy's server ({kind}) did not start in {TRIES} tries: "
+                f"LMDeploy's server ({kind}) did not start: "
                 f"{tail[0] if tail else 'it said nothing'} ({log_path})"
             )
+        yield url
+    finally:
+        _end(process)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
@@ -119,12 +132,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def calls_of(
-    requests: Sequence[WorkloadRequest], quantiles: np.ndarray, max_tokens: int
+    requests: Sequence[WorkloadRequest], max_tokens: int, *, tell_length: bool = False
 ) -> list[Call]:
     """Encoded calls; bodies are the same for all servers, and each takes what it may know.
 
-    ``quantiles (n, q)`` tokens are what a planner is told. The forced length is put into the
-    request behind the planner's back (``pool_middleware``).
+    The forced length is put into the request behind the planner's back
+    (``lmdeploy_adapter.forced_lengths``); ``tell_length`` tells it to the planner, too.
 
     Raises:
         InputError: a request without text, which LMDeploy's completions do not take.
@@ -135,8 +148,7 @@ def calls_of(
             raise InputError(
                 f"request {i} has no text, and LMDeploy's /v1/completions takes no token ids"
             )
-        names = ("ttft_s", "tpot_s", "e2e_s")
-        slo = {name: getattr(request.slo, name) for name in names}
+        told = {"osl": request.output_tokens} if tell_length else {}
         body = {
             "model": SERVED,
             "prompt": whole_prompt(request, i),
@@ -144,11 +156,8 @@ def calls_of(
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "lengthwise": {
-                "quantiles": [round(float(q), 2) for q in quantiles[i]],
-                "slo": {name: value for name, value in slo.items() if value is not None},
-                "replay_tokens": request.output_tokens,
-            },
+            "vllm_xargs": request.slo.to_xargs() | told,
+            "lengthwise": {"replay_tokens": request.output_tokens},
         }
         calls.append(Call(request.arrival_s, json.dumps(body).encode()))
     return calls

@@ -17,11 +17,15 @@ from lengthwise.training import console
 from lengthwise.training.cli.pairs import MOST_SEED
 from lengthwise.training.cli.serving.operate import doctor, follow
 from lengthwise.training.cli.serving.serve_inputs import (
+    LMDEPLOY,
     NO_PREDICTOR,
+    VLLM,
+    check_lmdeploy,
     check_options,
     check_policy,
     check_start,
     emulated_device,
+    engine_parts,
     find_predictor,
     read_admission,
     read_slo_table,
@@ -31,8 +35,8 @@ from lengthwise.training.registry.model_names import DEFAULT_PREDICTOR
 from lengthwise.training.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lengthwise.scheduler.vllm_adapter.live import LiveKeeper
-    from lengthwise.scheduler.vllm_adapter.settings import ServerSettings
+    from lengthwise.scheduler.serving.live import LiveKeeper
+    from lengthwise.scheduler.serving.settings import ServerSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +53,13 @@ def serve(
         str,
         typer.Argument(help="A model vLLM can load; 'tiny', built in; 'smollm2', if installed."),
     ],
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="vllm | lmdeploy (an environment of its own: make lmdeploy). With lmdeploy "
+            "--backend pytorch | turbomind; --device cpu, which 'tiny' has by itself."
+        ),
+    ] = VLLM,
     predictor: Annotated[
         str, typer.Option(help=f"Model URI or directory; '{NO_PREDICTOR}' serves without.")
     ] = DEFAULT_PREDICTOR,
@@ -149,10 +160,11 @@ def serve(
         ),
     ] = "gain",
 ) -> None:
-    """Serve MODEL with vLLM, ordered by length and SLO.
+    """Serve MODEL with vLLM or LMDeploy, ordered by length and SLO.
 
     The OpenAI API, with vllm_xargs or x-slo-* headers for objectives. Options not listed here
     go to vLLM as they are: --port 8001 --max-num-seqs 64 ...
+    With --engine lmdeploy they go to LMDeploy: --server-port 8001 --max-batch-size 64 ...
     A predictor named by alias is followed: when the alias moves, the server takes the new version
     over without a restart, and one with the alias 'shadow' predicts along without being obeyed.
     SIGHUP reads the registry, --slo-table and --policy-file anew.
@@ -161,14 +173,18 @@ def serve(
 
     check_options(ctx)
     name = model
-    model, vllm_args = packaged_model(name, ctx.args)
-    check_start(model, vllm_args)
+    if engine == VLLM:
+        model, engine_args = packaged_model(name, ctx.args)
+        check_start(model, engine_args)
+    else:
+        engine_args = list(ctx.args)
+        check_lmdeploy(model, engine_args, Workspace.current())
     if instances > 1:
         from lengthwise.scheduler.ray_adapter.run_fleet import check_ray
 
         check_ray()
-    from lengthwise.scheduler.vllm_adapter.server.foreground import serve_forever
-    from lengthwise.scheduler.vllm_adapter.settings import make_settings
+    from lengthwise.scheduler.serving.settings import make_settings
+    from lengthwise.scheduler.vllm_adapter.server.vllm_foreground import serve_forever
     from lengthwise.training.registry.follow import (
         FileKeeper,
         Follower,
@@ -207,6 +223,7 @@ def serve(
             else {},
             "seed": seed,
             "router": router,
+            "plan_parts": engine_parts(engine),
         }
         # a fit to emulated steps would only find the profile again
         | ({} if device is None else {"refit_steps": 0})
@@ -216,7 +233,7 @@ def serve(
         from lengthwise.training.bench.served import write_served
 
         try:
-            write_served(request_log, name, settings.model_dump(mode="json"), vllm_args)
+            write_served(request_log, name, settings.model_dump(mode="json"), engine_args)
         except OSError as error:
             say(f"{request_log} cannot be written to: {error}")
     say(f"{name} with {label}, policy {settings.policy}, lengths {settings.lengths}")
@@ -230,17 +247,48 @@ def serve(
         follower = Follower(workspace, say, alias) if alias else None
         keeper = FileKeeper(follower, say, tuple(readers), poll_s, look)
         if instances > 1:
-            code = serve_instances(model, settings, vllm_args, instances, workspace, keeper)
+            code = serve_instances(model, settings, engine_args, instances, workspace, keeper)
+        elif engine == LMDEPLOY:
+            code = serve_at_pool(model, settings, engine_args, workspace, keeper)
         else:
             code = serve_forever(
                 model,
                 settings,
-                vllm_args,
+                engine_args,
                 cache_dir=workspace.cache,
                 keeper=keeper,
                 emulate=device,
             )
     raise typer.Exit(code)
+
+
+def serve_at_pool(
+    model: str,
+    settings: ServerSettings,
+    lmdeploy_args: Sequence[str],
+    workspace: Workspace,
+    keeper: LiveKeeper,
+) -> int:
+    """Serve with LMDeploy, in the foreground; the exit code."""
+    from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
+    from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_foreground import serve_lmdeploy
+    from lengthwise.scheduler.serving.server.command_options import without_given
+    from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME, build_tiny_model
+
+    tiny = model == TINY_NAME
+    if tiny:
+        model = str(build_tiny_model(workspace.cache / TINY_NAME))
+        name = without_given((("--model-name", TINY_NAME),), lmdeploy_args)
+        lmdeploy_args = [*name, *lmdeploy_args]
+    return serve_lmdeploy(
+        environment_python(workspace.cache),
+        model,
+        settings,
+        lmdeploy_args,
+        cache_dir=workspace.cache,
+        keeper=keeper,
+        on_cpu=tiny,
+    )
 
 
 @contextmanager
@@ -269,9 +317,9 @@ def serve_instances(
 ) -> int:
     """Serve by several instances under Ray Serve, in the foreground; the exit code."""
     from lengthwise.scheduler.ray_adapter.run_fleet import laptop_options, run_fleet
-    from lengthwise.scheduler.vllm_adapter.live import live_state, write_live
-    from lengthwise.scheduler.vllm_adapter.server.preflight import address_of
-    from lengthwise.scheduler.vllm_adapter.server.run_files import make_run_files
+    from lengthwise.scheduler.serving.live import live_state, write_live
+    from lengthwise.scheduler.serving.server.preflight import address_of
+    from lengthwise.scheduler.serving.server.run_files import make_run_files
 
     files = make_run_files(workspace.cache / "run", Path(tempfile.gettempdir()))
     live_file = files.path("live.json")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lengthwise.scheduler.vllm_adapter.emulated.options import EmulateOptions
     from lengthwise.training.registry.models import ResolvedPredictor
 
+VLLM, LMDEPLOY = ENGINES = ("vllm", "lmdeploy")
 SERVED_LENGTHS = ("learned", "class", "none")
 
 
@@ -34,6 +35,11 @@ def check_options(ctx: Any) -> None:
         refuse(ctx, ("tenant_weights",), "weighs fair shares, got --no-fair-tenants with it")
     if given["instances"] > 1:
         refuse(ctx, ("emulate",), "serves one instance, got --instances with it")
+    if given["engine"] not in ENGINES:
+        raise InputError(f"--engine must be one of {', '.join(ENGINES)}, got {given['engine']!r}")
+    if given["engine"] == LMDEPLOY:
+        refuse(ctx, ("emulate", "step_log"), "is vLLM's device, got --engine lmdeploy with it")
+        refuse(ctx, ("instances",), "are vLLM's, got --engine lmdeploy with them")
     lengths = given["lengths"]
     if lengths is not None and lengths not in SERVED_LENGTHS:
         raise InputError(f"--lengths must be one of {', '.join(SERVED_LENGTHS)}, got {lengths!r}")
@@ -59,7 +65,7 @@ def check_learning(request_log: Path | None, predictor: str) -> None:
 
 def check_start(model: str, vllm_args: Sequence[str]) -> None:
     """InputError for an address that is taken or a model that is none, before anything loads."""
-    from lengthwise.scheduler.vllm_adapter.server.preflight import (
+    from lengthwise.scheduler.serving.server.preflight import (
         address_of,
         check_model,
         hold_address,
@@ -71,6 +77,28 @@ def check_start(model: str, vllm_args: Sequence[str]) -> None:
     address = address_of(vllm_args)
     if address is not None:
         hold_address(address).close()
+
+
+def check_lmdeploy(model: str, arguments: Sequence[str], workspace: Workspace) -> None:
+    """InputError for an address that is taken, a model that is none, or no such environment."""
+    from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import environment_python
+    from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_foreground import lmdeploy_address
+    from lengthwise.scheduler.serving.server.preflight import check_model, hold_address
+    from lengthwise.scheduler.vllm_adapter.server.tiny import TINY_NAME
+
+    environment_python(workspace.cache)
+    if model != TINY_NAME:
+        check_model(model)
+    hold_address(lmdeploy_address(arguments)).close()
+
+
+def engine_parts(engine: str) -> tuple[str, ...] | None:
+    """The parts of a plan that the engine can carry out; None: all."""
+    if engine == VLLM:
+        return None
+    from lengthwise.scheduler.lmdeploy_adapter.pool_order import PARTS
+
+    return PARTS
 
 
 def emulated_device(profile: str | None, step_log: Path | None) -> EmulateOptions | None:
