@@ -18,7 +18,12 @@ from typer.testing import CliRunner
 from lengthwise.data.errors import InputError
 from lengthwise.data.request_log import read_request_log
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import VARIABLE
-from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_foreground import device_of, lmdeploy_address
+from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_foreground import (
+    device_of,
+    lmdeploy_address,
+    serve_lmdeploy,
+)
+from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.training.bench.engines.servers import free_port
 from lengthwise.training.cli.app import app
 
@@ -51,6 +56,16 @@ def test_on_a_gpu_all_is_its_own():
 def test_what_it_cannot_be_is_refused(words, rule):
     with pytest.raises(InputError, match=rule):
         device_of(words, on_cpu=False)
+
+
+@pytest.mark.parametrize("said", ["x", "-1", "inf"])
+def test_how_long_it_may_finish_is_a_number_of_seconds(said, tmp_path):
+    rule = f"--shutdown-timeout must be a number of seconds, got '{said}'"
+    with pytest.raises(InputError, match=rule):
+        serve_lmdeploy(
+            tmp_path / "python", "m", ServerSettings(), [f"--shutdown-timeout={said}"],
+            cache_dir=tmp_path,
+        )  # fmt: skip
 
 
 def test_where_it_listens():
