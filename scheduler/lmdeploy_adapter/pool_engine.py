@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from lengthwise.scheduler.lmdeploy_adapter.token_steps import TimedStep, TokenSteps
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.serving.engine.core import Core
-from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.engine.engine_metrics import EngineMetrics
 from lengthwise.scheduler.serving.engine.plans.snapshots import Running
 from lengthwise.scheduler.serving.engine.plans.step_decisions import Decision
 from lengthwise.scheduler.serving.engine.publishing import Publisher
@@ -32,7 +32,6 @@ from lengthwise.scheduler.serving.settings import ServerSettings
 from lengthwise.scheduler.serving.wire.hints import Hints
 
 BLOCK_TOKENS = 64
-ENGINE = "lmdeploy"  # in the metrics
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +61,7 @@ class PoolEngine:
         self,
         settings: ServerSettings,
         capacity: Capacity,
+        metrics: EngineMetrics,
         *,
         max_model_len: int,
         versions: Mapping[str, str | None],
@@ -74,7 +74,7 @@ class PoolEngine:
         self.core = Core(
             settings,
             self.queue,
-            engine_metrics(ENGINE),
+            metrics,
             capacity,
             max_model_len=max_model_len,
             may_yield=False,

@@ -13,6 +13,7 @@ from lengthwise.scheduler.lmdeploy_adapter.pool_client import PoolClient
 from lengthwise.scheduler.lmdeploy_adapter.pool_engine import PoolEngine, PoolRequest
 from lengthwise.scheduler.lmdeploy_adapter.pool_order import PARTS
 from lengthwise.scheduler.problem import Capacity, Plan
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.serving.settings import make_settings
 from lengthwise.scheduler.serving.wire.hints import Hints
 
@@ -28,6 +29,7 @@ class ToyPool:
         self.engine = PoolEngine(
             make_settings(told | {"plan_parts": PARTS} | values),
             Capacity(slots, 65536, 2048),
+            engine_metrics(),
             max_model_len=4096,
             versions=VERSIONS,
         )

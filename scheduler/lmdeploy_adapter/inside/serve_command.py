@@ -34,6 +34,7 @@ from lengthwise.scheduler.lmdeploy_adapter.pool_client import PoolClient
 from lengthwise.scheduler.lmdeploy_adapter.pool_engine import BLOCK_TOKENS, PoolEngine
 from lengthwise.scheduler.problem import Capacity
 from lengthwise.scheduler.serving.api.api_metrics import api_metrics
+from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
 from lengthwise.scheduler.serving.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -127,6 +128,7 @@ def _pool_engine(settings: ServerSettings, config: Any, size: int) -> PoolEngine
     return PoolEngine(
         settings,
         Capacity(size, kv_tokens, prefill_tokens),
+        engine_metrics("lmdeploy"),
         max_model_len=longest,
         versions={"lengthwise": _version("lengthwise"), "lmdeploy": _version("lmdeploy")},
     )

@@ -259,5 +259,5 @@ def series(metric: Any, *labels: str) -> Any:
 
 @lru_cache(maxsize=1)
 def engine_metrics(engine: str = "vllm") -> EngineMetrics:
-    """The engine process's metrics; one set a process, as the registry allows."""
+    """The engine process's metrics; one set a process, of one engine, as the registry allows."""
     return EngineMetrics(engine)
