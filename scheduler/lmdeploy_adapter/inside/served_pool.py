@@ -142,6 +142,7 @@ def come_before_generate(engine: Callable[[], PoolEngine], on_unread: OnUnread) 
             one.status = "failed"
             raise
         finally:
+            REQUEST.set(None)  # where it ended before it asked
             planned.over(one)
 
     AsyncEngine.generate = generate_told

@@ -249,6 +249,13 @@ class LengthwiseScheduler(AsyncScheduler):
         ready = sum(one.resumable and one.status == RequestStatus.WAITING for one in first)
         return int(getattr(self, "num_waiting_for_streaming_input", 0)) + ready
 
+    def _going_on(self) -> int:
+        """Who runs, and sessions that wait for their next input or have it, before vLLM 0.31."""
+        waiting = getattr(self, "skipped_waiting", ())
+        ready = sum(one.resumable and one.status == RequestStatus.WAITING for one in waiting)
+        asked = int(getattr(self, "num_waiting_for_streaming_input", 0))
+        return min(len(self.running) + asked + ready, self._most_running) if ready else 0
+
     def _limit(self, decision: Decision) -> None:
         """Hold the next step to the plan's limits; None: to vLLM's own."""
         most = decision.max_running
@@ -259,8 +266,8 @@ class LengthwiseScheduler(AsyncScheduler):
         limit = self._most_running if most is None else min(self._most_running, most)
         if hasattr(self, "max_num_active_reqs"):
             self.max_num_active_reqs: int = limit
-        else:  # vLLM holds whoever runs to this one too
-            self.max_num_running_reqs: int = max(limit, len(self.running))
+        else:  # vLLM holds whoever runs to this one too, and sessions that go on
+            self.max_num_running_reqs: int = max(limit, len(self.running), self._going_on())
         budget = self._token_budget
         if rests:
             budget = min(budget, decode_tokens)
