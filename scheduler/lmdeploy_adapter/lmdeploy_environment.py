@@ -57,11 +57,13 @@ def server_line(python: Path, directory: Path, *command: str) -> list[str]:
     """The line that runs this adapter with a command; links are put into ``directory``."""
     place = directory.absolute() / "package"
     place.mkdir(parents=True, exist_ok=True)
+    wanted = {found.name: found for found in (Path(lengthwise.__file__).parent, *_said_of_it())}
     for link in place.iterdir():
-        link.unlink(missing_ok=True)
-    for found in (Path(lengthwise.__file__).parent, *_said_of_it()):
-        with suppress(FileExistsError):  # another server does the same
-            (place / found.name).symlink_to(found)
+        if wanted.get(link.name) != link.readlink():  # a server that starts reads the others
+            link.unlink(missing_ok=True)
+    for name, found in wanted.items():
+        with suppress(FileExistsError):
+            (place / name).symlink_to(found)
     return [str(python), "-I", "-c", _SERVE, str(place), *command]
 
 
@@ -105,14 +107,7 @@ def look_at(python: Path) -> list[dict[str, Any]]:
     return list(json.loads(said))
 
 
-# Of a child on a CPU: no device is looked for, and one thread computes.
-CPU_VARIABLES = {
-    "LMDEPLOY_ENABLE_CHECK_ENV": "0",
-    "LMDEPLOY_SKIP_WARMUP": "1",
-    "OMP_NUM_THREADS": "1",
-}
-
-
 def child_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """A child's variables on a CPU."""
-    return {**environ, **CPU_VARIABLES}
+    """A child's variables on a CPU: no device is looked for, and one thread computes."""
+    own = {"LMDEPLOY_ENABLE_CHECK_ENV": "0", "LMDEPLOY_SKIP_WARMUP": "1", "OMP_NUM_THREADS": "1"}
+    return {**environ, **own}

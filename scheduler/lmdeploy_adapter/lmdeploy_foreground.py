@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lengthwise.data.errors import InputError
 from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_environment import (
-    CPU_VARIABLES,
+    child_variables,
     server_line,
 )
 from lengthwise.scheduler.serving.live import LiveKeeper
@@ -95,7 +95,7 @@ def serve_lmdeploy(
 
 def server_variables(model: str, device: str) -> dict[str, str]:
     """A server's environment; the hub is asked for nothing where the model is on this disk."""
-    variables = dict(os.environ) | (CPU_VARIABLES if device == CPU else {})
+    variables = child_variables(os.environ) if device == CPU else dict(os.environ)
     if Path(model).exists():
         variables.setdefault("HF_HUB_OFFLINE", "1")
     return variables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from lengthwise.data.errors import InputError, shown
 from lengthwise.scheduler.serving.api.body.readers import (
@@ -17,6 +18,7 @@ from lengthwise.scheduler.serving.api.body.readers import (
     read_messages,
     read_responses,
 )
+from lengthwise.scheduler.serving.api.front_desk import Front
 from lengthwise.scheduler.serving.api.middleware import ServingMiddleware
 
 MOST_SAMPLES = 1024  # more than LMDeploy starts
@@ -47,6 +49,14 @@ def read_generate(body: Body, history: History = no_history) -> RequestParts:
     return RequestParts((text,), body, ("max_tokens",), body.get("vllm_xargs"))
 
 
+class PoolFront(Front):
+    """Before a pool's engine: sequences are told of where the server starts them."""
+
+    def stand_before(self, engine_client: Any) -> None:
+        """Count those of which nothing was read."""
+        engine_client.count_unread = self.count_unread
+
+
 class LmdeployMiddleware(ServingMiddleware):
     """With LMDeploy's routes."""
 
@@ -57,3 +67,7 @@ class LmdeployMiddleware(ServingMiddleware):
         "/v1/messages": read_messages,
         "/generate": read_generate,
     }
+
+    def make_front(self) -> PoolFront:
+        """Before the pool."""
+        return PoolFront(self.settings, self.service, self.metrics)

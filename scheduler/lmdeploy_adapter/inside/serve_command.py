@@ -10,8 +10,7 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +32,8 @@ from lengthwise.scheduler.lmdeploy_adapter.lmdeploy_middleware import LmdeployMi
 from lengthwise.scheduler.lmdeploy_adapter.pool_client import PoolClient
 from lengthwise.scheduler.lmdeploy_adapter.pool_engine import BLOCK_TOKENS, PoolEngine
 from lengthwise.scheduler.problem import Capacity
-from lengthwise.scheduler.serving.api.api_metrics import api_metrics
 from lengthwise.scheduler.serving.engine.engine_metrics import engine_metrics
+from lengthwise.scheduler.serving.installed import installed_version
 from lengthwise.scheduler.serving.settings import (
     LOGGER_NAME,
     ServerSettings,
@@ -62,9 +61,9 @@ def serve_command(model: str, arguments: Sequence[str], device: str, *, planned:
     if forces:
         force_lengths()
     settings = settings_from_environment()
-    engines: list[PoolEngine] = []
+    clients: list[PoolClient] = []
     if planned:
-        _plan_at_pool(settings, engines)
+        _plan_at_pool(settings, clients)
     if device == "cpu":
         _compute_here(Path(model))
     serving = False
@@ -74,7 +73,7 @@ def serve_command(model: str, arguments: Sequence[str], device: str, *, planned:
         nonlocal serving
         serving = True
         if planned:
-            stand_before(app, settings, engines[0])
+            stand_before(app, settings, clients[0])
         if forces:
             app.add_middleware(ForcedLengths)
         run(app=app, **options)
@@ -88,33 +87,28 @@ def serve_command(model: str, arguments: Sequence[str], device: str, *, planned:
             raise
         _start_again(error)
     finally:
-        for engine in engines:
-            engine.close()
+        for client in clients:
+            client.engine.close()
 
 
-def stand_before(app: Any, settings: ServerSettings, engine: PoolEngine) -> None:
+def stand_before(app: Any, settings: ServerSettings, client: PoolClient) -> None:
     """Put the middleware into LMDeploy's application, and the engine where it is asked for."""
-    app.state.engine_client = PoolClient(engine.answers)
+    app.state.engine_client = client
     guards = [layer.kwargs.get("tokens") for layer in app.user_middleware]
     app.state.args = SimpleNamespace(api_key=next((keys for keys in guards if keys), None))
     app.add_middleware(LmdeployMiddleware, settings=settings)
 
 
-def _plan_at_pool(settings: ServerSettings, engines: list[PoolEngine]) -> None:
+def _plan_at_pool(settings: ServerSettings, clients: list[PoolClient]) -> None:
     def build(self: Any, engine: Any, size: int) -> None:
         if isinstance(self.request_handle_pool, ServedPool):  # it slept: who waits, waits on
             self.request_handle_pool.renew(engine)
             return
-        engines.append(_pool_engine(settings, engine.engine_config, size))
-        self.request_handle_pool = ServedPool(engine, size, engines[-1])
+        clients.append(PoolClient(_pool_engine(settings, engine.engine_config, size)))
+        self.request_handle_pool = ServedPool(engine, size, clients[-1].engine)
 
     SessionManager.build_request_handle_pool = build
-    come_before_generate(lambda: engines[0], _counted())
-
-
-def _counted() -> Callable[[str], None]:
-    unread = api_metrics().unread
-    return lambda route: unread.labels(route).inc()
+    come_before_generate(lambda: clients[0])
 
 
 def _pool_engine(settings: ServerSettings, config: Any, size: int) -> PoolEngine:
@@ -130,7 +124,7 @@ def _pool_engine(settings: ServerSettings, config: Any, size: int) -> PoolEngine
         Capacity(size, kv_tokens, prefill_tokens),
         engine_metrics("lmdeploy"),
         max_model_len=longest,
-        versions={"lengthwise": _version("lengthwise"), "lmdeploy": _version("lmdeploy")},
+        versions={name: installed_version(name) for name in ("lengthwise", "lmdeploy")},
     )
 
 
@@ -152,10 +146,3 @@ def _start_again(error: Exception) -> None:
         child.kill()
     os.environ[TRIES_VARIABLE] = str(tried + 1)
     os.execv(sys.executable, sys.orig_argv)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -16,6 +16,7 @@ from lmdeploy.serve.core import AsyncEngine
 
 from lengthwise.scheduler.lmdeploy_adapter.forced_lengths import force
 from lengthwise.scheduler.lmdeploy_adapter.inside.ordered_pool import OrderedPool
+from lengthwise.scheduler.lmdeploy_adapter.pool_client import PoolClient
 from lengthwise.scheduler.lmdeploy_adapter.pool_engine import PoolEngine, PoolRequest
 from lengthwise.scheduler.serving.api.call import Call, OnUnread, current_call
 from lengthwise.scheduler.serving.settings import LOGGER_NAME
@@ -120,15 +121,15 @@ def force_lengths() -> None:
     AsyncEngine.generate = generate_forced
 
 
-def come_before_generate(engine: Callable[[], PoolEngine], on_unread: OnUnread) -> None:
+def come_before_generate(client: Callable[[], PoolClient]) -> None:
     """Tell the engine, once there is one, of each sequence the server starts and how it ends."""
     generate = AsyncEngine.generate
 
     async def generate_told(
         self: Any, request: Any, stream_response: bool = True
     ) -> AsyncIterator[Any]:
-        planned = engine()
-        one = _begun(planned, request, on_unread)
+        planned = client().engine
+        one = _begun(client(), request)
         REQUEST.set(one)
         try:
             async with contextlib.aclosing(generate(self, request, stream_response)) as answers:
@@ -136,8 +137,6 @@ def come_before_generate(engine: Callable[[], PoolEngine], on_unread: OnUnread) 
                     if answer.finish_reason is not None:
                         one.status = _status(answer.finish_reason, one, self)
                     yield answer
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
         except Exception:
             one.status = "failed"
             raise
@@ -160,9 +159,9 @@ def _status(reason: str, one: PoolRequest, engine: Any) -> str:
     return _STATUS.get(reason, "otherwise")
 
 
-def _begun(planned: PoolEngine, request: Any, on_unread: OnUnread) -> PoolRequest:
+def _begun(client: PoolClient, request: Any) -> PoolRequest:
     """The request's sequence as the engine is told of it."""
-    config = request.gen_config
+    config, planned = request.gen_config, client.engine
     prompt_tokens = int(request.input_token_len)
     most = int(config.max_new_tokens or max(1, planned.core.max_model_len - prompt_tokens))
     least = most if config.ignore_eos else int(config.min_new_tokens or 0)
@@ -173,7 +172,7 @@ def _begun(planned: PoolEngine, request: Any, on_unread: OnUnread) -> PoolReques
     )
     hints = Hints()
     try:
-        hints = _hints(current_call(), params, one, on_unread)
+        hints = _hints(current_call(), params, one, client.count_unread)
     except Exception as error:  # what we add must never cost a request
         logger.warning("a sequence goes on without its hints: %r", error)
     planned.arrived(one, hints, time.time())

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from lengthwise.scheduler.policies.make import check_policy, make_policy, within_parts
 from lengthwise.scheduler.policies.policy import Policy
+from lengthwise.scheduler.serving.installed import installed_version
 from lengthwise.scheduler.serving.settings import ServerSettings
 
 
@@ -47,10 +47,7 @@ def prepare_policy(
 
 def policy_version(params: Mapping[str, Any]) -> str:
     """The package's version, and a hash of the parameters where some are given."""
-    try:
-        version = metadata.version("lengthwise")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
+    version = installed_version("lengthwise") or "unknown"
     if not params:
         return version
     text = json.dumps(dict(params), sort_keys=True, default=repr)
