@@ -330,6 +330,7 @@ class Core:
     ) -> None:
         """A step's tokens were booked."""
         self.running_count = running_count
+        self.decisions.in_force.step_ended()
         if worked:
             took_s = self.timer.end(now_s, unix_s, running_count, len(self.queue))
             if took_s is not None:

@@ -52,13 +52,16 @@ class PlanInForce:
         if self._changed_s == math.inf:
             self._changed_s, self._steps = now_s, 0
 
-    def stale(self, now_s: float) -> bool:
-        """Whether the plan in force has outlived its time; asked once a step."""
+    def step_ended(self) -> None:
+        """The engine has done another step."""
         self._steps += 1
+
+    def stale(self, now_s: float) -> bool:
+        """Whether the plan in force has outlived its time."""
         if not self._holds:
             return False
         changed = now_s > self._changed_s + STALE_INTERVALS * self._pace_s
-        return now_s > self._until_s or (changed and self._steps > LEAST_STEPS)
+        return now_s > self._until_s or (changed and self._steps >= LEAST_STEPS)
 
     def rests(self, rested_steps: float) -> bool:
         """Whether the next step is one without prompt tokens, so many after the last with some."""
