@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ def read_object(path: str | Path, what: str = "") -> dict[str, Any]:
             text = file.read()
     except InputError as error:
         raise InputError(f"cannot read {f'{what} {error}'.strip()}") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise InputError(f"cannot read {where}: {damage(error, 'in the middle')}") from error
     return parse_object(text, where, once=True)
 

@@ -1,25 +1,23 @@
 """Text files that a person may have written, and JSON lines, with errors that name the line.
 
-One opener for all of them: gzip is told by its first bytes, a byte-order mark is dropped, line
-ends are of any kind, and what is no UTF-8 text says what it is instead.
+One opener for all of them: how a file is packed is told by its first bytes, a byte-order mark is
+dropped, line ends are of any kind, and what is no UTF-8 text says what it is instead.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.packed import BrokenPackError, Unpacked, packing_of
 
 Watch = Callable[[int], None]
 
-GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
 ARROW = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
@@ -30,14 +28,9 @@ _OTHERS = (
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8"),
     (b"PK\x03\x04", "a zip archive (or a spreadsheet)", "unpack it, or save it as CSV"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it: zstd -d"),
-    (b"\xfd7zXZ\x00", "xz-compressed", "unpack it: xz -d"),
-    (b"BZh", "bzip2-compressed", "unpack it: bzip2 -d"),
-    (b"\x04\x22\x4d\x18", "lz4-compressed", "unpack it: lz4 -d"),
     (b"\x5d\x00\x00", "lzma-compressed", "unpack it: xz -d --format=lzma"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it"),
     (b"Rar!", "a RAR archive", "unpack it"),
-    (GZIP, "gzip-compressed twice", "unpack it once"),
     (ARROW, "an Arrow file", "save it as JSON lines"),
     (PARQUET, "a Parquet file", "save it as JSON lines"),
     (b"ORC", "an ORC file", "save it as Parquet"),
@@ -53,42 +46,17 @@ _TAR = (257, b"ustar")  # where a tar archive says so
 _HEAD_BYTES, _TELLING_BYTES = 512, 64
 _BUFFER_BYTES = 1 << 18
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a wrong byte
-DAMAGE = (OSError, EOFError, zlib.error)
-_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class CutShortError(InputError):
-    """A gzip that ends early or breaks, of which what stood before was read.
+    """A packed file that ends early or breaks, of which what stood before was read.
 
     `loss` says so without the file's name, for a reader that counts what it leaves out.
     """
 
-    def __init__(self, path: str | Path, error: Exception, where: str) -> None:
+    def __init__(self, path: str | Path, error: BrokenPackError, where: str) -> None:
         super().__init__(f"{path}: {damage(error, where)}")
-        kind = "gzip ends early" if isinstance(error, EOFError) else "corrupt gzip"
-        self.loss = InputError(f"{kind}: nothing can be read {where}")
-
-
-class _Unpacked(io.RawIOBase):
-    """A gzip's content as far as it can be read: all before a break comes before the error."""
-
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
-        self._content = gzip.GzipFile(fileobj=packed)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        piece = self._content.read1(len(buffer))  # read would drop what it has when it breaks
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._content.close()
-            self._packed.close()
+        self.loss = InputError(f"{error.what}: nothing can be read {where}")
 
 
 class _Watched(io.FileIO):
@@ -105,10 +73,10 @@ class _Watched(io.FileIO):
 
 
 def open_bytes(path: str | Path, watch: Watch | None = None) -> tuple[BinaryIO, bytes]:
-    """A file's content, gunzipped, at its start, and the first bytes of it.
+    """A file's content, unpacked, at its start, and the first bytes of it.
 
     `watch` is called with the bytes of every piece that is read from the disk. InputError if the
-    file is missing, or a gzip that is none.
+    file is missing, or broken from its beginning.
     """
     file = Path(path)
     if file.is_dir():
@@ -121,10 +89,10 @@ def open_bytes(path: str | Path, watch: Watch | None = None) -> tuple[BinaryIO, 
             _Watched(file, watch) if watch else io.FileIO(file), _BUFFER_BYTES
         )
         head = content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-        if head.startswith(GZIP):
-            content = io.BufferedReader(_Unpacked(content), _BUFFER_BYTES)
+        if (packing := packing_of(head)) is not None:
+            content = io.BufferedReader(Unpacked(content, packing), _BUFFER_BYTES)
             head = content.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-    except DAMAGE as error:
+    except OSError as error:
         if content is not None:
             content.close()
         raise InputError(f"{file}: {damage(error, 'before line 1')}") from error
@@ -142,7 +110,7 @@ def refuse_pipe(path: str | Path) -> None:
 
 
 def open_text(path: str | Path, watch: Watch | None = None, newline: str | None = None) -> IO[str]:
-    """Open a UTF-8 text file, gunzipped if need be, without its byte-order mark.
+    """Open a UTF-8 text file, unpacked if need be, without its byte-order mark.
 
     A byte that is no UTF-8 comes as a lone surrogate (`is_utf8` tells). `newline` as in `open`.
     InputError if the file is missing or something else than text.
@@ -158,6 +126,8 @@ def open_text(path: str | Path, watch: Watch | None = None, newline: str | None 
 
 def _no_utf8(head: bytes) -> str | None:
     """What a file that begins so is, instead of UTF-8 text."""
+    if (packing := packing_of(head)) is not None:
+        return f"{packing.name}-compressed twice, not UTF-8 text: unpack it once"
     for start, what, way_out in _OTHERS:
         if head.startswith(start):
             return f"{what}, not UTF-8 text: {way_out}"
@@ -172,20 +142,19 @@ def _no_utf8(head: bytes) -> str | None:
     return f"{what}, not UTF-8 text"
 
 
-def broken_off(path: str | Path, error: Exception, where: str) -> InputError:
+def broken_off(path: str | Path, error: OSError, where: str) -> InputError:
     """The error of a read that failed so far into a file, with its name."""
-    if isinstance(error, _BROKEN_GZIP):
+    if isinstance(error, BrokenPackError):
         return CutShortError(path, error, where)
     return InputError(f"{path}: {damage(error, where)}")
 
 
-def damage(error: Exception, where: str) -> str:
+def damage(error: OSError, where: str) -> str:
     """What a failed read means, on one line; `where` says how far it came."""
-    if isinstance(error, EOFError):
-        return f"gzip ends early, {where}"
-    if isinstance(error, gzip.BadGzipFile | zlib.error):
-        return f"corrupt gzip {where}: {error}"
-    return f"cannot be read, {where}: {getattr(error, 'strerror', None) or error}"
+    if isinstance(error, BrokenPackError):
+        reason = "" if error.early else f": {error}"
+        return f"{error.what}{',' if error.early else ''} {where}{reason}"
+    return f"cannot be read, {where}: {error.strerror or error}"
 
 
 def is_utf8(text: str) -> bool:
@@ -197,7 +166,7 @@ def read_lines(path: str | Path, watch: Watch | None = None) -> Iterator[tuple[i
     """(line number, line) of every line that is not blank; see `is_utf8` for wrong bytes.
 
     Raises InputError for a missing file, and CutShortError after the last whole line of a
-    truncated or corrupt gzip.
+    packed file that ends early or is corrupt.
     """
     number = 0
     with open_text(path, watch) as file:
@@ -205,7 +174,7 @@ def read_lines(path: str | Path, watch: Watch | None = None) -> Iterator[tuple[i
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
-        except DAMAGE as error:
+        except OSError as error:
             raise broken_off(path, error, f"after line {number}") from error
 
 

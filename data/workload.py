@@ -88,7 +88,7 @@ class WorkloadRequest:
 
 
 def read_workload(path: str | Path) -> list[WorkloadRequest]:
-    """The requests of a workload file (.jsonl or .jsonl.gz), sorted by `arrival_s`.
+    """The requests of a workload file (.jsonl, also packed), sorted by `arrival_s`.
 
     Raises InputError with file and line number for a bad line, an unsorted arrival, or no lines.
     """

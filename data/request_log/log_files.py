@@ -10,6 +10,7 @@ from typing import Any
 from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import CutShortError, Watch, parse_line, read_lines
+from lengthwise.data.packed import SUFFIXES, unpacked_name
 from lengthwise.data.request_log.schema import FILE_PATTERN, TEXTS_PATTERN, check_row, normal_row
 from lengthwise.data.skipped import Skipped
 
@@ -27,7 +28,7 @@ class LogFiles:
 
 
 def log_files(folder: str | Path) -> LogFiles:
-    """The files of a folder, also gzipped, or one file alone; InputError where there is no log.
+    """The files of a folder, also packed ones, or one file alone; InputError where there is no log.
 
     Of a file and its packed copy only the file is read.
     """
@@ -38,7 +39,7 @@ def log_files(folder: str | Path) -> LogFiles:
         return LogFiles([path], _matching(path.parent, TEXTS_PATTERN), [])
     rows, texts = _matching(path, FILE_PATTERN), _matching(path, TEXTS_PATTERN)
     if not rows:
-        raise InputError(f"{path}: no request log here (no {FILE_PATTERN}, nor one .gz)")
+        raise InputError(f"{path}: no request log here (no {FILE_PATTERN}, nor one packed)")
     known = {file.name for file in (*rows, *texts)} | _OURS
     others = (file.name for file in path.iterdir() if not file.name.startswith("."))
     return LogFiles(rows, texts, sorted(name for name in others if name not in known))
@@ -47,8 +48,8 @@ def log_files(folder: str | Path) -> LogFiles:
 def checked_rows(
     file: Path, skipped: Skipped, watch: Watch | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one file, oldest first; of a gzip that breaks off those before, and its break
-    is counted. A server may have pruned it since it was listed: no rows."""
+    """The rows of one file, oldest first; of a packed one that breaks off those before, and its
+    break is counted. A server may have pruned it since it was listed: no rows."""
     if not file.exists():
         return
     try:
@@ -126,7 +127,8 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     plain = {file.name: file for file in folder.glob(pattern) if file.is_file()}
     packed = {
         name: file
-        for file in folder.glob(f"{pattern}.gz")
-        if (name := file.name.removesuffix(".gz")) not in plain and file.is_file()
+        for suffix in SUFFIXES
+        for file in folder.glob(f"{pattern}{suffix}")
+        if (name := unpacked_name(file.name)) not in plain and file.is_file()
     }
     return [file for _, file in sorted((plain | packed).items())]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lengthwise.data.lines import GZIP, Watch, open_text
+from lengthwise.data.lines import Watch, open_text
+from lengthwise.data.packed import is_packed
 from lengthwise.data.request_log.log_files import checked, checked_rows
 from lengthwise.data.skipped import Skipped
 
@@ -30,7 +31,7 @@ def newest_first(
     """The wanted rows of several files, newest first; rows that break a rule are counted.
 
     A file is opened when its last write is newer than every row that is left, so that who stops
-    early opens few. Of a gzipped file, which can only be read from its old end, the newest `most`
+    early opens few. Of a packed file, which can only be read from its old end, the newest `most`
     rows are held.
     """
     heap: list[tuple[float, int, LogRow | None, Iterator[LogRow]]] = []
@@ -59,9 +60,7 @@ def _rows_back(
 ) -> Iterator[LogRow]:
     if not file.exists():
         return
-    with file.open("rb") as raw:
-        packed = raw.read(len(GZIP)) == GZIP
-    if packed:
+    if is_packed(file):
         kept = deque(filter(wanted, checked_rows(file, skipped, watch)), maxlen=most)
         yield from reversed(kept)
         return

@@ -1,4 +1,4 @@
-"""Files as rows: JSON lines, arrays and documents, CSV, TSV, Parquet, Arrow, each also gzipped.
+"""Files as rows: JSON lines, arrays and documents, CSV, TSV, Parquet, Arrow, each also packed.
 
 What a file is, its first bytes say; a name only has to tell CSV from TSV. Rows come one at a
 time, so that a file larger than memory can be read; a row that cannot be taken apart comes as
@@ -14,7 +14,6 @@ from typing import IO
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import (
-    DAMAGE,
     CutShortError,
     Watch,
     open_bytes,
@@ -34,8 +33,8 @@ _JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 def rows_of(path: Path, watch: Watch | None = None) -> Iterator[Placed]:
     """(place, row) of a file, or (place, error) for a row that cannot be read.
 
-    A gzip that breaks off gives the rows before, and then its break as one more that cannot be
-    read. `watch` is called with the bytes read from the disk. InputError for a file that is
+    A packed file that breaks off gives the rows before, and then its break as one more that cannot
+    be read. `watch` is called with the bytes read from the disk. InputError for a file that is
     missing, damaged, or nothing that holds rows.
     """
     place = None
@@ -86,10 +85,10 @@ def _lines_or_array(path: Path, watch: Watch | None) -> Iterator[Placed]:
 
 
 def _line(file: IO[str], most: int = -1) -> str:
-    """The next line, empty at the end and where a gzip breaks off."""
+    """The next line, empty at the end and where a packed file breaks off."""
     try:
         return file.readline(most)
-    except DAMAGE:
+    except OSError:
         return ""
 
 

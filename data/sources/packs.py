@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lengthwise.data.chat import valid_text
 from lengthwise.data.errors import InputError, shown
+from lengthwise.data.packed import unpacked_name
 from lengthwise.data.skipped import Skipped
 from lengthwise.data.slo import check_class_name
 from lengthwise.data.sources.containers import rows_of
@@ -62,7 +63,7 @@ def read_pack(path: Path) -> PromptTable:
 
     InputError names file and line where none is left or most are broken.
     """
-    pack = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    pack = unpacked_name(path.name).removesuffix(".jsonl")
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     skipped = Skipped()
     for place, row in rows_of(path):

@@ -147,7 +147,7 @@ def tar():
         (gzip.compress(tar(), mtime=0), "is a tar archive"),
         (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "is gzip-compressed twice"),
         (lzma.compress(b"{}" * 99, lzma.FORMAT_ALONE), "is lzma-compressed"),
-        (bz2.compress(b"{}"), "is bzip2-compressed"),
+        (bz2.compress(b"{}")[:20], "bzip2 ends early"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7-zip archive"),
         (b"\x93NUMPY" + bytes(90), "is an array of numpy's"),
         (pickle.dumps(ROWS), "is a pickle"),

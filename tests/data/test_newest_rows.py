@@ -49,10 +49,10 @@ def test_packed_files_are_read_and_what_is_none_of_the_logs_is_named(tmp_path):
     written(tmp_path, "requests-2.jsonl", [row(i) for i in range(200, 400)])
     written(tmp_path, "requests-2.jsonl.gz", [row(i) for i in range(200, 400)])
     (tmp_path / "server.json").write_text("{}")
-    (tmp_path / "requests-0.jsonl.zst").write_bytes(b"x")
+    (tmp_path / "requests-0.jsonl.zip").write_bytes(b"x")
     frame = read_request_log(tmp_path)
     assert ids(frame) == list(range(400))
-    unread = ["requests-0.jsonl.zst", "requests-2.jsonl.gz"]
+    unread = ["requests-0.jsonl.zip", "requests-2.jsonl.gz"]
     assert frame.attrs["unread_files"] == unread
     assert describe(str(tmp_path))["unused"]["unread_files"] == unread
     assert unused_lines({"unread_files": unread}) == [f"Not read: {', '.join(unread)}"]

@@ -30,7 +30,7 @@ def predict_file(predictor: LengthPredictor, source: str, target: str, *, steps:
 
     A row is a ``prompt``, or ``messages`` as a server is sent them; an answer at their end is not
     read. Adds ``predicted_tokens`` (median) and ``quantiles``, an object from level to tokens.
-    ``-`` is stdin or stdout; a source ending in .gz is unpacked. The target file appears only when
+    ``-`` is stdin or stdout; a packed source is unpacked. The target file appears only when
     every row was good. Raises InputError with the line number for a row that is no object, has
     no text, or holds a ``slo_class`` or ``prompt_tokens`` of the wrong kind.
     """

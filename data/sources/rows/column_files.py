@@ -81,7 +81,7 @@ def _seekable(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(getattr(content, "raw", None), io.FileIO):
             yield content
             return
-        while piece := content.read(_PIECE):  # gzipped: columns must seek
+        while piece := content.read(_PIECE):  # packed: columns must seek
             unpacked.write(piece)
         unpacked.seek(0)
         yield unpacked

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lengthwise.data.errors import InputError, shown
-from lengthwise.data.lines import DAMAGE, Watch, broken_off, is_utf8, open_text, read_lines
+from lengthwise.data.lines import Watch, broken_off, is_utf8, open_text, read_lines
+from lengthwise.data.packed import unpacked_name
 from lengthwise.data.slo import parse_number
 from lengthwise.data.sources.names import NAMES_OF_COLUMNS
 
@@ -31,8 +32,8 @@ def table_ending(path: Path) -> bool:
 
 
 def ending(path: Path) -> str:
-    """The name's last suffix but .gz, in lower case."""
-    name = path.name.lower().removesuffix(".gz")
+    """The name's last suffix but that of its packing, in lower case."""
+    name = unpacked_name(path.name.lower())
     return Path(name).suffix
 
 
@@ -70,7 +71,7 @@ def table_rows(path: Path, watch: Watch | None) -> Iterator[Placed]:
                     yield place, _row(names, row)
         except csv.Error as error:
             raise InputError(f"{path}:{reader.line}: not readable as CSV: {error}") from error
-        except DAMAGE as error:
+        except OSError as error:
             raise broken_off(path, error, f"after line {reader.line}") from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lengthwise.data.errors import InputError, shown
-from lengthwise.data.lines import DAMAGE, Watch, broken_off, is_utf8, open_text
+from lengthwise.data.lines import Watch, broken_off, is_utf8, open_text
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | InputError]
@@ -74,7 +74,7 @@ def array_rows(path: Path, watch: Watch | None) -> Iterator[Placed]:
                 for row in [value] if in_array else members_of(value) or [value]:
                     yield _place(path, item), _checked(row, whole)
                     item += 1
-        except DAMAGE as error:
+        except OSError as error:
             raise broken_off(path, error, f"after {item} items") from error
 
 
@@ -153,7 +153,7 @@ class _Text:
             while size > 0 and (piece := self._file.read(_PIECE)):
                 parts.append(piece)
                 size -= len(piece)
-        except DAMAGE as error:
+        except OSError as error:
             if not parts:
                 raise
             self._broken = error
