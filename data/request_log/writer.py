@@ -16,8 +16,10 @@ import math
 import os
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -137,26 +139,32 @@ class RequestLogWriter:
         try:
             self._leave_if_removed()
             while left:
-                self._append(left[0])
-                del left[0]
+                self._append(left)
         except OSError as error:
             self._close_file()  # a half-written line stays the last of its file
             self._remove_if_empty()
             self._drop(len(left), f"disk error: {error}")
 
-    def _append(self, line: bytes) -> None:
-        full = self._file_bytes + len(line) > self._max_bytes
-        if self._file >= 0 and (full or self._is_stale()):
+    def _append(self, lines: list[bytes]) -> None:
+        """Write the first of the lines, as many as the file has room for, and take them out."""
+        ends = list(accumulate(map(len, lines), initial=self._file_bytes))[1:]
+        if self._file >= 0 and (ends[0] > self._max_bytes or self._is_stale()):
             self._close_file()
         if self._file < 0:
             self._open_file()
             self._prune()
-        left = memoryview(line)
-        while left:
-            count = os.write(self._file, left)
-            left = left[count:]
-        self._file_bytes += len(line)
-        self._written += 1
+            ends = list(accumulate(map(len, lines)))
+        fits = max(1, bisect_right(ends, self._max_bytes))
+        left = memoryview(b"".join(lines[:fits]))
+        try:
+            while left:
+                count = os.write(self._file, left)
+                self._file_bytes += count
+                left = left[count:]
+        finally:
+            whole = bisect_right(ends, self._file_bytes, hi=fits)
+            self._written += whole
+            del lines[:whole]
 
     def _open_file(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
