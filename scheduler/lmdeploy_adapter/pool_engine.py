@@ -134,7 +134,7 @@ class PoolEngine:
         told: list[TimedStep] = []
         with self.core.advice("output"):
             prompt_tokens = request.prompt_tokens if first else 0
-            told = self._steps.read(stamp_s, context, prompt_tokens, tokens)
+            told = self._steps.read(request.request_id, stamp_s, context, prompt_tokens, tokens)
             if first:
                 self.core.progress.note_first_tokens(time.monotonic())
             self._time(told)
@@ -143,6 +143,7 @@ class PoolEngine:
     def freed(self, request: PoolRequest) -> None:
         """It gives its handle back."""
         self.running.pop(request.request_id, None)
+        self._steps.left(request.request_id)
         if not self.running:
             with self.core.advice("output"):
                 self._time(self._steps.at_rest())
