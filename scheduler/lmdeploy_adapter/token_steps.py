@@ -6,9 +6,12 @@ a step one stamp, TurboMind's are a callback apart. Tokens are read by one task 
 later step's may be read before an earlier one's: a step is told once some newer ones have begun.
 
 Where the API process lags, LMDeploy gathers the tokens of several steps under the last one's stamp,
-for each reader as far as it lags. A sequence that reads `k` tokens took part in `k` steps since the
-stamp it read before. Of these some may have stamps, which others read; what is left of `k` are the
-steps between the last of them and its own stamp.
+for each reader as far as it lags: of sixteen sequences one or two may read each stamp, a dozen
+tokens at once. A sequence that reads `k` tokens took part in `k` steps since the stamp it read
+before. Of these some have stamps, which others read; what is left of `k` are the steps between the
+last of them and its own. So a step is told once everybody who runs has read as far.
+
+A stamp under which only prompts were read is a step of prompts alone, as PyTorch's engine has them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 SAME_STEP_S = 0.001  # between the stamps of one step
-OPEN_STEPS = 3  # of which tokens may still come
+OPEN_STEPS = 3  # of which tokens of newcomers may still come
+MOST_OPEN_STEPS = 64  # that somebody is waited for
 CLOCK_BACK_S = 1.0  # a stamp so much before the last step's is of a clock that was set back
 _REMEMBERED_STEPS = 256  # stamps that a reader may be behind
 
@@ -50,6 +54,11 @@ class _Reading(NamedTuple):
 class _Open:
     stamp_s: float
     readings: list[_Reading] = field(default_factory=list, compare=False)
+    behind: int = field(default=0, compare=False)  # sequences that have not read as far
+
+    @property
+    def is_prompts_only(self) -> bool:
+        return all(reading.prompt_tokens and reading.tokens == 1 for reading in self.readings)
 
 
 class TokenSteps:
@@ -68,7 +77,9 @@ class TokenSteps:
 
     def left(self, name: str) -> None:
         """A sequence reads no more."""
-        self._since_s.pop(name, None)
+        since_s = self._since_s.pop(name, None)
+        if since_s is not None:
+            self._caught_up(since_s, np.inf)
 
     def read(
         self, name: str, stamp_s: float, context_tokens: int, prompt_tokens: int, tokens: int = 1
@@ -81,11 +92,15 @@ class TokenSteps:
             self._forget()
             self._last_s = stamp_s
             return []
-        since_s = self._since_s.get(name, -np.inf)
+        since_s = self._since_s.get(name)
         step = self._step_of(stamp_s)
-        self._since_s[name] = stamp_s if step is None else step.stamp_s
+        read_s = stamp_s if step is None else step.stamp_s
+        if since_s is not None:
+            self._caught_up(since_s, read_s)
+        self._since_s[name] = read_s
         if step is None:  # of one that is told already
             return []
+        since_s = -np.inf if since_s is None else since_s
         step.readings.append(_Reading(since_s, tokens, context_tokens, prompt_tokens))
         return self._told(OPEN_STEPS)
 
@@ -108,18 +123,25 @@ class TokenSteps:
                 return step
         if self._last_s is not None and stamp_s <= self._last_s:
             return None
-        step = _Open(stamp_s)
+        step = _Open(stamp_s, behind=sum(since_s < stamp_s for since_s in self._since_s.values()))
         insort(self._open, step)
         return step
+
+    def _caught_up(self, since_s: float, read_s: float) -> None:
+        """A sequence that had read one stamp has read another."""
+        for step in self._open:
+            step.behind -= since_s < step.stamp_s <= read_s
 
     def _told(self, kept: int) -> list[TimedStep]:
         told = []
         while len(self._open) > kept:
+            if kept and self._open[0].behind > 0 and len(self._open) <= MOST_OPEN_STEPS:
+                break
             step = self._open.pop(0)
             count = self._count(step)
             if self._last_s is not None:
                 told += self._timed(self._last_s, step, count)
-            self._remember(step.stamp_s, count)
+            self._remember(step.stamp_s, 0 if step.is_prompts_only else count)
             self._last_s = step.stamp_s
         return told
 
@@ -146,18 +168,23 @@ class TokenSteps:
     def _timed(self, began_s: float, step: _Open, count: int) -> list[TimedStep]:
         """The steps up to this stamp, alike; none where nobody knows which computed a prompt."""
         prefill_tokens = decodes = context_tokens = 0
+        if not step.is_prompts_only and all(reading.prompt_tokens for reading in step.readings):
+            return []
         for later, at in enumerate((step, *self._open)):
             for reading in at.readings:
-                if reading.prompt_tokens:
-                    if reading.tokens > 1 and later < reading.tokens:
-                        return []
-                    if at is step:
-                        prefill_tokens += reading.prompt_tokens
-                elif reading.since_s < step.stamp_s:
+                if reading.prompt_tokens and reading.tokens == 1:
+                    prefill_tokens += reading.prompt_tokens if at is step else 0
+                elif reading.prompt_tokens and reading.tokens - 2 <= later < reading.tokens:
+                    return []
+                elif reading.since_s < step.stamp_s and (
+                    not reading.prompt_tokens or later < reading.tokens - 2
+                ):
                     decodes += 1
                     context_tokens += reading.context_tokens
         if count > 1 and prefill_tokens:
             return []
+        if step.is_prompts_only:
+            decodes = context_tokens = 0
         ends_s = np.linspace(began_s, step.stamp_s, count + 1).tolist()
         work = (prefill_tokens, decodes, context_tokens)
         return [TimedStep(start_s, end_s, *work) for start_s, end_s in pairwise(ends_s)]

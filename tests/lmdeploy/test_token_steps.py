@@ -117,3 +117,37 @@ def test_readers_that_lag_each_in_its_own_way_tell_the_steps_there_were(sweeps):
     assert [step.ended_s - step.began_s for step in whole] == pytest.approx([0.02] * len(whole))
     assert len(whole) == min(read_to)
     assert {step.decodes for step in whole} == {5}
+
+
+@given(st.integers(2, 8), st.integers(1, 24), st.data())
+def test_readers_that_take_turns_tell_steps_prompts_and_batches(running, turn, data):
+    """Each reads every ``turn`` steps at most; some begin meanwhile, in a step of prompts alone."""
+    steps, told = TokenSteps(), []
+    steps.at_work(0.0)
+    now_s, work, read_to = 0.0, [], {}
+    for step in range(6 * turn + 30):
+        begins = step % 17 == 16
+        now_s += 0.01 if begins else 0.02
+        work.append((now_s, begins, set(read_to)))
+        if begins:
+            told += steps.read(f"new-{step}", now_s, 8, 8)
+            read_to[f"new-{step}"] = len(work)
+            continue
+        while len(read_to) < running:
+            read_to[f"first-{len(read_to)}"] = 0
+        for place, name in enumerate(sorted(read_to)):
+            due = (step + place) % turn == 0 or data.draw(st.integers(0, 9)) == 0
+            tokens = sum(not prompts for _, prompts, _ in work[read_to[name] :])
+            if due and tokens:
+                told += steps.read(name, now_s, 8, 0, tokens=tokens)
+                read_to[name] = len(work)
+    prompts = [one for one in told if one.prefill_tokens]
+    assert all((one.prefill_tokens, one.decodes) == (8, 0) for one in prompts)
+    assert [one.ended_s for one in prompts] == pytest.approx(
+        [end_s for end_s, begins, _ in work if begins][: len(prompts)]
+    )
+    settled = [one for one in told if not one.prefill_tokens and one.began_s > 0.02 * 2 * turn]
+    for one in settled:
+        assert one.decodes <= len(read_to)
+    took_s = sum(one.ended_s - one.began_s for one in settled)
+    assert len(settled) * 0.018 <= took_s <= len(settled) * 0.022 or len(settled) < 20
