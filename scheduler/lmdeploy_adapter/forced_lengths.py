@@ -61,6 +61,11 @@ def without_length(raw: bytes) -> tuple[bytes, int | None]:
     return (body, tokens) if tokens >= 1 else (raw, None)
 
 
+def forced_tokens() -> int | None:
+    """The length that this task's request is to have; None where it is not forced."""
+    return _forced.get()
+
+
 def force(parameters: Any) -> None:
     """Put the length that this task's request is to have into its sampling parameters."""
     tokens = _forced.get()
