@@ -61,9 +61,11 @@ def without_length(raw: bytes) -> tuple[bytes, int | None]:
     return (body, tokens) if tokens >= 1 else (raw, None)
 
 
-def forced_tokens() -> int | None:
-    """The length that this task's request is to have; None where it is not forced."""
-    return _forced.get()
+def is_forced_end(reason: str, max_tokens: int) -> bool:
+    """Whether what LMDeploy takes for a cut (``length``) is the end that is played, which comes
+    before the client's own ``max_tokens``."""
+    forced = _forced.get()
+    return reason == "length" and forced is not None and forced < max_tokens
 
 
 def force(parameters: Any) -> None:

@@ -9,7 +9,11 @@ import pytest
 from lengthwise.data.errors import InputError
 from lengthwise.data.slo import Slo
 from lengthwise.data.workload import WorkloadRequest
-from lengthwise.scheduler.lmdeploy_adapter.forced_lengths import ForcedLengths, force
+from lengthwise.scheduler.lmdeploy_adapter.forced_lengths import (
+    ForcedLengths,
+    force,
+    is_forced_end,
+)
 from lengthwise.training.bench.engines.lmdeploy_servers import calls_of
 
 
@@ -23,6 +27,8 @@ def served(path, body, chunk=7):
         seen["length"] = int(dict(scope["headers"])[b"content-length"])
         seen["parameters"] = SimpleNamespace(max_new_tokens=4096, ignore_eos=False)
         force(seen["parameters"])
+        seen["ends"] = [is_forced_end("length", 4096), is_forced_end("stop", 4096),
+                        is_forced_end("length", 77)]  # fmt: skip
 
     parts = [body[i : i + chunk] for i in range(0, len(body), chunk)] or [b""]
 
@@ -42,6 +48,7 @@ def test_the_forced_length_is_taken_out_and_put_in_later():
     assert json.loads(seen["body"]) == {"prompt": "a", "max_tokens": 4096}
     assert seen["length"] == len(seen["body"])
     assert seen["parameters"] == SimpleNamespace(max_new_tokens=77, ignore_eos=True)
+    assert seen["ends"] == [True, False, False]  # at the client's own limit it is a cut
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,7 @@ def test_what_forces_nothing_goes_on_as_it_came(body):
     seen = served("/v1/chat/completions", body)
     assert seen["body"] == body
     assert seen["parameters"].max_new_tokens == 4096
+    assert seen["ends"] == [False, False, False]
 
 
 def test_bodies_are_the_same_for_every_server_and_need_text():

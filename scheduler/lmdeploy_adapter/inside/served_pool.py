@@ -14,7 +14,7 @@ from typing import Any
 
 from lmdeploy.serve.core import AsyncEngine
 
-from lengthwise.scheduler.lmdeploy_adapter.forced_lengths import force, forced_tokens
+from lengthwise.scheduler.lmdeploy_adapter.forced_lengths import force, is_forced_end
 from lengthwise.scheduler.lmdeploy_adapter.inside.ordered_pool import OrderedPool
 from lengthwise.scheduler.lmdeploy_adapter.pool_client import PoolClient
 from lengthwise.scheduler.lmdeploy_adapter.pool_engine import PoolEngine, PoolRequest
@@ -150,9 +150,8 @@ def come_before_generate(client: Callable[[], PoolClient]) -> None:
 def _status(reason: str, one: PoolRequest, engine: Any) -> str:
     """Our word for how a sequence ended; LMDeploy does not tell a client's stop words from the end
     that its model gives, but by the last token."""
-    forced = forced_tokens()
-    if reason == "length" and forced is not None and forced < one.max_tokens:
-        return "finished"  # the model's end is what is played
+    if is_forced_end(reason, one.max_tokens):
+        return "finished"
     if reason == "stop" and one.last_token is not None:
         of_config = (engine.hf_gen_cfg or {}).get("eos_token_id")
         own = [engine.tokenizer.eos_token_id, *(engine.stop_words or ())]
