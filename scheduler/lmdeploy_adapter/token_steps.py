@@ -167,23 +167,26 @@ class TokenSteps:
 
     def _timed(self, began_s: float, step: _Open, count: int) -> list[TimedStep]:
         """The steps up to this stamp, alike; none where nobody knows which computed a prompt."""
-        prefill_tokens = decodes = context_tokens = 0
-        if not step.is_prompts_only and all(reading.prompt_tokens for reading in step.readings):
+        prefill_tokens = sum(
+            reading.prompt_tokens for reading in step.readings if reading.tokens == 1
+        )
+        nobody_decodes = all(reading.prompt_tokens for reading in step.readings)
+        if nobody_decodes and not step.is_prompts_only:
             return []
-        for later, at in enumerate((step, *self._open)):
-            for reading in at.readings:
-                if reading.prompt_tokens and reading.tokens == 1:
-                    prefill_tokens += reading.prompt_tokens if at is step else 0
-                elif reading.prompt_tokens and reading.tokens - 2 <= later < reading.tokens:
-                    return []
-                elif reading.since_s < step.stamp_s and (
-                    not reading.prompt_tokens or later < reading.tokens - 2
-                ):
-                    decodes += 1
-                    context_tokens += reading.context_tokens
         if count > 1 and prefill_tokens:
             return []
-        if step.is_prompts_only:
+        decodes = context_tokens = 0
+        for later, at in enumerate((step, *self._open)):
+            for reading in at.readings:
+                if reading.prompt_tokens and reading.tokens > 1:  # its prompt is so far back
+                    if reading.tokens - 2 <= later < reading.tokens:
+                        return []
+                    took_part = later < reading.tokens - 2
+                else:
+                    took_part = not reading.prompt_tokens and reading.since_s < step.stamp_s
+                decodes += took_part
+                context_tokens += took_part * reading.context_tokens
+        if nobody_decodes:
             decodes = context_tokens = 0
         ends_s = np.linspace(began_s, step.stamp_s, count + 1).tolist()
         work = (prefill_tokens, decodes, context_tokens)

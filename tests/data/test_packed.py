@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lengthwise.data.errors import InputError
 from lengthwise.data.lines import open_bytes, read_json_lines
-from lengthwise.data.packed import PACKINGS, SUFFIXES, packing_of, unpacked_name
+from lengthwise.data.packed import PACKINGS, SUFFIXES, BrokenPackError, packing_of, unpacked_name
 from lengthwise.data.request_log.reader import read_request_log
 from lengthwise.data.sources.load import load_table
 from lengthwise.data.workload import read_workload
@@ -158,6 +158,15 @@ def test_whatever_is_cut_or_changed_is_content_or_an_error_of_input(
     with contextlib.suppress(InputError):
         for _ in read_json_lines(path):
             pass
+    if put or packing_of(packed[:at]) is None:
+        return
+    read = b""
+    with contextlib.suppress(InputError, BrokenPackError):
+        stream, _ = open_bytes(path)
+        with stream:
+            while piece := stream.read(64):
+                read += piece
+    assert content.startswith(read)  # of what is only cut nothing is made up
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ def come_before_generate(client: Callable[[], PoolClient]) -> None:
     async def generate_told(
         self: Any, request: Any, stream_response: bool = True
     ) -> AsyncIterator[Any]:
-        planned = client().engine
-        one = _begun(client(), request)
+        told = client()
+        one = _begun(told, request)
         REQUEST.set(one)
         try:
             async with contextlib.aclosing(generate(self, request, stream_response)) as answers:
@@ -142,7 +142,7 @@ def come_before_generate(client: Callable[[], PoolClient]) -> None:
             raise
         finally:
             REQUEST.set(None)  # where it ended before it asked
-            planned.over(one)
+            told.engine.over(one)
 
     AsyncEngine.generate = generate_told
 
